@@ -1,0 +1,54 @@
+"""What the hot modules need of ``cython`` where Cython is not installed: names that do nothing.
+
+The hot modules (``*_cy.py``) are Cython in pure Python mode: one source, which runs
+as it is and compiles to C. Compiled, ``cython`` means Cython's own module;
+uncompiled, this one, and its types are plain ``int`` and ``bool``.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias, TypeVar
+
+T = TypeVar("T")
+
+compiled: bool = False
+
+Py_ssize_t: TypeAlias = int
+uchar: TypeAlias = int
+uint: TypeAlias = int
+longlong: TypeAlias = int
+ulonglong: TypeAlias = int
+bint: TypeAlias = bool
+
+
+def cclass(decorated: T) -> T:
+    """Return the class as it is; compiled, it becomes an extension type."""
+    return decorated
+
+
+def cfunc(decorated: T) -> T:
+    """Return the function as it is; compiled, it becomes a C function."""
+    return decorated
+
+
+def final(decorated: T) -> T:
+    """Return the class as it is; compiled, it cannot be subclassed."""
+    return decorated
+
+
+def inline(decorated: T) -> T:
+    """Return the function as it is; compiled, the C compiler is asked to inline it."""
+    return decorated
+
+
+def exceptval(value: Any = None, *, check: bool = True) -> Callable[[T], T]:
+    """Return a decorator that changes nothing; compiled, ``value`` announces an exception."""
+    return _unchanged
+
+
+def freelist(size: int) -> Callable[[T], T]:
+    """Return a decorator that changes nothing; compiled, ``size`` instances are kept for reuse."""
+    return _unchanged
+
+
+def _unchanged(decorated: T) -> T:
+    return decorated

@@ -1,0 +1,87 @@
+"""SPOP 2.0, HAProxy's Stream Processing Offload Protocol, without input and output."""
+
+from spoakit.spop._decode_cy import (
+    COMPILED,
+    ArgumentReader,
+    Cursor,
+    Notify,
+    Reading,
+    Value,
+    decode_value,
+    decode_varint,
+)
+from spoakit.spop._encode_cy import (
+    Action,
+    VariableEncoder,
+    append_actions,
+    begin_ack,
+    encode_value,
+    encode_varint,
+    end_ack,
+)
+from spoakit.spop.actions import decode_actions
+from spoakit.spop.connection import (
+    Aborted,
+    Acknowledged,
+    AgentConnection,
+    AgentSettings,
+    Disconnected,
+    EngineConnection,
+    Event,
+    Failed,
+    HealthChecked,
+    Opened,
+    Skipped,
+    State,
+)
+from spoakit.spop.constants import ActionType, DataType, FrameFlag, FrameType, Scope
+from spoakit.spop.frames import Frame, decode_frame, encode_frame, encode_ids
+from spoakit.spop.handshake import AgentHello, Disconnect, EngineHello
+from spoakit.spop.messages import Argument, Message, decode_messages, encode_messages
+
+__all__ = [
+    "COMPILED",
+    "Aborted",
+    "Acknowledged",
+    "Action",
+    "ActionType",
+    "AgentConnection",
+    "AgentHello",
+    "AgentSettings",
+    "Argument",
+    "ArgumentReader",
+    "Cursor",
+    "DataType",
+    "Disconnect",
+    "Disconnected",
+    "EngineConnection",
+    "EngineHello",
+    "Event",
+    "Failed",
+    "Frame",
+    "FrameFlag",
+    "FrameType",
+    "HealthChecked",
+    "Message",
+    "Notify",
+    "Opened",
+    "Reading",
+    "Scope",
+    "Skipped",
+    "State",
+    "Value",
+    "VariableEncoder",
+    "append_actions",
+    "begin_ack",
+    "decode_actions",
+    "decode_frame",
+    "decode_messages",
+    "decode_value",
+    "decode_varint",
+    "encode_frame",
+    "encode_ids",
+    "encode_messages",
+    "encode_value",
+    "encode_varint",
+    "end_ack",
+]

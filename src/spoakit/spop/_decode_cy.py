@@ -1,0 +1,534 @@
+# cython: wraparound=False
+"""Reading SPOP's bytes: varints, typed values, NOTIFY frames, arguments. Hot code.
+
+All reading goes through a `Cursor`, which never passes its end, whatever lengths the
+bytes claim; all that can be wrong with bytes raises `InvalidFrameError`.
+
+Plain Python that compiles to C (see ``spoakit._cython``). Sections in the comments are
+those of HAProxy's SPOE.txt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from spoakit.exceptions import InvalidFrameError
+from spoakit.spop.constants import DataType, FrameFlag, FrameType
+
+if TYPE_CHECKING:
+    from spoakit import _cython as cython
+else:
+    try:
+        import cython
+    except ModuleNotFoundError:
+        from spoakit import _cython as cython
+
+Value: TypeAlias = bool | int | str | bytes | IPv4Address | IPv6Address | None
+
+COMPILED: bool = cython.compiled
+
+# The low four bits of a typed value's first byte, and the flag of a true BOOL (3.1).
+_TYPE_MASK: cython.uint = 0x0F
+_TRUE: cython.uint = 0x10
+_MAX: cython.ulonglong = 0xFFFFFFFFFFFFFFFF
+
+# The numbers of DataType as C integers.
+_NULL: cython.uint = 0
+_BOOL: cython.uint = 1
+_INT32: cython.uint = 2
+_INT64: cython.uint = 4
+_UINT64: cython.uint = 5
+_IPV4: cython.uint = 6
+_IPV6: cython.uint = 7
+_STRING: cython.uint = 8
+_BINARY: cython.uint = 9
+_DATA_TYPES: tuple[DataType, ...] = tuple(DataType)
+
+# An address made from its integer, six times cheaper than by the constructors,
+# which take texts and bytes too and ask which it is.
+_set_ipv4: Any = IPv4Address.__dict__["_ip"].__set__
+_set_ipv6: Any = IPv6Address.__dict__["_ip"].__set__
+_set_ipv6_scope: Any = IPv6Address.__dict__["_scope_id"].__set__
+
+
+@cython.final
+@cython.freelist(16)
+@cython.cclass
+class Cursor:
+    """A place in received bytes, which every read moves on, up to ``end``.
+
+    Args:
+        data: the bytes.
+        pos: the offset to start from.
+        end: the offset reading must not pass; at most ``len(data)``.
+    """
+
+    data: bytes
+    pos: cython.Py_ssize_t
+    end: cython.Py_ssize_t
+
+    def __init__(self, data: bytes, pos: int, end: int) -> None:
+        self.data = data
+        self.pos = pos
+        self.end = min(end, len(data))
+
+    def at_end(self) -> bool:
+        """Return whether all has been read."""
+        return self.pos >= self.end
+
+    def message_name(self) -> bytes:
+        """Return the name of the message that starts here, and stay in front of it."""
+        pos: cython.Py_ssize_t = self.pos
+        name: bytes = _read_bytes(self)
+        self.pos = pos
+        return name
+
+    def message_shape(self) -> tuple[bytes, list[tuple[bytes, DataType]]]:
+        """Go past the message that starts here; return its name, its arguments' names and types."""
+        name: bytes = _read_bytes(self)
+        count: cython.uint = _read_byte(self)
+        shape = []
+        while count > 0:
+            count -= 1
+            argument: bytes = _read_bytes(self)
+            kind: cython.uint = _peek(self) & _TYPE_MASK
+            _skip_value(self)
+            shape.append((argument, _DATA_TYPES[kind]))
+        return name, shape
+
+    def varint(self) -> int:
+        """Read an unsigned integer of up to 64 bits."""
+        return _read_varint(self)
+
+    def byte(self) -> int:
+        """Read one byte."""
+        return _read_byte(self)
+
+    def string(self) -> bytes:
+        """Read a length and as many bytes."""
+        return _read_bytes(self)
+
+    def value(self) -> tuple[DataType, Value]:
+        """Read a typed value; text that is not UTF-8 keeps its bytes as lone surrogates."""
+        kind: cython.uint = _peek(self) & _TYPE_MASK
+        value: Any = _read_value(self)
+        return _DATA_TYPES[kind], value
+
+
+# --- reading ---------------------------------------------------------------------------
+
+
+@cython.cfunc
+@cython.exceptval(-1, check=False)
+def _truncated(cursor: Cursor) -> cython.Py_ssize_t:
+    raise InvalidFrameError(f"the frame ends within a field at byte {cursor.pos}")
+
+
+@cython.cfunc
+@cython.inline
+@cython.exceptval(0xFFFF, check=False)
+def _peek(cursor: Cursor) -> cython.uint:
+    data: bytes = cursor.data
+    if cursor.pos >= cursor.end:
+        _truncated(cursor)
+    return data[cursor.pos]
+
+
+@cython.cfunc
+@cython.inline
+@cython.exceptval(0xFFFF, check=False)
+def _read_byte(cursor: Cursor) -> cython.uint:
+    value: cython.uint = _peek(cursor)
+    cursor.pos += 1
+    return value
+
+
+@cython.cfunc
+@cython.exceptval(0xFFFFFFFFFFFFFFFF, check=True)
+def _read_varint(cursor: Cursor) -> cython.ulonglong:
+    """Read a varint (3.1): below 240 one byte, else four bits of it, then seven a byte."""
+    value: cython.ulonglong = _read_byte(cursor)
+    if value < 240:
+        return value
+    shift: cython.uint = 4
+    byte: cython.ulonglong = 128
+    part: cython.ulonglong
+    while byte >= 128:
+        byte = _read_byte(cursor)
+        if shift > 53 and (shift > 60 or byte > 15 or (byte << shift) > _MAX - value):
+            raise InvalidFrameError(f"a varint at byte {cursor.pos} exceeds 64 bits")
+        part = byte << shift
+        value += part
+        shift += 7
+    return value
+
+
+@cython.cfunc
+@cython.inline
+def _read_bytes(cursor: Cursor) -> bytes:
+    length: cython.ulonglong = _read_varint(cursor)
+    start: cython.Py_ssize_t = cursor.pos
+    available: cython.ulonglong = cursor.end - start
+    if length > available:
+        raise InvalidFrameError(
+            f"a string at byte {start} claims {length} bytes, and {available} are left"
+        )
+    size: cython.Py_ssize_t = length
+    end: cython.Py_ssize_t = start + size
+    data: bytes = cursor.data
+    cursor.pos = end
+    return data[start:end]
+
+
+@cython.cfunc
+def _read_ipv4(cursor: Cursor) -> object:
+    pos: cython.Py_ssize_t = cursor.pos
+    if cursor.end - pos < 4:
+        _truncated(cursor)
+    data: bytes = cursor.data
+    number: cython.ulonglong = data[pos]
+    number = number << 8 | data[pos + 1]
+    number = number << 8 | data[pos + 2]
+    number = number << 8 | data[pos + 3]
+    cursor.pos = pos + 4
+    address: Any = IPv4Address.__new__(IPv4Address)
+    _set_ipv4(address, number)
+    return address
+
+
+@cython.cfunc
+def _read_ipv6(cursor: Cursor) -> object:
+    pos: cython.Py_ssize_t = cursor.pos
+    if cursor.end - pos < 16:
+        _truncated(cursor)
+    cursor.pos = pos + 16
+    address: Any = IPv6Address.__new__(IPv6Address)
+    _set_ipv6(address, int.from_bytes(cursor.data[pos : pos + 16], "big"))
+    _set_ipv6_scope(address, None)
+    return address
+
+
+@cython.cfunc
+def _read_integer(cursor: Cursor, kind: cython.uint) -> object:
+    """Read INT32, UINT32, INT64 or UINT64: HAProxy makes no difference but the sign.
+
+    Signed ones are sign-extended to 64 bits; a peer that extends an INT32 to 32 bits
+    only is understood too.
+    """
+    unsigned: cython.ulonglong = _read_varint(cursor)
+    number: Any = unsigned
+    if kind in (_INT64, _INT32):
+        if unsigned >= 0x8000000000000000:
+            number = number - 0x10000000000000000
+        elif kind == _INT32 and 0x80000000 <= unsigned < 0x100000000:
+            number = number - 0x100000000
+    return number
+
+
+@cython.cfunc
+def _read_value(cursor: Cursor) -> object:
+    """Read a typed value (3.1)."""
+    first: cython.uint = _read_byte(cursor)
+    kind: cython.uint = first & _TYPE_MASK
+    if kind == _STRING:
+        return _read_bytes(cursor).decode("utf-8", "surrogateescape")
+    if kind == _BINARY:
+        return _read_bytes(cursor)
+    if kind == _NULL:
+        return None
+    if kind == _BOOL:
+        return (first & _TRUE) != 0
+    if kind <= _UINT64:
+        return _read_integer(cursor, kind)
+    if kind == _IPV4:
+        return _read_ipv4(cursor)
+    if kind == _IPV6:
+        return _read_ipv6(cursor)
+    raise InvalidFrameError(f"unknown data type {kind} at byte {cursor.pos - 1}")
+
+
+@cython.cfunc
+@cython.exceptval(-1, check=False)
+def _skip_value(cursor: Cursor) -> cython.Py_ssize_t:
+    """Go past a typed value without making it."""
+    kind: cython.uint = _read_byte(cursor) & _TYPE_MASK
+    size: cython.ulonglong = 0
+    if kind >= _STRING:
+        if kind > _BINARY:
+            raise InvalidFrameError(f"unknown data type {kind} at byte {cursor.pos - 1}")
+        size = _read_varint(cursor)
+    elif kind == _IPV4:
+        size = 4
+    elif kind == _IPV6:
+        size = 16
+    elif kind > _BOOL:
+        _read_varint(cursor)
+    available: cython.ulonglong = cursor.end - cursor.pos
+    if size > available:
+        _truncated(cursor)
+    length: cython.Py_ssize_t = size
+    cursor.pos += length
+    return 0
+
+
+def decode_varint(data: bytes, pos: int = 0) -> tuple[int, int]:
+    """Read the varint at ``pos`` (3.1) and return it with the offset behind it."""
+    cursor = Cursor(data, pos, len(data))
+    value: Any = _read_varint(cursor)
+    return value, cursor.pos
+
+
+def decode_value(data: bytes, pos: int = 0) -> tuple[DataType, Value, int]:
+    """Read the typed value at ``pos`` (3.1): its type, itself, the offset behind it."""
+    cursor = Cursor(data, pos, len(data))
+    kind, value = cursor.value()
+    return kind, value, cursor.pos
+
+
+# --- frames ----------------------------------------------------------------------------
+
+# The type and flags of a whole NOTIFY: FIN alone (3.2.1).
+_WHOLE_NOTIFY: bytes = bytes((FrameType.NOTIFY,)) + FrameFlag.FIN.to_bytes(4, "big")
+# FRAME-LENGTH; the two together with the ids make the shortest frame.
+_LENGTH_SIZE: cython.Py_ssize_t = 4
+_SHORTEST: cython.Py_ssize_t = 4 + 1 + 4 + 1 + 1
+
+
+@cython.final
+@cython.freelist(256)
+@cython.cclass
+class Notify:
+    """A whole NOTIFY (3.2.6): the ids to repeat in its ACK, and its messages, not yet read.
+
+    Args:
+        ids: STREAM-ID and FRAME-ID as they came.
+        data: bytes that hold the payload.
+        start: where in ``data`` the payload starts.
+        end: where it ends.
+    """
+
+    _ids: bytes
+    _data: bytes
+    _start: cython.Py_ssize_t
+    _end: cython.Py_ssize_t
+
+    def __init__(self, ids: bytes, data: bytes, start: int, end: int) -> None:
+        self._ids = ids
+        self._data = data
+        self._start = start
+        self._end = end
+
+    @property
+    def ids(self) -> bytes:
+        """STREAM-ID and FRAME-ID as they came, to be repeated by the ACK."""
+        return self._ids
+
+    @property
+    def stream_id(self) -> int:
+        """The number HAProxy gave the stream; 0 is legal."""
+        return decode_varint(self._ids)[0]
+
+    @property
+    def frame_id(self) -> int:
+        """The number of the frame in its stream."""
+        return decode_varint(self._ids, decode_varint(self._ids)[1])[0]
+
+    @property
+    def payload(self) -> bytes:
+        """The messages as they came (3.2: LIST-OF-MESSAGES)."""
+        return self._data[self._start : self._end]
+
+    def cursor(self) -> Cursor:
+        """Return a cursor over the messages."""
+        cursor: Cursor = Cursor.__new__(Cursor)
+        cursor.data = self._data
+        cursor.pos = self._start
+        cursor.end = self._end
+        return cursor
+
+    def detach(self) -> None:
+        """Keep the payload alone alive, not the whole read it came in: for frames that wait."""
+        self._data = self._data[self._start : self._end]
+        self._end -= self._start
+        self._start = 0
+
+    def __repr__(self) -> str:
+        size = self._end - self._start
+        return f"<Notify stream {self.stream_id} frame {self.frame_id}, {size} bytes>"
+
+
+def split_notifies(data: bytes, pos: int, limit: int, notifies: list[Any]) -> int:
+    """Append the whole NOTIFYs that stand in ``data`` from ``pos`` on to ``notifies``.
+
+    Args:
+        data: what was received.
+        pos: the offset of a frame's first byte.
+        limit: the largest FRAME-LENGTH that is taken.
+        notifies: gains a `Notify` for each.
+
+    Returns:
+        The offset of the first frame that is something else, incomplete or too big.
+
+    Raises:
+        InvalidFrameError: a STREAM-ID or FRAME-ID cannot be read.
+    """
+    start: cython.Py_ssize_t = pos
+    size: cython.Py_ssize_t = len(data)
+    longest: cython.Py_ssize_t = limit
+    length: cython.Py_ssize_t
+    cursor: Cursor = Cursor(data, pos, size)
+    notify: Notify
+    while size - start >= _SHORTEST and data.startswith(_WHOLE_NOTIFY, start + _LENGTH_SIZE):
+        length = data[start]
+        length = length << 8 | data[start + 1]
+        length = length << 8 | data[start + 2]
+        length = length << 8 | data[start + 3]
+        if length > longest or length > size - start - _LENGTH_SIZE:
+            break
+        cursor.end = start + _LENGTH_SIZE + length
+        cursor.pos = start + _LENGTH_SIZE + 5
+        _read_varint(cursor)
+        _read_varint(cursor)
+        notify = Notify.__new__(Notify)
+        notify._ids = data[start + _LENGTH_SIZE + 5 : cursor.pos]
+        notify._data = data
+        notify._start = cursor.pos
+        notify._end = cursor.end
+        notifies.append(notify)
+        start = cursor.end
+    return start
+
+
+# --- arguments -------------------------------------------------------------------------
+
+
+class Reading(IntEnum):
+    """What an `ArgumentReader` makes of an argument."""
+
+    SKIP = 0
+    VALUE = 1  # a bool, an int or an address, as its type says
+    TEXT = 2  # STRING or BINARY as str; what is not UTF-8 becomes lone surrogates
+    BYTES = 3  # STRING or BINARY as bytes
+    WRAPPED = 4  # STRING or BINARY as the wrapper makes it
+
+
+_SKIP: cython.uint = 0
+_VALUE: cython.uint = 1
+_TEXT: cython.uint = 2
+_BYTES: cython.uint = 3
+
+
+@cython.final
+@cython.cclass
+class ArgumentReader:
+    """Reads the arguments of every message that has one shape on the wire.
+
+    The shape is the message's name, and the arguments' names and types. It is compared
+    as bytes, so that a known message costs no look-up and no decoding of names.
+
+    Args:
+        name: the message's name.
+        shape: the arguments' names and types, in their order on the wire.
+        readings: what to make of each argument.
+        slots: the index, below 256, of each argument's value in the list to fill.
+        wrap: called with the bytes and whether they came as BINARY, for `Reading.WRAPPED`.
+    """
+
+    _head: bytes
+    _names: tuple[bytes, ...]
+    _kinds: bytes
+    _readings: bytes
+    _slots: bytes
+    _count: cython.Py_ssize_t
+    _wrap: object
+
+    def __init__(
+        self,
+        name: bytes,
+        shape: Sequence[tuple[bytes, DataType]],
+        readings: Sequence[Reading],
+        slots: Sequence[int],
+        wrap: Callable[[bytes, bool], object],
+    ) -> None:
+        # MESSAGE-NAME and NB-ARGS (3.2), compared at once.
+        self._head = _string(name) + bytes((len(shape),))
+        self._names = tuple(_string(argument) for argument, _ in shape)
+        self._kinds = bytes(kind for _, kind in shape)
+        self._readings = bytes(readings)
+        self._slots = bytes(slots)
+        self._count = len(shape)
+        self._wrap = wrap
+
+    def read(self, cursor: Cursor, values: list[Any]) -> bool:
+        """Read the message at the cursor into ``values``, if it has this shape.
+
+        Returns:
+            Whether it has; if not, the cursor stays where it was, and ``values`` may
+            hold arguments that happened to fit.
+
+        Raises:
+            InvalidFrameError: an argument cannot be read.
+        """
+        start: cython.Py_ssize_t = cursor.pos
+        data: bytes = cursor.data
+        if not data.startswith(self._head, start):
+            return False
+        cursor.pos = start + len(self._head)
+        names: tuple[bytes, ...] = self._names
+        name: bytes
+        kinds: bytes = self._kinds
+        index: cython.Py_ssize_t
+        kind: cython.uint
+        for index in range(self._count):
+            name = names[index]
+            if not data.startswith(name, cursor.pos):
+                cursor.pos = start
+                return False
+            cursor.pos += len(name)
+            kind = kinds[index]
+            if _peek(cursor) & _TYPE_MASK != kind:
+                cursor.pos = start
+                return False
+            self._take(cursor, index, values)
+        if cursor.pos > cursor.end:
+            _truncated(cursor)
+        return True
+
+    @cython.cfunc
+    @cython.inline
+    @cython.exceptval(-1, check=False)
+    def _take(
+        self, cursor: Cursor, index: cython.Py_ssize_t, values: list[Any]
+    ) -> cython.Py_ssize_t:
+        reading: cython.uint = self._readings[index]
+        if reading == _SKIP:
+            return _skip_value(cursor)
+        slot: cython.Py_ssize_t = self._slots[index]
+        if reading == _VALUE:
+            values[slot] = _read_value(cursor)
+            return 0
+        kind: cython.uint = _read_byte(cursor) & _TYPE_MASK
+        raw: bytes = _read_bytes(cursor)
+        if reading == _BYTES:
+            values[slot] = raw
+        elif reading == _TEXT:
+            values[slot] = raw.decode("utf-8", "surrogateescape")
+        else:
+            wrap: Any = self._wrap
+            values[slot] = wrap(raw, kind == _BINARY)
+        return 0
+
+
+@cython.cfunc
+def _string(data: bytes) -> bytes:
+    """Return what a known name looks like on the wire: encoders are a module above."""
+    size: cython.Py_ssize_t = len(data)
+    if size < 240:
+        return bytes((size,)) + data
+    high: cython.Py_ssize_t = (size - 240) >> 4
+    if high >= 128:
+        raise InvalidFrameError(f"a name of {size} bytes")
+    return bytes((0xF0 | (size & 0x0F), high)) + data

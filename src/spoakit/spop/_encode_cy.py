@@ -1,0 +1,337 @@
+# cython: wraparound=False
+"""Writing SPOP's bytes: varints, typed values, actions, ACK frames. Hot code.
+
+Everything appends to a ``bytearray``.
+
+Plain Python that compiles to C (see ``spoakit._cython``). Sections in the comments are
+those of HAProxy's SPOE.txt.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING, Any
+
+from spoakit.spop._decode_cy import Value
+from spoakit.spop.constants import (
+    MAX_VARIABLE_NAME,
+    ActionType,
+    DataType,
+    FrameFlag,
+    FrameType,
+    Scope,
+)
+
+if TYPE_CHECKING:
+    from spoakit import _cython as cython
+else:
+    try:
+        import cython
+    except ModuleNotFoundError:
+        from spoakit import _cython as cython
+
+# The numbers of DataType as C integers.
+_NULL: cython.uint = 0
+_BOOL: cython.uint = 1
+_UINT64: cython.uint = 5
+_IPV4: cython.uint = 6
+_IPV6: cython.uint = 7
+_DATA_TYPES: tuple[DataType, ...] = tuple(DataType)
+
+_INT_RANGES: dict[int, tuple[int, int]] = {
+    DataType.INT32: (-(2**31), 2**31 - 1),
+    DataType.UINT32: (0, 2**32 - 1),
+    DataType.INT64: (-(2**63), 2**63 - 1),
+    DataType.UINT64: (0, 2**64 - 1),
+}
+_PYTHON_TYPES: dict[int, tuple[type, ...]] = {
+    DataType.IPV4: (IPv4Address,),
+    DataType.IPV6: (IPv6Address,),
+    DataType.STRING: (str, bytes),
+    DataType.BINARY: (bytes, str),
+}
+
+
+@cython.cfunc
+@cython.exceptval(-1, check=False)
+def _append_varint(out: bytearray, value: cython.ulonglong) -> cython.Py_ssize_t:
+    if value < 240:
+        out.append(value)
+        return 0
+    out.append(0xF0 | (value & 0x0F))
+    value = (value - 240) >> 4
+    while value >= 128:
+        out.append(0x80 | (value & 0x7F))
+        value = (value - 128) >> 7
+    out.append(value)
+    return 0
+
+
+@cython.cfunc
+@cython.exceptval(-1, check=False)
+def _append_bytes(out: bytearray, data: bytes) -> cython.Py_ssize_t:
+    _append_varint(out, len(data))
+    out += data
+    return 0
+
+
+@cython.cfunc
+@cython.exceptval(-1, check=False)
+def _append_value(out: bytearray, kind: cython.uint, value: Any) -> cython.Py_ssize_t:
+    """Append a typed value (3.1) that `_check` has let pass; None goes as NULL."""
+    if value is None:
+        out.append(0)
+    elif kind == _BOOL:
+        out.append(0x11 if value else 0x01)
+    elif kind <= _UINT64:
+        out.append(kind)
+        _append_varint(out, value & 0xFFFFFFFFFFFFFFFF)
+    elif kind in (_IPV4, _IPV6):
+        out.append(kind)
+        out += value.packed
+    else:
+        out.append(kind)
+        raw: bytes = value if type(value) is bytes else _raw(value)
+        _append_bytes(out, raw)
+    return 0
+
+
+@cython.cfunc
+def _raw(text: Any) -> bytes:
+    return text.encode("utf-8", "surrogateescape") if isinstance(text, str) else bytes(text)
+
+
+@cython.cfunc
+@cython.exceptval(-1, check=False)
+def _check(kind: cython.uint, value: Any) -> cython.Py_ssize_t:
+    """Raise TypeError or ValueError for a value that does not fit its type."""
+    if value is None:
+        return 0
+    if kind == _NULL:
+        raise TypeError(f"NULL takes None, not {value!r}")
+    if kind == _BOOL:
+        if type(value) is not bool:
+            raise TypeError(f"BOOL takes a bool, not {value!r}")
+    elif kind <= _UINT64:
+        # bool is an int to isinstance, and never what was meant.
+        if type(value) is bool or not isinstance(value, int):
+            raise TypeError(f"{_DATA_TYPES[kind].name} takes an int, not {value!r}")
+        low, high = _INT_RANGES[kind]
+        if not low <= value <= high:
+            raise ValueError(f"{value} is out of the range of {_DATA_TYPES[kind].name}")
+    elif not isinstance(value, _PYTHON_TYPES[kind]):
+        raise TypeError(
+            f"{_DATA_TYPES[kind].name} takes {_PYTHON_TYPES[kind][0].__name__}, not {value!r}"
+        )
+    return 0
+
+
+def encode_varint(value: int) -> bytes:
+    """Encode an integer of 0 to 2**64 - 1 (3.1); others raise ValueError."""
+    if not 0 <= value <= 0xFFFFFFFFFFFFFFFF:
+        raise ValueError(f"{value} is out of the range of a varint, 0 to 2**64 - 1")
+    out = bytearray()
+    _append_varint(out, value)
+    return bytes(out)
+
+
+def encode_string(data: bytes) -> bytes:
+    """Encode bytes behind their length (3.2: KV-NAME, MESSAGE-NAME)."""
+    out = bytearray()
+    _append_bytes(out, data)
+    return bytes(out)
+
+
+def encode_value(data_type: DataType, value: Value) -> bytes:
+    """Encode a typed value (3.1); None becomes NULL.
+
+    Raises:
+        TypeError: the value is not of a Python type that stands for ``data_type``.
+        ValueError: the integer is out of the type's range.
+    """
+    _check(data_type, value)
+    out = bytearray()
+    _append_value(out, data_type, value)
+    return bytes(out)
+
+
+# --- actions ---------------------------------------------------------------------------
+
+
+@cython.final
+@cython.freelist(64)
+@cython.cclass
+class Action:
+    """What an ACK asks HAProxy to do (3.4): set a variable, or unset it.
+
+    Made by ``Variable.set`` and never changed after. A value of None means unset,
+    as HAProxy treats a NULL.
+    """
+
+    _variable: VariableEncoder
+    _value: object
+
+    def __init__(self, variable: VariableEncoder, value: Value) -> None:
+        self._variable = variable
+        self._value = value
+
+    @property
+    def type(self) -> ActionType:
+        """SET_VAR, or UNSET_VAR where the value is None."""
+        return ActionType.UNSET_VAR if self._value is None else ActionType.SET_VAR
+
+    @property
+    def scope(self) -> Scope:
+        """The variable's scope."""
+        return self._variable._scope
+
+    @property
+    def name(self) -> str:
+        """The variable's name on the wire: without scope and without HAProxy's prefix."""
+        return self._variable._name
+
+    @property
+    def data_type(self) -> DataType:
+        """The type the value has on the wire."""
+        return DataType.NULL if self._value is None else self._variable._data_type
+
+    @property
+    def value(self) -> Any:
+        """The value, None where the variable is unset."""
+        return self._value
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Action):
+            return NotImplemented
+        return (
+            self.scope is other.scope
+            and self.name == other.name
+            and self.data_type is other.data_type
+            and self.value == other.value
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.scope, self.name, self.data_type, self.value))
+
+    def __repr__(self) -> str:
+        variable = f"{self.scope.name.lower()}.{self.name}"
+        if self._value is None:
+            return f"<unset {variable}>"
+        return f"<set {variable} {self.data_type.name} {self._value!r}>"
+
+
+@cython.final
+@cython.cclass
+class VariableEncoder:
+    """A variable's scope, name and type, prepared for being set often.
+
+    Args:
+        scope: where the variable lives.
+        name: its name without scope and prefix, at most 63 bytes.
+        data_type: the type its values take.
+    """
+
+    _scope: Scope
+    _name: str
+    _data_type: DataType
+    _kind: cython.uint
+    _set_head: bytes
+    _unset: bytes
+
+    def __init__(self, scope: Scope, name: str, data_type: DataType) -> None:
+        raw = name.encode("utf-8", "surrogateescape")
+        if not 0 < len(raw) <= MAX_VARIABLE_NAME:
+            raise ValueError(f"variable name {name!r}: must have 1 to {MAX_VARIABLE_NAME} bytes")
+        self._scope = scope
+        self._name = name
+        self._data_type = data_type
+        self._kind = data_type
+        # ACTION-TYPE, NB-ARGS, VAR-SCOPE, VAR-NAME (3.4).
+        named = bytes((scope,)) + encode_string(raw)
+        self._set_head = bytes((ActionType.SET_VAR, 3)) + named
+        self._unset = bytes((ActionType.UNSET_VAR, 2)) + named
+
+    def set(self, value: Value) -> Action:
+        """Return the action that sets the variable, or unsets it where ``value`` is None.
+
+        Raises:
+            TypeError: the value is not of the variable's type.
+            ValueError: the integer is out of the type's range.
+        """
+        _check(self._kind, value)
+        return Action(self, value)
+
+
+@cython.cfunc
+@cython.exceptval(-1, check=False)
+def _append_action(out: bytearray, action: Action) -> cython.Py_ssize_t:
+    variable: VariableEncoder = action._variable
+    if action._value is None:
+        out += variable._unset
+        return 0
+    out += variable._set_head
+    _append_value(out, variable._kind, action._value)
+    return 0
+
+
+def append_actions(out: bytearray, actions: object) -> None:
+    """Append what a handler returned: an action, a tuple or list of them, or None.
+
+    Raises:
+        TypeError: it is something else; nothing has been appended then.
+    """
+    if actions is None:
+        return
+    if type(actions) is Action:
+        _append_action(out, actions)
+        return
+    if not isinstance(actions, (tuple, list)):
+        raise TypeError(f"a handler returns actions, not {type(actions).__name__}")
+    for action in actions:
+        if type(action) is not Action:
+            raise TypeError(f"a handler returns actions, not a list with {action!r}")
+    for action in actions:
+        _append_action(out, action)
+
+
+# --- acknowledgements ------------------------------------------------------------------
+
+# FRAME-LENGTH, written when the frame is whole; type ACK; FIN alone (3.2.1, 3.2.7).
+_ACK_HEAD: bytes = b"\0\0\0\0" + bytes((FrameType.ACK,)) + FrameFlag.FIN.to_bytes(4, "big")
+_LENGTH_SIZE: cython.Py_ssize_t = 4
+
+
+def begin_ack(out: bytearray, ids: bytes) -> int:
+    """Append the start of an ACK that repeats ``ids``; return its offset for `end_ack`."""
+    start: cython.Py_ssize_t = len(out)
+    out += _ACK_HEAD
+    out += ids
+    return start
+
+
+def end_ack(out: bytearray, start: int, ids: bytes, limit: int) -> bool:
+    """Write the length of the ACK that starts at ``start`` and ends with ``out``.
+
+    HAProxy fails the frame, from 3.1 on every frame of the connection, when an ACK is
+    longer than agreed: such a one loses all its actions.
+
+    Args:
+        out: what is to be sent.
+        start: what `begin_ack` returned.
+        ids: what `begin_ack` was given.
+        limit: the agreed max-frame-size.
+
+    Returns:
+        False if the actions did not fit and were dropped.
+    """
+    begin: cython.Py_ssize_t = start
+    length: cython.Py_ssize_t = len(out) - begin - _LENGTH_SIZE
+    fits: cython.bint = length <= limit
+    if not fits:
+        length = len(_ACK_HEAD) - _LENGTH_SIZE + len(ids)
+        del out[begin + _LENGTH_SIZE + length :]
+    out[begin] = length >> 24
+    out[begin + 1] = length >> 16 & 0xFF
+    out[begin + 2] = length >> 8 & 0xFF
+    out[begin + 3] = length & 0xFF
+    return fits

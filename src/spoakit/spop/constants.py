@@ -1,0 +1,65 @@
+"""The numbers of SPOP 2.0, with the sections of HAProxy's SPOE.txt that define them."""
+
+from enum import IntEnum, IntFlag
+
+VERSION = "2.0"
+
+# A max-frame-size below this is refused (SPOE.txt 3.2.4, 3.2.5).
+MIN_FRAME_SIZE = 256
+
+# The text of a DISCONNECT that HAProxy reads in full (spoe.c keeps 256 bytes with the final NUL).
+MAX_DISCONNECT_MESSAGE = 255
+
+# Names of variables, scope and prefix included, that HAProxy sets (vars.c; longer ones vanish).
+MAX_VARIABLE_NAME = 63
+
+
+class FrameType(IntEnum):
+    """The kinds of frames (3.2.2)."""
+
+    UNSET = 0
+    HAPROXY_HELLO = 1
+    HAPROXY_DISCONNECT = 2
+    NOTIFY = 3
+    AGENT_HELLO = 101
+    AGENT_DISCONNECT = 102
+    ACK = 103
+
+
+class FrameFlag(IntFlag):
+    """The flags of a frame (3.2.1)."""
+
+    FIN = 0x00000001
+    ABORT = 0x00000002
+
+
+class DataType(IntEnum):
+    """The types of a typed value (3.1); they fill the low four bits of its first byte."""
+
+    NULL = 0
+    BOOL = 1
+    INT32 = 2
+    UINT32 = 3
+    INT64 = 4
+    UINT64 = 5
+    IPV4 = 6
+    IPV6 = 7
+    STRING = 8
+    BINARY = 9
+
+
+class ActionType(IntEnum):
+    """What an ACK can ask for (3.4)."""
+
+    SET_VAR = 1
+    UNSET_VAR = 2
+
+
+class Scope(IntEnum):
+    """Where a variable lives (3.4)."""
+
+    PROC = 0
+    SESS = 1
+    TXN = 2
+    REQ = 3
+    RES = 4

@@ -1,0 +1,69 @@
+"""Frames of every kind (SPOE.txt 3.2), for all but the hot path, which splits NOTIFYs itself."""
+
+from dataclasses import dataclass
+
+from spoakit.exceptions import InvalidFrameError
+from spoakit.spop._decode_cy import decode_varint
+from spoakit.spop._encode_cy import encode_varint
+from spoakit.spop.constants import FrameFlag, FrameType
+
+LENGTH_SIZE = 4
+FLAGS_SIZE = 4
+_IDS_AT = 1 + FLAGS_SIZE
+_KNOWN_FLAGS = FrameFlag.FIN | FrameFlag.ABORT
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A frame taken apart; ``ids`` are STREAM-ID and FRAME-ID as they came."""
+
+    type: int
+    flags: FrameFlag
+    ids: bytes
+    payload: bytes
+
+    @property
+    def stream_id(self) -> int:
+        """The number of the stream; 0 in handshakes and disconnects."""
+        return decode_varint(self.ids)[0]
+
+    @property
+    def frame_id(self) -> int:
+        """The number of the frame in its stream; 0 in handshakes and disconnects."""
+        return decode_varint(self.ids, decode_varint(self.ids)[1])[0]
+
+    @property
+    def is_final(self) -> bool:
+        """Whether it is the last or only fragment of its payload."""
+        return FrameFlag.FIN in self.flags
+
+
+def decode_frame(data: bytes) -> Frame:
+    """Take apart a whole frame, given without its length.
+
+    Raises:
+        InvalidFrameError: it ends before its payload starts.
+    """
+    if len(data) < _IDS_AT:
+        raise InvalidFrameError(f"a frame of {len(data)} bytes has no room for its flags")
+    # Bits 2 to 31 are reserved (3.2).
+    flags = FrameFlag(int.from_bytes(data[1:_IDS_AT], "big") & _KNOWN_FLAGS)
+    _, frame_id_at = decode_varint(data, _IDS_AT)
+    _, payload_at = decode_varint(data, frame_id_at)
+    return Frame(data[0], flags, data[_IDS_AT:payload_at], data[payload_at:])
+
+
+def encode_ids(stream_id: int, frame_id: int) -> bytes:
+    """Encode STREAM-ID and FRAME-ID."""
+    return encode_varint(stream_id) + encode_varint(frame_id)
+
+
+NO_IDS = encode_ids(0, 0)
+
+
+def encode_frame(
+    kind: FrameType, payload: bytes, *, ids: bytes = NO_IDS, flags: FrameFlag = FrameFlag.FIN
+) -> bytes:
+    """Encode a frame with its length in front."""
+    frame = bytes((kind,)) + flags.to_bytes(FLAGS_SIZE, "big") + ids + payload
+    return len(frame).to_bytes(LENGTH_SIZE, "big") + frame

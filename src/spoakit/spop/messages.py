@@ -1,0 +1,90 @@
+"""Messages: what a NOTIFY carries (SPOE.txt 3.2: LIST-OF-MESSAGES)."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+
+from spoakit.exceptions import InvalidFrameError
+from spoakit.spop._decode_cy import Notify, Value
+from spoakit.spop._encode_cy import encode_string, encode_value
+from spoakit.spop.constants import DataType
+
+MAX_ARGUMENTS = 255
+
+_NATURAL_TYPES: dict[type, DataType] = {
+    type(None): DataType.NULL,
+    bool: DataType.BOOL,
+    int: DataType.INT64,
+    str: DataType.STRING,
+    bytes: DataType.BINARY,
+    IPv4Address: DataType.IPV4,
+    IPv6Address: DataType.IPV6,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """One argument of a message: its name (often empty), its type on the wire, its value."""
+
+    name: str
+    type: DataType
+    value: Value
+
+    @classmethod
+    def of(cls, name: str, value: Value) -> "Argument":
+        """Return an argument whose type is the one that HAProxy sends such values in."""
+        return cls(name, _NATURAL_TYPES[type(value)], value)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message: its name and its arguments in their order on the wire."""
+
+    name: str
+    arguments: tuple[Argument, ...] = ()
+
+
+def decode_messages(notify: Notify) -> list[Message]:
+    """Read all messages of a NOTIFY, with every argument decoded.
+
+    Raises:
+        InvalidFrameError: the payload is not a list of messages.
+    """
+    cursor = notify.cursor()
+    messages = []
+    while not cursor.at_end():
+        name = _text(cursor.string())
+        arguments = []
+        for _ in range(cursor.byte()):
+            argument = _text(cursor.string())
+            arguments.append(Argument(argument, *cursor.value()))
+        messages.append(Message(name, tuple(arguments)))
+    return messages
+
+
+def encode_messages(messages: Iterable[Message]) -> bytes:
+    """Encode the payload of a NOTIFY.
+
+    Raises:
+        InvalidFrameError: a message has more than 255 arguments.
+        TypeError: a value is not of its argument's type.
+        ValueError: a value is out of its type's range.
+    """
+    out = bytearray()
+    for message in messages:
+        if len(message.arguments) > MAX_ARGUMENTS:
+            raise InvalidFrameError(f"message {message.name!r} has over {MAX_ARGUMENTS} arguments")
+        out += encode_string(_bytes(message.name))
+        out.append(len(message.arguments))
+        for argument in message.arguments:
+            out += encode_string(_bytes(argument.name))
+            out += encode_value(argument.type, argument.value)
+    return bytes(out)
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
