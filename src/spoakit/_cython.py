@@ -18,6 +18,13 @@ uint: TypeAlias = int
 longlong: TypeAlias = int
 ulonglong: TypeAlias = int
 bint: TypeAlias = bool
+double: TypeAlias = float
+p_char: TypeAlias = bytes
+
+
+def declare(kind: object, value: T) -> T:
+    """Return the value; compiled, the variable it is assigned to is one of C's."""
+    return value
 
 
 def cclass(decorated: T) -> T:

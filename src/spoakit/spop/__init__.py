@@ -13,11 +13,11 @@ from spoakit.spop._decode_cy import (
 from spoakit.spop._encode_cy import (
     Action,
     VariableEncoder,
-    append_actions,
-    begin_ack,
+    append_ack,
+    check_actions,
     encode_value,
     encode_varint,
-    end_ack,
+    extend_actions,
 )
 from spoakit.spop.actions import decode_actions
 from spoakit.spop.connection import (
@@ -71,8 +71,8 @@ __all__ = [
     "State",
     "Value",
     "VariableEncoder",
-    "append_actions",
-    "begin_ack",
+    "append_ack",
+    "check_actions",
     "decode_actions",
     "decode_frame",
     "decode_messages",
@@ -83,5 +83,5 @@ __all__ = [
     "encode_messages",
     "encode_value",
     "encode_varint",
-    "end_ack",
+    "extend_actions",
 ]

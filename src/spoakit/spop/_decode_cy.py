@@ -31,27 +31,28 @@ Value: TypeAlias = bool | int | str | bytes | IPv4Address | IPv6Address | None
 COMPILED: bool = cython.compiled
 
 # The low four bits of a typed value's first byte, and the flag of a true BOOL (3.1).
-_TYPE_MASK: cython.uint = 0x0F
-_TRUE: cython.uint = 0x10
-_MAX: cython.ulonglong = 0xFFFFFFFFFFFFFFFF
+_TYPE_MASK = cython.declare(cython.uint, 0x0F)
+_TRUE = cython.declare(cython.uint, 0x10)
+_MAX = cython.declare(cython.ulonglong, 0xFFFFFFFFFFFFFFFF)
 
 # The numbers of DataType as C integers.
-_NULL: cython.uint = 0
-_BOOL: cython.uint = 1
-_INT32: cython.uint = 2
-_INT64: cython.uint = 4
-_UINT64: cython.uint = 5
-_IPV4: cython.uint = 6
-_IPV6: cython.uint = 7
-_STRING: cython.uint = 8
-_BINARY: cython.uint = 9
+_NULL = cython.declare(cython.uint, 0)
+_BOOL = cython.declare(cython.uint, 1)
+_INT32 = cython.declare(cython.uint, 2)
+_INT64 = cython.declare(cython.uint, 4)
+_UINT64 = cython.declare(cython.uint, 5)
+_IPV4 = cython.declare(cython.uint, 6)
+_IPV6 = cython.declare(cython.uint, 7)
+_STRING = cython.declare(cython.uint, 8)
+_BINARY = cython.declare(cython.uint, 9)
 _DATA_TYPES: tuple[DataType, ...] = tuple(DataType)
 
 # An address made from its integer, six times cheaper than by the constructors,
 # which take texts and bytes too and ask which it is.
-_set_ipv4: Any = IPv4Address.__dict__["_ip"].__set__
-_set_ipv6: Any = IPv6Address.__dict__["_ip"].__set__
-_set_ipv6_scope: Any = IPv6Address.__dict__["_scope_id"].__set__
+_new = cython.declare(object, object.__new__)
+_set_ipv4 = cython.declare(object, IPv4Address.__dict__["_ip"].__set__)
+_set_ipv6 = cython.declare(object, IPv6Address.__dict__["_ip"].__set__)
+_set_ipv6_scope = cython.declare(object, IPv6Address.__dict__["_scope_id"].__set__)
 
 
 @cython.final
@@ -78,6 +79,14 @@ class Cursor:
     def at_end(self) -> bool:
         """Return whether all has been read."""
         return self.pos >= self.end
+
+    def tell(self) -> int:
+        """Return the offset that is read next."""
+        return self.pos
+
+    def seek(self, pos: int) -> None:
+        """Go back to an offset that `tell` returned."""
+        self.pos = pos
 
     def message_name(self) -> bytes:
         """Return the name of the message that starts here, and stay in front of it."""
@@ -194,7 +203,7 @@ def _read_ipv4(cursor: Cursor) -> object:
     number = number << 8 | data[pos + 2]
     number = number << 8 | data[pos + 3]
     cursor.pos = pos + 4
-    address: Any = IPv4Address.__new__(IPv4Address)
+    address: Any = _new(IPv4Address)
     _set_ipv4(address, number)
     return address
 
@@ -205,7 +214,7 @@ def _read_ipv6(cursor: Cursor) -> object:
     if cursor.end - pos < 16:
         _truncated(cursor)
     cursor.pos = pos + 16
-    address: Any = IPv6Address.__new__(IPv6Address)
+    address: Any = _new(IPv6Address)
     _set_ipv6(address, int.from_bytes(cursor.data[pos : pos + 16], "big"))
     _set_ipv6_scope(address, None)
     return address
@@ -291,10 +300,10 @@ def decode_value(data: bytes, pos: int = 0) -> tuple[DataType, Value, int]:
 # --- frames ----------------------------------------------------------------------------
 
 # The type and flags of a whole NOTIFY: FIN alone (3.2.1).
-_WHOLE_NOTIFY: bytes = bytes((FrameType.NOTIFY,)) + FrameFlag.FIN.to_bytes(4, "big")
+_WHOLE_NOTIFY = cython.declare(bytes, bytes((FrameType.NOTIFY,)) + FrameFlag.FIN.to_bytes(4, "big"))
 # FRAME-LENGTH; the two together with the ids make the shortest frame.
-_LENGTH_SIZE: cython.Py_ssize_t = 4
-_SHORTEST: cython.Py_ssize_t = 4 + 1 + 4 + 1 + 1
+_LENGTH_SIZE = cython.declare(cython.Py_ssize_t, 4)
+_SHORTEST = cython.declare(cython.Py_ssize_t, 4 + 1 + 4 + 1 + 1)
 
 
 @cython.final
@@ -314,12 +323,23 @@ class Notify:
     _data: bytes
     _start: cython.Py_ssize_t
     _end: cython.Py_ssize_t
+    _state: object
 
     def __init__(self, ids: bytes, data: bytes, start: int, end: int) -> None:
         self._ids = ids
         self._data = data
         self._start = start
         self._end = end
+        self._state = None
+
+    @property
+    def state(self) -> Any:
+        """Whatever the one who handles the frame keeps with it; None at first."""
+        return self._state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self._state = state
 
     @property
     def ids(self) -> bytes:
@@ -349,11 +369,22 @@ class Notify:
         cursor.end = self._end
         return cursor
 
-    def detach(self) -> None:
-        """Keep the payload alone alive, not the whole read it came in: for frames that wait."""
+    def detach(self, cursor: Cursor) -> Cursor:
+        """Keep the payload alone alive, not the whole read it came in: for frames that wait.
+
+        Args:
+            cursor: one over the messages.
+
+        Returns:
+            A cursor at the same place, to be used instead.
+        """
+        offset: cython.Py_ssize_t = cursor.pos - self._start
         self._data = self._data[self._start : self._end]
         self._end -= self._start
         self._start = 0
+        moved: Cursor = self.cursor()
+        moved.pos = offset
+        return moved
 
     def __repr__(self) -> str:
         size = self._end - self._start
@@ -397,6 +428,7 @@ def split_notifies(data: bytes, pos: int, limit: int, notifies: list[Any]) -> in
         notify._data = data
         notify._start = cursor.pos
         notify._end = cursor.end
+        notify._state = None
         notifies.append(notify)
         start = cursor.end
     return start
@@ -415,10 +447,10 @@ class Reading(IntEnum):
     WRAPPED = 4  # STRING or BINARY as the wrapper makes it
 
 
-_SKIP: cython.uint = 0
-_VALUE: cython.uint = 1
-_TEXT: cython.uint = 2
-_BYTES: cython.uint = 3
+_SKIP = cython.declare(cython.uint, 0)
+_VALUE = cython.declare(cython.uint, 1)
+_TEXT = cython.declare(cython.uint, 2)
+_BYTES = cython.declare(cython.uint, 3)
 
 
 @cython.final
@@ -462,6 +494,19 @@ class ArgumentReader:
         self._count = len(shape)
         self._wrap = wrap
 
+    def read_whole(self, notify: Notify, values: list[Any]) -> bool:
+        """Read the messages of a frame into ``values``, if it has one, of this shape.
+
+        Otherwise the same as `read`.
+        """
+        if not notify._data.startswith(self._head, notify._start):
+            return False
+        cursor: Cursor = Cursor.__new__(Cursor)
+        cursor.data = notify._data
+        cursor.pos = notify._start
+        cursor.end = notify._end
+        return self._read(cursor, values) and cursor.pos == cursor.end
+
     def read(self, cursor: Cursor, values: list[Any]) -> bool:
         """Read the message at the cursor into ``values``, if it has this shape.
 
@@ -472,6 +517,11 @@ class ArgumentReader:
         Raises:
             InvalidFrameError: an argument cannot be read.
         """
+        return self._read(cursor, values)
+
+    @cython.cfunc
+    @cython.exceptval(-1, check=False)
+    def _read(self, cursor: Cursor, values: list[Any]) -> cython.bint:
         start: cython.Py_ssize_t = cursor.pos
         data: bytes = cursor.data
         if not data.startswith(self._head, start):

@@ -31,19 +31,16 @@ else:
         from spoakit import _cython as cython
 
 # The numbers of DataType as C integers.
-_NULL: cython.uint = 0
-_BOOL: cython.uint = 1
-_UINT64: cython.uint = 5
-_IPV4: cython.uint = 6
-_IPV6: cython.uint = 7
+_NULL = cython.declare(cython.uint, 0)
+_BOOL = cython.declare(cython.uint, 1)
+_INT32 = cython.declare(cython.uint, 2)
+_UINT32 = cython.declare(cython.uint, 3)
+_INT64 = cython.declare(cython.uint, 4)
+_UINT64 = cython.declare(cython.uint, 5)
+_IPV4 = cython.declare(cython.uint, 6)
+_IPV6 = cython.declare(cython.uint, 7)
 _DATA_TYPES: tuple[DataType, ...] = tuple(DataType)
 
-_INT_RANGES: dict[int, tuple[int, int]] = {
-    DataType.INT32: (-(2**31), 2**31 - 1),
-    DataType.UINT32: (0, 2**32 - 1),
-    DataType.INT64: (-(2**63), 2**63 - 1),
-    DataType.UINT64: (0, 2**64 - 1),
-}
 _PYTHON_TYPES: dict[int, tuple[type, ...]] = {
     DataType.IPV4: (IPv4Address,),
     DataType.IPV6: (IPv6Address,),
@@ -116,8 +113,15 @@ def _check(kind: cython.uint, value: Any) -> cython.Py_ssize_t:
         # bool is an int to isinstance, and never what was meant.
         if type(value) is bool or not isinstance(value, int):
             raise TypeError(f"{_DATA_TYPES[kind].name} takes an int, not {value!r}")
-        low, high = _INT_RANGES[kind]
-        if not low <= value <= high:
+        if kind == _UINT32:
+            fits = 0 <= value <= 0xFFFFFFFF
+        elif kind == _INT64:
+            fits = -0x8000000000000000 <= value <= 0x7FFFFFFFFFFFFFFF
+        elif kind == _INT32:
+            fits = -0x80000000 <= value <= 0x7FFFFFFF
+        else:
+            fits = 0 <= value <= 0xFFFFFFFFFFFFFFFF
+        if not fits:
             raise ValueError(f"{value} is out of the range of {_DATA_TYPES[kind].name}")
     elif not isinstance(value, _PYTHON_TYPES[kind]):
         raise TypeError(
@@ -274,64 +278,65 @@ def _append_action(out: bytearray, action: Action) -> cython.Py_ssize_t:
     return 0
 
 
-def append_actions(out: bytearray, actions: object) -> None:
-    """Append what a handler returned: an action, a tuple or list of them, or None.
-
-    Raises:
-        TypeError: it is something else; nothing has been appended then.
-    """
-    if actions is None:
-        return
-    if type(actions) is Action:
-        _append_action(out, actions)
+def check_actions(actions: object) -> None:
+    """Raise TypeError for what is not an action, a tuple or list of them, or None."""
+    if actions is None or type(actions) is Action:
         return
     if not isinstance(actions, (tuple, list)):
-        raise TypeError(f"a handler returns actions, not {type(actions).__name__}")
+        raise TypeError(f"a handler returns actions, not {actions!r}")
     for action in actions:
         if type(action) is not Action:
-            raise TypeError(f"a handler returns actions, not a list with {action!r}")
-    for action in actions:
-        _append_action(out, action)
+            raise TypeError(f"a handler returns actions, and {action!r} is none")
+
+
+def extend_actions(collected: list[Any], actions: Any) -> None:
+    """Add actions that `check_actions` has let pass to a list of them."""
+    if type(actions) is Action:
+        collected.append(actions)
+    elif actions is not None:
+        collected.extend(actions)
 
 
 # --- acknowledgements ------------------------------------------------------------------
 
 # FRAME-LENGTH, written when the frame is whole; type ACK; FIN alone (3.2.1, 3.2.7).
-_ACK_HEAD: bytes = b"\0\0\0\0" + bytes((FrameType.ACK,)) + FrameFlag.FIN.to_bytes(4, "big")
-_LENGTH_SIZE: cython.Py_ssize_t = 4
+_ACK_HEAD = cython.declare(
+    bytes, b"\0\0\0\0" + bytes((FrameType.ACK,)) + FrameFlag.FIN.to_bytes(4, "big")
+)
+_LENGTH_SIZE = cython.declare(cython.Py_ssize_t, 4)
 
 
-def begin_ack(out: bytearray, ids: bytes) -> int:
-    """Append the start of an ACK that repeats ``ids``; return its offset for `end_ack`."""
-    start: cython.Py_ssize_t = len(out)
-    out += _ACK_HEAD
-    out += ids
-    return start
-
-
-def end_ack(out: bytearray, start: int, ids: bytes, limit: int) -> bool:
-    """Write the length of the ACK that starts at ``start`` and ends with ``out``.
+def append_ack(out: bytearray, ids: bytes, actions: Any, limit: int) -> bool:
+    """Append an ACK (3.2.7).
 
     HAProxy fails the frame, from 3.1 on every frame of the connection, when an ACK is
-    longer than agreed: such a one loses all its actions.
+    longer than agreed: such a one goes without its actions.
 
     Args:
         out: what is to be sent.
-        start: what `begin_ack` returned.
-        ids: what `begin_ack` was given.
+        ids: STREAM-ID and FRAME-ID as they came.
+        actions: an action, a tuple or list of them, or None; see `check_actions`.
         limit: the agreed max-frame-size.
 
     Returns:
-        False if the actions did not fit and were dropped.
+        False if the actions did not fit.
     """
-    begin: cython.Py_ssize_t = start
-    length: cython.Py_ssize_t = len(out) - begin - _LENGTH_SIZE
+    start: cython.Py_ssize_t = len(out)
+    out += _ACK_HEAD
+    out += ids
+    bare: cython.Py_ssize_t = len(out)
+    if type(actions) is Action:
+        _append_action(out, actions)
+    elif actions is not None:
+        for action in actions:
+            _append_action(out, action)
+    length: cython.Py_ssize_t = len(out) - start - _LENGTH_SIZE
     fits: cython.bint = length <= limit
     if not fits:
-        length = len(_ACK_HEAD) - _LENGTH_SIZE + len(ids)
-        del out[begin + _LENGTH_SIZE + length :]
-    out[begin] = length >> 24
-    out[begin + 1] = length >> 16 & 0xFF
-    out[begin + 2] = length >> 8 & 0xFF
-    out[begin + 3] = length & 0xFF
+        del out[bare:]
+        length = bare - start - _LENGTH_SIZE
+    out[start] = length >> 24
+    out[start + 1] = length >> 16 & 0xFF
+    out[start + 2] = length >> 8 & 0xFF
+    out[start + 3] = length & 0xFF
     return fits

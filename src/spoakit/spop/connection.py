@@ -26,7 +26,7 @@ from spoakit.exceptions import (
     StatusCode,
 )
 from spoakit.spop._decode_cy import Notify, split_notifies
-from spoakit.spop._encode_cy import Action, append_actions, begin_ack, end_ack
+from spoakit.spop._encode_cy import Action, append_ack
 from spoakit.spop.actions import decode_actions
 from spoakit.spop.constants import MIN_FRAME_SIZE, FrameFlag, FrameType
 from spoakit.spop.frames import LENGTH_SIZE, Frame, decode_frame, encode_frame, encode_ids
@@ -299,9 +299,7 @@ class AgentConnection(Connection):
         Returns:
             False if the actions did not fit the agreed frame size and were left out.
         """
-        start = begin_ack(self.outgoing, notify.ids)
-        append_actions(self.outgoing, tuple(actions))
-        return end_ack(self.outgoing, start, notify.ids, self.max_frame_size)
+        return append_ack(self.outgoing, notify.ids, tuple(actions), self.max_frame_size)
 
     def _receive_fast(self, data: bytes, position: int) -> int:
         if self.state is State.OPEN and self._fragments is None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from spoakit.exceptions import InvalidFrameError
-from spoakit.spop._decode_cy import Notify, Value
+from spoakit.spop._decode_cy import Cursor, Notify, Value
 from spoakit.spop._encode_cy import encode_string, encode_value
 from spoakit.spop.constants import DataType
 
@@ -53,13 +53,22 @@ def decode_messages(notify: Notify) -> list[Message]:
     cursor = notify.cursor()
     messages = []
     while not cursor.at_end():
-        name = _text(cursor.string())
-        arguments = []
-        for _ in range(cursor.byte()):
-            argument = _text(cursor.string())
-            arguments.append(Argument(argument, *cursor.value()))
-        messages.append(Message(name, tuple(arguments)))
+        messages.append(decode_message(cursor))
     return messages
+
+
+def decode_message(cursor: Cursor) -> Message:
+    """Read the message at the cursor.
+
+    Raises:
+        InvalidFrameError: there is none.
+    """
+    name = _text(cursor.string())
+    arguments = []
+    for _ in range(cursor.byte()):
+        argument = _text(cursor.string())
+        arguments.append(Argument(argument, *cursor.value()))
+    return Message(name, tuple(arguments))
 
 
 def encode_messages(messages: Iterable[Message]) -> bytes:

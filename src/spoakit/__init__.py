@@ -1,0 +1,35 @@
+"""A toolkit for HAProxy's Stream Processing Offload Agents.
+
+Everything an agent is written with is here; ``spoakit.exceptions`` has the exceptions,
+``spoakit.testing`` what agents are tested with, ``spoakit.server`` what serves them.
+"""
+
+from spoakit.agent.agent import Agent
+from spoakit.agent.context import Context, PerFrame
+from spoakit.agent.handlers import Actions, Event, Middleware
+from spoakit.agent.headers import Headers
+from spoakit.agent.parameters import Fetch, IPAddress
+from spoakit.agent.variables import Variable
+from spoakit.spop._encode_cy import Action
+from spoakit.spop.constants import DataType
+from spoakit.spop.messages import Argument, Message
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Action",
+    "Actions",
+    "Agent",
+    "Argument",
+    "Context",
+    "DataType",
+    "Event",
+    "Fetch",
+    "Headers",
+    "IPAddress",
+    "Message",
+    "Middleware",
+    "PerFrame",
+    "Variable",
+    "__version__",
+]

@@ -1,0 +1,554 @@
+"""From a NOTIFY to its handlers and their actions. Hot code.
+
+Plain Python that compiles to C (see ``spoakit._cython``). A `Runner` is one handler in one
+worker. It keeps a `Plan` for each shape in which its message has come, which knows where
+every parameter's value is found, so that a call costs comparing some bytes and decoding
+the values. Frames whose handlers are all inline are answered at once; one that meets a
+handler that takes time is handed on, to ``spoakit.agent.waiting``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from spoakit.agent.context import Context, FrameState
+from spoakit.agent.handlers import Handler, HandlerKind, match
+from spoakit.agent.headers import Headers
+from spoakit.agent.link import Link
+from spoakit.agent.parameters import Role
+from spoakit.logs import Throttle
+from spoakit.spop._decode_cy import ArgumentReader, Cursor, Notify, Reading
+from spoakit.spop._encode_cy import Action, append_ack, check_actions, extend_actions
+from spoakit.spop.messages import decode_message
+
+if TYPE_CHECKING:
+    from spoakit import _cython as cython
+else:
+    try:
+        import cython
+    except ModuleNotFoundError:
+        from spoakit import _cython as cython
+
+COMPILED: bool = cython.compiled
+
+# Shapes differ by what is NULL and by configuration, so there are few. A peer that makes
+# more has them planned anew.
+MAX_PLANS: int = 16
+
+# Seconds; an inline handler holds up every connection of its worker.
+SLOW = cython.declare(cython.double, 0.010)
+
+logger = logging.getLogger("spoakit.agent")
+_throttle = Throttle(logger)
+_once_a_minute = Throttle(logger, 60.0)
+
+
+@cython.final
+@cython.cclass
+class Plan:
+    """How messages of one shape become calls of one handler; see `plan`."""
+
+    _reader: ArgumentReader
+    _template: list[Any]
+    _injected: tuple[tuple[int, Any], ...]
+    _mismatch: str | None
+
+    def __init__(
+        self,
+        reader: ArgumentReader,
+        template: list[Any],
+        injected: tuple[tuple[int, Any], ...],
+        mismatch: str | None,
+    ) -> None:
+        self._reader = reader
+        self._template = template
+        self._injected = injected
+        self._mismatch = mismatch
+
+
+class Counts:
+    """What went wrong with a handler: failed, mismatched, expired, refused calls."""
+
+    __slots__ = ("expired", "failures", "mismatches", "refused")
+
+    def __init__(self) -> None:
+        self.failures = 0
+        self.mismatches = 0
+        self.expired = 0
+        self.refused = 0
+
+
+@cython.final
+@cython.cclass
+class Runner:
+    """One handler in one worker.
+
+    Args:
+        handler: the handler.
+        function: the handler's function in its middleware, taking all values by position.
+        resources: gives the object for the type of each RESOURCE parameter.
+    """
+
+    _handler: Handler
+    _function: Any
+    _resources: Any
+    _counts: Any
+    _inline: cython.bint
+    _observer: cython.bint
+    _fallback: tuple[Any, ...]
+    _calls: cython.ulonglong
+    _last: Any
+    _plans: list[Any]
+
+    def __init__(
+        self, handler: Handler, function: Callable[..., Any], resources: Callable[[Any], Any]
+    ) -> None:
+        self._handler = handler
+        self._function = function
+        self._resources = resources
+        self._counts = Counts()
+        self._inline = handler.kind is HandlerKind.INLINE
+        self._observer = handler.kind is HandlerKind.OBSERVER
+        self._fallback = handler.fallback
+        self._calls = 0
+        self._last = None
+        self._plans = []
+
+    @property
+    def handler(self) -> Handler:
+        """The handler."""
+        return self._handler
+
+    @property
+    def calls(self) -> int:
+        """How often the handler has been called."""
+        return self._calls
+
+    @property
+    def counts(self) -> Any:
+        """The handler's `Counts`."""
+        return self._counts
+
+    def start(self, values: list[Any]) -> Any:
+        """Call the function, for handlers that take time, and return what it returns."""
+        self._calls += 1
+        return self._function(*values)
+
+    def take(self, cursor: Cursor, notify: Notify, link: Link) -> list[Any] | None:
+        """Read the message at the cursor; return the values to call the handler with.
+
+        Returns:
+            None where it cannot be called, which has been counted and logged.
+
+        Raises:
+            InvalidFrameError: the message cannot be read.
+        """
+        values: list[Any]
+        known: Plan
+        start: cython.Py_ssize_t = cursor.tell()
+        if self._last is not None:
+            known = self._last
+            values = known._template.copy()
+            if known._reader.read(cursor, values):
+                return self._finish(known, values, start, cursor, notify, link)
+        for known in self._plans:
+            values = known._template.copy()
+            if known._reader.read(cursor, values):
+                self._last = known
+                return self._finish(known, values, start, cursor, notify, link)
+        known = self._learn(cursor)
+        cursor.seek(start)
+        values = known._template.copy()
+        known._reader.read(cursor, values)
+        return self._finish(known, values, start, cursor, notify, link)
+
+    @cython.cfunc
+    @cython.inline
+    def _finish(
+        self,
+        known: Plan,
+        values: list[Any],
+        start: cython.Py_ssize_t,
+        cursor: Cursor,
+        notify: Notify,
+        link: Link,
+    ) -> list[Any] | None:
+        if known._mismatch is not None:
+            self._mismatched(known._mismatch, link)
+            return None
+        if known._injected:
+            self._inject(known._injected, values, start, cursor, notify, link)
+        return values
+
+    def _learn(self, cursor: Cursor) -> Plan:
+        """Plan for the shape of the message at the cursor, and go past it."""
+        name, shape = cursor.message_shape()
+        made = plan(self._handler, name, shape, self._resources)
+        if len(self._plans) >= MAX_PLANS:
+            del self._plans[0]
+        self._plans.append(made)
+        self._last = made
+        return made
+
+    def _inject(
+        self,
+        injected: tuple[tuple[int, Any], ...],
+        values: list[Any],
+        start: int,
+        cursor: Cursor,
+        notify: Notify,
+        link: Link,
+    ) -> None:
+        """Fill in what comes from the frame."""
+        if notify.state is None:
+            notify.state = FrameState(link.received)
+        state: Any = notify.state
+        for slot, parameter in injected:
+            if parameter.role is Role.PER_FRAME:
+                values[slot] = state.get(parameter.annotation)
+            elif parameter.role is Role.MESSAGE:
+                cursor.seek(start)
+                values[slot] = decode_message(cursor)
+            else:
+                timeout = self._handler.timeout
+                values[slot] = Context(
+                    self._handler.message,
+                    link.engine_id,
+                    link.peer,
+                    notify.stream_id,
+                    notify.frame_id,
+                    state.received,
+                    None if timeout is None else state.received + timeout,
+                )
+
+    def fail(self, error: BaseException) -> None:
+        """Count and log that a call raised, or returned what are no actions."""
+        self._counts.failures += 1
+        name = self._handler.name
+        what = f"{type(error).__name__}: {error}"
+        _throttle.error(name, "handler %s failed, its fallback is sent: %s", name, what)
+        logger.debug("handler %s failed", name, exc_info=error)
+
+    def expire(self) -> None:
+        """Count and log that a call was not done at its deadline."""
+        self._counts.expired += 1
+        name = self._handler.name
+        _throttle.warning(
+            ("expired", name), "handler %s missed its deadline, its fallback is sent", name
+        )
+
+    def refuse(self) -> None:
+        """Count and log that there was no thread for a call."""
+        self._counts.refused += 1
+        name = self._handler.name
+        _throttle.warning(
+            ("refused", name), "no thread is free for handler %s, its fallback is sent", name
+        )
+
+    def _mismatched(self, reason: str, link: Link) -> None:
+        self._counts.mismatches += 1
+        name = self._handler.name
+        _once_a_minute.warning(
+            (name, reason),
+            "handler %s cannot be called, its fallback is sent: message %s from %s: %s; "
+            "check the spoe-message's args",
+            name,
+            self._handler.message,
+            link.peer,
+            reason,
+        )
+
+
+def plan(
+    handler: Handler,
+    name: bytes,
+    shape: list[tuple[bytes, Any]],
+    resources: Callable[[Any], Any],
+) -> Plan:
+    """Plan the calls of a handler by messages of one shape."""
+    binding = match(handler, shape)
+    if binding.extra:
+        extra = ", ".join(repr(each.decode("utf-8", "replace")) for each in binding.extra)
+        _once_a_minute.warning(
+            (handler.name, binding.extra),
+            "message %s has arguments that handler %s does not take: %s",
+            handler.message,
+            handler.name,
+            extra,
+        )
+    readings = [Reading.SKIP] * len(shape)
+    slots = [0] * len(shape)
+    template: list[Any] = []
+    injected = []
+    for slot in binding.slots:
+        at = len(template)
+        template.append(slot.value)
+        if slot.index is not None:
+            readings[slot.index] = slot.parameter.reading
+            slots[slot.index] = at
+        elif slot.parameter.role is Role.RESOURCE:
+            template[at] = resources(slot.parameter.annotation)
+        elif slot.parameter.role is not Role.ARGUMENT:
+            injected.append((at, slot.parameter))
+    reader = ArgumentReader(name, shape, readings, slots, Headers)
+    return Plan(reader, template, tuple(injected), binding.mismatch)
+
+
+@cython.final
+@cython.cclass
+class Dispatcher:
+    """Gives the messages of frames to their handlers; one for a worker.
+
+    Args:
+        routes: the runners of each message; one that answers stands before observers.
+        suspend: takes over a frame whose next handler takes time, with the cursor in
+            front of its message and the actions so far.
+        schedule: has `run_observers` called soon, after what is due has been written.
+    """
+
+    _routes: dict[bytes, Any]
+    _suspend: Any
+    _schedule: Any
+    _observations: list[Any]
+    _clock: cython.double
+    _expected: Any
+    _oversized: cython.ulonglong
+    _unknown: cython.ulonglong
+
+    def __init__(
+        self,
+        routes: Mapping[bytes, tuple[Runner, ...]],
+        suspend: Callable[[Dispatcher, Notify, Link, Cursor, list[Any]], object],
+        schedule: Callable[[Callable[[], None]], object],
+    ) -> None:
+        self._routes = dict(routes)
+        self._suspend = suspend
+        self._schedule = schedule
+        self._observations = []
+        self._clock = 0.0
+        self._expected = None
+        self._oversized = 0
+        self._unknown = 0
+
+    @property
+    def routes(self) -> Mapping[bytes, tuple[Runner, ...]]:
+        """The runners of each message."""
+        return self._routes
+
+    @property
+    def oversized(self) -> int:
+        """How many ACKs lost their actions because they did not fit."""
+        return self._oversized
+
+    @property
+    def unknown(self) -> int:
+        """How many messages came that no handler takes."""
+        return self._unknown
+
+    def begin(self, now: float) -> None:
+        """Take note of the time before a batch of frames, to know slow handlers from it."""
+        self._clock = now
+
+    def dispatch(self, events: list[Any], first: int, link: Link) -> int:
+        """Handle frames, and append their ACKs to ``link.outgoing``.
+
+        Args:
+            events: what was received.
+            first: the index of the first event to look at.
+            link: the connection they came by.
+
+        Returns:
+            The index behind the last frame that was handled. It ends in front of an event
+            that is no frame, and behind a frame that has to wait: ``link.finish`` is
+            called with that one, maybe before this returns.
+
+        Raises:
+            InvalidFrameError: a payload cannot be read; its frame has no ACK then.
+        """
+        index: cython.Py_ssize_t = first
+        count: cython.Py_ssize_t = len(events)
+        out: bytearray = link.outgoing
+        limit: int = link.max_frame_size
+        waits: cython.bint = False
+        while index < count and not waits:
+            event: Any = events[index]
+            if type(event) is not Notify:
+                break
+            index += 1
+            if not self._dispatch_expected(event, out, limit, link):
+                waits = not self._dispatch_any(event, out, limit, link)
+        return index
+
+    @cython.cfunc
+    @cython.exceptval(-1, check=False)
+    def _dispatch_expected(
+        self, notify: Notify, out: bytearray, limit: int, link: Link
+    ) -> cython.bint:
+        """Handle a frame that looks like the last one; False if it does not."""
+        runner: Runner = self._expected
+        if runner is None:
+            return False
+        known: Plan = runner._last
+        values: list[Any] = known._template.copy()
+        if not known._reader.read_whole(notify, values):
+            return False
+        actions: Any = None
+        if runner._observer:
+            self._observe_later(runner, values)
+        else:
+            actions = self._call(runner, values)
+        if not append_ack(out, notify.ids, actions, limit):
+            self.oversized_ack(link)
+        return True
+
+    @cython.cfunc
+    @cython.exceptval(-1, check=False)
+    def _dispatch_any(self, notify: Notify, out: bytearray, limit: int, link: Link) -> cython.bint:
+        """Handle a frame; False if it has to wait."""
+        cursor: Cursor = notify.cursor()
+        actions: list[Any] = []
+        while not cursor.at_end():
+            if not self.message(cursor, notify, link, actions):
+                self._suspend(self, notify, link, cursor, actions)
+                return False
+        if not append_ack(out, notify.ids, actions, limit):
+            self.oversized_ack(link)
+        return True
+
+    def message(self, cursor: Cursor, notify: Notify, link: Link, actions: list[Any]) -> bool:
+        """Handle the message at the cursor, go past it, and add to the actions.
+
+        Returns:
+            False if its handler takes time; the cursor has not moved then.
+
+        Raises:
+            InvalidFrameError: the message cannot be read.
+        """
+        runners: Any = self._routes.get(cursor.message_name())
+        if runners is None:
+            self._skip(cursor, link)
+            return True
+        runner: Runner = runners[0]
+        start: cython.Py_ssize_t = cursor.tell()
+        if runner._inline:
+            values: Any = runner.take(cursor, notify, link)
+            extend_actions(
+                actions, runner._fallback if values is None else self._call(runner, values)
+            )
+            self._expect(runners)
+            runners = runners[1:]
+        elif not runner._observer:
+            return False
+        if runners:
+            self.observe(runners, start, cursor, notify, link)
+            self._expect(runners)
+        return True
+
+    @cython.cfunc
+    def _expect(self, runners: tuple[Any, ...]) -> object:
+        """Expect the next frames to be like this one, if that makes them simple to handle."""
+        runner: Runner = runners[0]
+        known: Plan = runner._last
+        if len(runners) == 1 and not known._injected and known._mismatch is None:
+            self._expected = runner
+        return None
+
+    @cython.cfunc
+    @cython.inline
+    def _call(self, runner: Runner, values: list[Any]) -> Any:
+        """Call an inline handler, and return actions, its fallback where it fails."""
+        runner._calls += 1
+        try:
+            actions: Any = runner._function(*values)
+            if actions is not None and type(actions) is not Action:
+                check_actions(actions)
+        except Exception as error:
+            runner.fail(error)
+            actions = runner._fallback
+        self._time(runner)
+        return actions
+
+    def observe(
+        self,
+        runners: tuple[Runner, ...],
+        start: int,
+        cursor: Cursor,
+        notify: Notify,
+        link: Link,
+    ) -> None:
+        """Have observers called with the message at ``start``, once the ACKs are written."""
+        runner: Runner
+        for runner in runners:
+            cursor.seek(start)
+            values: Any = runner.take(cursor, notify, link)
+            if values is not None:
+                self._observe_later(runner, values)
+
+    @cython.cfunc
+    @cython.inline
+    @cython.exceptval(-1, check=False)
+    def _observe_later(self, runner: Runner, values: list[Any]) -> cython.Py_ssize_t:
+        if not self._observations:
+            self._schedule(self.run_observers)
+        self._observations.append((runner, values))
+        return 0
+
+    def run_observers(self) -> None:
+        """Call the observers that are due."""
+        observations: list[Any] = self._observations
+        runner: Runner
+        values: list[Any]
+        self._observations = []
+        self._clock = monotonic()
+        for runner, values in observations:
+            runner._calls += 1
+            function: Any = runner._function
+            try:
+                function(*values)
+            except Exception as error:
+                runner.fail(error)
+            self._time(runner)
+
+    def oversized_ack(self, link: Link) -> None:
+        """Count and log an ACK that lost its actions because they did not fit."""
+        self._oversized += 1
+        _throttle.warning(
+            "oversized",
+            "an ACK to %s exceeded the agreed %d bytes and was sent without its actions: "
+            "raise tune.bufsize and max-frame-size, or set shorter values",
+            link.peer,
+            link.max_frame_size,
+        )
+
+    def _skip(self, cursor: Cursor, link: Link) -> None:
+        self._unknown += 1
+        name, _ = cursor.message_shape()
+        _once_a_minute.warning(
+            name,
+            "message %r from %s has no handler here: check the names of the spoe-messages",
+            name.decode("utf-8", "replace"),
+            link.peer,
+        )
+
+    @cython.cfunc
+    @cython.inline
+    @cython.exceptval(-1, check=False)
+    def _time(self, runner: Runner) -> cython.Py_ssize_t:
+        now: cython.double = monotonic()
+        if now - self._clock > SLOW:
+            _slow(runner._handler.name, now - self._clock)
+        self._clock = now
+        return 0
+
+
+def _slow(name: str, seconds: float) -> None:
+    _throttle.warning(
+        ("slow", name),
+        "handler %s took %.0f ms on the event loop, and everything waited: "
+        "make it async def, or threaded=True",
+        name,
+        seconds * 1000,
+    )

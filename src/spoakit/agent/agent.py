@@ -1,0 +1,407 @@
+"""`Agent`: what users declare their variables, handlers and resources on."""
+
+import math
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from ipaddress import IPv4Address, IPv6Address
+from types import UnionType
+from typing import Any, Literal, TypeVar, overload
+
+from spoakit.agent.handlers import (
+    SECTION_NAME,
+    Actions,
+    Event,
+    Handler,
+    HandlerKind,
+    Middleware,
+    Sending,
+    handler_kind,
+    with_middleware,
+)
+from spoakit.agent.parameters import ALLOWED, IPAddress, Role, describe, read_parameters
+from spoakit.agent.resources import Resource, read_resource
+from spoakit.agent.variables import NAME, Variable
+from spoakit.exceptions import RegistrationError
+from spoakit.spop._encode_cy import Action
+from spoakit.spop.constants import DataType, Scope
+
+ScalarT = TypeVar("ScalarT", bool, int, str, bytes, IPv4Address, IPv6Address)
+InlineT = TypeVar("InlineT", bound=Callable[..., Actions])
+AsyncT = TypeVar("AsyncT", bound=Callable[..., Coroutine[Any, Any, Actions]])
+HandlerT = TypeVar("HandlerT", bound=Callable[..., Actions | Coroutine[Any, Any, Actions]])
+ObserverT = TypeVar("ObserverT", bound=Callable[..., None])
+ResourceT = TypeVar("ResourceT", bound=Callable[..., AsyncIterator[Any]])
+
+
+class Agent:
+    """One agent: the variables it sets, the messages it answers, the resources it needs.
+
+    It is what one spoe-agent section of HAProxy talks to. Everything is declared when
+    its module is imported, and does nothing until a server or a test runs the agent.
+
+    Args:
+        name: the agent's name, in HAProxy's configuration too.
+        var_prefix: what HAProxy puts before the names of its variables, the name with _
+            for - by default.
+        middleware: what to put around each handler when the agent starts, the first one
+            outermost. Each is called with the handler and the name of its message and
+            returns what is called instead, with the same arguments: for ``def`` handlers
+            a function, for ``async def`` ones what returns an awaitable.
+
+    Raises:
+        RegistrationError: HAProxy does not take the name or the prefix.
+    """
+
+    def __init__(
+        self, name: str, *, var_prefix: str | None = None, middleware: Sequence[Middleware] = ()
+    ) -> None:
+        prefix = name.replace("-", "_") if var_prefix is None else var_prefix
+        if not SECTION_NAME.fullmatch(name):
+            raise RegistrationError(f"agent {name!r}: a name has letters, digits and _ . : - only")
+        if not NAME.fullmatch(prefix):
+            raise RegistrationError(
+                f"agent {name!r}: the var_prefix {prefix!r} has to have letters, digits, _ and . "
+                "only"
+            )
+        self.name = name
+        self.var_prefix = prefix
+        self.middleware = tuple(middleware)
+        self._variables: dict[tuple[Scope, str], Variable[Any]] = {}
+        self._handlers: list[Handler] = []
+        self._resources: dict[Any, Resource] = {}
+
+    def __repr__(self) -> str:
+        return f"<Agent {self.name}: {', '.join(sorted(self.messages)) or 'no messages'}>"
+
+    @property
+    def variables(self) -> tuple[Variable[Any], ...]:
+        """The declared variables."""
+        return tuple(self._variables.values())
+
+    @property
+    def handlers(self) -> tuple[Handler, ...]:
+        """The registered handlers, observers among them, without middleware."""
+        return tuple(self._handlers)
+
+    @property
+    def resources(self) -> tuple[Resource, ...]:
+        """The registered resources, in the order they start in."""
+        return tuple(self._resources.values())
+
+    @property
+    def messages(self) -> frozenset[str]:
+        """The names of the messages that have a handler or an observer."""
+        return frozenset(handler.message for handler in self._handlers)
+
+    # --- variables ---------------------------------------------------------------------
+
+    @overload
+    def variable(self, name: str, data_type: type[ScalarT]) -> Variable[ScalarT]: ...
+    @overload
+    def variable(self, name: str, data_type: UnionType) -> Variable[IPAddress]: ...
+    @overload
+    def variable(self, name: str, data_type: Literal[DataType.BOOL]) -> Variable[bool]: ...
+    @overload
+    def variable(
+        self,
+        name: str,
+        data_type: Literal[DataType.INT32, DataType.UINT32, DataType.INT64, DataType.UINT64],
+    ) -> Variable[int]: ...
+    @overload
+    def variable(self, name: str, data_type: Literal[DataType.IPV4]) -> Variable[IPv4Address]: ...
+    @overload
+    def variable(self, name: str, data_type: Literal[DataType.IPV6]) -> Variable[IPv6Address]: ...
+    @overload
+    def variable(self, name: str, data_type: Literal[DataType.STRING]) -> Variable[str]: ...
+    @overload
+    def variable(self, name: str, data_type: Literal[DataType.BINARY]) -> Variable[bytes]: ...
+    def variable(self, name: str, data_type: object) -> Variable[Any]:
+        """Declare a variable that this agent sets.
+
+        Args:
+            name: its scope (proc, sess, txn, req or res) and its name, "txn.user". HAProxy
+                knows it as "txn.PREFIX.user", which has at most 63 bytes.
+            data_type: bool, int (sent as INT64), str (STRING), bytes (BINARY), IPv4Address,
+                IPv6Address, IPAddress (IPV4 or IPV6 as the value is), or a DataType.
+
+        Raises:
+            RegistrationError: HAProxy would not set it, or it is declared already.
+        """
+        variable: Variable[Any] = Variable(name, data_type, self.var_prefix)
+        key = variable.scope, variable.name
+        if key in self._variables:
+            raise RegistrationError(f"variable {name!r} is declared already")
+        self._variables[key] = variable
+        return variable
+
+    # --- handlers ----------------------------------------------------------------------
+
+    @overload
+    def message(
+        self,
+        name: str,
+        *,
+        event: Event | None = None,
+        condition: str | None = None,
+        group: str | None = None,
+        fallback: Actions = None,
+        threaded: Literal[False] = False,
+        timeout: None = None,
+    ) -> Callable[[HandlerT], HandlerT]: ...
+    @overload
+    def message(
+        self,
+        name: str,
+        *,
+        event: Event | None = None,
+        condition: str | None = None,
+        group: str | None = None,
+        fallback: Actions = None,
+        threaded: Literal[True],
+        timeout: float | None = None,
+    ) -> Callable[[InlineT], InlineT]: ...
+    @overload
+    def message(
+        self,
+        name: str,
+        *,
+        event: Event | None = None,
+        condition: str | None = None,
+        group: str | None = None,
+        fallback: Actions = None,
+        threaded: Literal[False] = False,
+        timeout: float,
+    ) -> Callable[[AsyncT], AsyncT]: ...
+    def message(
+        self,
+        name: str,
+        *,
+        event: Event | None = None,
+        condition: str | None = None,
+        group: str | None = None,
+        fallback: Actions = None,
+        threaded: bool = False,
+        timeout: float | None = None,
+    ) -> Callable[[Any], Any]:
+        """Register the decorated function as the handler of a message.
+
+        A ``def`` runs on the event loop, and while it runs nothing else does: it must not
+        wait for anything. What waits is an ``async def``, what blocks is ``threaded``. The
+        decorator returns the function as it is, so it can be called by tests.
+
+        Args:
+            name: the message's name.
+            event: when HAProxy sends it; `spoakit config` needs this or `group`.
+            condition: ``if`` or ``unless`` and an ACL expression, for the event.
+            group: the spoe-group it belongs to; a ``send-spoe-group`` rule sends it then.
+            fallback: what is answered where an argument does not fit, the handler fails
+                or is late, or no thread is free. Nothing by default.
+            threaded: run a ``def`` in a thread.
+            timeout: seconds from the reading of the frame to the fallback, for ``async
+                def`` and threaded handlers; the server's default is 1.
+
+        Raises:
+            RegistrationError: now or by the decorator: something here or in the function's
+                signature cannot work; or the message has a handler already.
+        """
+        sending = self._sending(name, event, condition, group)
+        answer = self._fallback(name, fallback)
+        if timeout is not None and not 0 < timeout < math.inf:
+            raise RegistrationError(f"message {name!r}: timeout={timeout!r} is no time above 0")
+
+        def register(function: Callable[..., Any]) -> Callable[..., Any]:
+            kind = handler_kind(name, function, threaded)
+            if kind is HandlerKind.INLINE and timeout is not None:
+                raise RegistrationError(
+                    f"{describe(function)}: a def on the event loop cannot be interrupted, so it "
+                    "has no timeout; make it async def or threaded=True"
+                )
+            self._register(
+                Handler(
+                    agent=self.name,
+                    message=name,
+                    name=describe(function),
+                    function=function,
+                    kind=kind,
+                    parameters=read_parameters(function),
+                    fallback=answer,
+                    timeout=timeout,
+                    sending=sending,
+                )
+            )
+            return function
+
+        return register
+
+    def observe(
+        self,
+        name: str,
+        *,
+        event: Event | None = None,
+        condition: str | None = None,
+        group: str | None = None,
+    ) -> Callable[[ObserverT], ObserverT]:
+        """Register the decorated function to see a message after its ACK has been sent.
+
+        It is a ``def`` that returns nothing and must not wait: it runs on the event loop. A
+        message may have several observers, beside its handler or without one.
+
+        Args:
+            name: the message's name.
+            event: when HAProxy sends it.
+            condition: ``if`` or ``unless`` and an ACL expression, for the event.
+            group: the spoe-group it belongs to.
+
+        Raises:
+            RegistrationError: now or by the decorator: something here or in the function's
+                signature cannot work.
+        """
+        sending = self._sending(name, event, condition, group)
+
+        def register(function: ObserverT) -> ObserverT:
+            if handler_kind(name, function, False) is HandlerKind.ASYNC:
+                raise RegistrationError(
+                    f"{describe(function)}: an observer is a def, since nothing would bound how "
+                    "many async ones run; hand what waits to a resource with a bounded queue"
+                )
+            self._register(
+                Handler(
+                    agent=self.name,
+                    message=name,
+                    name=describe(function),
+                    function=function,
+                    kind=HandlerKind.OBSERVER,
+                    parameters=read_parameters(function),
+                    sending=sending,
+                )
+            )
+            return function
+
+        return register
+
+    def resource(self, function: ResourceT) -> ResourceT:
+        """Register an async generator function whose object handlers can ask for by type.
+
+        It runs once in each worker, up to its yield before the worker serves, the rest
+        when the worker stops. Health checks fail until all resources are up. Resources
+        start in the order they are registered in, stop in reverse, and may have
+        parameters of the types of earlier ones.
+
+        Raises:
+            RegistrationError: it is something else, its return annotation does not say what
+                it yields, or another resource yields the same type.
+        """
+        resource = read_resource(function, self._resources)
+        self._resources[resource.type] = resource
+        return function
+
+    def prepare(self) -> tuple[Handler, ...]:
+        """Return the handlers as they are called: checked as a whole, middleware applied.
+
+        Raises:
+            RegistrationError: a parameter is of a type that is no resource, or a middleware
+                returned what cannot be called as the handler was.
+        """
+        for handler in self._handlers:
+            for parameter in handler.parameters:
+                if parameter.role is Role.RESOURCE and parameter.annotation not in self._resources:
+                    raise RegistrationError(
+                        f"{handler.name}: parameter {parameter.name!r}: agent {self.name!r} has "
+                        f"no resource of type {parameter.annotation}; allowed are {ALLOWED}"
+                    )
+        return tuple(with_middleware(handler, self.middleware) for handler in self._handlers)
+
+    # --- running -----------------------------------------------------------------------
+
+    def run(
+        self,
+        address: str = "0.0.0.0",
+        port: int = 12345,
+        *,
+        unix: str | None = None,
+        workers: int = 1,
+    ) -> int:
+        """Serve until SIGTERM or SIGINT, and return the exit status.
+
+        ``spoakit.server.run`` does the same with all settings there are.
+
+        Args:
+            address: where to listen: an IPv4 or IPv6 address or a host name.
+            port: 0 lets the system choose.
+            unix: path of a Unix socket to listen on instead.
+            workers: processes; with 1 there is no child process.
+
+        Raises:
+            ConfigurationError: a setting is out of its range.
+            StartupError: the socket or a resource failed.
+        """
+        # The server stands above the agents: imported only where one is started.
+        from spoakit.server import run
+        from spoakit.server.settings import Listen, ServerSettings
+
+        listen = Listen(address=address, port=port, unix=unix)
+        return run([self], ServerSettings(listen=listen, workers=workers))
+
+    async def serve(
+        self, address: str = "0.0.0.0", port: int = 12345, *, unix: str | None = None
+    ) -> None:
+        """Serve on the running event loop until cancelled, without signals and workers.
+
+        Args:
+            address: where to listen: an IPv4 or IPv6 address or a host name.
+            port: 0 lets the system choose.
+            unix: path of a Unix socket to listen on instead.
+
+        Raises:
+            ConfigurationError: a setting is out of its range.
+            StartupError: the socket or a resource failed.
+        """
+        from spoakit.server import serve
+        from spoakit.server.settings import Listen, ServerSettings
+
+        listen = Listen(address=address, port=port, unix=unix)
+        await serve([self], ServerSettings(listen=listen))
+
+    # --- checks ------------------------------------------------------------------------
+
+    def _sending(
+        self, message: str, event: Event | None, condition: str | None, group: str | None
+    ) -> Sending:
+        if not SECTION_NAME.fullmatch(message):
+            raise RegistrationError(
+                f"message {message!r}: a name has letters, digits and _ . : - only"
+            )
+        try:
+            return Sending(event, condition, group)
+        except RegistrationError as error:
+            raise RegistrationError(f"message {message!r}: {error}") from error
+
+    def _register(self, handler: Handler) -> None:
+        for other in self._handlers:
+            if other.message != handler.message:
+                continue
+            if HandlerKind.OBSERVER not in (handler.kind, other.kind):
+                raise RegistrationError(
+                    f"{handler.name}: message {handler.message!r} has the handler {other.name}"
+                )
+            if Sending() not in (handler.sending, other.sending) and (
+                handler.sending != other.sending
+            ):
+                raise RegistrationError(
+                    f"{handler.name}: message {handler.message!r} has another event, condition "
+                    f"or group at {other.name}"
+                )
+        self._handlers.append(handler)
+
+    def _fallback(self, message: str, fallback: Actions) -> tuple[Action, ...]:
+        if fallback is None:
+            return ()
+        actions = tuple(fallback) if isinstance(fallback, (tuple, list)) else (fallback,)
+        for action in actions:
+            if not isinstance(action, Action):
+                raise RegistrationError(f"message {message!r}: fallback: {action!r} is no action")
+            if (action.scope, action.name) not in self._variables:
+                raise RegistrationError(
+                    f"message {message!r}: fallback: {action!r} is of a variable that agent "
+                    f"{self.name!r} does not declare"
+                )
+        return actions

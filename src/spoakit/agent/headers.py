@@ -1,0 +1,125 @@
+"""The header fields of a request or response, as HAProxy sends them in one argument."""
+
+from collections.abc import Iterator
+from typing import TypeVar, overload
+
+from spoakit.exceptions import InvalidFrameError
+from spoakit.spop._decode_cy import Cursor
+
+T = TypeVar("T")
+
+
+class Headers:
+    """Header fields in their order, repeated ones included, read when first looked into.
+
+    Args:
+        raw: the argument's bytes.
+        binary: whether they are a BINARY (``req.hdrs_bin``, ``res.hdrs_bin``) and not a
+            STRING (``req.hdrs``, ``res.hdrs``).
+
+    Names are compared without regard to case. Names and values are str, decoded as UTF-8
+    with surrogateescape, which loses nothing; `raw` has the bytes.
+
+    Making one checks and costs nothing. All but `raw` and `binary` raise ValueError where
+    the bytes are not a header block.
+    """
+
+    __slots__ = ("_fields", "binary", "raw")
+
+    raw: bytes
+    binary: bool
+    _fields: tuple[tuple[str, str], ...] | None
+
+    def __init__(self, raw: bytes, binary: bool = True) -> None:
+        self.raw = raw
+        self.binary = binary
+        self._fields = None
+
+    @property
+    def fields(self) -> tuple[tuple[str, str], ...]:
+        """The (name, value) pairs, names in the case HAProxy gave them."""
+        if self._fields is None:
+            pairs = _read_binary(self.raw) if self.binary else _read_text(self.raw)
+            self._fields = tuple((_decode(name), _decode(value)) for name, value in pairs)
+        return self._fields
+
+    @overload
+    def get(self, name: str) -> str | None: ...
+    @overload
+    def get(self, name: str, default: T) -> str | T: ...
+    def get(self, name: str, default: object = None) -> object:
+        """Return the value of the first field of that name, or the default."""
+        wanted = name.lower()
+        for field, value in self.fields:
+            if field.lower() == wanted:
+                return value
+        return default
+
+    def getall(self, name: str) -> list[str]:
+        """Return the values of all fields of that name, in their order."""
+        wanted = name.lower()
+        return [value for field, value in self.fields if field.lower() == wanted]
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return iter(self.fields)
+
+    def __len__(self) -> int:
+        return len(self.fields)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self.get(name) is not None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Headers):
+            return NotImplemented
+        return self.raw == other.raw and self.binary == other.binary
+
+    def __hash__(self) -> int:
+        return hash((self.raw, self.binary))
+
+    def __repr__(self) -> str:
+        return f"<Headers {len(self.raw)} bytes {'BINARY' if self.binary else 'STRING'}>"
+
+
+def _decode(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _read_binary(raw: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Read names and values, each behind its length as a varint, to an empty pair."""
+    cursor = Cursor(raw, 0, len(raw))
+    try:
+        while True:
+            name = cursor.string()
+            value = cursor.string()
+            if not name:
+                break
+            yield name, value
+    except InvalidFrameError as error:
+        raise ValueError(f"not a req.hdrs_bin block: {error}") from None
+    if value or not cursor.at_end():
+        raise ValueError("not a req.hdrs_bin block: there is more behind its empty name")
+
+
+def _read_text(raw: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Read "name: value" lines to an empty line or the end; LF alone ends a line too.
+
+    Converters in the SPOE configuration may have changed the text, so it is not taken
+    for granted that it is what HAProxy parsed. A line that starts with a space or a tab
+    continues the one before (RFC 9112, 5.2) and is joined to it by one space.
+    """
+    lines = [line.removesuffix(b"\r") for line in raw.split(b"\n")]
+    end = lines.index(b"") if b"" in lines else len(lines)
+    if any(lines[end:]):
+        raise ValueError("not a req.hdrs block: there is more behind its empty line")
+    unfolded: list[bytes] = []
+    for line in lines[:end]:
+        if unfolded and line[0] in b" \t":
+            unfolded[-1] += b" " + line.strip(b" \t")
+        else:
+            unfolded.append(line)
+    for line in unfolded:
+        name, colon, value = line.partition(b":")
+        if not colon or not name or name != name.strip(b" \t"):
+            raise ValueError(f"not a req.hdrs block: {line[:40]!r} is not a header field")
+        yield name, value.strip(b" \t")

@@ -1,0 +1,157 @@
+"""What handlers share for the life of a worker: connections, tables, queues.
+
+A resource is an async generator that yields once. What it yields goes to the handlers,
+and to later resources, that have a parameter of its type; what stands behind the yield
+runs when the worker stops.
+"""
+
+import inspect
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, get_args, get_origin
+
+from spoakit.agent.parameters import (
+    Parameter,
+    ParameterKind,
+    Role,
+    describe,
+    read_parameters,
+    resolve,
+    role_of,
+)
+from spoakit.exceptions import ConfigurationError, RegistrationError, StartupError
+
+logger = logging.getLogger("spoakit.agent")
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """A registered resource.
+
+    Attributes:
+        name: the function's, "module.qualified_name", for errors and logs.
+        type: what it yields, by which it is asked for.
+        function: the async generator function.
+        parameters: the resources it needs itself.
+    """
+
+    name: str
+    type: Any
+    function: Callable[..., AsyncIterator[Any]]
+    parameters: tuple[Parameter, ...]
+
+
+def read_resource(
+    function: Callable[..., AsyncIterator[Any]], known: Mapping[Any, Resource]
+) -> Resource:
+    """Return the description of a resource that comes after the known ones.
+
+    Raises:
+        RegistrationError: it is not an async generator function, its return annotation
+            does not say what it yields, or it needs what is not known yet.
+    """
+    if not (inspect.isroutine(function) and inspect.isasyncgenfunction(function)):
+        raise RegistrationError(f"resource {function!r}: it has to be an async def with a yield")
+    name = describe(function)
+    parameters = read_parameters(function)
+    returned = resolve(function, function.__annotations__.get("return"))
+    if get_origin(returned) not in (AsyncIterator, AsyncGenerator):
+        raise RegistrationError(f"resource {name}: annotate it with -> AsyncIterator[its type]")
+    yielded = get_args(returned)[0]
+    if role_of(yielded) is not Role.RESOURCE:
+        raise RegistrationError(
+            f"resource {name}: a parameter of type {yielded} never is a resource; yield an object "
+            "of a class of its own"
+        )
+    if yielded in known:
+        raise RegistrationError(f"resource {name}: {known[yielded].name} yields {yielded} already")
+    for parameter in parameters:
+        if parameter.role is not Role.RESOURCE or parameter.annotation not in known:
+            raise RegistrationError(
+                f"resource {name}: parameter {parameter.name!r}: a resource takes resources "
+                "that are registered before it, and nothing else"
+            )
+    return Resource(name, yielded, function, parameters)
+
+
+class ResourceSet:
+    """The resources of one agent in one worker.
+
+    Args:
+        resources: in the order they start in.
+        overrides: objects to use instead of those that the resources would yield, by
+            type; their generators do not run. For tests.
+
+    Raises:
+        ConfigurationError: an override is for a type that is no resource.
+    """
+
+    __slots__ = ("_objects", "_overrides", "_resources", "_stack")
+
+    def __init__(
+        self,
+        resources: Sequence[Resource],
+        overrides: Mapping[Any, object] = MappingProxyType({}),
+    ) -> None:
+        types = [resource.type for resource in resources]
+        for override in overrides:
+            if override not in types:
+                raise ConfigurationError(
+                    f"there is no resource of type {override}; there are: {types}"
+                )
+        self._resources = resources
+        self._overrides = overrides
+        self._objects: dict[Any, object] = {}
+        self._stack = AsyncExitStack()
+
+    async def start(self) -> None:
+        """Start all, each after those it may need.
+
+        Raises:
+            StartupError: one of them failed; those that had started have been stopped.
+        """
+        async with AsyncExitStack() as stack:
+            for resource in self._resources:
+                if resource.type in self._overrides:
+                    self._objects[resource.type] = self._overrides[resource.type]
+                else:
+                    self._objects[resource.type] = await self._start(resource, stack)
+            self._stack = stack.pop_all()
+
+    async def aclose(self) -> None:
+        """Stop all in reverse order; one that fails is logged and does not hold up the others."""
+        self._objects.clear()
+        await self._stack.aclose()
+
+    def __getitem__(self, resource_type: Any) -> Any:
+        """Return the object of a resource that has started."""
+        return self._objects[resource_type]
+
+    async def _start(self, resource: Resource, stack: AsyncExitStack) -> object:
+        by_position: list[object] = []
+        by_name: dict[str, object] = {}
+        for parameter in resource.parameters:
+            needed = self._objects[parameter.annotation]
+            if parameter.kind is ParameterKind.KEYWORD_ONLY:
+                by_name[parameter.name] = needed
+            else:
+                by_position.append(needed)
+        manager = asynccontextmanager(resource.function)(*by_position, **by_name)
+        try:
+            yielded: object = await manager.__aenter__()
+        except Exception as error:
+            raise StartupError(
+                f"resource {resource.name} did not start: {type(error).__name__}: {error}"
+            ) from error
+        stack.push_async_callback(_stop, resource, manager)
+        return yielded
+
+
+async def _stop(resource: Resource, manager: AbstractAsyncContextManager[object]) -> None:
+    try:
+        await manager.__aexit__(None, None, None)
+    except Exception:
+        logger.exception("resource %s failed while it stopped", resource.name)

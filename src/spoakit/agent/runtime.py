@@ -1,0 +1,91 @@
+"""Agents at work in one worker: their resources, and a dispatcher with their handlers."""
+
+from __future__ import annotations
+
+from asyncio import get_running_loop
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from spoakit.agent._dispatch_cy import Dispatcher, Runner
+from spoakit.agent.agent import Agent
+from spoakit.agent.handlers import Handler
+from spoakit.agent.registry import combine
+from spoakit.agent.resources import ResourceSet
+from spoakit.agent.waiting import Waiting
+
+
+class Runtime:
+    """The agents of one port in one worker; to be started on the loop that serves them.
+
+    Args:
+        agents: one or more, whose messages all differ.
+        resources: objects to use instead of what resources would yield, by type. For tests.
+
+    Raises:
+        ConfigurationError: two agents have one name or one message; see `combine`.
+        RegistrationError: a handler cannot work.
+    """
+
+    def __init__(
+        self, agents: Sequence[Agent], resources: Mapping[Any, object] = MappingProxyType({})
+    ) -> None:
+        self._handlers = combine(agents)
+        self._resources = {
+            agent.name: ResourceSet(
+                agent.resources,
+                {kind: each for kind, each in resources.items() if kind in _types(agent)},
+            )
+            for agent in agents
+        }
+
+    async def start(self) -> None:
+        """Start all resources, then make the dispatcher.
+
+        Raises:
+            StartupError: a resource failed; those that had started have been stopped.
+        """
+        try:
+            for resources in self._resources.values():
+                await resources.start()
+        except BaseException:
+            await self._stop_resources()
+            raise
+        loop = get_running_loop()
+        self._waiting = Waiting(loop)
+        routes = {
+            message.encode(): tuple(self._runner(handler) for handler in handlers)
+            for message, handlers in self._handlers.items()
+        }
+        self.dispatcher = Dispatcher(routes, self._waiting.suspend, loop.call_soon)
+
+    async def aclose(self) -> None:
+        """Stop timers and threads, then the resources in reverse order."""
+        self._waiting.close()
+        self.dispatcher.run_observers()
+        await self._stop_resources()
+
+    def _runner(self, handler: Handler) -> Runner:
+        resources = self._resources[handler.agent]
+        return Runner(handler, _by_position(handler), resources.__getitem__)
+
+    async def _stop_resources(self) -> None:
+        for resources in reversed(self._resources.values()):
+            await resources.aclose()
+
+
+def _types(agent: Agent) -> set[Any]:
+    return {resource.type for resource in agent.resources}
+
+
+def _by_position(handler: Handler) -> Callable[..., Any]:
+    """Return what takes all values by position, keyword-only parameters last as they stand."""
+    function, count = handler.function, handler.positional_count
+    names = [parameter.name for parameter in handler.parameters[count:]]
+    if not names:
+        return function
+
+    def call(*values: Any) -> Any:
+        return function(*values[:count], **dict(zip(names, values[count:], strict=True)))
+
+    return call

@@ -1,0 +1,90 @@
+"""The variables an agent sets in HAProxy."""
+
+import re
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv6Address
+from typing import Final, Generic, TypeVar
+
+from spoakit.agent.parameters import IPAddress
+from spoakit.exceptions import RegistrationError
+from spoakit.spop._decode_cy import Value
+from spoakit.spop._encode_cy import Action, VariableEncoder
+from spoakit.spop.constants import MAX_VARIABLE_NAME, DataType, Scope
+
+T = TypeVar("T", bound=bool | int | str | bytes | IPv4Address | IPv6Address)
+
+VARIABLE_TYPES: Final[dict[object, DataType]] = {
+    bool: DataType.BOOL,
+    int: DataType.INT64,
+    str: DataType.STRING,
+    bytes: DataType.BINARY,
+    IPv4Address: DataType.IPV4,
+    IPv6Address: DataType.IPV6,
+}
+"""The Python types of variables, IPAddress aside, and how their values are sent."""
+
+_SCOPES: Final = {scope.name.lower(): scope for scope in Scope}
+# What HAProxy takes in names of variables and in var-prefix (SPOE.txt 2.2).
+NAME: Final = re.compile(r"[A-Za-z0-9_.]+")
+
+
+class Variable(Generic[T]):
+    """A variable of HAProxy that an agent sets; `Agent.variable` makes them.
+
+    Attributes:
+        scope: where it lives.
+        name: its name in ACK frames: without scope, and without the prefix that HAProxy adds.
+        full_name: its name in HAProxy's configuration, "txn.auth.user".
+        set: returns the action that sets the variable to a value, or with None unsets it.
+            Raises TypeError for a value of another type, ValueError for an integer that
+            the type does not hold.
+    """
+
+    __slots__ = ("full_name", "name", "scope", "set")
+
+    scope: Scope
+    name: str
+    full_name: str
+    # The encoder's own method: nothing of Python runs between a handler and its action.
+    set: Callable[[T | None], Action]
+
+    def __init__(self, name: str, data_type: object, prefix: str) -> None:
+        scope, _, self.name = name.partition(".")
+        if scope not in _SCOPES or not NAME.fullmatch(self.name):
+            raise RegistrationError(
+                f"variable {name!r}: a name is a scope ({', '.join(_SCOPES)}), a dot, and "
+                "letters, digits, _ and . of ASCII"
+            )
+        if self.name.startswith(f"{prefix}."):
+            raise RegistrationError(f"variable {name!r}: leave the prefix out, HAProxy adds it")
+        self.scope = _SCOPES[scope]
+        self.full_name = f"{scope}.{prefix}.{self.name}"
+        if len(self.full_name) > MAX_VARIABLE_NAME:
+            raise RegistrationError(
+                f"variable {name!r}: HAProxy does not set {self.full_name!r}, since it has "
+                f"{len(self.full_name)} bytes; {MAX_VARIABLE_NAME} are allowed"
+            )
+        try:
+            self.set = _setter(self.scope, self.name, data_type)
+        except RegistrationError as error:
+            raise RegistrationError(f"variable {name!r}: {error}") from error
+
+    def __repr__(self) -> str:
+        return f"<Variable {self.full_name}>"
+
+
+def _setter(scope: Scope, name: str, data_type: object) -> Callable[[Value], Action]:
+    if data_type == IPAddress:
+        ipv4 = VariableEncoder(scope, name, DataType.IPV4)
+        ipv6 = VariableEncoder(scope, name, DataType.IPV6)
+        return lambda value: (ipv6 if isinstance(value, IPv6Address) else ipv4).set(value)
+    if not isinstance(data_type, DataType):
+        if data_type not in VARIABLE_TYPES:
+            raise RegistrationError(
+                f"its type is {data_type!r}; allowed are bool, int, str, bytes, IPv4Address, "
+                "IPv6Address, IPAddress and the members of DataType"
+            )
+        data_type = VARIABLE_TYPES[data_type]
+    if data_type is DataType.NULL:
+        raise RegistrationError("NULL is no type; set(None) unsets a variable")
+    return VariableEncoder(scope, name, data_type).set

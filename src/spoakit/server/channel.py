@@ -1,0 +1,89 @@
+"""What a supervisor and its worker say to each other, one byte each, over a Unix stream socket.
+
+A stream, since its end is then seen by both; single bytes, since they need no framing. A descriptor
+travels with its order's byte.
+"""
+
+import array
+import os
+import socket
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Final, Protocol
+
+_RECEIVE_SIZE: Final = 4096
+_MAX_DESCRIPTORS: Final = 64
+_CLOSE_ON_EXEC: Final[int] = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+
+
+class Order(IntEnum):
+    """From the supervisor."""
+
+    CONNECTION = ord("C")
+    """Take the connection whose descriptor comes with this byte."""
+    REFUSE_CHECKS = ord("H")
+    """Answer health checks with a DISCONNECT from now on."""
+    DRAIN = ord("D")
+    """Finish what is under way, and leave. The end of the stream means the same."""
+    RELOAD = ord("R")
+    REOPEN_LOGS = ord("L")
+
+
+class Report(IntEnum):
+    """From the worker."""
+
+    READY = ord("+")
+    """All resources are up."""
+    CLOSED = ord("-")
+    """One of the connections is gone."""
+    FAILED = ord("!")
+    """It cannot start; what follows to the end is the reason, as text."""
+
+
+class WorkerServer(Protocol):
+    """What a worker runs: `spoakit.server.server.Server`, or a stand-in for it in tests."""
+
+    on_closed: Callable[[], None]
+
+    @property
+    def connection_count(self) -> int:
+        """How many adopted connections are not gone yet."""
+
+    async def start(self) -> None:
+        """Bring the resources up, or, failing or cancelled, none of them; raises StartupError."""
+
+    def adopt(self, sock: socket.socket) -> None:
+        """Take ownership of a connected socket."""
+
+    def refuse_health_checks(self) -> None:
+        """Answer health checks with a DISCONNECT from now on."""
+
+    async def drain(self, timeout: float) -> None:
+        """Close each connection when it is quiet, and all within `timeout` seconds."""
+
+    async def aclose(self) -> None:
+        """Close what is left and take the resources down."""
+
+
+def send_descriptor(channel: socket.socket, descriptor: int) -> None:
+    """Send a connection to a worker. Raises BlockingIOError when it has too many to take yet."""
+    rights = array.array("i", [descriptor])
+    channel.sendmsg([bytes((Order.CONNECTION,))], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+
+
+def receive_orders(channel: socket.socket) -> tuple[bytes, list[socket.socket]]:
+    """Return the orders that have come, and the connections that came with them, in their order.
+
+    There are fewer connections than `CONNECTION` orders when this process ran out of descriptors:
+    the kernel has closed them then. Empty orders are the end of the stream.
+    """
+    orders, descriptors, _, _ = socket.recv_fds(
+        channel, _RECEIVE_SIZE, _MAX_DESCRIPTORS, _CLOSE_ON_EXEC
+    )
+    connections = []
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, False)  # for systems without MSG_CMSG_CLOEXEC
+        connection = socket.socket(fileno=descriptor)
+        connection.setblocking(False)
+        connections.append(connection)
+    return orders, connections

@@ -1,0 +1,164 @@
+"""What the connections of a worker share: the dispatcher, settings, counters, each other."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from spoakit.agent.deadlines import Deadlines
+from spoakit.agent.runtime import Runtime
+from spoakit.exceptions import ProtocolError, StatusCode
+from spoakit.logs import Throttle
+from spoakit.metrics.counters import CounterRow, counter, gauge
+from spoakit.server.settings import ServerSettings
+from spoakit.spop import AgentSettings, Event, HealthChecked, Notify
+
+if TYPE_CHECKING:
+    from spoakit.server.protocol import SpopProtocol
+
+CONNECTIONS = gauge("spoakit_connections", "Connections open now.")
+FRAMES = counter("spoakit_frames_total", "NOTIFY frames received whole.")
+HEALTH_CHECKS = counter("spoakit_health_checks_total", "Health checks received.")
+DISCONNECTS = counter("spoakit_disconnects_total", "DISCONNECT frames received with an error.")
+FAILURES = counter("spoakit_protocol_errors_total", "Connections ended for a protocol error.")
+CALLS = counter("spoakit_calls_total", "Calls of handlers and observers.")
+CALL_FAILURES = counter("spoakit_call_failures_total", "Handlers that raised; fallback sent.")
+MISMATCHES = counter("spoakit_mismatches_total", "Messages whose arguments did not fit.")
+EXPIRED = counter("spoakit_expired_total", "Handlers that missed their deadline.")
+REFUSED = counter("spoakit_refused_total", "Threaded handlers for which there was no thread.")
+OVERSIZED = counter("spoakit_oversized_acks_total", "ACKs that lost actions that did not fit.")
+UNKNOWN = counter("spoakit_unknown_messages_total", "Messages that no handler takes.")
+
+logger = logging.getLogger("spoakit.server")
+
+
+class Hub:
+    """What the connections of a worker share; to be made on the loop that serves them.
+
+    Args:
+        runtime: the agents, started.
+        settings: the server's settings.
+        row: the worker's counters.
+        on_closed: called for each connection that is gone.
+
+    Attributes:
+        connections: those that are open.
+        refuses_health_checks: answer them with a DISCONNECT, because the agent leaves.
+        debug: log each frame.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        settings: ServerSettings,
+        row: CounterRow,
+        on_closed: Callable[[], None],
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.dispatcher = runtime.dispatcher
+        self.limits = settings.limits
+        self.agent_settings = AgentSettings(
+            max_frame_size=settings.limits.frame_size or None,
+            frame_size_cap=settings.limits.frame_size_cap,
+            reassembled_size=settings.limits.reassembled_size,
+            capabilities=frozenset(settings.capabilities),
+        )
+        self.connections: set[SpopProtocol] = set()
+        self.refuses_health_checks = False
+        self.debug = logger.isEnabledFor(logging.DEBUG)
+        self._row = row
+        self._on_closed = on_closed
+        self._throttle = Throttle(logger)
+        self._hellos: Deadlines[SpopProtocol] = Deadlines(self.loop, _expire)
+        self._published = dict.fromkeys(_HANDLER_SLOTS, 0)
+
+    def opened(self, connection: "SpopProtocol") -> None:
+        """Watch a new connection."""
+        self.connections.add(connection)
+        self._hellos.add(connection)
+        self._row.set(CONNECTIONS, len(self.connections))
+
+    def closed(self, connection: "SpopProtocol") -> None:
+        """Forget a connection."""
+        self.connections.discard(connection)
+        self._row.set(CONNECTIONS, len(self.connections))
+        self._on_closed()
+
+    def count_events(self, events: list[Event]) -> None:
+        """Count what a read brought."""
+        if events and type(events[0]) is Notify:
+            self._row.add(FRAMES, len(events))
+            return
+        for event in events:
+            if isinstance(event, Notify):
+                self._row.add(FRAMES)
+            elif isinstance(event, HealthChecked):
+                self._row.add(HEALTH_CHECKS)
+
+    def disconnected(self, peer: str, status_code: int, message: str) -> None:
+        """Log why the engine ends a connection; without an error that is normal."""
+        if status_code == StatusCode.NORMAL:
+            logger.debug("DISCONNECT from %s: %s", peer, message)
+            return
+        self._row.add(DISCONNECTS)
+        self._throttle.warning(
+            ("disconnect", status_code),
+            "%s disconnects with status %d: %s",
+            peer,
+            status_code,
+            message,
+        )
+
+    def failed(self, peer: str, error: ProtocolError) -> None:
+        """Count and log that a connection is ended because of what the engine sent."""
+        self._row.add(FAILURES)
+        self._throttle.warning(
+            ("failed", error.status_code),
+            "connection from %s ended with status %d: %s",
+            peer,
+            error.status_code,
+            error,
+        )
+
+    def refuse_health_checks(self) -> None:
+        """Answer health checks with a DISCONNECT from now on."""
+        self.refuses_health_checks = True
+        for connection in self.connections:
+            connection.refuse_health_checks()
+
+    def publish(self) -> None:
+        """Carry what handlers counted over to the worker's row."""
+        current = dict.fromkeys(_HANDLER_SLOTS, 0)
+        current[OVERSIZED] = self.dispatcher.oversized
+        current[UNKNOWN] = self.dispatcher.unknown
+        for runners in self.dispatcher.routes.values():
+            for runner in runners:
+                counts = runner.counts
+                current[CALLS] += runner.calls
+                current[CALL_FAILURES] += counts.failures
+                current[MISMATCHES] += counts.mismatches
+                current[EXPIRED] += counts.expired
+                current[REFUSED] += counts.refused
+        for slot, value in current.items():
+            self._row.add(slot, value - self._published[slot])
+        self._published = current
+
+    def close(self) -> None:
+        """Stop the timer, publish the last counts."""
+        self._hellos.close()
+        self.publish()
+
+
+_HANDLER_SLOTS = (
+    CALLS,
+    CALL_FAILURES,
+    MISMATCHES,
+    EXPIRED,
+    REFUSED,
+    OVERSIZED,
+    UNKNOWN,
+)
+
+
+def _expire(connection: "SpopProtocol") -> None:
+    connection.expire()

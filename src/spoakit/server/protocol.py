@@ -1,0 +1,277 @@
+"""One connection to an engine: asyncio's side of `spoakit.spop.AgentConnection`.
+
+All frames of a read are handled before anything is written, and their ACKs leave in one
+write: a system call costs more than handling a frame. Frames whose handlers take time
+wait here; when as many wait as may, the connection is not read until some are answered.
+"""
+
+import asyncio
+import logging
+import socket
+from collections import deque
+from contextlib import suppress
+from time import monotonic
+from typing import Any, Final
+
+from spoakit.agent.waiting import WaitingFrame
+from spoakit.exceptions import InputOutputError, ProtocolError, StatusCode, TimedOutError
+from spoakit.server.hub import Hub
+from spoakit.spop import (
+    Aborted,
+    Action,
+    AgentConnection,
+    Disconnected,
+    Event,
+    Failed,
+    HealthChecked,
+    Notify,
+    Opened,
+    Skipped,
+    append_ack,
+    decode_messages,
+)
+
+logger = logging.getLogger("spoakit.server")
+
+# After our DISCONNECT the engine's end is read and thrown away for so long: closing with
+# input unread would reset the connection, and the engine might never see the reason.
+LINGER: Final = 1.0
+
+
+class SpopProtocol(asyncio.Protocol):
+    """A connection to an engine.
+
+    Args:
+        hub: what all connections of the worker share.
+
+    Attributes:
+        outgoing, max_frame_size, peer, engine_id, received: see `spoakit.agent.link.Link`.
+        deadline: when the HELLO must have come, on the loop's clock.
+    """
+
+    def __init__(self, hub: Hub) -> None:
+        self.peer = "?"
+        self.engine_id: str | None = None
+        self.received = monotonic()
+        self.deadline = self.received + hub.limits.hello_timeout
+        self._hub = hub
+        self._dispatcher = hub.dispatcher
+        self._connection = AgentConnection(hub.agent_settings)
+        self.outgoing = self._connection.outgoing
+        self.max_frame_size = self._connection.max_frame_size
+        self._frames: set[WaitingFrame] = set()
+        self._backlog: deque[Event] = deque()
+        self._farewell: tuple[int, str] | None = None
+        self._flushing = False
+        self._opened = False
+        self._write_paused = False
+        self._lingering: asyncio.TimerHandle | None = None
+
+    # --- what asyncio calls ------------------------------------------------------------
+
+    def connection_made(self, transport: Any) -> None:
+        """Begin to wait for the engine's HELLO."""
+        self._transport: asyncio.Transport = transport
+        self.peer = _peer_name(transport)
+        self._connection.refuse_health_checks = self._hub.refuses_health_checks
+        self._hub.opened(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Handle all frames of a read, and write what is due at once."""
+        connection = self._connection
+        self.received = now = monotonic()
+        self._dispatcher.begin(now)
+        connection.receive_data(data)
+        events = connection.events_received()
+        self._hub.count_events(events)
+        if self._backlog:
+            self._backlog.extend(events)
+        else:
+            self._handle(events)
+        if self.outgoing:
+            self._transport.write(connection.data_to_send())
+
+    def eof_received(self) -> bool:
+        """Stay half open as long as ACKs are owed."""
+        self._connection.receive_eof()
+        for event in self._connection.events_received():
+            if isinstance(event, Failed):
+                self._hub.failed(self.peer, InputOutputError(str(event.error)))
+        return bool(self._frames or self._backlog)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Give up what nobody waits for any more."""
+        logger.debug("connection from %s closed%s", self.peer, f": {exc}" if exc else "")
+        if self._lingering is not None:
+            self._lingering.cancel()
+        self._opened = True
+        self._backlog.clear()
+        for frame in tuple(self._frames):
+            frame.cancel()
+        self._frames.clear()
+        self._hub.closed(self)
+
+    def pause_writing(self) -> None:
+        """Read no more while the engine does not read our ACKs."""
+        self._write_paused = True
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """Go on."""
+        self._write_paused = False
+        self._flush_soon()
+
+    # --- what waiting frames call ------------------------------------------------------
+
+    def wait(self, frame: WaitingFrame) -> None:
+        """Keep a frame in mind until `finish`."""
+        self._frames.add(frame)
+
+    def finish(self, frame: WaitingFrame, actions: list[Action]) -> None:
+        """Send the ACK of a frame that had to wait, with those of others that are done."""
+        self._frames.discard(frame)
+        if not append_ack(self.outgoing, frame.notify.ids, actions, self.max_frame_size):
+            self._dispatcher.oversized_ack(self)
+        self._flush_soon()
+
+    def fail(self, frame: WaitingFrame, error: ProtocolError) -> None:
+        """End the connection, because a frame that waited turned out broken."""
+        self._frames.discard(frame)
+        self._fail(error)
+        self._flush_soon()
+
+    # --- what the hub calls ------------------------------------------------------------
+
+    @property
+    def done(self) -> bool:
+        """Whether the HELLO has come, or is not awaited any more."""
+        return self._opened
+
+    def expire(self) -> None:
+        """End a connection whose HELLO did not come in time."""
+        self._fail(TimedOutError(f"no HELLO within {self._hub.limits.hello_timeout:g} s"))
+
+    def refuse_health_checks(self) -> None:
+        """Answer a health check with a DISCONNECT from now on."""
+        self._connection.refuse_health_checks = True
+
+    def is_quiet(self, since: float) -> bool:
+        """Whether nothing is owed to the engine, and nothing has come since then."""
+        return not self._frames and not self._backlog and self.received <= since
+
+    def leave(self) -> None:
+        """Tell the engine that the agent leaves, and close."""
+        if self._farewell is None:
+            self._say_farewell(StatusCode.NORMAL, "the agent is stopping")
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._transport.abort()
+
+    # --- frames ------------------------------------------------------------------------
+
+    def _handle(self, events: list[Event]) -> None:
+        """Handle events in their order; what must wait goes into the backlog."""
+        if self._hub.debug:
+            self._log_frames(events)
+        index = 0
+        try:
+            while index < len(events):
+                if len(self._frames) >= self._hub.limits.in_flight or self._write_paused:
+                    self._backlog.extend(events[index:])
+                    self._transport.pause_reading()
+                    return
+                event = events[index]
+                if type(event) is Notify:
+                    index = self._dispatcher.dispatch(events, index, self)
+                else:
+                    index += 1
+                    self._handle_other(event)
+        except ProtocolError as error:
+            self._fail(error)
+
+    def _handle_other(self, event: Event) -> None:
+        match event:
+            case Opened(engine, agent):
+                self._opened = True
+                self.engine_id = engine.engine_id
+                self.max_frame_size = agent.max_frame_size
+                logger.debug("HELLO from %s: %s; answered %s", self.peer, engine, agent)
+            case HealthChecked():
+                self._opened = True
+                self._close()
+            case Disconnected(status_code, message):
+                self._hub.disconnected(self.peer, status_code, message)
+                self._say_farewell(status_code, message)
+            case Failed(error):
+                self._fail(error)
+            case Aborted():
+                logger.debug("a NOTIFY in fragments from %s was aborted", self.peer)
+            case Skipped(kind):
+                logger.debug("a frame of unknown type %d from %s was skipped", kind, self.peer)
+
+    def _flush_soon(self) -> None:
+        """Write once the callbacks that are due have run: several frames may be done by then."""
+        if not self._flushing:
+            self._flushing = True
+            self._hub.loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if self._backlog and not self._write_paused:
+            events = list(self._backlog)
+            self._backlog.clear()
+            self._handle(events)
+        if self._farewell is not None and not self._frames and not self._backlog:
+            self._close()
+        if self.outgoing and not self._transport.is_closing():
+            self._transport.write(self._connection.data_to_send())
+        if not self._backlog and not self._write_paused:
+            self._transport.resume_reading()
+        if self._connection.is_closing and not self._frames and self._lingering is None:
+            self._transport.close()
+
+    # --- the end -----------------------------------------------------------------------
+
+    def _fail(self, error: ProtocolError) -> None:
+        self._hub.failed(self.peer, error)
+        for frame in tuple(self._frames):
+            frame.cancel()
+        self._frames.clear()
+        self._backlog.clear()
+        self._say_farewell(error.status_code, str(error))
+
+    def _say_farewell(self, status_code: int, message: str) -> None:
+        """Send a DISCONNECT once all that is owed has been sent, and close."""
+        self._farewell = status_code, message
+        if not self._frames and not self._backlog:
+            self._close()
+
+    def _close(self) -> None:
+        """Write what is left, stop writing, and give the engine a moment to close."""
+        self._opened = True
+        if self._lingering is not None or self._transport.is_closing():
+            return
+        if self._farewell is not None:
+            self._connection.send_disconnect(*self._farewell)
+        self._transport.write(self._connection.data_to_send())
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        self._transport.resume_reading()
+        self._lingering = self._hub.loop.call_later(LINGER, self._transport.abort)
+
+    def _log_frames(self, events: list[Event]) -> None:
+        for event in events:
+            if isinstance(event, Notify):
+                # Dispatching says what is wrong with a frame that cannot be read.
+                with suppress(ProtocolError):
+                    logger.debug("%r from %s: %s", event, self.peer, decode_messages(event))
+
+
+def _peer_name(transport: asyncio.BaseTransport) -> str:
+    address = transport.get_extra_info("peername")
+    if isinstance(address, tuple):
+        host, port = address[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    family = getattr(transport.get_extra_info("socket"), "family", None)
+    return "a Unix socket" if family == socket.AF_UNIX else "an unknown address"

@@ -1,0 +1,120 @@
+"""The server of one worker: agents at work on the connections the worker is given."""
+
+import asyncio
+import socket
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Final
+
+from spoakit.agent import Agent
+from spoakit.agent.runtime import Runtime
+from spoakit.metrics.counters import CounterRow
+from spoakit.server.hub import Hub
+from spoakit.server.protocol import SpopProtocol
+from spoakit.server.settings import ServerSettings
+
+# A connection on which nothing came for so long is quiet: HAProxy sends what it has at once.
+QUIET: Final = 0.1
+_LOOK_INTERVAL: Final = 0.02
+_PUBLISH_INTERVAL: Final = 1.0
+
+
+class Server:
+    """Serves agents on the running event loop.
+
+    Args:
+        agents: one or more, whose messages all differ.
+        settings: limits and what to announce; where to listen is not its business.
+        row: the worker's counters.
+
+    Attributes:
+        on_closed: called once for each adopted connection when it is gone.
+    """
+
+    def __init__(self, agents: Sequence[Agent], settings: ServerSettings, row: CounterRow) -> None:
+        self.on_closed: Callable[[], None] = _ignore
+        self._runtime = Runtime(agents)
+        self._settings = settings
+        self._row = row
+        self._hub: Hub | None = None
+        self._adopting: set[asyncio.Task[None]] = set()
+        self._publishing: asyncio.Task[None] | None = None
+
+    @property
+    def connection_count(self) -> int:
+        """How many adopted connections are not gone yet."""
+        connected = len(self._hub.connections) if self._hub else 0
+        return connected + len(self._adopting)
+
+    async def start(self) -> None:
+        """Start the agents' resources; connections can be adopted then.
+
+        Raises:
+            StartupError: a resource failed.
+        """
+        await self._runtime.start()
+        self._hub = Hub(self._runtime, self._settings, self._row, lambda: self.on_closed())
+        self._publishing = asyncio.create_task(_publish_forever(self._hub))
+
+    def adopt(self, sock: socket.socket) -> None:
+        """Serve an accepted connection; the socket is the server's from now on."""
+        task = asyncio.create_task(self._adopt(sock))
+        self._adopting.add(task)
+        task.add_done_callback(self._adopting.discard)
+
+    def refuse_health_checks(self) -> None:
+        """Answer health checks with a DISCONNECT, so that HAProxy stops using this agent."""
+        if self._hub is not None:
+            self._hub.refuse_health_checks()
+
+    async def drain(self, timeout: float) -> None:
+        """Close each connection when it is quiet, and at the end of `timeout` seconds all."""
+        self.refuse_health_checks()
+        end = monotonic() + timeout
+        while self.connection_count and monotonic() < end:
+            self._leave_where_quiet(monotonic() - QUIET)
+            await asyncio.sleep(_LOOK_INTERVAL)
+        self._leave_where_quiet(monotonic())
+        await asyncio.sleep(0)
+
+    async def aclose(self) -> None:
+        """Close what is left, and stop the resources."""
+        if self._publishing is not None:
+            self._publishing.cancel()
+        for task in tuple(self._adopting):
+            task.cancel()
+        if self._hub is not None:
+            for connection in tuple(self._hub.connections):
+                connection.abort()
+            await asyncio.sleep(0)
+            self._hub.close()
+            await self._runtime.aclose()
+            self._hub = None
+
+    async def _adopt(self, sock: socket.socket) -> None:
+        hub = self._hub
+        try:
+            if hub is None:
+                raise ConnectionAbortedError("the server is not running")
+            loop = asyncio.get_running_loop()
+            await loop.connect_accepted_socket(lambda: SpopProtocol(hub), sock)
+        except OSError:
+            # The peer left before it was served.
+            sock.close()
+            self.on_closed()
+
+    def _leave_where_quiet(self, since: float) -> None:
+        if self._hub is not None:
+            for connection in tuple(self._hub.connections):
+                if connection.is_quiet(since):
+                    connection.leave()
+
+
+async def _publish_forever(hub: Hub) -> None:
+    while True:
+        await asyncio.sleep(_PUBLISH_INTERVAL)
+        hub.publish()
+
+
+def _ignore() -> None:
+    pass

@@ -1,0 +1,173 @@
+"""Run a server: as a service of one or more processes, or in an event loop that runs already."""
+
+import asyncio
+import logging
+import resource
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Final
+
+from spoakit.agent import Agent
+from spoakit.exceptions import ConfigurationError, StartupError
+from spoakit.logs import flush_throttles
+from spoakit.metrics.counters import CounterRow, Counters
+from spoakit.server.channel import WorkerServer
+from spoakit.server.daemon import Starter, daemonize, notify_service_manager
+from spoakit.server.loops import choose_loop, loop_factory
+from spoakit.server.pidfile import Pidfile
+from spoakit.server.server import Server
+from spoakit.server.settings import ServerSettings
+from spoakit.server.signals import Hooks
+from spoakit.server.single import SingleProcess, SingleServer
+from spoakit.server.sockets import Listeners
+from spoakit.server.supervisor import Supervisor
+
+# Some systems grant a thousand million, which programs that walk through them do not survive.
+_ENOUGH: Final = 1024 * 1024
+
+logger = logging.getLogger("spoakit.server")
+
+MakeServer = Callable[[CounterRow], WorkerServer]
+
+_DEFAULT_SETTINGS: Final = ServerSettings()
+_DEFAULT_HOOKS: Final = Hooks()
+
+
+def run(
+    agents: Sequence[Agent],
+    settings: ServerSettings = _DEFAULT_SETTINGS,
+    hooks: Hooks = _DEFAULT_HOOKS,
+) -> int:
+    """Serve agents until SIGTERM or SIGINT, and return the process's exit code.
+
+    To be called in the main thread of a process without an event loop or other threads, since it
+    receives signals and forks. In this order it checks the agents, binds, goes to the background,
+    locks the pidfile, forks the workers, and reports that it is ready once their resources are up.
+
+    Args:
+        agents: one or more, whose messages all differ; each HAProxy engine uses its own.
+        settings: where to listen, limits, workers.
+        hooks: called on SIGHUP and SIGUSR1.
+
+    Returns:
+        0 after a drain; 1 if the start failed (the reason is logged) or a worker had to be killed;
+        128 and the signal's number if a second signal ended it at once.
+
+    Raises:
+        ConfigurationError: uvloop is asked for and not installed.
+        RegistrationError: the agents do not go together.
+    """
+    return run_service(lambda row: Server(agents, settings, row), settings, hooks)
+
+
+async def serve(agents: Sequence[Agent], settings: ServerSettings = _DEFAULT_SETTINGS) -> None:
+    """Serve agents in the running event loop until cancelled; then drain, within its bound.
+
+    For programs with an event loop of their own. Signals are theirs, too.
+
+    Raises:
+        ConfigurationError: the settings ask for what needs a process: workers, a pidfile, a
+            runtime, going to the background.
+        RegistrationError: the agents do not go together.
+        StartupError: an address cannot be had, or a resource does not come up.
+    """
+    await serve_in_loop(lambda row: Server(agents, settings, row), settings)
+
+
+def run_service(make_server: MakeServer, settings: ServerSettings, hooks: Hooks) -> int:
+    """Serve until told to stop, and return the exit code, as `run` does.
+
+    Args:
+        make_server: makes what a worker runs. It is called once here, so that what is wrong with
+            the agents is raised before anything else happens, and again in each worker.
+        settings: where to listen, limits, workers.
+        hooks: called on SIGHUP and SIGUSR1.
+    """
+    loop = choose_loop(settings.loop)
+    counters = Counters(settings.workers + 1)
+    make_server(counters.row(0))
+    starter = Starter()
+    try:
+        with ExitStack() as stack:
+            listeners = Listeners(settings.listen)
+            stack.callback(listeners.remove)
+            stack.callback(listeners.close)
+            if settings.daemonize:
+                starter = daemonize()
+            pidfile = Pidfile(settings.pidfile) if settings.pidfile else None
+            if pidfile is not None:
+                pidfile.lock()
+                stack.callback(pidfile.release)
+            _raise_descriptor_limit(settings.limits.connections)
+
+            def on_ready() -> None:
+                workers = "1 worker" if settings.workers == 1 else f"{settings.workers} workers"
+                logger.info("listening on %s (%s, %s)", listeners.describe(), workers, loop)
+                notify_service_manager("READY=1")
+                starter.ready()
+
+            def close_in_worker() -> None:
+                starter.close()
+                if pidfile is not None:
+                    pidfile.close()
+
+            if settings.workers > 1:
+                return Supervisor(
+                    settings, listeners, counters, make_server, hooks, on_ready, close_in_worker
+                ).run()
+            with asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
+                process = SingleProcess(
+                    settings,
+                    listeners,
+                    make_server,
+                    counters.row(0),
+                    hooks,
+                    on_ready,
+                    on_end=stack.close,
+                )
+                return runner.run(process.run())
+    except StartupError as error:
+        logger.error("cannot start: %s", error)
+        starter.failed(str(error))
+        return 1
+    finally:
+        flush_throttles(final=True)
+
+
+async def serve_in_loop(make_server: MakeServer, settings: ServerSettings) -> None:
+    """Serve in the running event loop until cancelled, as `serve` does."""
+    if settings.workers > 1 or settings.daemonize or settings.pidfile or settings.runtime:
+        raise ConfigurationError(
+            "workers, daemonize, pidfile, runtime: they need a process; use run(), not serve()"
+        )
+    counters = Counters(1)
+    server = make_server(counters.row(0))
+    listeners = Listeners(settings.listen)
+    try:
+        single = SingleServer(settings, listeners, server, counters.row(0))
+        try:
+            await single.start()
+            logger.info("listening on %s", listeners.describe())
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                await single.leave()
+        finally:
+            single.close()
+    finally:
+        listeners.close()
+        listeners.remove()
+
+
+def _raise_descriptor_limit(connections: int) -> None:
+    """Allow this process and its workers as many descriptors as the system grants."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    granted = _ENOUGH if hard == resource.RLIM_INFINITY else min(hard, _ENOUGH)
+    if soft < granted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (granted, hard))
+    if granted < connections:
+        logger.warning(
+            "max connections is %d, but the limit of open files %d; raise it (ulimit -n)",
+            connections,
+            granted,
+        )

@@ -1,0 +1,169 @@
+"""What a server can be told, checked as soon as it is said.
+
+A value out of its range is a `ConfigurationError` that names the option, the value and the range.
+Sizes are in bytes, times in seconds.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Final, Literal
+
+from spoakit.exceptions import ConfigurationError
+from spoakit.spop.constants import MIN_FRAME_SIZE
+
+IPNetwork = IPv4Network | IPv6Network
+LoopName = Literal["auto", "uvloop", "asyncio"]
+
+CAPABILITIES: Final = ("fragmentation", "pipelining", "async")
+LOOPS: Final[tuple[LoopName, ...]] = ("auto", "uvloop", "asyncio")
+
+MAX_FRAME_SIZE_CAP: Final = 256 * 1024 * 1024
+MAX_REASSEMBLED_SIZE: Final = 1024 * 1024 * 1024
+MAX_WORKERS: Final = 1024
+MAX_CONNECTIONS: Final = 1_000_000
+MAX_IN_FLIGHT: Final = 1_000_000
+_DAY: Final = 86400.0
+# sun_path holds 108 bytes on Linux and 104 on macOS, the final NUL included.
+_MAX_UNIX_PATH: Final = 103
+
+
+def _check(option: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ConfigurationError(f"{option}: {value!r} is not in the range {low} to {high}")
+
+
+def parse_network(text: str) -> IPNetwork:
+    """Parse an address or a CIDR network, as `--allow` takes it: "192.0.2.7", "2001:db8::/32".
+
+    Raises:
+        ConfigurationError: it is neither, or has host bits set.
+    """
+    try:
+        return ip_network(text)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"allow: {text!r} is neither an address nor a CIDR network: {error}"
+        ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Where to listen and whom to accept.
+
+    Attributes:
+        address: an IPv4 or IPv6 address or a host name; "::" takes IPv4 as well.
+        port: 0 to 65535; 0 lets the system choose, and the choice is logged.
+        unix: path of a Unix socket, listened on instead of address and port.
+        unix_mode: permissions of the Unix socket; whoever may write to it may connect.
+        backlog: connections that the kernel keeps until they are accepted, 1 to 65535.
+        allow: networks that may connect; empty for all. SPOP has no authentication of its own.
+            Does not concern Unix sockets.
+    """
+
+    address: str = "0.0.0.0"
+    port: int = 12345
+    unix: str | None = None
+    unix_mode: int = 0o660
+    backlog: int = 1024
+    allow: tuple[IPNetwork, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.address:
+            raise ConfigurationError("address: it is empty; 0.0.0.0 listens on all IPv4 addresses")
+        _check("port", self.port, 0, 65535)
+        _check("unix mode", self.unix_mode, 0, 0o777)
+        _check("backlog", self.backlog, 1, 65535)
+        if self.unix is not None and not 1 <= len(self.unix.encode()) <= _MAX_UNIX_PATH:
+            raise ConfigurationError(
+                f"unix: the path {self.unix!r} is not 1 to {_MAX_UNIX_PATH} bytes long"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What peers may use.
+
+    Attributes:
+        connections: accepted connections of all workers together, 1 to 1,000,000; further ones are
+            closed at once.
+        in_flight: unanswered frames of one connection, 1 to 1,000,000; a connection that has as
+            many is not read until some are answered.
+        frame_size: what we offer as max-frame-size, 256 up to `frame_size_cap`; 0 takes the
+            engine's.
+        frame_size_cap: the largest frame that is taken at all, 256 bytes to 256 MiB.
+        reassembled_size: a NOTIFY put together from fragments, 256 bytes to 1 GiB.
+        hello_timeout: time a new connection has to complete its HELLO, up to a day.
+    """
+
+    connections: int = 4096
+    in_flight: int = 1024
+    frame_size: int = 0
+    frame_size_cap: int = 1024 * 1024
+    reassembled_size: int = 4 * 1024 * 1024
+    hello_timeout: float = 10.0
+
+    def __post_init__(self) -> None:
+        _check("max connections", self.connections, 1, MAX_CONNECTIONS)
+        _check("max in-flight frames", self.in_flight, 1, MAX_IN_FLIGHT)
+        _check("frame size cap", self.frame_size_cap, MIN_FRAME_SIZE, MAX_FRAME_SIZE_CAP)
+        if self.frame_size:
+            _check("max frame size", self.frame_size, MIN_FRAME_SIZE, self.frame_size_cap)
+        _check("max reassembled size", self.reassembled_size, MIN_FRAME_SIZE, MAX_REASSEMBLED_SIZE)
+        _check("hello timeout", self.hello_timeout, 0.001, _DAY)
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """How to leave.
+
+    Attributes:
+        timeout: time the connections have to become quiet before they are closed all the same.
+        checks: time before that in which service goes on, but health checks are answered with an
+            AGENT-DISCONNECT, so that HAProxy takes the agent out of its backend. At least HAProxy's
+            `inter` times `fall`; 0 skips this.
+    """
+
+    timeout: float = 10.0
+    checks: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check("drain", self.timeout, 0, _DAY)
+        _check("drain checks", self.checks, 0, _DAY)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """Everything a server can be told.
+
+    Attributes:
+        workers: processes, 1 to 1024, each with its own event loop; with 1 there is no child.
+        capabilities: what to announce in AGENT-HELLO, of "fragmentation", "pipelining", "async".
+        runtime: stop by itself after this time, as SIGTERM would; None runs until told to stop.
+        pidfile: written and locked while the server runs.
+        daemonize: detach from the terminal once the sockets are bound.
+        loop: "uvloop", "asyncio", or "auto" for uvloop where it is installed.
+    """
+
+    listen: Listen = field(default_factory=Listen)
+    limits: Limits = field(default_factory=Limits)
+    drain: Drain = field(default_factory=Drain)
+    workers: int = 1
+    capabilities: tuple[str, ...] = ("fragmentation", "pipelining")
+    runtime: float | None = None
+    pidfile: str | None = None
+    daemonize: bool = False
+    loop: LoopName = "auto"
+
+    def __post_init__(self) -> None:
+        _check("workers", self.workers, 1, MAX_WORKERS)
+        _check_names("capability", self.capabilities, CAPABILITIES)
+        _check_names("loop", (self.loop,), LOOPS)
+        if self.runtime is not None and not self.runtime > 0:
+            raise ConfigurationError(f"runtime: {self.runtime!r} is not a time above 0")
+
+
+def _check_names(option: str, names: Iterable[str], known: tuple[str, ...]) -> None:
+    for name in names:
+        if name not in known:
+            raise ConfigurationError(f"{option}: {name!r} is not one of {', '.join(known)}")

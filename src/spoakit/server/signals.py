@@ -1,0 +1,85 @@
+"""What signals mean, wherever they are received: in the supervisor, or in a lone process."""
+
+import logging
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Final
+
+logger = logging.getLogger("spoakit.server")
+
+STOP_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT})
+SIGNALS: Final = STOP_SIGNALS | {signal.SIGHUP, signal.SIGUSR1}
+
+_ONE_PRESS: Final = 0.5
+
+
+class Wish(Enum):
+    """What the sender of a signal wants."""
+
+    STOP = auto()
+    END = auto()
+    RELOAD = auto()
+    REOPEN_LOGS = auto()
+
+
+class SignalRules:
+    """Tell a signal's meaning from those before it.
+
+    A terminal or a service manager may signal the group and the process both, so what comes within
+    500 ms of a signal of the same meaning is that one again. SIGTERM or SIGINT for the second time,
+    later than that, asks to end at once.
+    """
+
+    __slots__ = ("_clock", "_last", "_stopping")
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last: dict[Wish, float] = {}
+        self._stopping = False
+
+    def read(self, signum: int) -> Wish | None:
+        """Return what a signal of `SIGNALS` asks for; None when it repeats the one before it."""
+        if signum in STOP_SIGNALS:
+            wish = Wish.STOP
+        else:
+            wish = Wish.RELOAD if signum == signal.SIGHUP else Wish.REOPEN_LOGS
+        now = self._clock()
+        last = self._last.get(wish)
+        if last is not None and now - last < _ONE_PRESS:
+            return None
+        self._last[wish] = now
+        if wish is Wish.STOP:
+            if self._stopping:
+                return Wish.END
+            self._stopping = True
+        return wish
+
+
+def _log_reload() -> None:
+    logger.info("reload: there is nothing to reload")
+
+
+def _log_reopen() -> None:
+    logger.info("reopen logs: logs go to standard error")
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What a program does on SIGHUP and SIGUSR1, in the supervisor and in each worker.
+
+    Both run in the process's event loop, between two callbacks; an exception is logged.
+    """
+
+    reload: Callable[[], None] = _log_reload
+    reopen_logs: Callable[[], None] = _log_reopen
+
+    def call(self, wish: Wish) -> None:
+        """Run the hook for `RELOAD` or `REOPEN_LOGS`."""
+        hook = self.reload if wish is Wish.RELOAD else self.reopen_logs
+        try:
+            hook()
+        except Exception:
+            logger.exception("%s failed; going on as before", wish.name.lower().replace("_", " "))

@@ -1,0 +1,244 @@
+"""Listening sockets, and accepting from them."""
+
+import errno
+import logging
+import os
+import socket
+import stat
+import time
+from collections.abc import Callable, Iterator
+from ipaddress import IPv6Address, ip_address
+from typing import Any, Final
+
+from spoakit.exceptions import StartupError
+from spoakit.logs import Throttle
+from spoakit.metrics.counters import CounterRow, counter
+from spoakit.server.settings import IPNetwork, Limits, Listen
+
+logger = logging.getLogger("spoakit.server")
+
+ACCEPTED = counter("spoakit_connections_accepted_total", "Connections accepted.")
+NOT_ALLOWED = counter(
+    "spoakit_connections_not_allowed_total",
+    "Connections closed at once, their address not allowed.",
+)
+OVER_LIMIT = counter(
+    "spoakit_connections_over_limit_total", "Connections closed at once, over the connection limit."
+)
+ACCEPT_FAILURES = counter(
+    "spoakit_accept_failures_total", "Times that accepting failed, mostly for lack of descriptors."
+)
+
+# Connections taken in one go; signals and the other descriptors wait no longer than for these.
+_BATCH: Final = 64
+_PAUSE: Final = 1.0
+# accept(2) passes on what has become of the waiting connection; all else is about this process.
+_PEER_ERRORS: Final = frozenset(
+    {
+        errno.ECONNABORTED,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.EPERM,
+        errno.EPROTO,
+    }
+)
+
+
+class Listeners:
+    """The listening sockets, non-blocking.
+
+    Attributes:
+        sockets: one for each address, or the Unix one.
+    """
+
+    __slots__ = ("_unix", "sockets")
+
+    def __init__(self, listen: Listen) -> None:
+        """Bind and listen.
+
+        Raises:
+            StartupError: an address cannot be had.
+        """
+        self.sockets: list[socket.socket] = []
+        self._unix: tuple[str, os.stat_result] | None = None
+        try:
+            if listen.unix is not None:
+                self._listen_unix(os.path.abspath(listen.unix), listen)
+            else:
+                self._listen_tcp(listen)
+        except BaseException:
+            self.close()
+            raise
+
+    def describe(self) -> str:
+        """Return the addresses actually bound: "127.0.0.1:12345", "[::1]:12345", "/run/a.sock"."""
+        return ", ".join(map(_describe, self.sockets))
+
+    def close(self) -> None:
+        """Stop listening in this process; others that share the sockets go on."""
+        for listener in self.sockets:
+            listener.close()
+        self.sockets.clear()
+
+    def remove(self) -> None:
+        """Remove the Unix socket's file, if it is still ours."""
+        if self._unix is None:
+            return
+        path, ours = self._unix
+        self._unix = None
+        try:
+            if os.path.samestat(os.stat(path), ours):
+                os.unlink(path)
+        except FileNotFoundError:
+            pass
+
+    def _listen_tcp(self, listen: Listen) -> None:
+        where = f"{listen.address} port {listen.port}"
+        try:
+            found = socket.getaddrinfo(
+                listen.address, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )
+            port = listen.port
+            for family, _, _, _, address in dict.fromkeys(found):
+                listener = socket.socket(family, socket.SOCK_STREAM)
+                self.sockets.append(listener)
+                _set_options(listener, dual_stack=address[0] == "::")
+                # With port 0 the first address chooses for all.
+                listener.bind((address[0], port, *address[2:]))
+                port = listener.getsockname()[1]
+                listener.listen(listen.backlog)
+        except OSError as error:
+            raise StartupError(f"cannot listen on {where}: {error.strerror}") from error
+
+    def _listen_unix(self, path: str, listen: Listen) -> None:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sockets.append(listener)
+        listener.setblocking(False)
+        try:
+            _remove_stale(path)
+            umask = os.umask(0o177)  # nobody gets in before the mode is what was asked for
+            try:
+                listener.bind(path)
+            finally:
+                os.umask(umask)
+            os.chmod(path, listen.unix_mode)
+            self._unix = path, os.stat(path)
+            listener.listen(listen.backlog)
+        except OSError as error:
+            raise StartupError(f"cannot listen on {path}: {error.strerror}") from error
+
+
+def _set_options(listener: socket.socket, dual_stack: bool) -> None:
+    listener.setblocking(False)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if listener.family == socket.AF_INET6:
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dual_stack)
+    # Accepted sockets inherit these. Idle connections are kept, so keepalive is what notices that
+    # the engine's host is gone; and an ACK must not wait for the engine's delayed TCP ACK.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _remove_stale(path: str) -> None:
+    """Remove a Unix socket that nobody listens on; refuse what is alive or no socket."""
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            raise StartupError(f"cannot listen on {path}: it exists and is not a socket")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except BlockingIOError:
+            pass  # its backlog is full, so someone listens
+    raise StartupError(f"cannot listen on {path}: another process listens there")
+
+
+def _describe(listener: socket.socket) -> str:
+    name = listener.getsockname()
+    if listener.family == socket.AF_UNIX:
+        return str(name)
+    return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
+
+
+class Acceptor:
+    """Accepts connections in batches, and turns away those that may not come in.
+
+    Args:
+        listen: who is allowed.
+        limits: how many connections.
+        count: tells how many there are now.
+        row: where to count.
+        clock: monotonic seconds.
+    """
+
+    __slots__ = ("_allow", "_clock", "_count", "_limit", "_row", "_throttle", "paused_until")
+
+    def __init__(
+        self,
+        listen: Listen,
+        limits: Limits,
+        count: Callable[[], int],
+        row: CounterRow,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._allow: tuple[IPNetwork, ...] = listen.allow
+        self._limit = limits.connections
+        self._count = count
+        self._row = row
+        self._clock = clock
+        self._throttle = Throttle(logger, clock=clock)
+        self.paused_until = 0.0
+        """When to accept again, after descriptors or memory ran out; on the same clock."""
+
+    def accept(self, listener: socket.socket) -> Iterator[socket.socket]:
+        """Yield what waits to be accepted and may come in, a batch at most."""
+        for _ in range(_BATCH):
+            try:
+                connection, address = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _PEER_ERRORS:
+                    continue
+                self._pause(error)
+                return
+            if self._may_enter(connection, address):
+                self._row.add(ACCEPTED)
+                yield connection
+            else:
+                connection.close()
+
+    def _may_enter(self, connection: socket.socket, address: Any) -> bool:
+        if self._allow and connection.family != socket.AF_UNIX and not self._is_allowed(address[0]):
+            self._row.add(NOT_ALLOWED)
+            self._throttle.warning(
+                "allow", "connection from %s closed: the address is not allowed", address[0]
+            )
+            return False
+        if self._count() >= self._limit:
+            self._row.add(OVER_LIMIT)
+            self._throttle.warning(
+                "limit", "connection closed: %d are open, which is the limit", self._limit
+            )
+            return False
+        return True
+
+    def _is_allowed(self, address: str) -> bool:
+        peer = ip_address(address)
+        if isinstance(peer, IPv6Address) and peer.ipv4_mapped is not None:
+            peer = peer.ipv4_mapped  # an IPv4 peer of a dual-stack socket
+        return any(peer in network for network in self._allow)
+
+    def _pause(self, error: OSError) -> None:
+        # The connection still waits, so the socket stays readable: without a pause this would spin.
+        self._row.add(ACCEPT_FAILURES)
+        self._throttle.error(
+            "resources", "cannot accept: %s; trying again in %g s", error.strerror, _PAUSE
+        )
+        self.paused_until = self._clock() + _PAUSE

@@ -1,0 +1,400 @@
+"""The supervisor: forks workers, accepts connections, hands them out, restarts and stops workers.
+
+It has no asyncio loop, so that workers are forked from a process without loop state or threads.
+Everything it does is a turn of one `select` loop: events, ended processes, signals, deadlines.
+"""
+
+import gc
+import logging
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+from functools import partial
+from types import FrameType
+from typing import Final, NoReturn
+
+from spoakit.exceptions import StartupError
+from spoakit.logs import Throttle, flush_throttles, forget_throttled
+from spoakit.metrics.counters import CounterRow, Counters, counter
+from spoakit.server.channel import Order, WorkerServer
+from spoakit.server.daemon import notify_service_manager
+from spoakit.server.handle import WorkerHandle, describe_exit
+from spoakit.server.settings import ServerSettings
+from spoakit.server.signals import SIGNALS, Hooks, SignalRules, Wish
+from spoakit.server.sockets import Acceptor, Listeners
+from spoakit.server.worker import FLUSH_INTERVAL, GRACE, run_worker
+
+logger = logging.getLogger("spoakit.server")
+
+DEATHS = counter("spoakit_worker_deaths_total", "Workers that ended without being told to.")
+
+# A worker bounds its own leaving; what is still there half a second later hangs.
+_KILL_AFTER: Final = GRACE + 0.5
+_RETRY: Final = 0.01
+_ALL_SIGNALS: Final = SIGNALS | {signal.SIGCHLD}
+
+
+class _Phase(IntEnum):
+    STARTING = 0
+    SERVING = 1
+    ANNOUNCING = 2  # serving still, but health checks are refused
+    DRAINING = 3
+
+
+class Supervisor:
+    """Runs `settings.workers` workers on listening sockets.
+
+    Args:
+        settings: the number of workers, limits, drain, runtime.
+        listeners: where connections come in.
+        counters: a row for each worker and one more for the supervisor.
+        make_server: makes what a worker runs; called in the worker.
+        hooks: called on SIGHUP and SIGUSR1, here and in the workers.
+        on_ready: called once, when all workers are ready.
+        close_in_worker: closes what else a worker must not keep open.
+    """
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        listeners: Listeners,
+        counters: Counters,
+        make_server: Callable[[CounterRow], WorkerServer],
+        hooks: Hooks,
+        on_ready: Callable[[], None],
+        close_in_worker: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._listeners = listeners
+        self._counters = counters
+        self._make_server = make_server
+        self._hooks = hooks
+        self._on_ready = on_ready
+        self._close_in_worker = close_in_worker
+        self._row = counters.row(settings.workers)
+        self._workers = [WorkerHandle(index) for index in range(settings.workers)]
+        self._acceptor = Acceptor(
+            settings.listen, settings.limits, self._count_connections, self._row
+        )
+        self._throttle = Throttle(logger)
+        self._selector = selectors.DefaultSelector()
+        self._signals = socket.socketpair()
+        self._rules = SignalRules()
+        self._received = b""
+        self._phase = _Phase.STARTING
+        self._is_accepting = False
+        self._held: socket.socket | None = None
+        self._turns = 0
+        self._deadline: float | None = None
+        self._flush_at = 0.0
+        self._failure: str | None = None
+        self._exit_code = 0
+
+    def run(self) -> int:
+        """Run until told to stop; return the exit code.
+
+        Raises:
+            StartupError: a worker could not start, and none is left.
+        """
+        # What exists now is shared with the workers, as long as no collection writes to it.
+        gc.collect()
+        gc.freeze()
+        try:
+            with self._receive_signals():
+                for worker in self._workers:
+                    self._fork(worker)
+                while any(worker.pid or worker.restart_at for worker in self._workers):
+                    self._turn()
+        finally:
+            for worker in self._workers:
+                worker.close_channel()  # tells those that are left, after an error, to leave
+            self._selector.close()
+        if self._failure is not None:
+            raise StartupError(self._failure)
+        return self._exit_code
+
+    def _turn(self) -> None:
+        for key, _ in self._selector.select(self._time_to_wait(time.monotonic())):
+            key.data()
+        now = time.monotonic()
+        self._reap(now)
+        self._obey_signals(now)
+        self._meet_deadlines(now)
+        self._control_accepting(now)
+
+    # Workers
+
+    def _fork(self, worker: WorkerHandle) -> None:
+        ours, theirs = socket.socketpair()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # A signal that the new process got before it ignores them would reach our wakeup socket.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL_SIGNALS)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                ours.close()
+                self._become_worker(worker.index, theirs, mask)
+        except OSError as error:
+            ours.close()
+            self._on_fork_failed(worker, f"cannot fork a worker: {error.strerror}")
+            return
+        finally:
+            theirs.close()
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        worker.started(pid, ours)
+        self._selector.register(ours, selectors.EVENT_READ, partial(self._on_reports, worker, ours))
+        logger.debug("worker %d is process %d", worker.index, pid)
+
+    def _on_fork_failed(self, worker: WorkerHandle, reason: str) -> None:
+        now = time.monotonic()
+        if self._phase is _Phase.SERVING:
+            worker.postpone(now)
+            self._throttle.error("fork", reason)
+        elif self._failure is None:
+            self._failure = reason
+            self._drain(now)
+
+    def _become_worker(
+        self, index: int, channel: socket.socket, mask: set[signal.Signals | int]
+    ) -> NoReturn:
+        code = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            for signum in SIGNALS:
+                signal.signal(signum, signal.SIG_IGN)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            self._close_what_is_ours()
+            forget_throttled()
+            code = run_worker(
+                channel, self._settings, self._make_server, self._counters.row(index), self._hooks
+            )
+        except BaseException:
+            logger.exception("worker %d failed", index)
+        finally:
+            flush_throttles(final=True)
+            logging.shutdown()
+            sys.stdout.flush()
+            os._exit(code)
+
+    def _close_what_is_ours(self) -> None:
+        self._selector.close()
+        for end in self._signals:
+            end.close()
+        self._listeners.close()
+        # A worker that kept its siblings' channels would hide the supervisor's end from them.
+        for worker in self._workers:
+            worker.close_channel()
+        if self._held is not None:
+            self._held.close()
+        self._close_in_worker()
+
+    def _on_reports(self, worker: WorkerHandle, channel: socket.socket) -> None:
+        if worker.channel is channel and worker.read_reports(time.monotonic()) is False:
+            self._selector.unregister(channel)
+            worker.close_channel()
+        if self._phase is _Phase.STARTING and all(worker.is_ready for worker in self._workers):
+            self._serve()
+
+    def _reap(self, now: float) -> None:
+        for worker in self._workers:
+            if not worker.pid:
+                continue
+            pid, status = os.waitpid(worker.pid, os.WNOHANG)
+            if pid:
+                self._bury(worker, status, now)
+
+    def _bury(self, worker: WorkerHandle, status: int, now: float) -> None:
+        if worker.channel is not None:
+            while worker.read_reports(now):
+                pass
+            self._selector.unregister(worker.channel)
+        pid, how = worker.pid, describe_exit(status)
+        worker.ended(now)
+        self._counters.reset_gauges(worker.index)
+        if self._phase >= _Phase.ANNOUNCING:
+            worker.restart_at = None
+            level = logging.WARNING if status else logging.DEBUG
+            logger.log(level, "worker %d (process %d) ended: %s", worker.index, pid, how)
+            return
+        self._row.add(DEATHS)
+        what = f"worker {worker.index} (process {pid})"
+        if worker.failure is None:
+            reason = f"{what} ended unexpectedly: {how}"
+        else:
+            reason = f"{what} could not start: {worker.failure}"
+        if self._phase is _Phase.STARTING:
+            self._failure = reason
+            self._drain(now)
+        elif worker.restart_at is not None:
+            logger.error("%s; its successor follows in %.1f s", reason, worker.restart_at - now)
+
+    # Connections
+
+    def _count_connections(self) -> int:
+        return sum(worker.connections for worker in self._workers)
+
+    def _control_accepting(self, now: float) -> None:
+        wanted = (
+            self._phase in (_Phase.SERVING, _Phase.ANNOUNCING)
+            and self._held is None
+            and now >= self._acceptor.paused_until
+            and any(worker.is_ready for worker in self._workers)
+        )
+        if wanted == self._is_accepting:
+            return
+        self._is_accepting = wanted
+        for listener in self._listeners.sockets:
+            if wanted:
+                self._selector.register(
+                    listener, selectors.EVENT_READ, partial(self._on_connections, listener)
+                )
+            else:
+                self._selector.unregister(listener)
+
+    def _on_connections(self, listener: socket.socket) -> None:
+        if self._held is not None:
+            return
+        for connection in self._acceptor.accept(listener):
+            if not self._hand(connection):
+                self._held = connection
+                self._throttle.warning("held", "no worker takes connections; accepting waits")
+                return
+
+    def _hand(self, connection: socket.socket) -> bool:
+        """Hand a connection to the worker with the fewest, of these to the one whose turn it is."""
+        ready = [worker for worker in self._workers if worker.is_ready]
+        for worker in sorted(ready, key=lambda worker: (worker.connections, worker.turn)):
+            if worker.hand(connection):
+                self._turns += 1
+                worker.turn = self._turns
+                return True
+        return False
+
+    # Signals and time
+
+    @contextmanager
+    def _receive_signals(self) -> Iterator[None]:
+        reader, writer = self._signals
+        reader.setblocking(False)
+        writer.setblocking(False)
+        self._selector.register(reader, selectors.EVENT_READ, self._on_signals)
+        before = {signum: signal.signal(signum, _noted) for signum in _ALL_SIGNALS}
+        wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(wakeup)
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+            reader.close()
+            writer.close()
+
+    def _on_signals(self) -> None:
+        self._received += self._signals[0].recv(4096)
+
+    def _obey_signals(self, now: float) -> None:
+        received, self._received = self._received, b""
+        for signum in received:
+            wish = self._rules.read(signum) if signum in SIGNALS else None
+            match wish:
+                case Wish.STOP:
+                    self._stop(now, signal.Signals(signum).name)
+                case Wish.END:
+                    self._end(signum)
+                case Wish.RELOAD | Wish.REOPEN_LOGS:
+                    self._hooks.call(wish)
+                    order = Order.RELOAD if wish is Wish.RELOAD else Order.REOPEN_LOGS
+                    for worker in self._workers:
+                        worker.send_order(order)
+
+    def _time_to_wait(self, now: float) -> float:
+        times = [self._flush_at]
+        times += [worker.restart_at for worker in self._workers if worker.restart_at is not None]
+        if self._deadline is not None:
+            times.append(self._deadline)
+        if self._held is not None or any(worker.has_unsent for worker in self._workers):
+            times.append(now + _RETRY)
+        if self._acceptor.paused_until > now:
+            times.append(self._acceptor.paused_until)
+        return max(0.0, min(times) - now)
+
+    def _meet_deadlines(self, now: float) -> None:
+        if now >= self._flush_at:
+            flush_throttles()
+            self._flush_at = now + FLUSH_INTERVAL
+        for worker in self._workers:
+            if worker.restart_at is not None and now >= worker.restart_at:
+                self._fork(worker)
+            worker.flush()
+        if self._held is not None and self._hand(self._held):
+            self._held = None
+        if self._deadline is not None and now >= self._deadline:
+            self._deadline = None
+            match self._phase:
+                case _Phase.SERVING:
+                    self._stop(now, "the runtime is over")
+                case _Phase.ANNOUNCING:
+                    self._drain(now)
+                case _Phase.DRAINING:
+                    logger.error("workers still run after the drain's bound; killing them")
+                    self._exit_code = 1
+                    self._kill()
+
+    # Phases
+
+    def _serve(self) -> None:
+        self._phase = _Phase.SERVING
+        if self._settings.runtime is not None:
+            self._deadline = time.monotonic() + self._settings.runtime
+        self._on_ready()
+
+    def _stop(self, now: float, why: str) -> None:
+        if self._phase >= _Phase.ANNOUNCING:
+            return
+        logger.info("stopping: %s", why)
+        notify_service_manager("STOPPING=1")
+        checks = self._settings.drain.checks
+        if self._phase is _Phase.STARTING or not checks:
+            self._drain(now)
+            return
+        self._phase = _Phase.ANNOUNCING
+        self._deadline = now + checks
+        for worker in self._workers:
+            worker.restart_at = None
+            worker.send_order(Order.REFUSE_CHECKS)
+
+    def _drain(self, now: float) -> None:
+        self._phase = _Phase.DRAINING
+        self._control_accepting(now)
+        self._listeners.close()
+        if self._held is not None:
+            if not self._hand(self._held):
+                self._held.close()
+            self._held = None
+        self._deadline = now + self._settings.drain.timeout + _KILL_AFTER
+        for worker in self._workers:
+            worker.restart_at = None
+            worker.send_order(Order.DRAIN)
+
+    def _end(self, signum: int) -> None:
+        logger.warning("%s again: ending at once", signal.Signals(signum).name)
+        self._exit_code = 128 + signum
+        if self._phase is not _Phase.DRAINING:
+            self._drain(time.monotonic())
+        self._kill()
+
+    def _kill(self) -> None:
+        for worker in self._workers:
+            worker.kill()
+
+
+def _noted(signum: int, frame: FrameType | None) -> None:
+    """Do nothing: the signal's number is in the wakeup socket already."""

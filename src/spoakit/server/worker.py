@@ -1,0 +1,197 @@
+"""A worker: a process with one event loop, which serves the connections its supervisor hands it."""
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Callable
+from typing import Final
+
+from spoakit.exceptions import StartupError
+from spoakit.logs import Throttle, flush_throttles
+from spoakit.metrics.counters import CounterRow, counter
+from spoakit.server.channel import Order, Report, WorkerServer, receive_orders
+from spoakit.server.loops import loop_factory
+from spoakit.server.settings import ServerSettings
+from spoakit.server.signals import Hooks, Wish
+
+logger = logging.getLogger("spoakit.server")
+
+LOST = counter(
+    "spoakit_connections_lost_total", "Connections lost for lack of descriptors in a worker."
+)
+
+GRACE: Final = 1.0
+"""Seconds after the drain's bound that are left to take resources down."""
+
+FLUSH_INTERVAL: Final = 1.0
+
+
+def run_worker(
+    channel: socket.socket,
+    settings: ServerSettings,
+    make_server: Callable[[CounterRow], WorkerServer],
+    row: CounterRow,
+    hooks: Hooks,
+) -> int:
+    """Serve until told to leave; return the exit code. For a process that was just forked."""
+    worker = _Worker(channel, settings, make_server, row, hooks)
+    with asyncio.Runner(loop_factory=loop_factory(settings.loop)) as runner:
+        return runner.run(worker.run())
+
+
+async def flush_logs_forever() -> None:
+    """Write the summaries of throttled lines that are due, once a second."""
+    while True:
+        await asyncio.sleep(FLUSH_INTERVAL)
+        flush_throttles()
+
+
+async def start_server(server: WorkerServer) -> None:
+    """Start a server; whatever its resources raise is a StartupError.
+
+    Raises:
+        StartupError: with the reason.
+    """
+    try:
+        await server.start()
+    except StartupError:
+        raise
+    except Exception as error:
+        logger.exception("a resource failed to come up")
+        raise StartupError(f"{type(error).__name__}: {error}") from error
+
+
+async def leave(server: WorkerServer, timeout: float) -> bool:
+    """Drain and close a server; tell if it was done within `timeout` seconds and the grace."""
+    try:
+        async with asyncio.timeout(timeout + GRACE):
+            await server.drain(timeout)
+            await server.aclose()
+    except TimeoutError:
+        logger.error("not done within %g s of draining; leaving all the same", timeout + GRACE)
+        return False
+    return True
+
+
+class _Worker:
+    __slots__ = (
+        "_channel",
+        "_hooks",
+        "_leave",
+        "_loop",
+        "_row",
+        "_server",
+        "_settings",
+        "_throttle",
+        "_unreported",
+    )
+
+    def __init__(
+        self,
+        channel: socket.socket,
+        settings: ServerSettings,
+        make_server: Callable[[CounterRow], WorkerServer],
+        row: CounterRow,
+        hooks: Hooks,
+    ) -> None:
+        channel.setblocking(False)
+        self._channel = channel
+        self._settings = settings
+        self._hooks = hooks
+        self._row = row
+        self._throttle = Throttle(logger)
+        self._unreported = b""
+        self._server = make_server(row)
+        self._server.on_closed = self._on_closed
+
+    async def run(self) -> int:
+        self._loop = asyncio.get_running_loop()
+        self._leave = asyncio.Event()
+        self._loop.add_reader(self._channel, self._on_orders)
+        flusher = asyncio.create_task(flush_logs_forever())
+        leaving = asyncio.create_task(self._leave.wait())
+        starting = asyncio.create_task(start_server(self._server))
+        # A start that hangs must not keep the worker from leaving.
+        await asyncio.wait({starting, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            if not starting.done():
+                return 0
+            starting.result()
+            self._report(bytes((Report.READY,)))
+            await leaving
+            return 0 if await leave(self._server, self._settings.drain.timeout) else 1
+        except StartupError as error:
+            self._report(bytes((Report.FAILED,)) + str(error).encode(errors="replace"))
+            return 1
+        finally:
+            flusher.cancel()
+            self._loop.remove_reader(self._channel)
+            self._loop.remove_writer(self._channel)
+
+    def _on_orders(self) -> None:
+        try:
+            orders, connections = receive_orders(self._channel)
+        except BlockingIOError:
+            return
+        except ConnectionError:
+            orders, connections = b"", []
+        if not orders:
+            self._on_supervisor_gone()
+            return
+        waiting = iter(connections)
+        for order in orders:
+            match order:
+                case Order.CONNECTION:
+                    self._take(next(waiting, None))
+                case Order.REFUSE_CHECKS:
+                    self._server.refuse_health_checks()
+                case Order.DRAIN:
+                    self._leave.set()
+                case Order.RELOAD:
+                    self._hooks.call(Wish.RELOAD)
+                case Order.REOPEN_LOGS:
+                    self._hooks.call(Wish.REOPEN_LOGS)
+
+    def _take(self, connection: socket.socket | None) -> None:
+        if connection is not None:
+            self._server.adopt(connection)
+            return
+        self._row.add(LOST)
+        self._throttle.error(
+            "lost", "a connection was lost: no file descriptor left; raise the limit (ulimit -n)"
+        )
+        self._on_closed()
+
+    def _on_supervisor_gone(self) -> None:
+        self._loop.remove_reader(self._channel)
+        if not self._leave.is_set():
+            logger.warning("the supervisor is gone; leaving")
+            # Nobody is left to kill this process if something in it does not end.
+            signal.alarm(int(self._settings.drain.timeout + GRACE) + 2)
+        self._leave.set()
+
+    def _on_closed(self) -> None:
+        # Reports gather until the loop has gone round: a hundred lost connections are one write.
+        if not self._unreported:
+            self._loop.call_soon(self._send_reports)
+        self._unreported += bytes((Report.CLOSED,))
+
+    def _report(self, report: bytes) -> None:
+        self._unreported += report
+        self._send_reports()
+
+    def _send_reports(self) -> None:
+        if not self._unreported:
+            return
+        try:
+            sent = self._channel.send(self._unreported)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            sent = len(self._unreported)  # the supervisor is gone: nobody counts any more
+        self._unreported = self._unreported[sent:]
+        if self._unreported:
+            self._loop.add_writer(self._channel, self._send_reports)
+        else:
+            self._loop.remove_writer(self._channel)
