@@ -1,0 +1,69 @@
+# Everything here works on a fresh Debian 12, as root or not; what the system lacks is
+# installed, or named where only root could install it.
+
+PYTHON ?= python3
+VENV := .venv
+PURE := .venv-pure
+BIN := $(VENV)/bin
+HOT := $(shell find src -name '*_cy.py')
+PYTEST ?= -q
+
+.PHONY: venv venv-pure demo test test-compiled test-pure test-all lint bench fuzz soak haproxy clean
+
+venv: $(VENV)/.ready
+venv-pure: $(PURE)/.ready
+
+# Compiled, and a failure to compile is an error: the uncompiled form must not sneak in.
+$(VENV)/.ready: pyproject.toml setup.py $(HOT)
+	sh scripts/require_system.sh $(PYTHON)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade 'pip>=25.1'
+	SPOAKIT_EXT=require $(BIN)/pip install -q -e '.[testing]' --group dev
+	touch $@
+
+# Uncompiled, installed as users without a compiler would have it, and without Cython.
+$(PURE)/.ready: pyproject.toml setup.py $(shell find src -name '*.py')
+	sh scripts/require_system.sh $(PYTHON)
+	$(PYTHON) -m venv $(PURE)
+	$(PURE)/bin/python -m pip install -q --upgrade 'pip>=25.1'
+	rm -rf build
+	SPOAKIT_EXT=disable $(PURE)/bin/pip install -q --force-reinstall --no-deps .
+	$(PURE)/bin/pip install -q '.[testing]' hypothesis
+	touch $@
+
+# The HAProxy versions that are tested with, fetched once into .cache/haproxy.
+haproxy: venv
+	$(BIN)/python scripts/fetch_haproxy.py
+
+demo: venv
+	$(BIN)/python scripts/fetch_haproxy.py 2.6
+	$(BIN)/python examples/mirror/demo.py
+
+test: test-compiled test-pure
+
+test-compiled: venv haproxy lint
+	SPOAKIT_EXPECT=compiled $(BIN)/python -m pytest $(PYTEST)
+
+test-pure: venv-pure haproxy
+	SPOAKIT_EXPECT=pure $(PURE)/bin/python -m pytest $(PYTEST)
+
+# The whole suite with every Python >= 3.11 that is installed.
+test-all: haproxy
+	$(BIN)/python scripts/test_all.py
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: venv
+	sh scripts/require_system.sh $(PYTHON) wrk
+	$(BIN)/python scripts/fetch_haproxy.py
+	$(BIN)/python tests/benchmarks/run.py $(BENCH)
+
+fuzz: venv
+	$(BIN)/python -m tests.fuzz $(FUZZ)
+
+clean:
+	rm -rf $(VENV) $(PURE) build src/*.egg-info .mypy_cache .ruff_cache
+	find src \( -name '*.so' -o -name '*_cy.c' -o -name __pycache__ \) -prune -exec rm -rf {} +
