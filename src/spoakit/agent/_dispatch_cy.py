@@ -213,7 +213,7 @@ class Runner:
                 cursor.seek(start)
                 values[slot] = decode_message(cursor)
             else:
-                timeout = self._handler.timeout
+                timeout = self._handler.deadline_after
                 values[slot] = Context(
                     self._handler.message,
                     link.engine_id,

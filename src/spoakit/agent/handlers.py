@@ -76,6 +76,10 @@ class Sending:
             raise RegistrationError(f"condition {self.condition!r} must start with if or unless")
 
 
+DEFAULT_TIMEOUT: Final = 1.0
+"""Seconds from the reading of a frame to the fallback, for handlers that do not say."""
+
+
 class HandlerKind(Enum):
     """How a handler runs."""
 
@@ -111,6 +115,13 @@ class Handler:
     fallback: tuple[Action, ...] = ()
     timeout: float | None = None
     sending: Sending = Sending()
+
+    @property
+    def deadline_after(self) -> float | None:
+        """Seconds from the reading of the frame to the fallback; None for what runs at once."""
+        if self.kind in (HandlerKind.INLINE, HandlerKind.OBSERVER):
+            return None
+        return DEFAULT_TIMEOUT if self.timeout is None else self.timeout
 
     @property
     def positional_count(self) -> int:
@@ -209,7 +220,7 @@ def match(handler: Handler, shape: Shape) -> Binding:
     for each in by_name:
         take(each, names, each.wire_name)
     for each in by_name:
-        if each.wire_name == each.name:
+        if each.fetch is None or each.fetch.name is None:
             take(each, identifiers, each.name)
     for each in by_name:
         if each.kind is ParameterKind.ORDINARY:

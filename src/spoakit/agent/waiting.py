@@ -15,15 +15,11 @@ from typing import Any
 from spoakit.agent._dispatch_cy import Dispatcher, Runner
 from spoakit.agent.context import FrameState
 from spoakit.agent.deadlines import Deadlines
-from spoakit.agent.handlers import HandlerKind
+from spoakit.agent.handlers import DEFAULT_TIMEOUT, HandlerKind
 from spoakit.agent.link import Link
 from spoakit.exceptions import InvalidFrameError
 from spoakit.spop._decode_cy import Cursor, Notify
 from spoakit.spop._encode_cy import Action, check_actions, extend_actions
-
-DEFAULT_TIMEOUT = 1.0
-"""Seconds from the reading of a frame to the fallback, for handlers that do not say."""
-
 
 class Threads:
     """The threads of threaded handlers, and a bound on the calls that wait for one.
@@ -196,7 +192,7 @@ class WaitingFrame:
                 runner.refuse()
             extend_actions(self._actions, runner.handler.fallback)
             return False
-        timeout = runner.handler.timeout or DEFAULT_TIMEOUT
+        timeout = runner.handler.deadline_after or DEFAULT_TIMEOUT
         self._call = Call(self, runner, future, self._received + timeout)
         self._waiting.watch(self._call)
         return True

@@ -29,6 +29,9 @@ REFUSED = counter("spoakit_refused_total", "Threaded handlers for which there wa
 OVERSIZED = counter("spoakit_oversized_acks_total", "ACKs that lost actions that did not fit.")
 UNKNOWN = counter("spoakit_unknown_messages_total", "Messages that no handler takes.")
 
+# HAProxy up to 3.0 ends idle connections with these, by "timeout server" and "timeout idle".
+_EVERYDAY = frozenset({StatusCode.NORMAL, StatusCode.IO, StatusCode.TIMEOUT})
+
 logger = logging.getLogger("spoakit.server")
 
 
@@ -96,9 +99,9 @@ class Hub:
                 self._row.add(HEALTH_CHECKS)
 
     def disconnected(self, peer: str, status_code: int, message: str) -> None:
-        """Log why the engine ends a connection; without an error that is normal."""
-        if status_code == StatusCode.NORMAL:
-            logger.debug("DISCONNECT from %s: %s", peer, message)
+        """Log why the engine ends a connection, if it is not one of its everyday reasons."""
+        if status_code in _EVERYDAY:
+            logger.debug("DISCONNECT from %s with status %d: %s", peer, status_code, message)
             return
         self._row.add(DISCONNECTS)
         self._throttle.warning(

@@ -1,0 +1,290 @@
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Callable, Iterator
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spoakit import Action, Actions, Agent, DataType, IPAddress, PerFrame
+from spoakit.agent.handlers import HandlerKind, Sending
+from spoakit.exceptions import RegistrationError
+
+
+@pytest.fixture
+def agent() -> Agent:
+    return Agent("ip-rep")
+
+
+def nothing(src: IPAddress) -> None: ...
+async def later(src: IPAddress) -> None: ...
+def generator(src: IPAddress) -> Iterator[None]:
+    yield
+
+
+async def async_generator(src: IPAddress) -> AsyncIterator[None]:
+    yield
+
+
+class Redis:
+    pass
+
+
+# --- names -----------------------------------------------------------------------------
+
+
+def test_the_prefix_is_the_name_with_underscores_unless_it_is_given() -> None:
+    assert Agent("ip-rep").var_prefix == "ip_rep"
+    assert Agent("ip-rep", var_prefix="my.iprep").var_prefix == "my.iprep"
+
+
+@pytest.mark.parametrize("name", ["", "a b", "é", "a/b"])
+def test_a_name_that_haproxy_does_not_take_is_refused(name: str) -> None:
+    with pytest.raises(RegistrationError, match="a name has letters"):
+        Agent(name)
+
+
+@pytest.mark.parametrize(("name", "prefix"), [("a:b", None), ("a", ""), ("a", "b-c")])
+def test_a_prefix_that_haproxy_does_not_take_is_refused(name: str, prefix: str | None) -> None:
+    with pytest.raises(RegistrationError, match="var_prefix"):
+        Agent(name, var_prefix=prefix)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "é", "a/b"])
+def test_a_message_that_haproxy_could_not_declare_is_refused(agent: Agent, name: str) -> None:
+    for register in (agent.message, agent.observe):
+        with pytest.raises(RegistrationError, match="a name has letters"):
+            register(name)
+
+
+# --- handlers --------------------------------------------------------------------------
+
+
+def test_a_handler_is_still_a_function(agent: Agent) -> None:
+    score = agent.variable("sess.ip_score", DataType.UINT32)
+
+    @agent.message("check-client-ip")
+    def check(src: IPAddress, /) -> Action:
+        return score.set(int(src) % 256)
+
+    assert check(IPv4Address("192.0.2.42")) == score.set(42)
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "kind"),
+    [
+        (nothing, {}, HandlerKind.INLINE),
+        (nothing, {"threaded": True}, HandlerKind.THREADED),
+        (nothing, {"threaded": True, "timeout": 0.1}, HandlerKind.THREADED),
+        (later, {}, HandlerKind.ASYNC),
+        (later, {"timeout": 0.1}, HandlerKind.ASYNC),
+    ],
+)
+def test_the_kind_of_a_handler_follows_its_function(
+    agent: Agent, function: Callable[..., Any], options: Any, kind: HandlerKind
+) -> None:
+    message: Any = agent.message
+    message("check", **options)(function)
+    (handler,) = agent.handlers
+    assert (handler.kind, handler.timeout) == (kind, options.get("timeout"))
+    assert handler.name == f"{__name__}.{function.__name__}"
+
+
+def test_an_observer_is_a_handler_of_its_own_kind(agent: Agent) -> None:
+    agent.observe("check", event="on-http-response")(nothing)
+    (handler,) = agent.handlers
+    assert handler.kind is HandlerKind.OBSERVER
+    assert handler.sending == Sending("on-http-response")
+
+
+def test_what_is_said_about_sending_is_kept(agent: Agent) -> None:
+    agent.message("a", event="on-client-session", condition="unless { src 192.0.2.0/24 }")(nothing)
+    agent.message("b", group="checks")(nothing)
+    assert [handler.sending for handler in agent.handlers] == [
+        Sending("on-client-session", "unless { src 192.0.2.0/24 }"),
+        Sending(group="checks"),
+    ]
+
+
+def test_an_inline_handler_has_no_timeout(agent: Agent) -> None:
+    register: Any = agent.message("check", timeout=0.1)
+    with pytest.raises(RegistrationError, match=r"nothing: a def on the event loop cannot be"):
+        register(nothing)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf")])
+def test_a_timeout_is_a_time(agent: Agent, timeout: float) -> None:
+    with pytest.raises(RegistrationError, match="no time above 0"):
+        agent.message("check", timeout=timeout)
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "why"),
+    [
+        (later, {"threaded": True}, "later: an async def cannot be threaded"),
+        (generator, {}, "generator: a handler returns actions, it has no yield"),
+        (async_generator, {}, "a handler returns actions, it has no yield"),
+        (Redis, {}, "Redis.* is no function"),
+        (functools.partial(nothing), {}, "is no function"),
+    ],
+)
+def test_what_is_no_handler_is_refused(
+    agent: Agent, function: Callable[..., Any], options: Any, why: str
+) -> None:
+    message: Any = agent.message
+    with pytest.raises(RegistrationError, match=why):
+        message("check", **options)(function)
+
+
+@pytest.mark.parametrize("function", [later, generator, Redis])
+def test_what_is_no_observer_is_refused(agent: Agent, function: Callable[..., Any]) -> None:
+    with pytest.raises(RegistrationError):
+        agent.observe("check")(function)
+    assert agent.handlers == ()
+
+
+def test_a_message_has_one_handler_and_any_number_of_observers(agent: Agent) -> None:
+    agent.observe("check")(nothing)
+    agent.message("check")(later)
+    agent.observe("check")(nothing)
+    with pytest.raises(RegistrationError, match=r"message 'check' has the handler .*\.later"):
+        agent.message("check")(nothing)
+    assert agent.messages == {"check"}
+    assert repr(agent) == "<Agent ip-rep: check>"
+
+
+def test_handlers_of_one_message_agree_on_when_it_is_sent(agent: Agent) -> None:
+    agent.message("check", event="on-client-session")(nothing)
+    agent.observe("check")(nothing)
+    agent.observe("check", event="on-client-session")(nothing)
+    with pytest.raises(RegistrationError, match="another event"):
+        agent.observe("check", event="on-http-response")(nothing)
+
+
+# --- fallbacks -------------------------------------------------------------------------
+
+
+def test_a_fallback_is_kept_as_a_tuple(agent: Agent) -> None:
+    action = agent.variable("txn.ok", bool).set(False)
+    fallbacks: list[Actions] = [None, action, [action], (action, action)]
+    for index, fallback in enumerate(fallbacks):
+        agent.message(f"m{index}", fallback=fallback)(nothing)
+    assert [handler.fallback for handler in agent.handlers] == [
+        (),
+        (action,),
+        (action,),
+        (action, action),
+    ]
+
+
+@pytest.mark.parametrize("fallback", [False, {"txn.ok": False}, ["txn.ok"], nothing])
+def test_a_fallback_of_anything_but_actions_is_refused(agent: Agent, fallback: Any) -> None:
+    with pytest.raises(RegistrationError, match="is no action"):
+        agent.message("check", fallback=fallback)
+
+
+def test_a_fallback_of_another_agents_variable_is_refused(agent: Agent) -> None:
+    action = Agent("other").variable("txn.ok", bool).set(False)
+    with pytest.raises(RegistrationError, match="that agent 'ip-rep' does not declare"):
+        agent.message("check", fallback=action)
+
+
+# --- at start --------------------------------------------------------------------------
+
+
+def test_a_resource_may_be_registered_after_the_handler(agent: Agent) -> None:
+    @agent.message("check")
+    def check(redis: Redis) -> None: ...
+
+    @agent.resource
+    async def redis() -> AsyncIterator[Redis]:
+        yield Redis()
+
+    (handler,) = agent.prepare()
+    assert handler.function is check
+    assert [resource.type for resource in agent.resources] == [Redis]
+
+
+def test_a_parameter_of_no_resources_type_is_refused_at_the_start(agent: Agent) -> None:
+    @agent.message("check")
+    def check(value: float) -> None: ...
+
+    with pytest.raises(
+        RegistrationError, match=r"check: parameter 'value': .*'float'>; allowed are int, bool"
+    ):
+        agent.prepare()
+
+
+def test_a_frames_state_is_no_resource(agent: Agent) -> None:
+    @agent.message("check")
+    def check(state: PerFrame[Redis]) -> None: ...
+
+    assert len(agent.prepare()) == 1
+
+
+def test_the_first_middleware_is_outermost_and_learns_the_messages_name() -> None:
+    calls: list[str] = []
+
+    def tracing(label: str) -> Callable[[Callable[..., Any], str], Callable[..., Any]]:
+        def middleware(handler: Callable[..., Any], name: str) -> Callable[..., Any]:
+            def traced(*args: Any) -> Any:
+                calls.append(f"{label} {name}")
+                return handler(*args)
+
+            return traced
+
+        return middleware
+
+    agent = Agent("ip-rep", middleware=[tracing("outer"), tracing("inner")])
+    agent.message("check")(nothing)
+    agent.observe("see")(nothing)
+    for handler in agent.prepare():
+        handler.function(IPv4Address("192.0.2.1"))
+    assert calls == ["outer check", "inner check", "outer see", "inner see"]
+    assert agent.handlers[0].function is nothing
+
+
+def test_middleware_that_returns_no_function_is_refused() -> None:
+    def forgetful(handler: Callable[..., Any], name: str) -> Any:
+        return None
+
+    agent = Agent("ip-rep", middleware=[forgetful])
+    agent.message("check")(nothing)
+    with pytest.raises(RegistrationError, match=r"nothing: middleware .*forgetful.* returned None"):
+        agent.prepare()
+
+
+def test_middleware_that_makes_a_def_async_is_refused() -> None:
+    def wrong(handler: Callable[..., Any], name: str) -> Callable[..., Any]:
+        async def wrapped(*args: Any) -> Any:
+            return handler(*args)
+
+        return wrapped
+
+    agent = Agent("ip-rep", middleware=[wrong])
+    agent.message("check")(nothing)
+    with pytest.raises(RegistrationError, match="middleware made an async def of it"):
+        agent.prepare()
+
+
+# --- serving ---------------------------------------------------------------------------
+
+
+def test_an_agent_is_served_until_it_is_cancelled(agent: Agent, tmp_path: Path) -> None:
+    path = tmp_path / "agent"
+    agent.message("check")(nothing)
+
+    async def live() -> None:
+        serving = asyncio.create_task(agent.serve(unix=str(path)))
+        async with asyncio.timeout(10):
+            while not path.is_socket() and not serving.done():
+                await asyncio.sleep(0.001)
+            _, writer = await asyncio.open_unix_connection(path)
+            serving.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await serving
+            writer.close()
+
+    asyncio.run(live())
+    assert not path.exists()

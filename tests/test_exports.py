@@ -1,0 +1,22 @@
+import tomllib
+from pathlib import Path
+
+import spoakit
+
+
+def test_everything_exported_is_there_and_sorted() -> None:
+    assert spoakit.__all__ == sorted(set(spoakit.__all__))
+    for name in spoakit.__all__:
+        assert hasattr(spoakit, name)
+
+
+def test_nothing_else_is_public_but_the_rooms() -> None:
+    public = {name for name in vars(spoakit) if not name.startswith("_")}
+    rooms = {name for name in public if (Path(spoakit.__file__).parent / name).is_dir()}
+    modules = {"exceptions", "logs"}
+    assert public - rooms - modules == set(spoakit.__all__) - {"__version__"}
+
+
+def test_the_version_is_the_distributions() -> None:
+    project = Path(__file__).parents[1] / "pyproject.toml"
+    assert spoakit.__version__ == tomllib.loads(project.read_text())["project"]["version"]
