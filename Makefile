@@ -49,8 +49,8 @@ test-pure: venv-pure haproxy
 	SPOAKIT_EXPECT=pure $(PURE)/bin/python -m pytest $(PYTEST)
 
 # The whole suite with every Python >= 3.11 that is installed.
-test-all: haproxy
-	$(BIN)/python scripts/test_all.py
+test-all:
+	$(PYTHON) scripts/test_all.py
 
 lint: venv
 	$(BIN)/ruff check .

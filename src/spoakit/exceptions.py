@@ -6,6 +6,11 @@
      +-- ConfigurationError            a wrong option, key or value
      +-- RegistrationError             a wrong handler, variable or resource (also a TypeError)
      +-- StartupError                  what must be up before serving did not come up
+     +-- CallError                     a message was not handled as it was meant to be
+     |    +-- MismatchError                its arguments are not what the handler takes
+     |    +-- DeadlineError                the handler was late (also a TimeoutError)
+     |    +-- RefusedError                 no thread was free for the handler
+     +-- AgentDisconnected             the agent ended a connection; to who plays the engine
      +-- ProtocolError                 a violation of SPOP; carries its status code
           +-- InputOutputError             1
           +-- TimedOutError                2
@@ -62,6 +67,39 @@ class RegistrationError(SpoakitError, TypeError):
 
 class StartupError(SpoakitError):
     """Something that must be up before the agent serves did not come up."""
+
+
+class CallError(SpoakitError):
+    """A message was not handled as it was meant to be; `spoakit.testing.Engine` raises it.
+
+    A server does not: it counts and logs, and answers with the handler's fallback.
+    """
+
+
+class MismatchError(CallError):
+    """The arguments of a message are not what its handler takes."""
+
+
+class DeadlineError(CallError, TimeoutError):
+    """A handler had not answered at its deadline."""
+
+
+class RefusedError(CallError):
+    """No thread was free for a threaded handler."""
+
+
+class AgentDisconnected(SpoakitError):
+    """The agent ended the connection; `spoakit.testing.EngineClient` raises it.
+
+    Attributes:
+        status_code: why, mostly a `StatusCode`.
+        message: why, in the agent's words.
+    """
+
+    def __init__(self, status_code: int, message: str) -> None:
+        super().__init__(f"the agent disconnected with status {status_code}: {message}")
+        self.status_code = status_code
+        self.message = message
 
 
 class ProtocolError(SpoakitError):

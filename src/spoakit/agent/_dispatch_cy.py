@@ -19,6 +19,7 @@ from spoakit.agent.handlers import Handler, HandlerKind, match
 from spoakit.agent.headers import Headers
 from spoakit.agent.link import Link
 from spoakit.agent.parameters import Role
+from spoakit.exceptions import DeadlineError, MismatchError, RefusedError
 from spoakit.logs import Throttle
 from spoakit.spop._decode_cy import ArgumentReader, Cursor, Notify, Reading
 from spoakit.spop._encode_cy import Action, append_ack, check_actions, extend_actions
@@ -37,6 +38,11 @@ COMPILED: bool = cython.compiled
 # Shapes differ by what is NULL and by configuration, so there are few. A peer that makes
 # more has them planned anew.
 MAX_PLANS: int = 16
+
+# Bytes; with more to send, `Dispatcher.dispatch` returns, so that a peer that does not read
+# its ACKs is noticed.
+MAX_OUTGOING: int = 256 * 1024
+_MAX_OUTGOING = cython.declare(cython.Py_ssize_t, 256 * 1024)
 
 # Seconds; an inline handler holds up every connection of its worker.
 SLOW = cython.declare(cython.double, 0.010)
@@ -90,11 +96,14 @@ class Runner:
         handler: the handler.
         function: the handler's function in its middleware, taking all values by position.
         resources: gives the object for the type of each RESOURCE parameter.
+        on_error: called with what went wrong in each call that came to nothing, an exception
+            of the handler's own or a `CallError`. For tests.
     """
 
     _handler: Handler
     _function: Any
     _resources: Any
+    _on_error: Any
     _counts: Any
     _inline: cython.bint
     _observer: cython.bint
@@ -104,11 +113,16 @@ class Runner:
     _plans: list[Any]
 
     def __init__(
-        self, handler: Handler, function: Callable[..., Any], resources: Callable[[Any], Any]
+        self,
+        handler: Handler,
+        function: Callable[..., Any],
+        resources: Callable[[Any], Any],
+        on_error: Callable[[BaseException], object] | None = None,
     ) -> None:
         self._handler = handler
         self._function = function
         self._resources = resources
+        self._on_error = on_error
         self._counts = Counts()
         self._inline = handler.kind is HandlerKind.INLINE
         self._observer = handler.kind is HandlerKind.OBSERVER
@@ -229,8 +243,12 @@ class Runner:
         self._counts.failures += 1
         name = self._handler.name
         what = f"{type(error).__name__}: {error}"
-        _throttle.error(name, "handler %s failed, its fallback is sent: %s", name, what)
-        logger.debug("handler %s failed", name, exc_info=error)
+        if self._observer:
+            _throttle.error(name, "observer %s failed: %s", name, what)
+        else:
+            _throttle.error(name, "handler %s failed, its fallback is sent: %s", name, what)
+        logger.debug("%s failed", name, exc_info=error)
+        self._tell(error)
 
     def expire(self) -> None:
         """Count and log that a call was not done at its deadline."""
@@ -238,6 +256,9 @@ class Runner:
         name = self._handler.name
         _throttle.warning(
             ("expired", name), "handler %s missed its deadline, its fallback is sent", name
+        )
+        self._tell(
+            DeadlineError(f"handler {name} had not answered after {self._handler.deadline_after} s")
         )
 
     def refuse(self) -> None:
@@ -247,6 +268,7 @@ class Runner:
         _throttle.warning(
             ("refused", name), "no thread is free for handler %s, its fallback is sent", name
         )
+        self._tell(RefusedError(f"no thread is free for handler {name}"))
 
     def _mismatched(self, reason: str, link: Link) -> None:
         self._counts.mismatches += 1
@@ -260,6 +282,11 @@ class Runner:
             link.peer,
             reason,
         )
+        self._tell(MismatchError(f"handler {name} cannot be called: {reason}"))
+
+    def _tell(self, error: BaseException) -> None:
+        if self._on_error is not None:
+            self._on_error(error)
 
 
 def plan(
@@ -305,7 +332,8 @@ class Dispatcher:
     Args:
         routes: the runners of each message; one that answers stands before observers.
         suspend: takes over a frame whose next handler takes time, with the cursor in
-            front of its message and the actions so far.
+            front of its message, the actions so far, and what is to be observed once its
+            ACK is written.
         schedule: has `run_observers` called soon, after what is due has been written.
     """
 
@@ -321,7 +349,7 @@ class Dispatcher:
     def __init__(
         self,
         routes: Mapping[bytes, tuple[Runner, ...]],
-        suspend: Callable[[Dispatcher, Notify, Link, Cursor, list[Any]], object],
+        suspend: Callable[[Dispatcher, Notify, Link, Cursor, list[Any], list[Any]], object],
         schedule: Callable[[Callable[[], None]], object],
     ) -> None:
         self._routes = dict(routes)
@@ -362,8 +390,9 @@ class Dispatcher:
 
         Returns:
             The index behind the last frame that was handled. It ends in front of an event
-            that is no frame, and behind a frame that has to wait: ``link.finish`` is
-            called with that one, maybe before this returns.
+            that is no frame, behind a frame that has to wait (``link.finish`` is called
+            with that one, maybe before this returns), and where over `MAX_OUTGOING` bytes
+            are to be sent.
 
         Raises:
             InvalidFrameError: a payload cannot be read; its frame has no ACK then.
@@ -373,7 +402,7 @@ class Dispatcher:
         out: bytearray = link.outgoing
         limit: int = link.max_frame_size
         waits: cython.bint = False
-        while index < count and not waits:
+        while index < count and not waits and len(out) <= _MAX_OUTGOING:
             event: Any = events[index]
             if type(event) is not Notify:
                 break
@@ -392,6 +421,8 @@ class Dispatcher:
         if runner is None:
             return False
         known: Plan = runner._last
+        if known._mismatch is not None:
+            return False
         values: list[Any] = known._template.copy()
         if not known._reader.read_whole(notify, values):
             return False
@@ -410,16 +441,35 @@ class Dispatcher:
         """Handle a frame; False if it has to wait."""
         cursor: Cursor = notify.cursor()
         actions: list[Any] = []
+        observations: list[Any] = []
+        runner: Runner
+        values: list[Any]
         while not cursor.at_end():
-            if not self.message(cursor, notify, link, actions):
-                self._suspend(self, notify, link, cursor, actions)
+            if not self.message(cursor, notify, link, actions, observations):
+                self._suspend(self, notify, link, cursor, actions, observations)
                 return False
         if not append_ack(out, notify.ids, actions, limit):
             self.oversized_ack(link)
+        for runner, values in observations:
+            self._observe_later(runner, values)
         return True
 
-    def message(self, cursor: Cursor, notify: Notify, link: Link, actions: list[Any]) -> bool:
-        """Handle the message at the cursor, go past it, and add to the actions.
+    def message(
+        self,
+        cursor: Cursor,
+        notify: Notify,
+        link: Link,
+        actions: list[Any],
+        observations: list[Any],
+    ) -> bool:
+        """Handle the message at the cursor, and go past it.
+
+        Args:
+            cursor: in front of the message.
+            notify: its frame.
+            link: the connection it came by.
+            actions: gains those of its handler.
+            observations: gains what `call_observers` is to be called with after the ACK.
 
         Returns:
             False if its handler takes time; the cursor has not moved then.
@@ -433,18 +483,18 @@ class Dispatcher:
             return True
         runner: Runner = runners[0]
         start: cython.Py_ssize_t = cursor.tell()
+        observers: Any = runners
         if runner._inline:
             values: Any = runner.take(cursor, notify, link)
             extend_actions(
                 actions, runner._fallback if values is None else self._call(runner, values)
             )
-            self._expect(runners)
-            runners = runners[1:]
+            observers = runners[1:]
         elif not runner._observer:
             return False
-        if runners:
-            self.observe(runners, start, cursor, notify, link)
-            self._expect(runners)
+        if observers:
+            self.observe(observers, start, cursor, notify, link, observations)
+        self._expect(runners)
         return True
 
     @cython.cfunc
@@ -478,14 +528,15 @@ class Dispatcher:
         cursor: Cursor,
         notify: Notify,
         link: Link,
+        observations: list[Any],
     ) -> None:
-        """Have observers called with the message at ``start``, once the ACKs are written."""
+        """Add the calls of observers with the message at ``start``, and go past it."""
         runner: Runner
         for runner in runners:
             cursor.seek(start)
             values: Any = runner.take(cursor, notify, link)
             if values is not None:
-                self._observe_later(runner, values)
+                observations.append((runner, values))
 
     @cython.cfunc
     @cython.inline
@@ -499,9 +550,13 @@ class Dispatcher:
     def run_observers(self) -> None:
         """Call the observers that are due."""
         observations: list[Any] = self._observations
+        self._observations = []
+        self.call_observers(observations)
+
+    def call_observers(self, observations: list[Any]) -> None:
+        """Call the observers of frames whose ACKs are written."""
         runner: Runner
         values: list[Any]
-        self._observations = []
         self._clock = monotonic()
         for runner, values in observations:
             runner._calls += 1

@@ -13,6 +13,7 @@ from spoakit.agent.handlers import Handler
 from spoakit.agent.registry import combine
 from spoakit.agent.resources import ResourceSet
 from spoakit.agent.waiting import Waiting
+from spoakit.exceptions import ConfigurationError
 
 
 class Runtime:
@@ -21,16 +22,26 @@ class Runtime:
     Args:
         agents: one or more, whose messages all differ.
         resources: objects to use instead of what resources would yield, by type. For tests.
+        on_error: called with what goes wrong in calls of handlers, see `Runner`. For tests.
 
     Raises:
-        ConfigurationError: two agents have one name or one message; see `combine`.
+        ConfigurationError: two agents have one name or one message, see `combine`; or an
+            object is for a type that is no agent's resource.
         RegistrationError: a handler cannot work.
     """
 
     def __init__(
-        self, agents: Sequence[Agent], resources: Mapping[Any, object] = MappingProxyType({})
+        self,
+        agents: Sequence[Agent],
+        resources: Mapping[Any, object] = MappingProxyType({}),
+        on_error: Callable[[BaseException], object] | None = None,
     ) -> None:
         self._handlers = combine(agents)
+        self._on_error = on_error
+        known = set().union(*map(_types, agents))
+        for kind in resources:
+            if kind not in known:
+                raise ConfigurationError(f"no agent has a resource of type {kind}")
         self._resources = {
             agent.name: ResourceSet(
                 agent.resources,
@@ -67,7 +78,7 @@ class Runtime:
 
     def _runner(self, handler: Handler) -> Runner:
         resources = self._resources[handler.agent]
-        return Runner(handler, _by_position(handler), resources.__getitem__)
+        return Runner(handler, _by_position(handler), resources.__getitem__, self._on_error)
 
     async def _stop_resources(self) -> None:
         for resources in reversed(self._resources.values()):

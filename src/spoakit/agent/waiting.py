@@ -7,9 +7,11 @@ handler's fallback, and the frame goes on.
 
 from __future__ import annotations
 
-from asyncio import AbstractEventLoop, CancelledError, Future, wrap_future
-from concurrent.futures import Future as ThreadFuture
-from concurrent.futures import ThreadPoolExecutor
+from asyncio import AbstractEventLoop, CancelledError, Future
+from contextlib import suppress
+from queue import SimpleQueue
+from threading import Thread
+from time import monotonic
 from typing import Any
 
 from spoakit.agent._dispatch_cy import Dispatcher, Runner
@@ -20,6 +22,7 @@ from spoakit.agent.link import Link
 from spoakit.exceptions import InvalidFrameError
 from spoakit.spop._decode_cy import Cursor, Notify
 from spoakit.spop._encode_cy import Action, check_actions, extend_actions
+
 
 class Threads:
     """The threads of threaded handlers, and a bound on the calls that wait for one.
@@ -32,29 +35,58 @@ class Threads:
 
     def __init__(self, loop: AbstractEventLoop, size: int = 32, queue: int = 1024) -> None:
         self._loop = loop
-        self._pool = ThreadPoolExecutor(size, thread_name_prefix="spoakit")
+        self._size = size
         self._places = size + queue
+        self._taken = 0
+        self._threads: list[Thread] = []
+        self._calls: SimpleQueue[tuple[Future[Any], Runner, list[Any]] | None] = SimpleQueue()
 
     def submit(self, runner: Runner, values: list[Any]) -> Future[Any] | None:
         """Have a handler called in a thread; None if all places are taken."""
-        if self._places == 0:
+        if self._taken == self._places:
             return None
-        self._places -= 1
-        running = self._pool.submit(runner.start, values)
-        running.add_done_callback(self._finished)
-        return wrap_future(running, loop=self._loop)
+        self._taken += 1
+        future: Future[Any] = self._loop.create_future()
+        self._calls.put((future, runner, values))
+        if len(self._threads) < min(self._taken, self._size):
+            thread = Thread(target=self._run, name=f"spoakit-{len(self._threads)}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+        return future
 
     def close(self) -> None:
         """Drop the calls that wait; running ones end by themselves, and nobody waits for them."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        while not self._calls.empty():
+            self._calls.get()
+        for _ in self._threads:
+            self._calls.put(None)
 
-    def _finished(self, running: ThreadFuture[Any]) -> None:
+    def _run(self) -> None:
+        while (call := self._calls.get()) is not None:
+            future, runner, values = call
+            result, error = None, None
+            if not future.cancelled():
+                try:
+                    result = runner.start(values)
+                except BaseException as raised:
+                    error = raised
+            # The loop is closed when a handler outlives the drain.
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._finished, future, result, error)
+            del call, future, runner, values, result, error
+
+    def _finished(self, future: Future[Any], result: object, error: BaseException | None) -> None:
         # A place is free when the thread is, not when a deadline gave the call up.
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._free_place)
-
-    def _free_place(self) -> None:
-        self._places += 1
+        self._taken -= 1
+        if future.cancelled():
+            return
+        if error is None:
+            future.set_result(result)
+        elif isinstance(error, StopIteration):
+            # Futures refuse it; out of a coroutine it comes as this, too.
+            future.set_exception(RuntimeError("the handler raised StopIteration"))
+        else:
+            future.set_exception(error)
 
 
 class Waiting:
@@ -76,9 +108,10 @@ class Waiting:
         link: Link,
         cursor: Cursor,
         actions: list[Action],
+        observations: list[Any],
     ) -> None:
         """Take over a frame: see `Dispatcher`."""
-        frame = WaitingFrame(self, dispatcher, notify, link, cursor, actions)
+        frame = WaitingFrame(self, dispatcher, notify, link, cursor, actions, observations)
         link.wait(frame)
         frame.go_on()
 
@@ -115,6 +148,7 @@ class WaitingFrame:
         link: the connection it came by.
         cursor: in front of the message whose handler takes time.
         actions: those of the messages before.
+        observations: the calls of observers that are due once the ACK is written.
     """
 
     __slots__ = (
@@ -123,6 +157,7 @@ class WaitingFrame:
         "_cursor",
         "_dispatcher",
         "_link",
+        "_observations",
         "_received",
         "_waiting",
         "notify",
@@ -136,6 +171,7 @@ class WaitingFrame:
         link: Link,
         cursor: Cursor,
         actions: list[Action],
+        observations: list[Any],
     ) -> None:
         self.notify = notify
         self._waiting = waiting
@@ -143,6 +179,7 @@ class WaitingFrame:
         self._link = link
         self._cursor = notify.detach(cursor)
         self._actions = actions
+        self._observations = observations
         self._call: Call | None = None
         if notify.state is None:
             notify.state = FrameState(link.received)
@@ -150,10 +187,11 @@ class WaitingFrame:
 
     def go_on(self) -> None:
         """Handle messages up to one that takes time, or to the end."""
-        cursor, notify, link = self._cursor, self.notify, self._link
+        cursor, notify, link, dispatcher = self._cursor, self.notify, self._link, self._dispatcher
+        dispatcher.begin(monotonic())
         try:
             while not cursor.at_end():
-                if self._dispatcher.message(cursor, notify, link, self._actions):
+                if dispatcher.message(cursor, notify, link, self._actions, self._observations):
                     continue
                 if self._start_call():
                     return
@@ -161,6 +199,9 @@ class WaitingFrame:
             link.fail(self, error)
             return
         link.finish(self, self._actions)
+        if self._observations:
+            # Called after what `finish` has had called soon, which is what writes the ACK.
+            self._waiting.loop.call_soon(dispatcher.call_observers, self._observations)
 
     def take(self, actions: object) -> None:
         """Take what the call that was waited for has answered; then `go_on`.
@@ -185,7 +226,7 @@ class WaitingFrame:
         start = cursor.tell()
         values = runner.take(cursor, notify, link)
         if observers:
-            self._dispatcher.observe(observers, start, cursor, notify, link)
+            self._dispatcher.observe(observers, start, cursor, notify, link, self._observations)
         future = None if values is None else self._waiting.start(runner, values)
         if future is None:
             if values is not None:

@@ -89,7 +89,8 @@ class Hub:
 
     def count_events(self, events: list[Event]) -> None:
         """Count what a read brought."""
-        if events and type(events[0]) is Notify:
+        if events and type(events[0]) is type(events[-1]) is Notify:
+            # Nearly always, and then they all are.
             self._row.add(FRAMES, len(events))
             return
         for event in events:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any, Final
 
+from spoakit.agent._dispatch_cy import MAX_OUTGOING
 from spoakit.agent.waiting import WaitingFrame
 from spoakit.exceptions import InputOutputError, ProtocolError, StatusCode, TimedOutError
 from spoakit.server.hub import Hub
@@ -89,14 +90,14 @@ class SpopProtocol(asyncio.Protocol):
         else:
             self._handle(events)
         if self.outgoing:
-            self._transport.write(connection.data_to_send())
+            self._write()
 
     def eof_received(self) -> bool:
         """Stay half open as long as ACKs are owed."""
         self._connection.receive_eof()
         for event in self._connection.events_received():
             if isinstance(event, Failed):
-                self._hub.failed(self.peer, InputOutputError(str(event.error)))
+                self._fail(InputOutputError(str(event.error)))
         return bool(self._frames or self._backlog)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -105,6 +106,8 @@ class SpopProtocol(asyncio.Protocol):
         if self._lingering is not None:
             self._lingering.cancel()
         self._opened = True
+        # The hub may remember this object for a while; it is not to hold what came in part.
+        self._connection.receive_eof()
         self._backlog.clear()
         for frame in tuple(self._frames):
             frame.cancel()
@@ -184,6 +187,8 @@ class SpopProtocol(asyncio.Protocol):
                 event = events[index]
                 if type(event) is Notify:
                     index = self._dispatcher.dispatch(events, index, self)
+                    if len(self.outgoing) > MAX_OUTGOING:
+                        self._write()
                 else:
                     index += 1
                     self._handle_other(event)
@@ -224,12 +229,17 @@ class SpopProtocol(asyncio.Protocol):
             self._handle(events)
         if self._farewell is not None and not self._frames and not self._backlog:
             self._close()
-        if self.outgoing and not self._transport.is_closing():
-            self._transport.write(self._connection.data_to_send())
+        if self.outgoing:
+            self._write()
         if not self._backlog and not self._write_paused:
             self._transport.resume_reading()
         if self._connection.is_closing and not self._frames and self._lingering is None:
             self._transport.close()
+
+    def _write(self) -> None:
+        data = self._connection.data_to_send()
+        if not self._transport.is_closing():
+            self._transport.write(data)
 
     # --- the end -----------------------------------------------------------------------
 

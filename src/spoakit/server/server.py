@@ -81,8 +81,9 @@ class Server:
         """Close what is left, and stop the resources."""
         if self._publishing is not None:
             self._publishing.cancel()
-        for task in tuple(self._adopting):
-            task.cancel()
+        if self._adopting:
+            # A moment each. Cancelled, they would leave their sockets open.
+            await asyncio.wait(self._adopting)
         if self._hub is not None:
             for connection in tuple(self._hub.connections):
                 connection.abort()

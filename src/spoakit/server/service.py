@@ -4,7 +4,7 @@ import asyncio
 import logging
 import resource
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Final
 
 from spoakit.agent import Agent
@@ -164,10 +164,13 @@ def _raise_descriptor_limit(connections: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     granted = _ENOUGH if hard == resource.RLIM_INFINITY else min(hard, _ENOUGH)
     if soft < granted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (granted, hard))
-    if granted < connections:
+        # macOS has a lower limit beside this one, and refuses.
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (granted, hard))
+            soft = granted
+    if soft < connections:
         logger.warning(
             "max connections is %d, but the limit of open files %d; raise it (ulimit -n)",
             connections,
-            granted,
+            soft,
         )

@@ -2,11 +2,13 @@
 
 import logging
 import signal
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Final
+from types import FrameType
+from typing import Any, Final, Self
 
 logger = logging.getLogger("spoakit.server")
 
@@ -56,6 +58,65 @@ class SignalRules:
                 return Wish.END
             self._stopping = True
         return wish
+
+
+class SignalReceiver:
+    """Make signals something to read; a context manager, for a process without an asyncio loop.
+
+    While it is entered, a signal of `SIGNALS`, or the end of a child process, makes `fileno`
+    readable and interrupts nothing.
+    """
+
+    __slots__ = ("_before", "_reader", "_wakeup", "_writer")
+
+    RECEIVED: Final = SIGNALS | {signal.SIGCHLD}
+
+    def __init__(self) -> None:
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        self._before: dict[signal.Signals, Any] = {}
+        self._wakeup = -1
+
+    def __enter__(self) -> Self:
+        # Python's C handler writes the signal's number to the socket.
+        self._wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        self._before = {signum: signal.signal(signum, _do_nothing) for signum in self.RECEIVED}
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+        signal.set_wakeup_fd(self._wakeup)
+        self.close()
+
+    def fileno(self) -> int:
+        """Return the descriptor that signals make readable."""
+        return self._reader.fileno()
+
+    def read(self) -> bytes:
+        """Return the numbers of the signals that came, a byte each, SIGCHLD's among them."""
+        try:
+            return self._reader.recv(4096)
+        except BlockingIOError:
+            return b""
+
+    def ignore(self) -> None:
+        """Ignore the signals from now on, in a worker just forked."""
+        signal.set_wakeup_fd(-1)
+        for signum in SIGNALS:
+            signal.signal(signum, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self.close()
+
+    def close(self) -> None:
+        """Close the descriptors."""
+        self._reader.close()
+        self._writer.close()
+
+
+def _do_nothing(signum: int, frame: FrameType | None) -> None:
+    pass
 
 
 def _log_reload() -> None:

@@ -12,11 +12,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from enum import IntEnum
 from functools import partial
-from types import FrameType
 from typing import Final, NoReturn
 
 from spoakit.exceptions import StartupError
@@ -26,7 +24,7 @@ from spoakit.server.channel import Order, WorkerServer
 from spoakit.server.daemon import notify_service_manager
 from spoakit.server.handle import WorkerHandle, describe_exit
 from spoakit.server.settings import ServerSettings
-from spoakit.server.signals import SIGNALS, Hooks, SignalRules, Wish
+from spoakit.server.signals import SIGNALS, Hooks, SignalReceiver, SignalRules, Wish
 from spoakit.server.sockets import Acceptor, Listeners
 from spoakit.server.worker import FLUSH_INTERVAL, GRACE, run_worker
 
@@ -37,7 +35,7 @@ DEATHS = counter("spoakit_worker_deaths_total", "Workers that ended without bein
 # A worker bounds its own leaving; what is still there half a second later hangs.
 _KILL_AFTER: Final = GRACE + 0.5
 _RETRY: Final = 0.01
-_ALL_SIGNALS: Final = SIGNALS | {signal.SIGCHLD}
+_TOO_LONG: Final = 1.0
 
 
 class _Phase(IntEnum):
@@ -84,12 +82,12 @@ class Supervisor:
         )
         self._throttle = Throttle(logger)
         self._selector = selectors.DefaultSelector()
-        self._signals = socket.socketpair()
+        self._signals = SignalReceiver()
         self._rules = SignalRules()
-        self._received = b""
         self._phase = _Phase.STARTING
         self._is_accepting = False
         self._held: socket.socket | None = None
+        self._held_since = 0.0
         self._turns = 0
         self._deadline: float | None = None
         self._flush_at = 0.0
@@ -106,9 +104,11 @@ class Supervisor:
         gc.collect()
         gc.freeze()
         try:
-            with self._receive_signals():
+            with self._signals:
+                self._selector.register(self._signals, selectors.EVENT_READ, _do_nothing)
                 for worker in self._workers:
-                    self._fork(worker)
+                    if self._failure is None:
+                        self._fork(worker)
                 while any(worker.pid or worker.restart_at for worker in self._workers):
                     self._turn()
         finally:
@@ -135,7 +135,7 @@ class Supervisor:
         sys.stdout.flush()
         sys.stderr.flush()
         # A signal that the new process got before it ignores them would reach our wakeup socket.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL_SIGNALS)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, SignalReceiver.RECEIVED)
         try:
             pid = os.fork()
             if pid == 0:
@@ -166,10 +166,7 @@ class Supervisor:
     ) -> NoReturn:
         code = 1
         try:
-            signal.set_wakeup_fd(-1)
-            for signum in SIGNALS:
-                signal.signal(signum, signal.SIG_IGN)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            self._signals.ignore()
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             self._close_what_is_ours()
             forget_throttled()
@@ -186,8 +183,6 @@ class Supervisor:
 
     def _close_what_is_ours(self) -> None:
         self._selector.close()
-        for end in self._signals:
-            end.close()
         self._listeners.close()
         # A worker that kept its siblings' channels would hide the supervisor's end from them.
         for worker in self._workers:
@@ -221,6 +216,7 @@ class Supervisor:
         self._counters.reset_gauges(worker.index)
         if self._phase >= _Phase.ANNOUNCING:
             worker.restart_at = None
+            self._exit_code = self._exit_code or int(status != 0)
             level = logging.WARNING if status else logging.DEBUG
             logger.log(level, "worker %d (process %d) ended: %s", worker.index, pid, how)
             return
@@ -264,8 +260,10 @@ class Supervisor:
             return
         for connection in self._acceptor.accept(listener):
             if not self._hand(connection):
+                # A burst of connections does this: the workers' queues are full, the kernel's
+                # backlog takes over.
                 self._held = connection
-                self._throttle.warning("held", "no worker takes connections; accepting waits")
+                self._held_since = time.monotonic()
                 return
 
     def _hand(self, connection: socket.socket) -> bool:
@@ -278,31 +276,18 @@ class Supervisor:
                 return True
         return False
 
+    def _retry(self, held: socket.socket, now: float) -> None:
+        if self._hand(held):
+            self._held = None
+        elif now - self._held_since >= _TOO_LONG:
+            self._throttle.warning(
+                "held", "no worker took a connection for %.0f s", now - self._held_since
+            )
+
     # Signals and time
 
-    @contextmanager
-    def _receive_signals(self) -> Iterator[None]:
-        reader, writer = self._signals
-        reader.setblocking(False)
-        writer.setblocking(False)
-        self._selector.register(reader, selectors.EVENT_READ, self._on_signals)
-        before = {signum: signal.signal(signum, _noted) for signum in _ALL_SIGNALS}
-        wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-        try:
-            yield
-        finally:
-            signal.set_wakeup_fd(wakeup)
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
-            reader.close()
-            writer.close()
-
-    def _on_signals(self) -> None:
-        self._received += self._signals[0].recv(4096)
-
     def _obey_signals(self, now: float) -> None:
-        received, self._received = self._received, b""
-        for signum in received:
+        for signum in self._signals.read():
             wish = self._rules.read(signum) if signum in SIGNALS else None
             match wish:
                 case Wish.STOP:
@@ -334,8 +319,8 @@ class Supervisor:
             if worker.restart_at is not None and now >= worker.restart_at:
                 self._fork(worker)
             worker.flush()
-        if self._held is not None and self._hand(self._held):
-            self._held = None
+        if self._held is not None:
+            self._retry(self._held, now)
         if self._deadline is not None and now >= self._deadline:
             self._deadline = None
             match self._phase:
@@ -396,5 +381,5 @@ class Supervisor:
             worker.kill()
 
 
-def _noted(signum: int, frame: FrameType | None) -> None:
-    """Do nothing: the signal's number is in the wakeup socket already."""
+def _do_nothing() -> None:
+    """The turn that this event begins reads the signals anyway."""

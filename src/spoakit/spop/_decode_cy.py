@@ -499,7 +499,7 @@ class ArgumentReader:
 
         Otherwise the same as `read`.
         """
-        if not notify._data.startswith(self._head, notify._start):
+        if not notify._data.startswith(self._head, notify._start, notify._end):
             return False
         cursor: Cursor = Cursor.__new__(Cursor)
         cursor.data = notify._data
@@ -524,7 +524,8 @@ class ArgumentReader:
     def _read(self, cursor: Cursor, values: list[Any]) -> cython.bint:
         start: cython.Py_ssize_t = cursor.pos
         data: bytes = cursor.data
-        if not data.startswith(self._head, start):
+        end: cython.Py_ssize_t = cursor.end
+        if not data.startswith(self._head, start, end):
             return False
         cursor.pos = start + len(self._head)
         names: tuple[bytes, ...] = self._names
@@ -534,7 +535,7 @@ class ArgumentReader:
         kind: cython.uint
         for index in range(self._count):
             name = names[index]
-            if not data.startswith(name, cursor.pos):
+            if not data.startswith(name, cursor.pos, end):
                 cursor.pos = start
                 return False
             cursor.pos += len(name)
@@ -543,8 +544,6 @@ class ArgumentReader:
                 cursor.pos = start
                 return False
             self._take(cursor, index, values)
-        if cursor.pos > cursor.end:
-            _truncated(cursor)
         return True
 
     @cython.cfunc

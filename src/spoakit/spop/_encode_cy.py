@@ -127,6 +127,9 @@ def _check(kind: cython.uint, value: Any) -> cython.Py_ssize_t:
         raise TypeError(
             f"{_DATA_TYPES[kind].name} takes {_PYTHON_TYPES[kind][0].__name__}, not {value!r}"
         )
+    elif isinstance(value, str) and not value.isascii():
+        # JSON can make surrogates that are no bytes: better refused here than in the ACK.
+        _raw(value)
     return 0
 
 
@@ -151,7 +154,7 @@ def encode_value(data_type: DataType, value: Value) -> bytes:
 
     Raises:
         TypeError: the value is not of a Python type that stands for ``data_type``.
-        ValueError: the integer is out of the type's range.
+        ValueError: the integer is out of the type's range, or the text cannot be UTF-8.
     """
     _check(data_type, value)
     out = bytearray()
@@ -260,7 +263,7 @@ class VariableEncoder:
 
         Raises:
             TypeError: the value is not of the variable's type.
-            ValueError: the integer is out of the type's range.
+            ValueError: the integer is out of the type's range, or the text cannot be UTF-8.
         """
         _check(self._kind, value)
         return Action(self, value)

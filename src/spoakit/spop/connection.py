@@ -29,7 +29,15 @@ from spoakit.spop._decode_cy import Notify, split_notifies
 from spoakit.spop._encode_cy import Action, append_ack
 from spoakit.spop.actions import decode_actions
 from spoakit.spop.constants import MIN_FRAME_SIZE, FrameFlag, FrameType
-from spoakit.spop.frames import LENGTH_SIZE, Frame, decode_frame, encode_frame, encode_ids
+from spoakit.spop.frames import (
+    FLAGS_SIZE,
+    LENGTH_SIZE,
+    NO_IDS,
+    Frame,
+    decode_frame,
+    encode_frame,
+    encode_ids,
+)
 from spoakit.spop.handshake import (
     ASYNC,
     FRAGMENTATION,
@@ -192,7 +200,7 @@ class Connection:
         if self._incomplete and not self.is_closing:
             text = f"the connection ended within a frame, after {len(self._incomplete)} bytes"
             self._fail(InvalidFrameError(text))
-        self.state = State.CLOSING
+        self._stop_reading()
 
     def events_received(self) -> list[Event]:
         """Return what came since the last call, in its order."""
@@ -214,14 +222,17 @@ class Connection:
             status_code: a `StatusCode`, or what the peer's DISCONNECT had.
             message: the reason; cut to 255 bytes of UTF-8.
         """
-        self.state = State.CLOSING
-        self._incomplete.clear()
+        self._stop_reading()
         self.outgoing += encode_frame(self.DISCONNECT, Disconnect(status_code, message).encode())
 
     def _fail(self, error: ProtocolError) -> None:
+        self._stop_reading()
+        self._events.append(Failed(error))
+
+    def _stop_reading(self) -> None:
+        """Leave for CLOSING, and keep nothing that was received in part."""
         self.state = State.CLOSING
         self._incomplete.clear()
-        self._events.append(Failed(error))
 
     def _receive_frames(self, data: bytes) -> int:
         """Handle all whole frames; return how many bytes they had."""
@@ -261,8 +272,16 @@ class Connection:
 
     def _receive_disconnect(self, frame: Frame) -> None:
         reason = Disconnect.decode(frame.payload)
-        self.state = State.CLOSING
+        self._stop_reading()
         self._events.append(Disconnected(reason.status_code, reason.message))
+
+    def _check_hello(self, frame: Frame) -> None:
+        """Raise for a HELLO in fragments, or one with ids (3.2.4, 3.2.5)."""
+        if not frame.is_final:
+            raise FragmentationError("a HELLO in fragments")
+        if frame.ids != NO_IDS:
+            text = f"a HELLO of stream {frame.stream_id}, frame {frame.frame_id}: both must be 0"
+            raise InvalidFrameError(text)
 
     def _too_big(self, length: int, limit: int, data: bytes) -> str:
         if self.state is State.HELLO and data.startswith(_HTTP_METHODS):
@@ -301,14 +320,17 @@ class AgentConnection(Connection):
         """
         return append_ack(self.outgoing, notify.ids, tuple(actions), self.max_frame_size)
 
+    def _stop_reading(self) -> None:
+        super()._stop_reading()
+        self._fragments = None
+
     def _receive_fast(self, data: bytes, position: int) -> int:
         if self.state is State.OPEN and self._fragments is None:
             return split_notifies(data, position, self._frame_size_cap, self._events)
         return position
 
     def _receive_hello(self, frame: Frame) -> None:
-        if not frame.is_final:
-            raise FragmentationError("a HELLO in fragments")
+        self._check_hello(frame)
         hello = EngineHello.decode(frame.payload)
         if hello.healthcheck and self.refuse_health_checks:
             self._events.append(HealthChecked(refused=True))
@@ -317,7 +339,7 @@ class AgentConnection(Connection):
         answer = AgentHello(self._frame_size_for(hello), self._capabilities_for(hello))
         self.outgoing += encode_frame(FrameType.AGENT_HELLO, answer.encode())
         if hello.healthcheck:
-            self.state = State.CLOSING
+            self._stop_reading()
             self._events.append(HealthChecked(refused=False))
             return
         self.state = State.OPEN
@@ -431,7 +453,7 @@ class EngineConnection(Connection):
         if ids in self._awaited:
             raise SpoakitError(f"stream {stream_id}, frame {frame_id} is in flight already")
         payload = encode_messages(messages)
-        room = self.max_frame_size - 1 - LENGTH_SIZE - len(ids)
+        room = self.max_frame_size - 1 - FLAGS_SIZE - len(ids)
         if fragment_size is None and len(payload) > room:
             if FRAGMENTATION not in self.agent.capabilities:
                 raise FrameTooBigError(f"a payload of {len(payload)} bytes, {room} are agreed")
@@ -446,6 +468,7 @@ class EngineConnection(Connection):
         self.outgoing += encode_frame(FrameType.UNSET, b"", ids=ids, flags=flags)
 
     def _receive_hello(self, frame: Frame) -> None:
+        self._check_hello(frame)
         self.agent = AgentHello.decode(frame.payload, self._hello)
         self.max_frame_size = self.agent.max_frame_size
         self.state = State.CLOSING if self._hello.healthcheck else State.OPEN
@@ -454,7 +477,7 @@ class EngineConnection(Connection):
     def _receive_ack(self, frame: Frame) -> None:
         if not frame.is_final:
             raise FragmentationError("an ACK in fragments")
-        size = 1 + LENGTH_SIZE + len(frame.ids) + len(frame.payload)
+        size = 1 + FLAGS_SIZE + len(frame.ids) + len(frame.payload)
         if size > self.max_frame_size:
             raise FrameTooBigError(f"an ACK of {size} bytes, {self.max_frame_size} were agreed")
         known = self._awaited.pop(frame.ids, None)

@@ -137,7 +137,7 @@ class Disconnect:
 
     def encode(self) -> bytes:
         """Return the payload, the message cut to the 255 bytes HAProxy reads."""
-        raw = self.message.encode("utf-8", "surrogateescape")[:MAX_DISCONNECT_MESSAGE]
+        raw = self.message.encode("utf-8", "replace")[:MAX_DISCONNECT_MESSAGE]
         return _encode_items(
             [
                 ("status-code", DataType.UINT32, self.status_code),

@@ -1,4 +1,4 @@
-"""The pytest plugin: fixtures that boot HAProxy for agents under test.
+"""The pytest plugin: fixtures that serve agents, play HAProxy to them, and boot the real one.
 
 Installed with spoakit, so nothing has to be imported. ``haproxy`` runs the program that
 ``haproxy_binary`` names; override that fixture, with parameters if you like, to test with others.
@@ -11,6 +11,10 @@ from typing import Protocol
 
 import pytest
 
+from spoakit.agent import Agent
+from spoakit.server.settings import ServerSettings
+from spoakit.testing.agent_server import DEFAULT_SETTINGS, AgentServer
+from spoakit.testing.engine_client import EngineClient
 from spoakit.testing.haproxy import DEFAULT_LISTENERS, NOTHING, HAProxy
 
 
@@ -26,6 +30,55 @@ class StartHAProxy(Protocol):
         listeners: Mapping[str, str] = DEFAULT_LISTENERS,
     ) -> HAProxy:
         """Return a started `HAProxy` made from these arguments; it is stopped after the test."""
+
+
+class ServeAgents(Protocol):
+    """The type of the ``serve_agents`` fixture."""
+
+    def __call__(self, *agents: Agent, settings: ServerSettings = DEFAULT_SETTINGS) -> AgentServer:
+        """Return a started `AgentServer` made from these arguments; it ends after the test."""
+
+
+class ConnectEngine(Protocol):
+    """The type of the ``connect_engine`` fixture."""
+
+    def __call__(
+        self,
+        address: str = "127.0.0.1",
+        port: int = 12345,
+        *,
+        unix: str | None = None,
+        timeout: float = 5.0,
+    ) -> EngineClient:
+        """Return an `EngineClient` made from these arguments; it is closed after the test."""
+
+
+@pytest.fixture
+def serve_agents() -> Iterator[ServeAgents]:
+    """Serve any number of agents, until the test is over."""
+    with ExitStack() as running:
+
+        def serve(*agents: Agent, settings: ServerSettings = DEFAULT_SETTINGS) -> AgentServer:
+            return running.enter_context(AgentServer(*agents, settings=settings))
+
+        yield serve
+
+
+@pytest.fixture
+def connect_engine() -> Iterator[ConnectEngine]:
+    """Make any number of connections to agents, which are closed after the test."""
+    with ExitStack() as connected:
+
+        def connect(
+            address: str = "127.0.0.1",
+            port: int = 12345,
+            *,
+            unix: str | None = None,
+            timeout: float = 5.0,
+        ) -> EngineClient:
+            return connected.enter_context(EngineClient(address, port, unix=unix, timeout=timeout))
+
+        yield connect
 
 
 @pytest.fixture

@@ -1,0 +1,117 @@
+"""`AgentServer`: agents served from a thread, for tests over real sockets."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+from spoakit.agent import Agent
+from spoakit.exceptions import SpoakitError
+from spoakit.metrics.counters import Counters
+from spoakit.server.loops import loop_factory
+from spoakit.server.server import Server
+from spoakit.server.settings import Drain, Listen, ServerSettings
+from spoakit.server.single import SingleServer
+from spoakit.server.sockets import Listeners
+
+T = TypeVar("T")
+
+# Seconds until a call in the server's thread is given up: something hangs.
+_BOUND: Final = 15.0
+
+DEFAULT_SETTINGS: Final = ServerSettings(listen=Listen("127.0.0.1", 0), drain=Drain(timeout=0))
+"""A free port of 127.0.0.1, and no time to drain."""
+
+
+class AgentServer:
+    """Agents served from a thread of this process; a context manager, ready when entered.
+
+    ::
+
+        with AgentServer(agent) as server, EngineClient(port=server.port) as engine:
+            ...
+
+    Args:
+        agents: one or more, whose messages all differ.
+        settings: as for `spoakit.server.run`, for one worker; by default on a free port of
+            127.0.0.1, with connections closed at once at the end.
+
+    Attributes:
+        port: the port it listens on; 0 for a Unix socket.
+        server: what serves; to be touched by `call` only.
+        counters: its counters.
+
+    Raises:
+        RegistrationError, ConfigurationError: the agents cannot be served.
+        StartupError: (when entered) the socket or a resource failed.
+    """
+
+    def __init__(self, *agents: Agent, settings: ServerSettings = DEFAULT_SETTINGS) -> None:
+        self._settings = settings
+        self.counters = Counters(1)
+        self.server = Server(agents, settings, self.counters.row(0))
+        self.port = 0
+        self._ready: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, name="AgentServer", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        try:
+            self._ready.result(_BOUND)
+        except BaseException:
+            self._thread.join(_BOUND)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._loop.call_soon_threadsafe(self._leaving.set)
+        self._thread.join(self._settings.drain.timeout + _BOUND)
+        if self._thread.is_alive():
+            raise SpoakitError("the server did not end")
+
+    def call(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function in the server's thread, and return what it returns."""
+
+        async def call() -> T:
+            return function(*args)
+
+        return self.run(call())
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in the server's event loop, and return what it returns."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(_BOUND)
+
+    def _run(self) -> None:
+        try:
+            with asyncio.Runner(loop_factory=loop_factory(self._settings.loop)) as runner:
+                runner.run(self._serve())
+        except BaseException as error:
+            if self._ready.done():
+                raise
+            self._ready.set_exception(error)
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._leaving = asyncio.Event()
+        listeners = Listeners(self._settings.listen)
+        try:
+            single = SingleServer(self._settings, listeners, self.server, self.counters.row(0))
+            try:
+                await single.start()
+                if self._settings.listen.unix is None:
+                    self.port = listeners.sockets[0].getsockname()[1]
+                self._ready.set_result(None)
+                await self._leaving.wait()
+                await single.leave()
+            finally:
+                single.close()
+        finally:
+            listeners.close()
+            listeners.remove()

@@ -1,0 +1,241 @@
+"""`Engine`: an agent's handlers called as HAProxy would, without sockets."""
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from time import monotonic
+from types import MappingProxyType, TracebackType
+from typing import Any, Final, Self
+
+from spoakit.agent import Agent
+from spoakit.agent._dispatch_cy import Dispatcher
+from spoakit.agent.runtime import Runtime
+from spoakit.agent.waiting import WaitingFrame
+from spoakit.exceptions import CallError, ProtocolError, SpoakitError
+from spoakit.spop import (
+    Acknowledged,
+    Action,
+    AgentConnection,
+    EngineConnection,
+    EngineHello,
+    Failed,
+    Message,
+    Scope,
+)
+from spoakit.testing.calls import Reply, Sendable, make_message
+
+MAX_FRAME_SIZE: Final = 16380
+"""What HAProxy offers by default, in bytes: ``tune.bufsize`` less four."""
+
+_REQUEST_EVENTS: Final = frozenset(
+    {
+        "on-client-session",
+        "on-frontend-tcp-request",
+        "on-backend-tcp-request",
+        "on-frontend-http-request",
+        "on-backend-http-request",
+    }
+)
+
+
+class Engine:
+    """Calls an agent's handlers as HAProxy would; a context manager, for unit tests.
+
+    ::
+
+        with Engine(rate, resources={Redis: FakeRedis()}) as engine:
+            assert engine.call("rate", src=IPv4Address("192.0.2.1")) == {"txn.allowed": False}
+
+    Frames are encoded and decoded as on a connection whose sizes are HAProxy's defaults,
+    so what does not fit there does not fit here. Everything runs in an event loop of the
+    engine's own, and only while the engine starts, calls and stops.
+
+    Args:
+        agent: the agent.
+        resources: objects to use instead of what the agent's resources would yield, by
+            type; these resources are not started.
+        raise_errors: raise what a server would log and answer with a fallback; otherwise
+            it is in `Reply.error`.
+
+    Raises:
+        ConfigurationError: an object is for a type that is no resource of the agent.
+        RegistrationError: a handler of the agent cannot work.
+        StartupError: (when entered) a resource failed.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        *,
+        resources: Mapping[Any, object] = MappingProxyType({}),
+        raise_errors: bool = True,
+    ) -> None:
+        self._agent = agent
+        self._raise_errors = raise_errors
+        self._errors: list[BaseException] = []
+        self._runtime = Runtime([agent], resources, self._errors.append)
+        self._loop: asyncio.Runner | None = None
+        self._declared = {(each.scope, each.name) for each in agent.variables}
+        self._events: dict[str, str | None] = {}
+        for handler in agent.handlers:
+            # It may be said at the message's handler or at one of its observers.
+            known = self._events.get(handler.message)
+            self._events[handler.message] = handler.sending.event or known
+
+    def __enter__(self) -> Self:
+        if self._loop is not None:
+            raise SpoakitError("the engine is running already")
+        loop = asyncio.Runner()
+        try:
+            loop.run(self._runtime.start())
+        except BaseException:
+            loop.close()
+            raise
+        self._loop = loop
+        self._link = _Link(self._runtime.dispatcher)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._loop is not None:
+            with self._loop as loop:
+                self._loop = None
+                loop.run(self._runtime.aclose())
+
+    def call(self, message: str, /, *args: Sendable, **kwargs: Sendable) -> Reply:
+        """Send one message and return the answer; see `notify`.
+
+        Args:
+            message: its name.
+            args: arguments without names.
+            kwargs: arguments with names; what is no identifier goes as an `Argument`.
+
+        Raises:
+            TypeError: an argument is of no type that SPOP has, or not of the type named.
+            ValueError: an argument is out of the range of its type.
+        """
+        return self.notify([make_message(message, args, kwargs)])
+
+    def notify(self, messages: Iterable[Message]) -> Reply:
+        """Send messages in one frame, as HAProxy does with those of one event.
+
+        When it returns, the handlers have answered or failed, and the observers have run.
+
+        Raises:
+            CallError: a message is unknown, its arguments do not fit, its handler was late,
+                the answer does not fit into a frame, or HAProxy would ignore what is set.
+                The first of them; `raise_errors` has to be true.
+            Exception: what a handler or an observer raised, likewise.
+        """
+        if self._loop is None:
+            raise SpoakitError('the engine does not run: use it by "with Engine(agent) as engine"')
+        messages = tuple(messages)
+        self._errors.clear()
+        self._errors += self._unknown(messages)
+        actions = self._loop.run(self._exchange(messages))
+        self._errors += self._ignored(messages, actions)
+        error = self._errors[0] if self._errors else None
+        if error is not None and self._raise_errors:
+            raise error
+        return Reply(actions, error)
+
+    async def _exchange(self, messages: tuple[Message, ...]) -> tuple[Action, ...]:
+        dispatcher, link = self._runtime.dispatcher, self._link
+        oversized = dispatcher.oversized
+        events = link.send(messages)
+        dispatcher.begin(link.received)
+        dispatcher.dispatch(events, 0, link)
+        actions = await link.answer()
+        # Observers have been scheduled by now; this comes after them.
+        await asyncio.sleep(0)
+        if dispatcher.oversized > oversized:
+            self._errors.append(
+                CallError(f"the ACK exceeds {MAX_FRAME_SIZE} bytes, so it goes without its actions")
+            )
+        return actions
+
+    def _unknown(self, messages: Iterable[Message]) -> list[CallError]:
+        return [
+            CallError(
+                f"agent {self._agent.name!r} has no message {message.name!r}; "
+                f"it has {', '.join(sorted(self._events))}"
+            )
+            for message in messages
+            if message.name not in self._events
+        ]
+
+    def _ignored(self, messages: Iterable[Message], actions: Iterable[Action]) -> list[CallError]:
+        """Return an error for each action that HAProxy would do nothing for."""
+        events = {self._events.get(message.name) for message in messages}
+        errors = []
+        for action in actions:
+            if (action.scope, action.name) not in self._declared:
+                errors.append(
+                    CallError(f"{action!r}: agent {self._agent.name!r} declares no such variable")
+                )
+            elif action.scope is Scope.RES and events <= _REQUEST_EVENTS:
+                errors.append(
+                    CallError(
+                        f"{action!r}: {', '.join(map(str, events))} comes before there is a "
+                        "response, so HAProxy does not set it; use req or txn"
+                    )
+                )
+        return errors
+
+
+class _Link:
+    """Both ends of a connection, in memory; see `spoakit.agent.link.Link`."""
+
+    peer = "testing.Engine"
+    engine_id = "testing.Engine"
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+        self._engine = EngineConnection(EngineHello(MAX_FRAME_SIZE, engine_id=self.engine_id))
+        self._agent = AgentConnection()
+        self._stream_id = 0
+        self._waiting: asyncio.Future[None] | None = None
+        self.outgoing = self._agent.outgoing
+        self.received = monotonic()
+        self._engine.send_hello()
+        self._agent.receive_data(self._engine.data_to_send())
+        self._agent.events_received()
+        self._engine.receive_data(self._agent.data_to_send())
+        self._engine.events_received()
+        self.max_frame_size = self._agent.max_frame_size
+
+    def send(self, messages: Iterable[Message]) -> list[Any]:
+        """Send a NOTIFY, and return what the agent receives."""
+        self._stream_id += 1
+        self._engine.send_notify(messages, stream_id=self._stream_id)
+        self.received = monotonic()
+        self._agent.receive_data(self._engine.data_to_send())
+        return self._agent.events_received()
+
+    async def answer(self) -> tuple[Action, ...]:
+        """Return the actions of the NOTIFY's ACK, once it is there."""
+        if self._waiting is not None:
+            await self._waiting
+            self._waiting = None
+        self._engine.receive_data(self._agent.data_to_send())
+        [event] = self._engine.events_received()
+        if isinstance(event, Failed):
+            raise event.error
+        assert isinstance(event, Acknowledged)
+        return event.actions
+
+    def wait(self, frame: WaitingFrame) -> None:
+        self._waiting = asyncio.get_running_loop().create_future()
+
+    def finish(self, frame: WaitingFrame, actions: list[Action]) -> None:
+        if not self._agent.send_ack(frame.notify, actions):
+            self._dispatcher.oversized_ack(self)
+        assert self._waiting is not None
+        self._waiting.set_result(None)
+
+    def fail(self, frame: WaitingFrame, error: ProtocolError) -> None:
+        assert self._waiting is not None
+        self._waiting.set_exception(error)

@@ -1,0 +1,113 @@
+import os
+import signal
+import socket
+import subprocess
+import sys
+from ipaddress import IPv6Address
+from pathlib import Path
+
+import pytest
+
+import spoakit
+from spoakit.cli import iprep
+from spoakit.server import ServerSettings
+from spoakit.spop import (
+    Acknowledged,
+    Argument,
+    DataType,
+    EngineConnection,
+    EngineHello,
+    Event,
+    Message,
+    Opened,
+)
+
+
+def test_the_help_is_that_of_the_c_program(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        iprep.main(["-h"])
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    for line in (
+        "    -h                  Print this message\n",
+        "    -d                  Enable the debug mode",
+        "    -p <port>           Specify the port to listen on (default: 12345)\n",
+        "    -n <num-workers>    Specify the number of workers (default: 5)\n",
+        "Note: A worker is a process.\n",
+    ):
+        assert line in shown
+
+
+def test_the_defaults_are_those_of_the_c_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[ServerSettings] = []
+
+    def run(agents: object, settings: ServerSettings) -> int:
+        given.append(settings)
+        return 0
+
+    monkeypatch.setattr(iprep, "run", run)
+    monkeypatch.setattr(iprep, "configure_logging", lambda debug: None)
+    assert iprep.main([]) == 0
+    assert (given[0].listen.address, given[0].listen.port) == ("0.0.0.0", 12345)
+    assert given[0].workers == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["-p", "70000"], "ERROR: port: 70000 is not in the range 0 to 65535"),
+        (["-p", "x"], "ERROR: argument -p: invalid int value: 'x'"),
+        (["-n", "0"], "ERROR: workers: 0 is not in the range 1 to 1024"),
+        (["-x"], "ERROR: unrecognized arguments: -x"),
+    ],
+)
+def test_a_wrong_option_is_named_and_ends_with_64(
+    arguments: list[str], error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        iprep.main(arguments)
+    assert caught.value.code == 64
+    assert capsys.readouterr().err.startswith(error)
+
+
+def exchange(sock: socket.socket, engine: EngineConnection) -> Event:
+    """Send what is due, and return the next event."""
+    sock.sendall(engine.data_to_send())
+    while not (events := engine.events_received()):
+        data = sock.recv(65536)
+        assert data, "the agent closed the connection"
+        engine.receive_data(data)
+    [event] = events
+    return event
+
+
+def test_it_scores_addresses_and_shows_frames_in_debug_mode() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "spoakit.cli.iprep", "-d", "-a", "127.0.0.1", "-p0", "-n2"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(spoakit.__file__).parent.parent)},
+    ) as process:
+        assert process.stderr is not None
+        port = 0
+        for line in process.stderr:
+            if "listening on 127.0.0.1:" in line:
+                port = int(line.split("127.0.0.1:")[1].split()[0])
+                break
+        engine = EngineConnection(EngineHello(16380))
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
+            engine.send_hello()
+            assert isinstance(exchange(sock, engine), Opened)
+            src = Argument("", DataType.IPV6, IPv6Address("2001:db8::7"))
+            engine.send_notify([Message("check-client-ip", (src,))], stream_id=1)
+            reply = exchange(sock, engine)
+        assert isinstance(reply, Acknowledged)
+        [action] = reply.actions
+        assert action.name == "ip_score"
+        assert action.data_type is DataType.UINT32
+        assert isinstance(action.value, int)
+        assert 0 <= action.value <= 100
+        process.send_signal(signal.SIGTERM)
+        rest = process.stderr.read()
+        assert process.wait(10) == 0
+    assert "2001:db8::7" in rest

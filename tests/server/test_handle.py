@@ -1,0 +1,130 @@
+import os
+import signal
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from spoakit.server.channel import Order, Report, receive_orders
+from spoakit.server.handle import WorkerHandle, describe_exit
+
+Pair = tuple[WorkerHandle, socket.socket]
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    """A handle and the worker's end of its channel."""
+    ours, theirs = socket.socketpair()
+    handle = WorkerHandle(0)
+    handle.started(1234, ours)
+    theirs.setblocking(False)
+    yield handle, theirs
+    handle.close_channel()
+    theirs.close()
+
+
+def report(*reports: Report) -> bytes:
+    return bytes(reports)
+
+
+def test_a_worker_is_ready_when_it_says_so(pair: Pair) -> None:
+    handle, worker = pair
+    assert handle.read_reports(0.0) is None
+    assert not handle.is_ready
+    worker.send(report(Report.READY))
+    assert handle.read_reports(0.0) is True
+    assert handle.is_ready
+
+
+def test_a_connection_travels_and_is_counted_until_it_is_reported_closed(pair: Pair) -> None:
+    handle, worker = pair
+    ours, theirs = socket.socketpair()
+    with ours:
+        assert handle.hand(theirs)
+        assert theirs.fileno() == -1
+        assert handle.connections == 1
+        orders, [connection] = receive_orders(worker)
+        assert orders == bytes((Order.CONNECTION,))
+        with connection:
+            assert not connection.getblocking()
+            assert not connection.get_inheritable()
+            connection.send(b"hello")
+        assert ours.recv(10) == b"hello"
+    worker.send(report(Report.CLOSED))
+    handle.read_reports(0.0)
+    assert handle.connections == 0
+
+
+def test_orders_that_cannot_be_sent_wait_and_keep_their_place(pair: Pair) -> None:
+    handle, worker = pair
+    sent = 0
+    while handle.hand(connection := socket.socket()):
+        sent += 1
+    with connection:
+        handle.send_order(Order.DRAIN)
+        assert handle.has_unsent
+        assert not handle.hand(connection)
+        assert connection.fileno() >= 0
+    received = b""
+    while len(received) < sent:
+        orders, connections = receive_orders(worker)
+        received += orders
+        for each in connections:
+            each.close()
+    assert received == bytes((Order.CONNECTION,)) * sent
+    handle.flush()
+    assert not handle.has_unsent
+    assert receive_orders(worker) == (bytes((Order.DRAIN,)), [])
+
+
+def test_the_reason_of_a_failure_may_come_in_pieces(pair: Pair) -> None:
+    handle, worker = pair
+    assert handle.failure is None
+    worker.send(report(Report.FAILED) + b"no data-")
+    handle.read_reports(0.0)
+    worker.send(b"base +1")
+    handle.read_reports(0.0)
+    worker.close()
+    assert handle.read_reports(0.0) is False
+    assert handle.failure == "no data-base +1"
+    assert handle.connections == 0
+    assert not handle.is_ready
+
+
+def test_the_delay_before_a_restart_doubles_up_to_half_a_minute() -> None:
+    handle = WorkerHandle(0)
+    delays = []
+    for _ in range(11):
+        handle.ended(now=1000.0)
+        assert handle.restart_at is not None
+        delays.append(round(handle.restart_at - 1000.0, 1))
+    assert delays == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0, 30.0]
+
+
+@pytest.mark.parametrize(("uptime", "delay"), [(9.9, 0.4), (10.0, 0.1)])
+def test_the_delay_starts_anew_after_a_stable_worker(
+    pair: Pair, uptime: float, delay: float
+) -> None:
+    handle, worker = pair
+    handle.postpone(0.0)
+    handle.postpone(0.0)
+    worker.send(report(Report.READY))
+    handle.read_reports(now=500.0)
+    handle.ended(now=500.0 + uptime)
+    assert handle.restart_at == pytest.approx(500.0 + uptime + delay)
+
+
+@pytest.mark.parametrize(("code", "description"), [(0, "exit code 0"), (3, "exit code 3")])
+def test_an_exit_is_described_by_its_code(code: int, description: str) -> None:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(code)
+    assert describe_exit(os.waitpid(pid, 0)[1]) == description
+
+
+def test_a_death_is_described_by_its_signal() -> None:
+    pid = os.fork()
+    if pid == 0:
+        signal.pause()
+    os.kill(pid, signal.SIGKILL)
+    assert describe_exit(os.waitpid(pid, 0)[1]) == "signal 9 (Killed)"

@@ -1,0 +1,736 @@
+"""One connection to an engine, over real sockets: flow, limits, bad input, ends."""
+
+import asyncio
+import gc
+import logging
+import socket
+import time
+import tracemalloc
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spoakit import Action, Agent, Argument, DataType, Message
+from spoakit.exceptions import AgentDisconnected
+from spoakit.logs import forget_throttled
+from spoakit.server.protocol import SpopProtocol
+from spoakit.server.settings import Drain, Limits, Listen, ServerSettings
+from spoakit.spop import (
+    Disconnected,
+    EngineHello,
+    FrameFlag,
+    FrameType,
+    encode_frame,
+    encode_ids,
+    encode_messages,
+    encode_value,
+    encode_varint,
+)
+from spoakit.testing import AgentServer, EngineClient
+from spoakit.testing.pytest_plugin import ConnectEngine, ServeAgents
+
+BOUND = 10.0
+
+
+class Subject:
+    """An agent with a handler of each kind, and what has become of its calls."""
+
+    def __init__(self) -> None:
+        self.agent = Agent("subject")
+        self.gates: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)
+        self.started: list[int] = []
+        self.cancelled: list[int] = []
+        self.observed: list[int] = []
+        number = self.agent.variable("txn.number", int)
+        text = self.agent.variable("txn.text", str)
+
+        @self.agent.message("echo", fallback=number.set(-1))
+        def echo(n: int) -> Action:
+            return number.set(n)
+
+        @self.agent.message("repeat")
+        def repeat(word: str, times: int = 1) -> Action:
+            return text.set(word * times)
+
+        @self.agent.message("wait", timeout=BOUND, fallback=number.set(-1))
+        async def wait(n: int) -> Action:
+            self.started.append(n)
+            try:
+                await self.gates[n].wait()
+            except asyncio.CancelledError:
+                self.cancelled.append(n)
+                raise
+            return number.set(n)
+
+        @self.agent.message("repeat-later")
+        async def repeat_later(word: str, times: int) -> Action:
+            await asyncio.sleep(0)
+            return text.set(word * times)
+
+        @self.agent.observe("observe")
+        def observe(n: int) -> None:
+            self.observed.append(n)
+
+
+@pytest.fixture
+def subject() -> Subject:
+    return Subject()
+
+
+@pytest.fixture(autouse=True)
+def _unthrottled(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    forget_throttled()
+    with caplog.at_level(logging.INFO):
+        yield
+
+
+def settings(**limits: Any) -> ServerSettings:
+    return ServerSettings(
+        listen=Listen("127.0.0.1", 0), limits=Limits(**limits), drain=Drain(timeout=0)
+    )
+
+
+def echo(n: int) -> Message:
+    return Message("echo", (Argument("n", DataType.INT64, n),))
+
+
+def wait(n: int) -> Message:
+    return Message("wait", (Argument("n", DataType.INT64, n),))
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + BOUND
+    while not condition():
+        assert time.monotonic() < end, "it did not come true"
+        time.sleep(0.002)
+
+
+def connections(server: AgentServer) -> list[SpopProtocol]:
+    hub = server.server._hub
+    assert hub is not None
+    return server.call(list, hub.connections)
+
+
+def wait_until_connections(server: AgentServer, count: int) -> None:
+    wait_until(lambda: server.call(lambda: server.server.connection_count) == count)
+
+
+def open_gates(server: AgentServer, subject: Subject, *numbers: int) -> None:
+    server.call(lambda: [subject.gates[n].set() for n in numbers])
+
+
+def connected(server: AgentServer, connect: ConnectEngine, **hello: Any) -> EngineClient:
+    engine = connect(port=server.port, timeout=BOUND)
+    engine.hello(**hello)
+    return engine
+
+
+# --- frames and ACKs -----------------------------------------------------------------------
+
+
+class Recorder:
+    """A transport whose writes are kept."""
+
+    def __init__(self, transport: asyncio.Transport, writes: list[bytes]) -> None:
+        self._transport = transport
+        self._writes = writes
+
+    def write(self, data: bytes) -> None:
+        self._writes.append(data)
+        self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+@pytest.fixture
+def writes(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """All that the server writes from now on, write by write."""
+    written: list[bytes] = []
+
+    class Recorded(SpopProtocol):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(Recorder(transport, written))
+
+    monkeypatch.setattr("spoakit.server.server.SpopProtocol", Recorded)
+    return written
+
+
+def test_frames_of_one_read_are_acknowledged_in_one_write(
+    subject: Subject, serve_agents: ServeAgents, connect_engine: ConnectEngine, writes: list[bytes]
+) -> None:
+    engine = connected(serve_agents(subject.agent), connect_engine)
+    del writes[:]
+    sent = engine.notify_each([echo(n)] for n in range(50))
+    assert [engine.ack(ids) for ids in sent] == [{"txn.number": n} for n in range(50)]
+    assert len(writes) == 1
+
+
+def test_async_handlers_that_end_together_are_acknowledged_in_one_write(
+    subject: Subject, serve_agents: ServeAgents, connect_engine: ConnectEngine, writes: list[bytes]
+) -> None:
+    server = serve_agents(subject.agent)
+    engine = connected(server, connect_engine)
+    sent = engine.notify_each([wait(n)] for n in range(20))
+    wait_until(lambda: len(subject.started) == 20)
+    del writes[:]
+    open_gates(server, subject, *range(20))
+    assert [engine.ack(ids) for ids in sent] == [{"txn.number": n} for n in range(20)]
+    assert len(writes) == 1
+
+
+def test_observers_run_after_the_acks_are_written(
+    subject: Subject, serve_agents: ServeAgents, connect_engine: ConnectEngine, writes: list[bytes]
+) -> None:
+    observed_after: list[int] = []
+
+    @subject.agent.observe("wait")
+    def observe_late(n: int) -> None:
+        observed_after.append(len(writes))
+
+    @subject.agent.observe("echo")
+    def observe_at_once(n: int) -> None:
+        observed_after.append(len(writes))
+
+    server = serve_agents(subject.agent)
+    engine = connected(server, connect_engine)
+    del writes[:]
+    engine.call("echo", 1)
+    engine.call("echo", 1)
+    wait_until(lambda: observed_after == [1, 2])
+    # A frame whose ACK takes time, with a message that takes none before it.
+    ids = engine.notify(echo(1), wait(2))
+    wait_until(lambda: subject.started == [2])
+    assert observed_after == [1, 2]
+    open_gates(server, subject, 2)
+    engine.ack(ids)
+    wait_until(lambda: observed_after == [1, 2, 3, 3])
+
+
+def test_acks_of_async_handlers_come_as_they_finish(
+    subject: Subject, serve_agents: ServeAgents, connect_engine: ConnectEngine
+) -> None:
+    server = serve_agents(subject.agent)
+    engine = connected(server, connect_engine)
+    sent = [engine.notify(wait(n)) for n in range(3)]
+    for n in (2, 0, 1):
+        open_gates(server, subject, n)
+        assert engine.next_ack() == (sent[n], {"txn.number": n})
+    assert engine.call("echo", 7) == {"txn.number": 7}
+
+
+def test_a_frame_larger_than_agreed_comes_in_fragments(
+    subject: Subject, serve_agents: ServeAgents, connect_engine: ConnectEngine
+) -> None:
+    engine = connected(serve_agents(subject.agent), connect_engine, max_frame_size=512)
+    assert engine.agent is not None
+    assert engine.agent.max_frame_size == 512
+    assert engine.call("repeat", "", padding="x" * 100_000) == {"txn.text": ""}
+    ids = engine.notify(echo(5), echo(6), fragment_size=1)
+    assert engine.ack(ids).actions[1].value == 6
+
+
+def test_an_aborted_frame_leaves_no_trace(
+    subject: Subject, serve_agents: ServeAgents, connect_engine: ConnectEngine
+) -> None:
+    engine = connected(serve_agents(subject.agent), connect_engine)
+    engine.abort(echo(1), Message("observe", (Argument("n", DataType.INT64, 1),)))
+    assert engine.call("echo", 2) == {"txn.number": 2}
+    assert subject.observed == []
+
+
+@pytest.mark.parametrize("message", ["repeat", "repeat-later"])
+def test_an_ack_that_does_not_fit_goes_without_its_actions(
+    subject: Subject,
+    serve_agents: ServeAgents,
+    connect_engine: ConnectEngine,
+    caplog: pytest.LogCaptureFixture,
+    message: str,
+) -> None:
+    engine = connected(serve_agents(subject.agent), connect_engine, max_frame_size=1024)
+    assert engine.call(message, "x", 1100) == {}
+    assert "exceeded the agreed 1024 bytes" in caplog.text
+    assert engine.call(message, "x", 900) == {"txn.text": "x" * 900}
+
+
+def test_a_frame_that_comes_byte_by_byte_is_a_frame(
+    subject: Subject, serve_agents: ServeAgents, connect_engine: ConnectEngine
+) -> None:
+    engine = connected(serve_agents(subject.agent), connect_engine)
+    frame = notify_frame(encode_messages([echo(3), echo(4)]))
+    for byte in frame:
+        engine.send_raw(bytes((byte,)))
+    ack = engine.read_frame()
+    assert (ack.type, ack.stream_id, ack.frame_id) == (FrameType.ACK, 77, 5)
+
+
+def test_strings_are_bytes_and_need_not_be_utf_8(
+    subject: Subject, serve_agents: ServeAgents, connect_engine: ConnectEngine
+) -> None:
+    engine = connected(serve_agents(subject.agent), connect_engine)
+    reply = engine.call("repeat", (DataType.BINARY, b"caf\xe9\x00\xff"))
+    assert reply == {"txn.text": "caf\udce9\x00\udcff"}
+
+
+@pytest.mark.parametrize("value", [None, "five", b"5", True])
+def test_arguments_that_do_not_fit_cost_the_message_alone(
+    subject: Subject,
+    serve_agents: ServeAgents,
+    connect_engine: ConnectEngine,
+    caplog: pytest.LogCaptureFixture,
+    value: str | bytes | bool | None,
+) -> None:
+    server = serve_agents(subject.agent)
+    engine = connected(server, connect_engine)
+    for _ in range(3):
+        ids = engine.notify(Message("echo", (Argument.of("n", value),)), echo(9))
+        assert [action.value for action in engine.ack(ids).actions] == [-1, 9]
+    assert caplog.text.count("cannot be called, its fallback is sent") == 1
+
+
+# --- limits --------------------------------------------------------------------------------
+
+
+def test_frames_over_the_in_flight_limit_wait_and_none_is_lost(
+    subject: Subject, serve_agents: ServeAgents, connect_engine: ConnectEngine
+) -> None:
+    server = serve_agents(subject.agent, settings=settings(in_flight=4))
+    engine = connected(server, connect_engine)
+    count = 3000
+    sent = engine.notify_each([wait(n), echo(n)] for n in range(count))
+    wait_until(lambda: len(subject.started) == 4)
+    open_gates(server, subject, 3)
+    assert engine.next_ack()[0] == sent[3]
+    wait_until(lambda: len(subject.started) == 5)
+    server.run(asyncio.sleep(0))
+    assert subject.started == [0, 1, 2, 3, 4]
+    open_gates(server, subject, *range(count))
+    for n, ids in enumerate(sent):
+        if n != 3:
+            assert engine.ack(ids) == {"txn.number": n}
+    assert sorted(subject.started) == list(range(count))
+
+
+def test_what_needs_no_waiting_keeps_its_turn_behind_the_in_flight_limit(
+    subject: Subject, serve_agents: ServeAgents, connect_engine: ConnectEngine
+) -> None:
+    server = serve_agents(subject.agent, settings=settings(in_flight=1))
+    engine = connected(server, connect_engine)
+    first, second = engine.notify_each([[wait(0)], [echo(1)]])
+    open_gates(server, subject, 0)
+    assert engine.next_ack()[0] == first
+    assert engine.next_ack()[0] == second
+
+
+def test_an_engine_that_does_not_read_is_not_read_either(
+    subject: Subject, serve_agents: ServeAgents, connect_engine: ConnectEngine
+) -> None:
+    server = serve_agents(subject.agent)
+    engine = connected(server, connect_engine)
+    [connection] = connections(server)
+    buffered = lambda: connection._transport.get_write_buffer_size()  # noqa: E731
+    engine._socket.settimeout(0.2)
+    message = Message("repeat", (Argument.of("word", "x" * 10), Argument.of("times", 1600)))
+    frames = 0
+    try:
+        # 80 bytes ask for 16,000: what is in one read alone asks for 50 MB.
+        while frames < 100_000:
+            engine.notify_each([[message]] * 500)
+            frames += 500
+    except TimeoutError:
+        pass
+    assert frames < 100_000
+    wait_until(lambda: connection._write_paused)
+    assert server.call(buffered) < 1_000_000
+    # The last batch went in part; what went is answered, once it is read.
+    engine._socket.settimeout(BOUND)
+    for _ in range(frames):
+        _, reply = engine.next_ack()
+        assert len(str(reply["txn.text"])) == 16000
+    assert not connection._write_paused
+
+
+def test_a_connection_that_says_nothing_is_closed_with_status_2(
+    subject: Subject,
+    serve_agents: ServeAgents,
+    connect_engine: ConnectEngine,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = serve_agents(subject.agent, settings=settings(hello_timeout=0.1))
+    silent, slow = connect_engine(port=server.port), connect_engine(port=server.port)
+    slow.send_raw(b"\0\0")
+    idle = connected(server, connect_engine)
+    for engine in (silent, slow):
+        assert engine.wait_for_disconnect() == Disconnected(2, "no HELLO within 0.1 s")
+        engine.wait_for_close()
+    wait_until_connections(server, 1)
+    assert idle.call("echo", 1) == {"txn.number": 1}
+    assert caplog.text.count("ended with status 2: no HELLO within 0.1 s") == 1
+
+
+# --- bad input -----------------------------------------------------------------------------
+
+
+def notify_frame(
+    payload: bytes, ids: bytes = encode_ids(77, 5), flags: FrameFlag = FrameFlag.FIN
+) -> bytes:
+    return encode_frame(FrameType.NOTIFY, payload, ids=ids, flags=flags)
+
+
+def hello_frame(payload: bytes, flags: FrameFlag = FrameFlag.FIN) -> bytes:
+    return encode_frame(FrameType.HAPROXY_HELLO, payload, flags=flags)
+
+
+def item(name: bytes, data_type: DataType, value: Any) -> bytes:
+    return bytes((len(name),)) + name + encode_value(data_type, value)
+
+
+VERSIONS = item(b"supported-versions", DataType.STRING, "2.0")
+SIZE = item(b"max-frame-size", DataType.UINT32, 16380)
+CAPABILITIES = item(b"capabilities", DataType.STRING, "")
+HELLO = EngineHello(16380).encode()
+ENDLESS = b"\xff" * 30
+
+BEFORE_HELLO = {
+    "an HTTP request": (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", 3, "an HTTP request"),
+    "a TLS handshake": (b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03", 3, "a TLS handshake"),
+    "garbage": (bytes(range(255, 100, -1)), 3, "a frame of 4294901244 bytes"),
+    "a frame of no bytes": (b"\0\0\0\0", 4, "a frame of zero bytes"),
+    "a frame without flags": (b"\0\0\0\x02\x01\0", 4, "no room for its flags"),
+    "a HELLO of a megabyte": (b"\0\x10\0\0" + b"\x01", 3, "over the limit"),
+    "a NOTIFY before HELLO": (notify_frame(b""), 4, "NOTIFY in state HELLO"),
+    "a HELLO without versions": (hello_frame(SIZE + CAPABILITIES), 5, "no supported-versions"),
+    "a HELLO without a size": (hello_frame(VERSIONS + CAPABILITIES), 6, "no max-frame-size"),
+    "a HELLO without capabilities": (hello_frame(VERSIONS + SIZE), 7, "no capabilities"),
+    "a HELLO for 1.0": (hello_frame(EngineHello(16380, ("1.0",)).encode()), 8, "offers SPOP 1.0"),
+    "a HELLO with a small size": (hello_frame(EngineHello(255).encode()), 9, "255 bytes"),
+    "a HELLO in fragments": (hello_frame(HELLO, FrameFlag(0)), 10, "in fragments"),
+    "a HELLO cut short": (hello_frame(HELLO[:-1]), 4, "byte"),
+    "an endless varint in HELLO": (hello_frame(HELLO + ENDLESS), 4, "exceeds 64 bits"),
+    "an unknown type in HELLO": (hello_frame(HELLO + b"\x01x\x0f"), 4, "unknown data type 15"),
+    "65 items in HELLO": (
+        hello_frame(HELLO + b"".join(item(b"%d" % n, DataType.NULL, None) for n in range(65))),
+        4,
+        "more than 64 items",
+    ),
+}
+NAME = b"\x04echo"
+AFTER_HELLO = {
+    "a second HELLO": (hello_frame(HELLO), 4, "HAPROXY-HELLO in state OPEN"),
+    "a frame of no bytes": (b"\0\0\0\0", 4, "a frame of zero bytes"),
+    "a frame over the cap": (b"\0\x10\0\x01" + b"\x03", 3, "1048577 bytes, over the limit"),
+    "an ACK": (encode_frame(FrameType.ACK, b""), 4, "ACK in state OPEN"),
+    "an endless stream id": (notify_frame(b"", ENDLESS), 4, "exceeds 64 bits"),
+    "a name longer than the frame": (notify_frame(b"\x05echo"), 4, "claims 5 bytes"),
+    "a name of 2**64 bytes": (notify_frame(encode_varint(2**64 - 1)), 4, "claims 184467440737"),
+    "more arguments than there are": (notify_frame(NAME + b"\xff\x01n\x04\x05"), 4, "byte"),
+    "a message without its count": (notify_frame(NAME), 4, "ends within a field"),
+    "an unknown type": (notify_frame(NAME + b"\x01\x01n\x0f"), 4, "unknown data type 15"),
+    "a cut address": (notify_frame(NAME + b"\x01\x01n\x06\x7f\0\0"), 4, "byte"),
+    "an endless integer": (notify_frame(NAME + b"\x01\x01n\x04" + ENDLESS), 4, "64 bits"),
+    "a bad message for an async handler": (
+        notify_frame(b"\x04wait\x01\x01n\x08\x50"), 4, "byte"
+    ),
+    "a fragment of nothing": (encode_frame(FrameType.UNSET, b"", ids=b"\1\1"), 12, "not begun"),
+    "fragments of two frames": (
+        notify_frame(b"", b"\1\1", FrameFlag(0)) + notify_frame(b"", b"\3\1", FrameFlag(0)),
+        11,
+        "within the fragments of another",
+    ),
+    "fragments without end": (
+        notify_frame(b"", b"\1\1", FrameFlag(0))
+        + 40 * encode_frame(FrameType.UNSET, bytes(1000), ids=b"\1\1", flags=FrameFlag(0)),
+        3,
+        "exceeds the limit of 32768 bytes",
+    ),
+}  # fmt: skip
+BAD = [
+    *((name, b"", *case) for name, case in BEFORE_HELLO.items()),
+    *((f"{name}, open", hello_frame(HELLO), *case) for name, case in AFTER_HELLO.items()),
+]
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[tuple[AgentServer, Subject]]:
+    """A server that has to endure all bad input, one after the other."""
+    subject = Subject()
+    with AgentServer(subject.agent, settings=settings(reassembled_size=32768)) as server:
+        yield server, subject
+
+
+@pytest.mark.parametrize(("first", "bad", "code", "reason"), [c[1:] for c in BAD],
+                         ids=[c[0] for c in BAD])  # fmt: skip
+def test_bad_input_ends_its_connection_alone_with_status_and_reason(
+    shared: tuple[AgentServer, Subject],
+    connect_engine: ConnectEngine,
+    caplog: pytest.LogCaptureFixture,
+    first: bytes,
+    bad: bytes,
+    code: int,
+    reason: str,
+) -> None:
+    server, subject = shared
+    number = len(subject.started)
+    bystander = connected(server, connect_engine)
+    pending = bystander.notify(wait(number))
+    wait_until(lambda: number in subject.started)
+    hub = server.server._hub
+    assert hub is not None
+    server.call(hub._throttle.forget)
+    offender = connect_engine(port=server.port)
+    peer = "{}:{}".format(*offender._socket.getsockname())
+    offender.send_raw(first)
+    if first:
+        assert offender.read_frame().type == FrameType.AGENT_HELLO
+    offender.send_raw(bad)
+    disconnect = offender.wait_for_disconnect()
+    assert disconnect.status_code == code
+    assert reason in disconnect.message
+    assert len(disconnect.message) <= 255
+    offender.wait_for_close()
+    lines = [each for each in caplog.messages if "ended with status" in each]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"connection from {peer} ended with status {code}: ")
+    assert reason in lines[0]
+    open_gates(server, subject, number)
+    assert bystander.ack(pending) == {"txn.number": number}
+    bystander.close()
+    wait_until_connections(server, 0)
+    assert connections(server) == []
+
+
+def test_a_frame_of_an_unknown_type_is_passed_over(
+    subject: Subject, serve_agents: ServeAgents, connect_engine: ConnectEngine
+) -> None:
+    engine = connected(serve_agents(subject.agent), connect_engine)
+    unknown = encode_frame(FrameType.NOTIFY, b"anything")
+    engine.send_raw(unknown[:4] + b"\x4d" + unknown[5:])
+    assert engine.call("echo", 1) == {"txn.number": 1}
+
+
+def test_frames_before_a_bad_one_are_acknowledged_before_the_disconnect(
+    subject: Subject, serve_agents: ServeAgents, connect_engine: ConnectEngine
+) -> None:
+    engine = connected(serve_agents(subject.agent), connect_engine)
+    good = notify_frame(encode_messages([echo(1)]))
+    engine.send_raw(good + good + notify_frame(b"\x05echo") + good)
+    types = [engine.read_frame().type for _ in range(3)]
+    assert types == [FrameType.ACK, FrameType.ACK, FrameType.AGENT_DISCONNECT]
+    engine.wait_for_close()
+
+
+def test_many_failures_of_a_kind_are_one_line(
+    subject: Subject,
+    serve_agents: ServeAgents,
+    connect_engine: ConnectEngine,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = serve_agents(subject.agent)
+    for _ in range(20):
+        engine = connect_engine(port=server.port)
+        engine.send_raw(b"GET / HTTP/1.0\r\n\r\n")
+        with pytest.raises(AgentDisconnected, match="status 3: an HTTP request"):
+            engine.ack((1, 1))
+    assert caplog.text.count("an HTTP request") <= 2
+
+
+@pytest.mark.parametrize("at", [1, 3, 4, 8, 20])
+def test_a_frame_cut_by_the_end_of_the_stream_is_told_with_status_1(
+    subject: Subject,
+    serve_agents: ServeAgents,
+    connect_engine: ConnectEngine,
+    caplog: pytest.LogCaptureFixture,
+    at: int,
+) -> None:
+    server = serve_agents(subject.agent)
+    engine = connected(server, connect_engine)
+    engine.send_raw(notify_frame(encode_messages([echo(1)]))[:at])
+    engine.send_eof()
+    disconnect = engine.wait_for_disconnect()
+    assert disconnect == Disconnected(1, f"the connection ended within a frame, after {at} bytes")
+    engine.wait_for_close()
+    assert "ended with status 1: " in caplog.text
+    wait_until_connections(server, 0)
+
+
+def test_a_reset_within_a_frame_disturbs_nobody_and_is_nothing_to_log(
+    subject: Subject,
+    serve_agents: ServeAgents,
+    connect_engine: ConnectEngine,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = serve_agents(subject.agent)
+    bystander = connected(server, connect_engine)
+    for _ in range(20):
+        engine = connected(server, connect_engine)
+        engine.send_raw(notify_frame(encode_messages([echo(1)])) + b"\0\0\x01\0\x03")
+        engine.reset()
+    wait_until_connections(server, 1)
+    assert bystander.call("echo", 5) == {"txn.number": 5}
+    assert caplog.messages == []
+
+
+def test_ended_connections_leave_no_memory_behind(
+    subject: Subject, serve_agents: ServeAgents, connect_engine: ConnectEngine
+) -> None:
+    server = serve_agents(subject.agent, settings=settings(hello_timeout=0.3))
+
+    def misbehave(times: int) -> None:
+        for n in range(times):
+            with EngineClient(port=server.port) as engine:
+                engine.hello()
+                engine.notify(wait(n))
+                if n % 3 == 0:
+                    # Half a frame, and half of what is put together from fragments.
+                    engine.send_raw(notify_frame(bytes(200_000), b"\1\1", FrameFlag(0)))
+                    engine.send_raw(b"\0\x0f\0\0\0" + bytes(500_000))
+                if n % 3 == 1:
+                    engine.send_raw(notify_frame(b"\xff"))
+                    engine.wait_for_disconnect()
+                engine.reset()
+        wait_until_connections(server, 0)
+
+    misbehave(6)
+    tracemalloc.start()
+    try:
+        gc.collect()
+        before = tracemalloc.get_traced_memory()[0]
+        misbehave(60)
+        gc.collect()
+        # What the hub still knows of them, for a moment, is small.
+        assert tracemalloc.get_traced_memory()[0] - before < 1_000_000
+    finally:
+        tracemalloc.stop()
+    with EngineClient(port=server.port) as engine:
+        engine.hello()
+        [connection] = connections(server)
+        gone = weakref.ref(connection)
+        del connection
+    wait_until(lambda: (gc.collect(), gone() is None)[1])
+
+
+# --- ends ----------------------------------------------------------------------------------
+
+
+def test_a_disconnect_is_answered_with_its_status_after_the_pending_acks(
+    subject: Subject, serve_agents: ServeAgents, connect_engine: ConnectEngine
+) -> None:
+    server = serve_agents(subject.agent)
+    engine = connected(server, connect_engine)
+    slow = engine.notify(wait(1))
+    wait_until(lambda: subject.started == [1])
+    disconnect = encode_frame(
+        FrameType.HAPROXY_DISCONNECT,
+        item(b"status-code", DataType.UINT32, 42) + item(b"message", DataType.STRING, "bye"),
+    )
+    engine.send_raw(notify_frame(encode_messages([echo(2)])) + disconnect)
+    assert engine.read_frame().stream_id == 77
+    open_gates(server, subject, 1)
+    assert engine.ack(slow) == {"txn.number": 1}
+    assert engine.wait_for_disconnect() == Disconnected(42, "bye")
+    engine.wait_for_close()
+    wait_until_connections(server, 0)
+
+
+def test_a_disconnect_with_an_error_is_logged(
+    subject: Subject,
+    serve_agents: ServeAgents,
+    connect_engine: ConnectEngine,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engine = connected(serve_agents(subject.agent), connect_engine)
+    assert engine.disconnect(3, "frame is too big") == Disconnected(3, "frame is too big")
+    assert "disconnects with status 3: frame is too big" in caplog.text
+
+
+def test_what_is_pending_when_the_engine_stops_writing_is_still_answered(
+    subject: Subject, serve_agents: ServeAgents, connect_engine: ConnectEngine
+) -> None:
+    server = serve_agents(subject.agent)
+    engine = connected(server, connect_engine)
+    sent = engine.notify_each([[wait(1)], [wait(2)], [echo(3)]])
+    engine.send_eof()
+    assert engine.ack(sent[2]) == {"txn.number": 3}
+    wait_until(lambda: subject.started == [1, 2])
+    for n in (2, 1):
+        open_gates(server, subject, n)
+        assert engine.ack(sent[n - 1]) == {"txn.number": n}
+    with pytest.raises(ConnectionAbortedError, match="without a DISCONNECT"):
+        engine.ack((9, 9))
+    wait_until_connections(server, 0)
+
+
+def test_an_engine_that_closes_between_frames_is_nothing_to_log(
+    subject: Subject,
+    serve_agents: ServeAgents,
+    connect_engine: ConnectEngine,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = serve_agents(subject.agent)
+    connected(server, connect_engine).close()
+    connected(server, connect_engine).reset()
+    connect_engine(port=server.port).close()
+    wait_until_connections(server, 0)
+    assert caplog.messages == []
+
+
+def test_handlers_of_a_lost_connection_are_cancelled(
+    subject: Subject, serve_agents: ServeAgents, connect_engine: ConnectEngine
+) -> None:
+    server = serve_agents(subject.agent)
+    other = connected(server, connect_engine)
+    kept = other.notify(wait(100))
+    engine = connected(server, connect_engine)
+    engine.notify_each([wait(n)] for n in range(10))
+    wait_until(lambda: len(subject.started) == 11)
+    engine.reset()
+    wait_until(lambda: sorted(subject.cancelled) == list(range(10)))
+    open_gates(server, subject, 100)
+    assert other.ack(kept) == {"txn.number": 100}
+
+
+def test_a_health_check_gets_a_hello_of_256_bytes_and_the_end(
+    subject: Subject, serve_agents: ServeAgents, connect_engine: ConnectEngine
+) -> None:
+    server = serve_agents(subject.agent)
+    engine = connect_engine(port=server.port)
+    answer = engine.check_health()
+    assert (answer.version, answer.max_frame_size) == ("2.0", 256)
+    engine.wait_for_close()
+    wait_until_connections(server, 0)
+
+
+def test_it_works_on_a_unix_socket_too(
+    subject: Subject,
+    serve_agents: ServeAgents,
+    connect_engine: ConnectEngine,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    path = str(tmp_path / "s")
+    serve_agents(subject.agent, settings=ServerSettings(listen=Listen(unix=path)))
+    engine = connect_engine(unix=path)
+    engine.hello()
+    assert engine.call("echo", 1) == {"txn.number": 1}
+    engine.send_raw(b"\0\0\0\0")
+    assert engine.wait_for_disconnect().status_code == 4
+    assert "connection from a Unix socket ended with status 4" in caplog.text
+
+
+def test_each_frame_is_logged_where_debugging_is_on(
+    subject: Subject,
+    serve_agents: ServeAgents,
+    connect_engine: ConnectEngine,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG, "spoakit.server")
+    engine = connected(serve_agents(subject.agent), connect_engine, engine_id="abc")
+    engine.call("echo", n=1)
+    assert "engine_id='abc'" in caplog.text
+    assert "Argument(name='n', type=<DataType.INT64: 4>, value=1)" in caplog.text
+    with socket.create_connection(engine._socket.getpeername()) as stranger:
+        stranger.close()

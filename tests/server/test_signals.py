@@ -1,0 +1,84 @@
+import logging
+import signal
+
+import pytest
+
+from spoakit.server.signals import Hooks, SignalRules, Wish
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 50.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def rules(clock: Clock) -> SignalRules:
+    return SignalRules(clock)
+
+
+@pytest.mark.parametrize(
+    ("signum", "wish"),
+    [
+        (signal.SIGTERM, Wish.STOP),
+        (signal.SIGINT, Wish.STOP),
+        (signal.SIGHUP, Wish.RELOAD),
+        (signal.SIGUSR1, Wish.REOPEN_LOGS),
+    ],
+)
+def test_each_signal_has_its_meaning(rules: SignalRules, signum: int, wish: Wish) -> None:
+    assert rules.read(signum) is wish
+
+
+def test_signals_to_stop_within_half_a_second_are_one(rules: SignalRules, clock: Clock) -> None:
+    assert rules.read(signal.SIGINT) is Wish.STOP
+    clock.now += 0.25
+    assert rules.read(signal.SIGTERM) is None
+    clock.now += 0.24
+    assert rules.read(signal.SIGINT) is None
+
+
+def test_a_later_signal_to_stop_asks_to_end(rules: SignalRules, clock: Clock) -> None:
+    rules.read(signal.SIGTERM)
+    clock.now += 0.5
+    assert rules.read(signal.SIGINT) is Wish.END
+
+
+def test_repeated_reloads_are_one_and_later_ones_are_more(rules: SignalRules, clock: Clock) -> None:
+    assert rules.read(signal.SIGHUP) is Wish.RELOAD
+    assert rules.read(signal.SIGHUP) is None
+    assert rules.read(signal.SIGUSR1) is Wish.REOPEN_LOGS
+    clock.now += 1
+    assert rules.read(signal.SIGHUP) is Wish.RELOAD
+
+
+def test_a_reload_does_not_make_a_stop_the_second_signal(rules: SignalRules, clock: Clock) -> None:
+    rules.read(signal.SIGHUP)
+    clock.now += 1
+    assert rules.read(signal.SIGTERM) is Wish.STOP
+
+
+def test_the_hooks_of_a_program_without_any_say_so(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="spoakit.server")
+    Hooks().call(Wish.RELOAD)
+    Hooks().call(Wish.REOPEN_LOGS)
+    assert caplog.messages == [
+        "reload: there is nothing to reload",
+        "reopen logs: logs go to standard error",
+    ]
+
+
+def test_an_exception_in_a_hook_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> None:
+        raise RuntimeError("broken")
+
+    Hooks(reload=fail).call(Wish.RELOAD)
+    assert caplog.messages == ["reload failed; going on as before"]
+    assert "RuntimeError: broken" in caplog.text

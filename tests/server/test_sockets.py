@@ -1,0 +1,191 @@
+import errno
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+
+from spoakit.exceptions import StartupError
+from spoakit.metrics.counters import Counters
+from spoakit.server.settings import Limits, Listen
+from spoakit.server.sockets import (
+    ACCEPT_FAILURES,
+    ACCEPTED,
+    NOT_ALLOWED,
+    OVER_LIMIT,
+    Acceptor,
+    Listeners,
+)
+
+Listening = Callable[[Listen], Listeners]
+
+
+@pytest.fixture
+def listening() -> Iterator[Listening]:
+    with ExitStack() as stack:
+
+        def listen(listen: Listen) -> Listeners:
+            listeners = Listeners(listen)
+            stack.callback(listeners.remove)
+            stack.callback(listeners.close)
+            return listeners
+
+        yield listen
+
+
+def connect(listeners: Listeners, host: str = "127.0.0.1") -> socket.socket:
+    return socket.create_connection((host, listeners.sockets[0].getsockname()[1]))
+
+
+def test_port_0_is_described_as_the_port_bound(listening: Listening) -> None:
+    listeners = listening(Listen(address="127.0.0.1", port=0))
+    port = listeners.sockets[0].getsockname()[1]
+    assert port != 0
+    assert listeners.describe() == f"127.0.0.1:{port}"
+
+
+def test_ipv6_addresses_are_described_in_brackets(listening: Listening) -> None:
+    listeners = listening(Listen(address="::1", port=0))
+    assert listeners.describe().startswith("[::1]:")
+    connect(listeners, "::1").close()
+
+
+def test_the_unspecified_ipv6_address_takes_ipv4_too(listening: Listening) -> None:
+    listeners = listening(Listen(address="::", port=0))
+    connect(listeners, "::1").close()
+    connect(listeners, "127.0.0.1").close()
+
+
+def test_a_host_name_may_stand_for_several_addresses_on_one_port(listening: Listening) -> None:
+    listeners = listening(Listen(address="localhost", port=0))
+    assert len({listener.getsockname()[1] for listener in listeners.sockets}) == 1
+
+
+def test_accepted_sockets_have_keepalive_and_no_delay(listening: Listening) -> None:
+    listeners = listening(Listen(address="127.0.0.1", port=0))
+    with connect(listeners):
+        connection, _ = listeners.sockets[0].accept()
+        with connection:
+            assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+@pytest.mark.parametrize("address", ["192.0.2.1", "no-such-host.invalid"])
+def test_an_address_that_cannot_be_had_is_named(address: str) -> None:
+    with pytest.raises(StartupError, match=f"cannot listen on {address} port 7: "):
+        Listeners(Listen(address=address, port=7))
+
+
+def test_a_stale_unix_socket_is_replaced(listening: Listening, tmp_path: Path) -> None:
+    path = str(tmp_path / "agent.sock")
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(path)
+    listeners = listening(Listen(unix=path))
+    assert listeners.describe() == path
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+
+
+def test_a_unix_socket_in_use_is_refused(listening: Listening, tmp_path: Path) -> None:
+    path = str(tmp_path / "agent.sock")
+    listening(Listen(unix=path))
+    with pytest.raises(StartupError, match="another process listens there"):
+        Listeners(Listen(unix=path))
+    assert os.path.exists(path)
+
+
+def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "agent.sock"
+    path.write_text("precious")
+    with pytest.raises(StartupError, match="exists and is not a socket"):
+        Listeners(Listen(unix=str(path)))
+    assert path.read_text() == "precious"
+
+
+def test_a_unix_socket_that_took_our_place_is_left_alone(
+    listening: Listening, tmp_path: Path
+) -> None:
+    path = tmp_path / "agent.sock"
+    listeners = listening(Listen(unix=str(path)))
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        listeners.remove()
+        assert path.exists()
+
+
+def acceptor_for(listen: Listen, count: Callable[[], int] = lambda: 0) -> tuple[Acceptor, Counters]:
+    counters = Counters(1)
+    return Acceptor(listen, Limits(connections=2), count, counters.row(0)), counters
+
+
+@pytest.mark.parametrize(
+    ("address", "allow", "peer", "entered"),
+    [
+        ("127.0.0.1", (), "127.0.0.1", True),
+        ("127.0.0.1", ("127.0.0.0/8",), "127.0.0.1", True),
+        ("127.0.0.1", ("192.0.2.0/24", "::1"), "127.0.0.1", False),
+        ("::", ("127.0.0.0/8",), "127.0.0.1", True),
+        ("::", ("127.0.0.0/8",), "::1", False),
+        ("::", ("::1",), "::1", True),
+    ],
+)
+def test_only_allowed_networks_may_come_in(
+    listening: Listening, address: str, allow: tuple[str, ...], peer: str, entered: bool
+) -> None:
+    listen = Listen(address=address, port=0, allow=tuple(ip_network(text) for text in allow))
+    listeners = listening(listen)
+    acceptor, counters = acceptor_for(listen)
+    with connect(listeners, peer) as client:
+        connections = list(acceptor.accept(listeners.sockets[0]))
+        assert len(connections) == int(entered)
+        assert counters.row(0).get(ACCEPTED) == int(entered)
+        assert counters.row(0).get(NOT_ALLOWED) == int(not entered)
+        for connection in connections:
+            connection.close()
+        assert client.recv(1) == b""
+
+
+def test_networks_do_not_concern_unix_sockets(listening: Listening, tmp_path: Path) -> None:
+    listen = Listen(unix=str(tmp_path / "agent.sock"), allow=(ip_network("192.0.2.0/24"),))
+    listeners = listening(listen)
+    acceptor, _ = acceptor_for(listen)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(tmp_path / "agent.sock"))
+        [connection] = acceptor.accept(listeners.sockets[0])
+        connection.close()
+
+
+def test_the_limit_is_asked_for_each_connection_of_a_batch(listening: Listening) -> None:
+    listen = Listen(address="127.0.0.1", port=0)
+    listeners = listening(listen)
+    taken: list[socket.socket] = []
+    acceptor, counters = acceptor_for(listen, lambda: len(taken))
+    with ExitStack() as stack:
+        for _ in range(5):
+            stack.enter_context(connect(listeners))
+        for connection in acceptor.accept(listeners.sockets[0]):
+            taken.append(stack.enter_context(connection))
+        assert len(taken) == 2
+        assert counters.row(0).get(OVER_LIMIT) == 3
+
+
+class NoDescriptors(socket.socket):
+    def accept(self) -> tuple[socket.socket, object]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def test_accepting_pauses_when_descriptors_run_out(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR, logger="spoakit.server")
+    counters = Counters(1)
+    acceptor = Acceptor(Listen(), Limits(), lambda: 0, counters.row(0), clock=lambda: 100.0)
+    with NoDescriptors() as listener:
+        assert list(acceptor.accept(listener)) == []
+        assert list(acceptor.accept(listener)) == []
+    assert acceptor.paused_until == 101.0
+    assert counters.row(0).get(ACCEPT_FAILURES) == 2
+    assert caplog.messages == ["cannot accept: Too many open files; trying again in 1 s"]
