@@ -27,8 +27,7 @@ $(PURE)/.ready: pyproject.toml setup.py $(shell find src -name '*.py')
 	$(PYTHON) -m venv $(PURE)
 	$(PURE)/bin/python -m pip install -q --upgrade 'pip>=25.1'
 	rm -rf build
-	SPOAKIT_EXT=disable $(PURE)/bin/pip install -q --force-reinstall --no-deps .
-	$(PURE)/bin/pip install -q '.[testing]' hypothesis
+	SPOAKIT_EXT=disable $(PURE)/bin/pip install -q '.[testing]' hypothesis
 	touch $@
 
 # The HAProxy versions that are tested with, fetched once into .cache/haproxy.
@@ -60,7 +59,7 @@ lint: venv
 bench: venv
 	sh scripts/require_system.sh $(PYTHON) wrk
 	-$(BIN)/python scripts/fetch_haproxy.py
-	$(BIN)/python tests/benchmarks/run.py $(BENCH)
+	$(BIN)/python -m tests.benchmarks.run $(BENCH)
 
 fuzz: venv
 	$(BIN)/python -m tests.fuzz $(FUZZ)

@@ -1,0 +1,71 @@
+"""What the figures should reach, checked on the medians of a run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tests.benchmarks.mirroring import BARE, COST
+from tests.benchmarks.production import UNFILTERED
+from tests.benchmarks.results import Results
+from tests.benchmarks.subjects import OWN
+
+FRAME_COST = "CPU us/frame"
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A figure and its limit; not measured in this run: None."""
+
+    text: str
+    figure: float | None
+    limit: float
+    at_least: bool = False
+
+    def __str__(self) -> str:
+        sign = ">=" if self.at_least else "<="
+        if self.figure is None:
+            return f"  -     {self.text}: not measured ({sign} {self.limit:g})"
+        reached = self.figure >= self.limit if self.at_least else self.figure <= self.limit
+        mark = "ok    " if reached else "MISSED"
+        return f"  {mark} {self.text}: {self.figure:.3g} ({sign} {self.limit:g})"
+
+
+def goals(results: Results, references: Sequence[str]) -> list[Goal]:
+    """Return the goals; `references` are the compared agents, the first being the reference."""
+
+    def own(scenario: str, column: str, label: str = OWN) -> float | None:
+        return results.median(scenario, label, column)
+
+    found = [
+        Goal("reputation (8,64), CPU us a frame", own("reputation-8x64", FRAME_COST), 1.5),
+        Goal("reputation (4,20), CPU us a frame", own("reputation-4x20", FRAME_COST), 2.0),
+    ]
+    if references:
+        ratio = results.ratio("reputation-1x1", OWN, references[0], FRAME_COST)
+        found.append(Goal(f"reputation (1,1), CPU times {references[0]}'s", ratio, 1.1))
+    for pace, limit in (("2000", 1.7), ("full", 3.0)):
+        ratio = results.ratio(f"mirror-{pace}", OWN, BARE, COST)
+        found.append(Goal(f"mirror-{pace}, CPU times the bare sender's", ratio, limit))
+    found += [
+        Goal(f"mirror-{pace}, requests lost", own(f"mirror-{pace}", "lost"), 0)
+        for pace in ("2000", "20000", "full")
+    ]
+    share = results.ratio("production", OWN, UNFILTERED, "requests/s")
+    found += [
+        Goal("production, share of the unfiltered requests/s", share, 0.35, at_least=True),
+        Goal("production, p99 ms", own("production", "p99 ms"), 10),
+        Goal("production, requests not mirrored", own("production", "lost"), 0),
+    ]
+    for target in ("closed", "silent"):
+        label = f"{OWN}, {target}"
+        p99 = results.ratio("dead-target", label, f"{OWN}, answering", "ACK p99 us")
+        found += [
+            Goal(f"target {target}, peak RSS MB", own("dead-target", "peak RSS MB", label), 80),
+            Goal(
+                f"target {target}, requests unaccounted for",
+                own("dead-target", "unaccounted", label),
+                0,
+            ),
+            Goal(f"target {target}, lines logged", own("dead-target", "log lines", label), 600),
+            Goal(f"target {target}, ACK p99 times an answering target's", p99, 1.1),
+        ]
+    return found

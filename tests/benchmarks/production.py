@@ -1,0 +1,158 @@
+"""Production through a real HAProxy: what its clients lose when every request is mirrored.
+
+HAProxy (one thread), wrk, origin, target and agent share the machine. Measured without the
+filter, with it, and with the filter's agent dead behind spop-check.
+"""
+
+import re
+import shutil
+import subprocess
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+from tests.benchmarks.measure import BenchmarkError, free_ports, wait_until
+from tests.benchmarks.results import Case, Measurement, Scenario
+from tests.benchmarks.subjects import REPOSITORY, Bench, Subject
+from tests.benchmarks.tools import MARGIN
+
+from spoakit.testing.haproxy import HAProxy, find_haproxy, haproxy_version
+
+WANTED = "3.2"
+VERSIONS = (WANTED, "3.0", "2.6")
+CONNECTIONS = 32
+SECONDS = 5
+UNFILTERED = "no filter"
+CHECK_TIMEOUT = 10.0
+
+CONFIG = """\
+global
+    nbthread 1
+    maxconn 2000
+
+defaults
+    mode http
+    timeout connect 1s
+    timeout client 30s
+    timeout server 30s
+
+frontend production
+    bind "${FRONTEND}"
+    option http-buffer-request
+    @FILTER@
+    default_backend origin
+
+backend origin
+    server origin "127.0.0.1:${ORIGIN}"
+
+backend mirrors
+    mode @MODE@
+    option spop-check
+    server mirror "127.0.0.1:${AGENT}" check inter 200ms
+"""
+
+SPOE = """\
+[mirror]
+spoe-agent mirror
+    messages mirror
+    use-backend mirrors
+    option var-prefix mirror
+    option continue-on-error
+    option set-on-error error
+    timeout hello 500ms
+    timeout idle 30s
+    timeout processing 500ms
+
+spoe-message mirror
+    args arg_method=method arg_path=url arg_ver=req.ver arg_hdrs=req.hdrs_bin arg_body=req.body
+    event on-frontend-http-request
+"""
+
+_UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}  # in milliseconds
+
+
+def scenarios(bench: Bench) -> list[Scenario]:
+    """Return the scenario; its title says which HAProxy there is."""
+    binary = _haproxy()
+    version = f"HAProxy {haproxy_version(binary)}" if binary else "no HAProxy"
+    if not version.startswith(f"HAProxy {WANTED}."):
+        version += f" ({WANTED} is wanted: scripts/fetch_haproxy.py {WANTED})"
+    return [
+        Scenario(
+            "production",
+            f"{version}, 1 thread; wrk with {CONNECTIONS} connections",
+            [
+                Case(UNFILTERED, partial(_production, bench, None)),
+                *(Case(s.name, partial(_production, bench, s)) for s in bench.mirrors()),
+                Case("dead agent", partial(_production, bench, None, dead=True)),
+            ],
+            (UNFILTERED, "requests/s"),
+        )
+    ]
+
+
+def _haproxy() -> Path | None:
+    cache = REPOSITORY / ".cache"
+    return next(filter(None, (find_haproxy(version, cache=cache) for version in VERSIONS)), None)
+
+
+def _production(bench: Bench, subject: Subject | None, *, dead: bool = False) -> Measurement:
+    if (binary := _haproxy()) is None:
+        raise BenchmarkError("no HAProxy: install haproxy, or run scripts/fetch_haproxy.py")
+    with ExitStack() as stack:
+        origin = stack.enter_context(bench.tools.sink(bench.new_log()))
+        target = stack.enter_context(bench.tools.sink(bench.new_log()))
+        process = None
+        [agent_port] = free_ports(1)
+        if subject:
+            agent_port, process = stack.enter_context(bench.agent(subject, target.port))
+        spop_mode = tuple(map(int, haproxy_version(binary).split(".")[:2])) >= (3, 1)
+        haproxy = HAProxy(
+            CONFIG.replace(
+                "@FILTER@", "filter spoe engine mirror config spoe.cfg" if subject or dead else ""
+            ).replace("@MODE@", "spop" if spop_mode else "tcp"),
+            files={"spoe.cfg": SPOE},
+            variables={"ORIGIN": str(origin.port), "AGENT": str(agent_port)},
+            binary=binary,
+        )
+        stack.enter_context(haproxy)
+        expected = "UP" if subject else "DOWN"
+        if not wait_until(
+            lambda: haproxy.server_status("mirrors", "mirror").split()[0] == expected,
+            CHECK_TIMEOUT,
+        ):
+            raise BenchmarkError(f"HAProxy does not see the agent {expected}")
+        before = process.usage() if process else None
+        values, problems = _wrk(haproxy.ports["FRONTEND"], max(1, round(SECONDS * bench.scale)))
+        requests = origin.count()
+        if process and before:
+            mirrored = target.wait_for(requests)
+            used = process.usage()
+            values["agent CPU us/request"] = (used.cpu - before.cpu) * 1e6 / max(requests, 1)
+            values["peak RSS MB"] = used.peak_rss
+            # A request whose client left at wrk's end may be mirrored and never reach the origin.
+            values["lost"] = max(0, requests - mirrored)
+            if values["lost"]:
+                problems.append(f"{values['lost']:.0f} of {requests} requests not mirrored")
+    return Measurement(values, tuple(problems))
+
+
+def _wrk(port: int, seconds: int) -> tuple[dict[str, float], list[str]]:
+    if (program := shutil.which("wrk")) is None:
+        raise BenchmarkError("no wrk: install it (apt-get install wrk)")
+    command = [program, "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--latency",
+               f"http://127.0.0.1:{port}/articles/2024/offloading?page=2"]  # fmt: skip
+    try:
+        text = subprocess.run(
+            command, capture_output=True, text=True, timeout=seconds + MARGIN, check=True
+        ).stdout
+    except subprocess.SubprocessError as error:
+        raise BenchmarkError(f"wrk failed: {error}") from error
+    rate = re.search(r"Requests/sec:\s+([\d.]+)", text)
+    latencies = re.findall(r"^\s+(50|99)%\s+([\d.]+)(us|ms|s|m)$", text, re.MULTILINE)
+    if rate is None or len(latencies) != 2:
+        raise BenchmarkError(f"wrk printed something else than figures: {text}")
+    values = {"requests/s": float(rate[1])}
+    values |= {f"p{part} ms": float(number) * _UNITS[unit] for part, number, unit in latencies}
+    problems = [line.strip() for line in text.splitlines() if "Non-2xx" in line or "Socket" in line]
+    return values, problems

@@ -1,0 +1,96 @@
+"""Who is measured: spoakit's own commands, and any other agent by its command line."""
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+from tests.benchmarks.measure import BenchmarkError, Process, free_ports, running
+from tests.benchmarks.tools import Tools
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+OWN = "spoakit"
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """An agent to measure.
+
+    The command names its port as ``{port}``; with a ``{target}``, the port that copies go to, it
+    is a mirror, else it answers ``check-client-ip`` by setting ``ip_score``.
+    """
+
+    name: str
+    command: str
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_mirror(self) -> bool:
+        return "{target}" in self.command
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What every scenario needs."""
+
+    tools: Tools
+    directory: Path  # for the logs of what is started
+    subjects: tuple[Subject, ...]
+    scale: float = 1.0  # of all counts and durations
+
+    def mirrors(self) -> list[Subject]:
+        return [subject for subject in self.subjects if subject.is_mirror]
+
+    def reputations(self) -> list[Subject]:
+        return [subject for subject in self.subjects if not subject.is_mirror]
+
+    def count(self, full: int) -> int:
+        return max(1000, int(full * self.scale))
+
+    def new_log(self) -> Path:
+        with NamedTemporaryFile(dir=self.directory, suffix=".log", delete=False) as log:
+            return Path(log.name)
+
+    @contextmanager
+    def agent(self, subject: Subject, target: int = 0) -> Iterator[tuple[int, Process]]:
+        """Run a subject on a free port; its log is removed with it."""
+        [port] = free_ports(1)
+        words = shlex.split(subject.command.format(port=port, target=target))
+        log = self.new_log()
+        try:
+            with running(words, port=port, log=log, environment=subject.environment) as process:
+                yield port, process
+        finally:
+            log.unlink()
+
+
+def own_subjects() -> tuple[Subject, ...]:
+    """Return spoakit's agents, from the environment this Python runs in."""
+    programs = shlex.quote(str(Path(sys.executable).parent))
+    return (
+        Subject(
+            OWN,
+            f"{programs}/spoakit run tests.benchmarks.agents:agent"
+            " --address 127.0.0.1 --port {port}",
+            environment={"PYTHONPATH": str(REPOSITORY)},
+        ),
+        Subject(
+            OWN,
+            f"{programs}/spoa-mirror -r0 -n1 -a 127.0.0.1 -p {{port}} -u http://127.0.0.1:{{target}}/",
+        ),
+    )
+
+
+def compared(text: str) -> Subject:
+    """Read ``NAME=COMMAND``.
+
+    Raises:
+        BenchmarkError: no name, or no {port} in the command.
+    """
+    name, _, command = text.partition("=")
+    if not name or "{port}" not in command:
+        raise BenchmarkError(f"--compare takes 'NAME=COMMAND with {{port}}', not {text!r}")
+    return Subject(name.strip(), command)
