@@ -26,7 +26,7 @@
           +-- FrameIdNotFoundError         12
           +-- ResourceError                13
 
-The status codes are those of SPOE.txt, section 3.2.10 ("Errors & timeouts"); the
+The status codes are those of SPOE.txt, section 3.5 ("Errors & timeouts"); the
 connection that meets a ProtocolError sends its code and text in a DISCONNECT frame.
 """
 
@@ -34,7 +34,7 @@ from enum import IntEnum
 
 
 class StatusCode(IntEnum):
-    """Why a connection is ended (3.2.10)."""
+    """Why a connection is ended (3.5)."""
 
     NORMAL = 0
     IO = 1
@@ -106,7 +106,7 @@ class ProtocolError(SpoakitError):
     """The peer, or a caller playing it, broke SPOP.
 
     Attributes:
-        status_code: what the DISCONNECT frame reports (SPOE.txt 3.2.10).
+        status_code: what the DISCONNECT frame reports (SPOE.txt 3.5).
     """
 
     status_code: StatusCode = StatusCode.UNKNOWN

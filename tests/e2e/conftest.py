@@ -1,9 +1,11 @@
 """Every test here that asks for HAProxy runs with each of the supported versions."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.e2e.programs import Program, Serve, Start
 
 from spoakit.testing.haproxy import find_haproxy
 
@@ -23,3 +25,31 @@ def haproxy_binary(request: pytest.FixtureRequest) -> Path:
     if version == REQUIRED:
         pytest.fail(f"HAProxy {version} is required: {reason}", pytrace=False)
     pytest.skip(f"HAProxy {version} is not available: {reason}")
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Run commands of spoakit's in tmp_path; what they have written is shown if the test fails."""
+    programs: list[Program] = []
+
+    def start(module: str, *arguments: str) -> Program:
+        programs.append(Program(tmp_path, module, *arguments))
+        programs[-1].wait_for("listening on ")
+        return programs[-1]
+
+    yield start
+    for program in programs:
+        program.kill()
+        print(program.log)
+
+
+@pytest.fixture
+def serve(start: Start, tmp_path: Path) -> Serve:
+    """Run agents of a source that the test gives."""
+
+    def serve(source: str, *arguments: str, agents: tuple[str, ...] = ("tested",)) -> Program:
+        (tmp_path / "agents.py").write_text(source)
+        names = [f"agents:{name}" for name in agents]
+        return start("spoakit.cli.spoakit", "run", *names, "-a127.0.0.1", "-p0", *arguments)
+
+    return serve

@@ -343,6 +343,7 @@ class Dispatcher:
     _observations: list[Any]
     _clock: cython.double
     _expected: Any
+    _frames: cython.ulonglong
     _oversized: cython.ulonglong
     _unknown: cython.ulonglong
 
@@ -358,6 +359,7 @@ class Dispatcher:
         self._observations = []
         self._clock = 0.0
         self._expected = None
+        self._frames = 0
         self._oversized = 0
         self._unknown = 0
 
@@ -365,6 +367,11 @@ class Dispatcher:
     def routes(self) -> Mapping[bytes, tuple[Runner, ...]]:
         """The runners of each message."""
         return self._routes
+
+    @property
+    def frames(self) -> int:
+        """How many frames have been dispatched."""
+        return self._frames
 
     @property
     def oversized(self) -> int:
@@ -377,7 +384,7 @@ class Dispatcher:
         return self._unknown
 
     def begin(self, now: float) -> None:
-        """Take note of the time before a batch of frames, to know slow handlers from it."""
+        """Take note of the time before calls of `message`, to know slow handlers from it."""
         self._clock = now
 
     def dispatch(self, events: list[Any], first: int, link: Link) -> int:
@@ -397,6 +404,8 @@ class Dispatcher:
         Raises:
             InvalidFrameError: a payload cannot be read; its frame has no ACK then.
         """
+        # Whatever runs between here and the first handler is quick.
+        self._clock = monotonic()
         index: cython.Py_ssize_t = first
         count: cython.Py_ssize_t = len(events)
         out: bytearray = link.outgoing
@@ -409,6 +418,7 @@ class Dispatcher:
             index += 1
             if not self._dispatch_expected(event, out, limit, link):
                 waits = not self._dispatch_any(event, out, limit, link)
+        self._frames += index - first
         return index
 
     @cython.cfunc

@@ -11,7 +11,7 @@ from spoakit.exceptions import ProtocolError, StatusCode
 from spoakit.logs import Throttle
 from spoakit.metrics.counters import CounterRow, counter, gauge
 from spoakit.server.settings import ServerSettings
-from spoakit.spop import AgentSettings, Event, HealthChecked, Notify
+from spoakit.spop import AgentSettings
 
 if TYPE_CHECKING:
     from spoakit.server.protocol import SpopProtocol
@@ -73,7 +73,7 @@ class Hub:
         self._on_closed = on_closed
         self._throttle = Throttle(logger)
         self._hellos: Deadlines[SpopProtocol] = Deadlines(self.loop, _expire)
-        self._published = dict.fromkeys(_HANDLER_SLOTS, 0)
+        self._published = dict.fromkeys(_PUBLISHED, 0)
 
     def opened(self, connection: "SpopProtocol") -> None:
         """Watch a new connection."""
@@ -87,17 +87,9 @@ class Hub:
         self._row.set(CONNECTIONS, len(self.connections))
         self._on_closed()
 
-    def count_events(self, events: list[Event]) -> None:
-        """Count what a read brought."""
-        if events and type(events[0]) is type(events[-1]) is Notify:
-            # Nearly always, and then they all are.
-            self._row.add(FRAMES, len(events))
-            return
-        for event in events:
-            if isinstance(event, Notify):
-                self._row.add(FRAMES)
-            elif isinstance(event, HealthChecked):
-                self._row.add(HEALTH_CHECKS)
+    def health_checked(self) -> None:
+        """Count a health check."""
+        self._row.add(HEALTH_CHECKS)
 
     def disconnected(self, peer: str, status_code: int, message: str) -> None:
         """Log why the engine ends a connection, if it is not one of its everyday reasons."""
@@ -131,8 +123,9 @@ class Hub:
             connection.refuse_health_checks()
 
     def publish(self) -> None:
-        """Carry what handlers counted over to the worker's row."""
-        current = dict.fromkeys(_HANDLER_SLOTS, 0)
+        """Carry what was counted on the hot path over to the worker's row."""
+        current = dict.fromkeys(_PUBLISHED, 0)
+        current[FRAMES] = self.dispatcher.frames
         current[OVERSIZED] = self.dispatcher.oversized
         current[UNKNOWN] = self.dispatcher.unknown
         for runners in self.dispatcher.routes.values():
@@ -153,7 +146,8 @@ class Hub:
         self.publish()
 
 
-_HANDLER_SLOTS = (
+_PUBLISHED = (
+    FRAMES,
     CALLS,
     CALL_FAILURES,
     MISMATCHES,

@@ -80,17 +80,15 @@ class SpopProtocol(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Handle all frames of a read, and write what is due at once."""
         connection = self._connection
-        self.received = now = monotonic()
-        self._dispatcher.begin(now)
+        self.received = monotonic()
         connection.receive_data(data)
         events = connection.events_received()
-        self._hub.count_events(events)
         if self._backlog:
             self._backlog.extend(events)
         else:
             self._handle(events)
-        if self.outgoing:
-            self._write()
+        if self.outgoing and not self._transport.is_closing():
+            self._transport.write(connection.data_to_send())
 
     def eof_received(self) -> bool:
         """Stay half open as long as ACKs are owed."""
@@ -203,6 +201,7 @@ class SpopProtocol(asyncio.Protocol):
                 self.max_frame_size = agent.max_frame_size
                 logger.debug("HELLO from %s: %s; answered %s", self.peer, engine, agent)
             case HealthChecked():
+                self._hub.health_checked()
                 self._opened = True
                 self._close()
             case Disconnected(status_code, message):
@@ -265,7 +264,8 @@ class SpopProtocol(asyncio.Protocol):
         if self._farewell is not None:
             self._connection.send_disconnect(*self._farewell)
         self._transport.write(self._connection.data_to_send())
-        if self._transport.can_write_eof():
+        # asyncio raises where the engine has gone in the meantime.
+        with suppress(OSError):
             self._transport.write_eof()
         self._transport.resume_reading()
         self._lingering = self._hub.loop.call_later(LINGER, self._transport.abort)

@@ -299,7 +299,7 @@ def decode_value(data: bytes, pos: int = 0) -> tuple[DataType, Value, int]:
 
 # --- frames ----------------------------------------------------------------------------
 
-# The type and flags of a whole NOTIFY: FIN alone (3.2.1).
+# The type and flags of a whole NOTIFY: FIN alone (3.2).
 _WHOLE_NOTIFY = cython.declare(bytes, bytes((FrameType.NOTIFY,)) + FrameFlag.FIN.to_bytes(4, "big"))
 # FRAME-LENGTH; the two together with the ids make the shortest frame.
 _LENGTH_SIZE = cython.declare(cython.Py_ssize_t, 4)

@@ -302,7 +302,7 @@ def extend_actions(collected: list[Any], actions: Any) -> None:
 
 # --- acknowledgements ------------------------------------------------------------------
 
-# FRAME-LENGTH, written when the frame is whole; type ACK; FIN alone (3.2.1, 3.2.7).
+# FRAME-LENGTH, written when the frame is whole; type ACK; FIN alone (3.2, 3.2.7).
 _ACK_HEAD = cython.declare(
     bytes, b"\0\0\0\0" + bytes((FrameType.ACK,)) + FrameFlag.FIN.to_bytes(4, "big")
 )

@@ -153,6 +153,8 @@ class Connection:
 
     Attributes:
         state: how far the connection has come.
+        is_closing: whether nothing more is read; what is left is to write `data_to_send`,
+            and close.
         outgoing: what `data_to_send` will return; ACKs are built in it.
         max_frame_size: the agreed size, 256 until there is one.
     """
@@ -162,17 +164,13 @@ class Connection:
 
     def __init__(self, frame_size_cap: int) -> None:
         self.state = State.HELLO
+        self.is_closing = False
         self.outgoing = bytearray()
         self.max_frame_size = MIN_FRAME_SIZE
         self._frame_size_cap = frame_size_cap
         self._events: list[Event] = []
         self._incomplete = bytearray()
         self._needed = 0
-
-    @property
-    def is_closing(self) -> bool:
-        """Whether nothing more is read: what is left is to write `data_to_send`, and close."""
-        return self.state is State.CLOSING
 
     def receive_data(self, data: bytes) -> None:
         """Take bytes from the peer; then ask for `events_received` and `data_to_send`."""
@@ -232,6 +230,7 @@ class Connection:
     def _stop_reading(self) -> None:
         """Leave for CLOSING, and keep nothing that was received in part."""
         self.state = State.CLOSING
+        self.is_closing = True
         self._incomplete.clear()
 
     def _receive_frames(self, data: bytes) -> int:
@@ -239,6 +238,8 @@ class Connection:
         position = 0
         while not self.is_closing:
             position = self._receive_fast(data, position)
+            if position == len(data):
+                break
             start = position + LENGTH_SIZE
             if len(data) < start:
                 self._needed = LENGTH_SIZE
@@ -471,7 +472,10 @@ class EngineConnection(Connection):
         self._check_hello(frame)
         self.agent = AgentHello.decode(frame.payload, self._hello)
         self.max_frame_size = self.agent.max_frame_size
-        self.state = State.CLOSING if self._hello.healthcheck else State.OPEN
+        if self._hello.healthcheck:
+            self._stop_reading()
+        else:
+            self.state = State.OPEN
         self._events.append(Opened(self._hello, self.agent))
 
     def _receive_ack(self, frame: Frame) -> None:

@@ -27,7 +27,7 @@ class FrameType(IntEnum):
 
 
 class FrameFlag(IntFlag):
-    """The flags of a frame (3.2.1)."""
+    """The flags of a frame (3.2)."""
 
     FIN = 0x00000001
     ABORT = 0x00000002

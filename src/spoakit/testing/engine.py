@@ -146,7 +146,6 @@ class Engine:
         dispatcher, link = self._runtime.dispatcher, self._link
         oversized = dispatcher.oversized
         events = link.send(messages)
-        dispatcher.begin(link.received)
         dispatcher.dispatch(events, 0, link)
         actions = await link.answer()
         # Observers have been scheduled by now; this comes after them.

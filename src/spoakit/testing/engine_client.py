@@ -218,7 +218,7 @@ class EngineClient:
                 return Disconnected(error.status_code, error.message)
 
     def wait_for_close(self) -> None:
-        """Wait until the agent has closed the connection, and throw away what it still sends."""
+        """Wait until the agent has closed its end, throw away what it still sends, and close."""
         try:
             while self._socket.recv(_READ_SIZE):
                 pass
@@ -226,6 +226,7 @@ class EngineClient:
             pass
         except TimeoutError:
             raise TimeoutError(f"the agent did not close within {self._timeout:g} s") from None
+        self.close()
 
     def send_eof(self) -> None:
         """Send no more, and go on reading."""

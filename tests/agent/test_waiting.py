@@ -1,0 +1,420 @@
+"""spoakit.agent.waiting: frames that wait for async and threaded handlers."""
+
+import asyncio
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+
+from spoakit import Action, Agent, Argument, Context, Message, PerFrame
+from spoakit.agent._dispatch_cy import Runner
+from spoakit.agent.handlers import DEFAULT_TIMEOUT
+from spoakit.agent.runtime import Runtime
+from spoakit.agent.waiting import Threads, WaitingFrame
+from spoakit.exceptions import DeadlineError, InvalidFrameError, ProtocolError
+from spoakit.logs import forget_throttled
+from spoakit.spop import Notify, encode_messages
+from spoakit.testing import Engine
+
+BOUND = 10.0
+
+
+@pytest.fixture(autouse=True)
+def _unthrottled() -> None:
+    forget_throttled()
+
+
+@pytest.fixture
+def agent() -> Agent:
+    return Agent("agent")
+
+
+@pytest.fixture
+def blocked() -> Iterator[threading.Event]:
+    """What threaded handlers wait for; released at the end at the latest."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+class Steps(list[str]):
+    """What messages of one frame did, in order."""
+
+
+def test_messages_of_a_frame_are_handled_one_after_the_other(agent: Agent) -> None:
+    steps: list[str] = []
+
+    @agent.message("async")
+    async def handle_async(n: int, shared: PerFrame[Steps]) -> None:
+        shared.append(f"async {n}")
+        await asyncio.sleep(0.01 / n)
+        steps.extend(shared)
+        shared.clear()
+
+    @agent.message("threaded", threaded=True)
+    def handle_threaded(n: int, shared: PerFrame[Steps]) -> None:
+        shared.append(f"threaded {n}")
+
+    @agent.message("inline")
+    def handle_inline(n: int, shared: PerFrame[Steps]) -> None:
+        shared.append(f"inline {n}")
+
+    names = ("inline", "async", "threaded", "inline", "async")
+    with Engine(agent) as engine:
+        engine.notify(
+            Message(name, (Argument.of("n", n),)) for n, name in enumerate(names, start=1)
+        )
+    assert steps == [f"{name} {n}" for n, name in enumerate(names, start=1)]
+
+
+def test_the_fallback_stands_in_for_a_late_answer_and_the_frame_goes_on(agent: Agent) -> None:
+    number = agent.variable("txn.number", int)
+    ends: list[str] = []
+
+    @agent.message("late", timeout=0.01, fallback=number.set(-1))
+    async def late() -> Action:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ends.append("cancelled")
+        return number.set(1)
+
+    @agent.message("next")
+    async def go_on() -> Action:
+        return number.set(2)
+
+    with Engine(agent, raise_errors=False) as engine:
+        reply = engine.notify([Message("late"), Message("next"), Message("late")])
+    assert [action.value for action in reply.actions] == [-1, 2, -1]
+    assert isinstance(reply.error, DeadlineError)
+    assert ends == ["cancelled"] * 2
+
+
+def test_an_answer_after_the_deadline_is_ignored(
+    agent: Agent, blocked: threading.Event, caplog: pytest.LogCaptureFixture
+) -> None:
+    number = agent.variable("txn.number", int)
+    ended = threading.Semaphore(0)
+
+    @agent.message("stubborn", timeout=0.01, fallback=number.set(-1))
+    async def stubborn() -> Action:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            ended.release()
+        return number.set(1)
+
+    @agent.message("failing", timeout=0.01, fallback=number.set(-1))
+    async def fail_late() -> Action:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.release()
+            raise RuntimeError("too late to matter")
+
+    @agent.message("thread", timeout=0.01, threaded=True, fallback=number.set(-1))
+    def block() -> Action:
+        blocked.wait(BOUND)
+        ended.release()
+        return number.set(1)
+
+    with Engine(agent, raise_errors=False) as engine:
+        for name in ("stubborn", "failing", "thread"):
+            assert engine.call(name) == {"txn.number": -1}
+        blocked.set()
+        for _ in range(3):
+            assert ended.acquire(timeout=BOUND)
+        assert engine.call("stubborn") == {"txn.number": -1}
+    assert "too late" not in caplog.text
+    assert len(caplog.messages) == 3
+
+
+def test_the_time_before_a_handler_counts_too(agent: Agent) -> None:
+    number = agent.variable("txn.number", int)
+    deadlines: list[float | None] = []
+
+    @agent.message("first", timeout=0.1)
+    async def first(context: Context) -> None:
+        await asyncio.sleep(0.03)
+
+    @agent.message("second", timeout=0.02, fallback=number.set(-1))
+    async def second(context: Context) -> Action:
+        assert context.deadline is not None
+        deadlines.append(context.deadline - context.received)
+        await asyncio.sleep(0.001)
+        return number.set(1)
+
+    with Engine(agent, raise_errors=False) as engine:
+        reply = engine.notify([Message("first"), Message("second")])
+        assert reply == {"txn.number": -1}
+        assert isinstance(reply.error, DeadlineError)
+        assert engine.call("second") == {"txn.number": 1}
+    assert deadlines == [pytest.approx(0.02), pytest.approx(0.02)]
+
+
+def test_handlers_that_do_not_say_have_a_second(agent: Agent) -> None:
+    contexts: list[Context] = []
+
+    @agent.message("async")
+    async def handle_async(context: Context) -> None:
+        contexts.append(context)
+
+    @agent.message("threaded", threaded=True)
+    def handle_threaded(context: Context) -> None:
+        contexts.append(context)
+
+    with Engine(agent) as engine:
+        engine.notify([Message("async"), Message("threaded")])
+    for context in contexts:
+        assert context.deadline == context.received + DEFAULT_TIMEOUT
+
+
+def test_one_failure_costs_its_message_alone(agent: Agent) -> None:
+    number = agent.variable("txn.number", int)
+
+    def register(name: str, handle: Callable[[], Awaitable[Any]]) -> None:
+        async def call() -> Action:
+            return await handle()  # type: ignore[no-any-return]
+
+        agent.message(name, fallback=number.set(-1))(call)
+
+    async def fail() -> None:
+        raise RuntimeError("on purpose")
+
+    async def give_up() -> None:
+        raise asyncio.CancelledError
+
+    async def answer_nonsense() -> int:
+        return 5
+
+    async def answer() -> Action:
+        return number.set(1)
+
+    handlers = {"f": fail, "c": give_up, "n": answer_nonsense, "a": answer}
+    for name, handle in handlers.items():
+        register(name, handle)
+    with Engine(agent, raise_errors=False) as engine:
+        reply = engine.notify(map(Message, "afacana"))
+    assert [action.value for action in reply.actions] == [1, -1, 1, -1, 1, -1, 1]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("on purpose"), StopIteration()])
+def test_a_thread_that_fails_is_answered_with_the_fallback(
+    agent: Agent, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    number = agent.variable("txn.number", int)
+
+    @agent.message("message", threaded=True, fallback=number.set(-1))
+    def handle() -> Action:
+        raise error
+
+    with Engine(agent, raise_errors=False) as engine:
+        start = time.monotonic()
+        assert engine.call("message") == {"txn.number": -1}
+        assert time.monotonic() - start < DEFAULT_TIMEOUT
+    assert "failed, its fallback is sent: RuntimeError" in caplog.text
+
+
+def test_a_mismatch_before_and_behind_what_waits_costs_its_message_alone(agent: Agent) -> None:
+    number = agent.variable("txn.number", int)
+
+    @agent.message("async", fallback=number.set(-1))
+    async def handle(n: int) -> Action:
+        return number.set(n)
+
+    fits, fits_not = (Argument.of("n", 3),), (Argument.of("n", "3"),)
+    with Engine(agent, raise_errors=False) as engine:
+        reply = engine.notify(Message("async", each) for each in (fits_not, fits, fits_not))
+    assert [action.value for action in reply.actions] == [-1, 3, -1]
+
+
+class Link:
+    """A connection on which frames are broken, or get lost."""
+
+    peer = "192.0.2.9:1234"
+    engine_id = None
+    max_frame_size = 16380
+
+    def __init__(self) -> None:
+        self.outgoing = bytearray()
+        self.received = time.monotonic()
+        self.waiting: list[WaitingFrame] = []
+        self.finished: list[list[Action]] = []
+        self.failed: list[ProtocolError] = []
+
+    def wait(self, frame: WaitingFrame) -> None:
+        self.waiting.append(frame)
+
+    def finish(self, frame: WaitingFrame, actions: list[Action]) -> None:
+        self.finished.append(actions)
+
+    def fail(self, frame: WaitingFrame, error: ProtocolError) -> None:
+        self.failed.append(error)
+
+
+def running(agent: Agent, use: Callable[[Runtime, Link], Awaitable[None]]) -> None:
+    async def live() -> None:
+        runtime = Runtime([agent])
+        await runtime.start()
+        await asyncio.wait_for(use(runtime, Link()), BOUND)
+        await runtime.aclose()
+
+    asyncio.run(live())
+
+
+def dispatch(runtime: Runtime, link: Link, payload: bytes) -> None:
+    notify = Notify(b"\1\1", payload, 0, len(payload))
+    assert runtime.dispatcher.dispatch([notify], 0, link) == 1
+
+
+def test_a_frame_that_turns_out_broken_behind_what_waits_fails_its_connection(
+    agent: Agent,
+) -> None:
+    @agent.message("async")
+    async def handle() -> None: ...
+
+    async def use(runtime: Runtime, link: Link) -> None:
+        dispatch(runtime, link, encode_messages([Message("async")]) + b"\x07a")
+        while not link.failed:
+            await asyncio.sleep(0)
+
+    link = Link()
+    running(agent, lambda runtime, _: use(runtime, link))
+    assert isinstance(link.failed[0], InvalidFrameError)
+    assert link.finished == []
+
+
+def test_a_cancelled_frame_answers_nothing_and_shows_observers_nothing(agent: Agent) -> None:
+    ends: list[str] = []
+
+    @agent.message("async")
+    async def handle() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            ends.append("cancelled")
+            raise
+
+    @agent.observe("async")
+    def see() -> None:
+        ends.append("observed")
+
+    async def use(runtime: Runtime, link: Link) -> None:
+        dispatch(runtime, link, encode_messages([Message("async")]))
+        await asyncio.sleep(0)
+        link.waiting[0].cancel()
+        while not ends:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert (link.finished, link.failed) == ([], [])
+
+    running(agent, use)
+    assert ends == ["cancelled"]
+
+
+def test_a_frame_that_waits_does_not_keep_the_read_it_came_in(agent: Agent) -> None:
+    @agent.message("async")
+    async def handle() -> None: ...
+
+    async def use(runtime: Runtime, link: Link) -> None:
+        payload = encode_messages([Message("async")])
+        read = bytes(100_000) + payload
+        notify = Notify(b"\1\1", read, 100_000, len(read))
+        references = sys.getrefcount(read)
+        runtime.dispatcher.dispatch([notify], 0, link)
+        assert sys.getrefcount(read) == references - 1
+        assert link.waiting[0].notify.payload == payload
+        while not link.finished:
+            await asyncio.sleep(0)
+
+    running(agent, use)
+
+
+# --- threads -------------------------------------------------------------------------------
+
+
+def runner(agent: Agent, function: Callable[[], Any]) -> Runner:
+    agent.message("message", threaded=True)(function)
+    return Runner(agent.handlers[0], function, {}.__getitem__)
+
+
+def test_calls_over_the_threads_and_their_queue_are_refused(
+    agent: Agent, blocked: threading.Event
+) -> None:
+    def block() -> str:
+        blocked.wait(BOUND)
+        return threading.current_thread().name
+
+    async def live() -> None:
+        threads = Threads(asyncio.get_running_loop(), size=2, queue=3)
+        blocking = runner(agent, block)
+        calls = [threads.submit(blocking, []) for _ in range(7)]
+        assert [call is None for call in calls] == [False] * 5 + [True] * 2
+        # What a deadline gives up keeps its place until a thread has seen it.
+        waiting = [call for call in calls if call is not None]
+        waiting[4].cancel()
+        waiting[0].cancel()
+        assert threads.submit(blocking, []) is None
+        blocked.set()
+        async with asyncio.timeout(BOUND):
+            names = await asyncio.gather(*waiting[1:4])
+            assert set(names) <= {"spoakit-0", "spoakit-1"}
+            while (call := threads.submit(blocking, [])) is None:
+                await asyncio.sleep(0.001)
+            assert await call in {"spoakit-0", "spoakit-1"}
+        assert blocking.calls == 5
+        threads.close()
+
+    asyncio.run(live())
+
+
+def test_threads_are_started_as_they_are_needed_and_end(agent: Agent) -> None:
+    before = threading.active_count()
+
+    async def live() -> None:
+        threads = Threads(asyncio.get_running_loop(), size=8)
+        quick = runner(agent, lambda: None)
+        for _ in range(50):
+            call = threads.submit(quick, [])
+            assert call is not None
+            await call
+        assert threading.active_count() == before + 1
+        threads.close()
+
+    asyncio.run(live())
+    wait_until(lambda: threading.active_count() == before)
+
+
+def test_nobody_waits_for_a_thread_that_hangs(
+    agent: Agent, blocked: threading.Event, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = threading.active_count()
+
+    @agent.resource
+    async def nothing() -> AsyncIterator[Steps]:
+        yield Steps()
+
+    @agent.message("message", threaded=True, timeout=0.01)
+    def hang() -> None:
+        blocked.wait(BOUND)
+
+    start = time.monotonic()
+    with Engine(agent, raise_errors=False) as engine:
+        assert isinstance(engine.call("message").error, DeadlineError)
+    assert time.monotonic() - start < BOUND / 2
+    [thread] = [each for each in threading.enumerate() if each.name.startswith("spoakit-")]
+    # Nor does the interpreter, when it exits.
+    assert thread.daemon
+    blocked.set()
+    wait_until(lambda: threading.active_count() == before)
+    assert len(caplog.messages) == 1
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + BOUND
+    while not condition():
+        assert time.monotonic() < end, "it did not come true"
+        time.sleep(0.002)
