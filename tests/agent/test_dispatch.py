@@ -515,8 +515,8 @@ def test_what_goes_wrong_is_counted_by_handler(agent: Agent) -> None:
         runtime.dispatcher.dispatch([notify(1, Message("unknown"))], 0, link)
         [runner] = runtime.dispatcher.routes[b"message"]
         assert runner.handler.message == "message"
-        assert (runner.calls, runner.counts.failures, runner.counts.mismatches) == (2, 2, 2)
-        assert (runner.counts.expired, runner.counts.refused) == (0, 0)
+        assert (runner.calls, runner.mishaps.failures, runner.mishaps.mismatches) == (2, 2, 2)
+        assert (runner.mishaps.expired, runner.mishaps.refused) == (0, 0)
         assert runtime.dispatcher.unknown == 1
 
     dispatching(agent, use)

@@ -4,7 +4,7 @@ import asyncio
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -22,9 +22,22 @@ from spoakit.testing import Engine
 BOUND = 10.0
 
 
+def pool() -> list[threading.Thread]:
+    """Return the threads of threaded handlers."""
+    return [each for each in threading.enumerate() if each.name.startswith("spoakit-")]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + BOUND
+    while not condition():
+        assert time.monotonic() < end, "it did not come true"
+        time.sleep(0.002)
+
+
 @pytest.fixture(autouse=True)
-def _unthrottled() -> None:
+def _nothing_left_of_other_tests() -> None:
     forget_throttled()
+    wait_until(lambda: pool() == [])
 
 
 @pytest.fixture
@@ -372,8 +385,6 @@ def test_calls_over_the_threads_and_their_queue_are_refused(
 
 
 def test_threads_are_started_as_they_are_needed_and_end(agent: Agent) -> None:
-    before = threading.active_count()
-
     async def live() -> None:
         threads = Threads(asyncio.get_running_loop(), size=8)
         quick = runner(agent, lambda: None)
@@ -381,22 +392,16 @@ def test_threads_are_started_as_they_are_needed_and_end(agent: Agent) -> None:
             call = threads.submit(quick, [])
             assert call is not None
             await call
-        assert threading.active_count() == before + 1
+        assert len(pool()) == 1
         threads.close()
 
     asyncio.run(live())
-    wait_until(lambda: threading.active_count() == before)
+    wait_until(lambda: pool() == [])
 
 
 def test_nobody_waits_for_a_thread_that_hangs(
     agent: Agent, blocked: threading.Event, caplog: pytest.LogCaptureFixture
 ) -> None:
-    before = threading.active_count()
-
-    @agent.resource
-    async def nothing() -> AsyncIterator[Steps]:
-        yield Steps()
-
     @agent.message("message", threaded=True, timeout=0.01)
     def hang() -> None:
         blocked.wait(BOUND)
@@ -405,16 +410,9 @@ def test_nobody_waits_for_a_thread_that_hangs(
     with Engine(agent, raise_errors=False) as engine:
         assert isinstance(engine.call("message").error, DeadlineError)
     assert time.monotonic() - start < BOUND / 2
-    [thread] = [each for each in threading.enumerate() if each.name.startswith("spoakit-")]
+    [thread] = pool()
     # Nor does the interpreter, when it exits.
     assert thread.daemon
     blocked.set()
-    wait_until(lambda: threading.active_count() == before)
+    wait_until(lambda: pool() == [])
     assert len(caplog.messages) == 1
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + BOUND
-    while not condition():
-        assert time.monotonic() < end, "it did not come true"
-        time.sleep(0.002)

@@ -9,7 +9,7 @@ from zlib import crc32
 
 import pytest
 from tests.e2e.configuration import haproxy_cfg, show, spoe_cfg
-from tests.e2e.load import CLIENTS, Load
+from tests.e2e.load import Load
 from tests.e2e.programs import Program, Serve, get, wait_until
 
 from spoakit.spop import Message
@@ -77,11 +77,12 @@ def test_a_stop_under_load_makes_no_request_wait(
     assert not [answer for answer in load.answers if answer.value and answer.error]
     assert not [answer for answer in load.answers if answer.error and answer.ended_at < signalled]
     assert load.answers[-1].error
+    # Up to 3.0, HAProxy goes on using the connections that it has to an agent that is down, and
+    # 2.6 may hold what it sends while they end, and what comes then, for the processing timeout.
     waited = [answer for answer in load.answers if answer.seconds > UNHARMED]
-    assert not [answer for answer in waited if answer.sent_at > ended]
-    # Up to 3.0, HAProxy goes on using the connections that it has to an agent that is down, so
-    # that frames may cross the end of the drain.
-    assert len(waited) <= (CLIENTS if running.version < "3.1" else 0)
+    if running.version < "3.0":
+        waited = [answer for answer in waited if answer.ended_at < ended]
+    assert waited == []
 
 
 STUCK = """
@@ -143,7 +144,8 @@ def test_a_killed_worker_is_replaced_while_the_others_go_on(serve: Serve, balanc
         killed = monotonic()
         load.wait_for(50)
         wait_until(lambda: len(agent.children) == 4, f"a successor of {victim}")
-    assert max(answer.seconds for answer in load.answers) < UNHARMED
+    # What the worker had not answered is lost; 2.6 waits for it all the same.
+    assert max(answer.seconds for answer in load.since(killed)) < UNHARMED
     assert [answer.error for answer in load.since(killed) if answer.error] == []
     assert running.server_status("agents", "agent") == "UP"
 

@@ -219,7 +219,7 @@ class Target:
         assert outcome == pieces.outcome(), "cutting the stream made a difference"
         for runners in self._runtime.dispatcher.routes.values():
             for runner in runners:
-                assert runner.counts.failures == 0, f"{runner.handler.name} failed"
+                assert runner.mishaps.failures == 0, f"{runner.handler.name} failed"
         return outcome
 
     async def aclose(self) -> None:

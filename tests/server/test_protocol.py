@@ -22,6 +22,7 @@ from spoakit.logs import forget_throttled
 from spoakit.server.protocol import SpopProtocol
 from spoakit.server.settings import Limits, Listen, LoopName, ServerSettings
 from spoakit.spop import (
+    Disconnect,
     Disconnected,
     EngineHello,
     FrameFlag,
@@ -600,7 +601,7 @@ def test_a_reset_within_a_frame_disturbs_nobody_and_is_nothing_to_log(
 def test_ended_connections_leave_no_memory_behind(
     subject: Subject, serve: Serve, connect_engine: ConnectEngine
 ) -> None:
-    server = serve(subject.agent, hello_timeout=0.3)
+    server = serve(subject.agent)
 
     def holds_much(connection: SpopProtocol) -> bool:
         return len(connection._connection._incomplete) > 400_000
@@ -627,17 +628,23 @@ def test_ended_connections_leave_no_memory_behind(
     try:
         gc.collect()
         before = tracemalloc.get_traced_memory()[0]
-        misbehave(60)
+        misbehave(40)
         gc.collect()
-        # What the hub still knows of them, for a moment, is small.
+        # What the hub still knows of them, until their HELLO would be due, is small.
         assert tracemalloc.get_traced_memory()[0] - before < 1_000_000
     finally:
         tracemalloc.stop()
-    with EngineClient(port=server.port) as engine:
-        engine.hello()
-        [connection] = connections(server)
-        gone = weakref.ref(connection)
-        del connection
+
+
+def test_a_connection_is_forgotten_once_its_hello_would_have_been_due(
+    subject: Subject, serve: Serve, connect_engine: ConnectEngine
+) -> None:
+    server = serve(subject.agent, hello_timeout=0.05)
+    engine = connected(server, connect_engine)
+    [connection] = connections(server)
+    gone = weakref.ref(connection)
+    del connection
+    engine.close()
     wait_until(lambda: (gc.collect(), gone() is None)[1])
 
 
@@ -662,6 +669,23 @@ def test_a_disconnect_is_answered_with_its_status_after_the_pending_acks(
     assert engine.wait_for_disconnect() == Disconnected(42, "bye")
     engine.wait_for_close()
     wait_until_connections(server, 0)
+
+
+def test_a_disconnect_waits_for_acks_that_the_engine_is_slow_to_read(
+    subject: Subject, serve: Serve, connect_engine: ConnectEngine
+) -> None:
+    server = serve(subject.agent)
+    engine = connected(server, connect_engine)
+    [connection] = connections(server)
+    large = Message("repeat", (Argument.of("word", "x" * 10), Argument.of("times", 1600)))
+    payload = Disconnect(0, "bye").encode()
+    frames = [notify_frame(encode_messages([each])) for each in (wait(1), *[large] * 900)]
+    engine.send_raw(b"".join(frames) + encode_frame(FrameType.HAPROXY_DISCONNECT, payload))
+    wait_until(lambda: connection._write_paused)
+    open_gates(server, subject, 1)
+    wait_until(lambda: not connection._frames)
+    types = [engine.read_frame().type for _ in range(902)]
+    assert types == [FrameType.ACK] * 901 + [FrameType.AGENT_DISCONNECT]
 
 
 def test_a_disconnect_with_an_error_is_logged(

@@ -400,7 +400,7 @@ def test_an_answer_too_long_for_a_frame_is_an_error(is_async: bool) -> None:
 
 def test_variables_that_haproxy_would_ignore_are_errors() -> None:
     agent = Agent("early")
-    status = agent.variable("res.status", int)
+    status, path = agent.variable("res.status", int), agent.variable("req.path", str)
     foreign = Agent("other").variable("txn.foreign", int)
 
     @agent.message("request", event="on-frontend-http-request")
@@ -408,8 +408,8 @@ def test_variables_that_haproxy_would_ignore_are_errors() -> None:
         return status.set(1)
 
     @agent.message("response", event="on-http-response")
-    def on_response() -> Action:
-        return status.set(2)
+    def on_response(late: bool = False) -> Action:
+        return path.set("/") if late else status.set(2)
 
     @agent.message("group", group="some-group")
     def in_group() -> Action:
@@ -420,8 +420,10 @@ def test_variables_that_haproxy_would_ignore_are_errors() -> None:
         return foreign.set(4)
 
     with Engine(agent) as engine:
-        with pytest.raises(CallError, match=r"res.status INT64 1>: on-frontend-http-request comes"):
+        with pytest.raises(CallError, match=r"res.status INT64 1>.* on-frontend-http-request; use"):
             engine.call("request")
+        with pytest.raises(CallError, match=r"req.path STRING '/'>: .* on-http-response; use txn"):
+            engine.call("response", late=True)
         assert engine.call("response") == {"res.status": 2}
         assert engine.call("group") == {"res.status": 3}
         with pytest.raises(CallError, match=r"txn.foreign.*'early' declares no such variable"):

@@ -9,7 +9,6 @@ handler that takes time is handed on, to ``spoakit.agent.waiting``.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -18,9 +17,8 @@ from spoakit.agent.context import Context, FrameState
 from spoakit.agent.handlers import Handler, HandlerKind, match
 from spoakit.agent.headers import Headers
 from spoakit.agent.link import Link
+from spoakit.agent.mishaps import Mishaps, once_a_minute, throttle
 from spoakit.agent.parameters import Role
-from spoakit.exceptions import DeadlineError, MismatchError, RefusedError
-from spoakit.logs import Throttle
 from spoakit.spop._decode_cy import ArgumentReader, Cursor, Notify, Reading
 from spoakit.spop._encode_cy import Action, append_ack, check_actions, extend_actions
 from spoakit.spop.messages import decode_message
@@ -47,10 +45,6 @@ _MAX_OUTGOING = cython.declare(cython.Py_ssize_t, 256 * 1024)
 # Seconds; an inline handler holds up every connection of its worker.
 SLOW = cython.declare(cython.double, 0.010)
 
-logger = logging.getLogger("spoakit.agent")
-_throttle = Throttle(logger)
-_once_a_minute = Throttle(logger, 60.0)
-
 
 @cython.final
 @cython.cclass
@@ -75,18 +69,6 @@ class Plan:
         self._mismatch = mismatch
 
 
-class Counts:
-    """What went wrong with a handler: failed, mismatched, expired, refused calls."""
-
-    __slots__ = ("expired", "failures", "mismatches", "refused")
-
-    def __init__(self) -> None:
-        self.failures = 0
-        self.mismatches = 0
-        self.expired = 0
-        self.refused = 0
-
-
 @cython.final
 @cython.cclass
 class Runner:
@@ -103,8 +85,7 @@ class Runner:
     _handler: Handler
     _function: Any
     _resources: Any
-    _on_error: Any
-    _counts: Any
+    _mishaps: Mishaps
     _inline: cython.bint
     _observer: cython.bint
     _fallback: tuple[Any, ...]
@@ -122,8 +103,7 @@ class Runner:
         self._handler = handler
         self._function = function
         self._resources = resources
-        self._on_error = on_error
-        self._counts = Counts()
+        self._mishaps = Mishaps(handler, on_error)
         self._inline = handler.kind is HandlerKind.INLINE
         self._observer = handler.kind is HandlerKind.OBSERVER
         self._fallback = handler.fallback
@@ -142,9 +122,9 @@ class Runner:
         return self._calls
 
     @property
-    def counts(self) -> Any:
-        """The handler's `Counts`."""
-        return self._counts
+    def mishaps(self) -> Mishaps:
+        """What went wrong with the handler."""
+        return self._mishaps
 
     def start(self, values: list[Any]) -> Any:
         """Call the function, for handlers that take time, and return what it returns."""
@@ -191,7 +171,7 @@ class Runner:
         link: Link,
     ) -> list[Any] | None:
         if known._mismatch is not None:
-            self._mismatched(known._mismatch, link)
+            self._mishaps.mismatch(known._mismatch, link.peer)
             return None
         if known._injected:
             self._inject(known._injected, values, start, cursor, notify, link)
@@ -238,56 +218,6 @@ class Runner:
                     None if timeout is None else state.received + timeout,
                 )
 
-    def fail(self, error: BaseException) -> None:
-        """Count and log that a call raised, or returned what are no actions."""
-        self._counts.failures += 1
-        name = self._handler.name
-        what = f"{type(error).__name__}: {error}"
-        if self._observer:
-            _throttle.error(name, "observer %s failed: %s", name, what)
-        else:
-            _throttle.error(name, "handler %s failed, its fallback is sent: %s", name, what)
-        logger.debug("%s failed", name, exc_info=error)
-        self._tell(error)
-
-    def expire(self) -> None:
-        """Count and log that a call was not done at its deadline."""
-        self._counts.expired += 1
-        name = self._handler.name
-        _throttle.warning(
-            ("expired", name), "handler %s missed its deadline, its fallback is sent", name
-        )
-        self._tell(
-            DeadlineError(f"handler {name} had not answered after {self._handler.deadline_after} s")
-        )
-
-    def refuse(self) -> None:
-        """Count and log that there was no thread for a call."""
-        self._counts.refused += 1
-        name = self._handler.name
-        _throttle.warning(
-            ("refused", name), "no thread is free for handler %s, its fallback is sent", name
-        )
-        self._tell(RefusedError(f"no thread is free for handler {name}"))
-
-    def _mismatched(self, reason: str, link: Link) -> None:
-        self._counts.mismatches += 1
-        name = self._handler.name
-        _once_a_minute.warning(
-            (name, reason),
-            "handler %s cannot be called, its fallback is sent: message %s from %s: %s; "
-            "check the spoe-message's args",
-            name,
-            self._handler.message,
-            link.peer,
-            reason,
-        )
-        self._tell(MismatchError(f"handler {name} cannot be called: {reason}"))
-
-    def _tell(self, error: BaseException) -> None:
-        if self._on_error is not None:
-            self._on_error(error)
-
 
 def plan(
     handler: Handler,
@@ -299,7 +229,7 @@ def plan(
     binding = match(handler, shape)
     if binding.extra:
         extra = ", ".join(repr(each.decode("utf-8", "replace")) for each in binding.extra)
-        _once_a_minute.warning(
+        once_a_minute.warning(
             (handler.name, binding.extra),
             "message %s has arguments that handler %s does not take: %s",
             handler.message,
@@ -526,7 +456,7 @@ class Dispatcher:
             if actions is not None and type(actions) is not Action:
                 check_actions(actions)
         except Exception as error:
-            runner.fail(error)
+            runner._mishaps.fail(error)
             actions = runner._fallback
         self._time(runner)
         return actions
@@ -574,13 +504,13 @@ class Dispatcher:
             try:
                 function(*values)
             except Exception as error:
-                runner.fail(error)
+                runner._mishaps.fail(error)
             self._time(runner)
 
     def oversized_ack(self, link: Link) -> None:
         """Count and log an ACK that lost its actions because they did not fit."""
         self._oversized += 1
-        _throttle.warning(
+        throttle.warning(
             "oversized",
             "an ACK to %s exceeded the agreed %d bytes and was sent without its actions: "
             "raise tune.bufsize and max-frame-size, or set shorter values",
@@ -591,7 +521,7 @@ class Dispatcher:
     def _skip(self, cursor: Cursor, link: Link) -> None:
         self._unknown += 1
         name, _ = cursor.message_shape()
-        _once_a_minute.warning(
+        once_a_minute.warning(
             name,
             "message %r from %s has no handler here: check the names of the spoe-messages",
             name.decode("utf-8", "replace"),
@@ -604,16 +534,6 @@ class Dispatcher:
     def _time(self, runner: Runner) -> cython.Py_ssize_t:
         now: cython.double = monotonic()
         if now - self._clock > SLOW:
-            _slow(runner._handler.name, now - self._clock)
+            runner._mishaps.slow(now - self._clock)
         self._clock = now
         return 0
-
-
-def _slow(name: str, seconds: float) -> None:
-    _throttle.warning(
-        ("slow", name),
-        "handler %s took %.0f ms on the event loop, and everything waited: "
-        "make it async def, or threaded=True",
-        name,
-        seconds * 1000,
-    )

@@ -230,7 +230,7 @@ class WaitingFrame:
         future = None if values is None else self._waiting.start(runner, values)
         if future is None:
             if values is not None:
-                runner.refuse()
+                runner.mishaps.refuse()
             extend_actions(self._actions, runner.handler.fallback)
             return False
         timeout = runner.handler.deadline_after or DEFAULT_TIMEOUT
@@ -263,7 +263,7 @@ class Call:
     def expire(self) -> None:
         """Answer with the fallback, because the deadline has come."""
         self.cancel()
-        self.runner.expire()
+        self.runner.mishaps.expire()
         self._frame.take(self.runner.handler.fallback)
         self._frame.go_on()
 
@@ -282,6 +282,6 @@ class Call:
         try:
             self._frame.take(future.result())
         except (Exception, CancelledError) as error:
-            self.runner.fail(error)
+            self.runner.mishaps.fail(error)
             self._frame.take(self.runner.handler.fallback)
         self._frame.go_on()

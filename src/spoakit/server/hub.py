@@ -130,12 +130,12 @@ class Hub:
         current[UNKNOWN] = self.dispatcher.unknown
         for runners in self.dispatcher.routes.values():
             for runner in runners:
-                counts = runner.counts
+                mishaps = runner.mishaps
                 current[CALLS] += runner.calls
-                current[CALL_FAILURES] += counts.failures
-                current[MISMATCHES] += counts.mismatches
-                current[EXPIRED] += counts.expired
-                current[REFUSED] += counts.refused
+                current[CALL_FAILURES] += mishaps.failures
+                current[MISMATCHES] += mishaps.mismatches
+                current[EXPIRED] += mishaps.expired
+                current[REFUSED] += mishaps.refused
         for slot, value in current.items():
             self._row.add(slot, value - self._published[slot])
         self._published = current

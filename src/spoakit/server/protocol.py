@@ -232,7 +232,8 @@ class SpopProtocol(asyncio.Protocol):
             self._write()
         if not self._backlog and not self._write_paused:
             self._transport.resume_reading()
-        if self._connection.is_closing and not self._frames and self._lingering is None:
+        owes_nothing = not self._frames and not self._backlog
+        if self._connection.is_closing and owes_nothing and self._lingering is None:
             self._transport.close()
 
     def _write(self) -> None:

@@ -26,15 +26,19 @@ from spoakit.testing.calls import Reply, Sendable, make_message
 MAX_FRAME_SIZE: Final = 16380
 """What HAProxy offers by default, in bytes: ``tune.bufsize`` less four."""
 
-_REQUEST_EVENTS: Final = frozenset(
-    {
-        "on-client-session",
-        "on-frontend-tcp-request",
-        "on-backend-tcp-request",
-        "on-frontend-http-request",
-        "on-backend-http-request",
-    }
-)
+# HAProxy keeps one set of variables for both: req's until it turns to the response, then res's.
+_IGNORED_ON: Final = {
+    Scope.RES: frozenset(
+        {
+            "on-client-session",
+            "on-frontend-tcp-request",
+            "on-backend-tcp-request",
+            "on-frontend-http-request",
+            "on-backend-http-request",
+        }
+    ),
+    Scope.REQ: frozenset({"on-tcp-response", "on-http-response"}),
+}
 
 
 class Engine:
@@ -175,11 +179,11 @@ class Engine:
                 errors.append(
                     CallError(f"{action!r}: agent {self._agent.name!r} declares no such variable")
                 )
-            elif action.scope is Scope.RES and events <= _REQUEST_EVENTS:
+            elif action.scope in _IGNORED_ON and events <= _IGNORED_ON[action.scope]:
                 errors.append(
                     CallError(
-                        f"{action!r}: {', '.join(map(str, events))} comes before there is a "
-                        "response, so HAProxy does not set it; use req or txn"
+                        f"{action!r}: HAProxy does not set variables of this scope "
+                        f"{', '.join(map(str, events))}; use txn"
                     )
                 )
         return errors

@@ -1,0 +1,102 @@
+"""What goes wrong with a handler's calls: counted, logged with bounds, told to tests."""
+
+import logging
+from collections.abc import Callable
+
+from spoakit.agent.handlers import Handler, HandlerKind
+from spoakit.exceptions import DeadlineError, MismatchError, RefusedError
+from spoakit.logs import Throttle
+
+logger = logging.getLogger("spoakit.agent")
+throttle = Throttle(logger)
+once_a_minute = Throttle(logger, 60.0)
+
+
+class Mishaps:
+    """The calls of one handler, in one worker, that came to nothing.
+
+    Args:
+        handler: the handler.
+        on_error: called with each error, an exception of the handler's own or a `CallError`.
+            For tests.
+
+    Attributes:
+        failures: calls that raised, or returned what are no actions.
+        mismatches: messages whose arguments the handler does not take.
+        expired: calls that missed their deadline.
+        refused: calls for which there was no thread.
+    """
+
+    __slots__ = ("_handler", "_on_error", "expired", "failures", "mismatches", "refused")
+
+    def __init__(
+        self, handler: Handler, on_error: Callable[[BaseException], object] | None = None
+    ) -> None:
+        self.failures = 0
+        self.mismatches = 0
+        self.expired = 0
+        self.refused = 0
+        self._handler = handler
+        self._on_error = on_error
+
+    def fail(self, error: BaseException) -> None:
+        """Count and log that a call raised, or returned what are no actions."""
+        self.failures += 1
+        name = self._handler.name
+        what = f"{type(error).__name__}: {error}"
+        if self._handler.kind is HandlerKind.OBSERVER:
+            throttle.error(name, "observer %s failed: %s", name, what)
+        else:
+            throttle.error(name, "handler %s failed, its fallback is sent: %s", name, what)
+        logger.debug("%s failed", name, exc_info=error)
+        self._tell(error)
+
+    def expire(self) -> None:
+        """Count and log that a call was not done at its deadline."""
+        self.expired += 1
+        name = self._handler.name
+        throttle.warning(
+            ("expired", name), "handler %s missed its deadline, its fallback is sent", name
+        )
+        self._tell(
+            DeadlineError(f"handler {name} had not answered after {self._handler.deadline_after} s")
+        )
+
+    def refuse(self) -> None:
+        """Count and log that there was no thread for a call."""
+        self.refused += 1
+        name = self._handler.name
+        throttle.warning(
+            ("refused", name), "no thread is free for handler %s, its fallback is sent", name
+        )
+        self._tell(RefusedError(f"no thread is free for handler {name}"))
+
+    def mismatch(self, reason: str, peer: str) -> None:
+        """Count and log that a message's arguments are not what the handler takes."""
+        self.mismatches += 1
+        handler = self._handler
+        once_a_minute.warning(
+            (handler.name, reason),
+            "handler %s cannot be called, its fallback is sent: message %s from %s: %s; "
+            "check the spoe-message's args",
+            handler.name,
+            handler.message,
+            peer,
+            reason,
+        )
+        self._tell(MismatchError(f"handler {handler.name} cannot be called: {reason}"))
+
+    def slow(self, seconds: float) -> None:
+        """Log that a call took long, on the event loop."""
+        name = self._handler.name
+        throttle.warning(
+            ("slow", name),
+            "handler %s took %.0f ms on the event loop, and everything waited: "
+            "make it async def, or threaded=True",
+            name,
+            seconds * 1000,
+        )
+
+    def _tell(self, error: BaseException) -> None:
+        if self._on_error is not None:
+            self._on_error(error)

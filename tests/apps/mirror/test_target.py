@@ -1,0 +1,483 @@
+import asyncio
+import logging
+import ssl
+import struct
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.apps.mirror.conftest import OK, Run, free_port, origin, until
+
+from spoakit.apps.mirror.access_log import AccessLog
+from spoakit.apps.mirror.settings import TargetSettings
+from spoakit.apps.mirror.target import Target
+from spoakit.apps.mirror.url import TargetURL
+
+Answer = Sequence[bytes | None]
+Copying = Callable[..., Any]
+
+
+def test_a_request_arrives_as_it_was_and_is_logged(run: Run, copying: Copying) -> None:
+    async def scenario() -> None:
+        async with origin() as server:
+            async with copying(server.port) as mirror:
+                headers = b"Host: x.org\r\nB: 1\r\na: 2\r\nB: 3\r\nContent-Length: 5\r\n\r\n"
+                mirror.target.copy(b"PATCH", b"/p?q", headers, False, b"hello")
+                await mirror.answered(1)
+            assert server.requests == [b"PATCH /p?q HTTP/1.1\r\n" + headers + b"hello"]
+            [line] = mirror.lines()
+            url = f"http://127.0.0.1:{server.port}/p?q"
+            start, _, end = line.rpartition(" ")[0].rpartition(" ")
+            assert start == f'"PATCH {url} HTTP/1.1" 200 5/2'
+            assert 0 < float(end) < 5000
+            assert line.endswith(" ok")
+
+    run(scenario())
+
+
+def test_a_base_path_goes_in_front(run: Run, copying: Copying) -> None:
+    async def scenario() -> None:
+        async with origin() as server:
+            async with copying(server.port, base="/base/") as mirror:
+                mirror.get(b"/a")
+                await mirror.answered(1)
+            assert server.requests[0].startswith(b"GET /base/a HTTP/1.1\r\n")
+            assert "/base/a HTTP" in mirror.lines()[0]
+
+    run(scenario())
+
+
+def test_connections_are_used_again_and_not_more_than_allowed(run: Run, copying: Copying) -> None:
+    async def scenario() -> None:
+        async with origin() as server, copying(server.port, connections=3) as mirror:
+            for number in range(200):
+                mirror.get(b"/%d" % number)
+            await mirror.answered(200)
+            assert len(server.requests) == 200
+            assert server.connections == 3
+            for _ in range(5):
+                mirror.get()
+                await mirror.answered(mirror.target.counters.received)
+            assert server.connections == 3
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("answer", "logged"),
+    [
+        ([b"HTTP/1.1 100 Continue\r\n\r\n", OK], "200 0/2"),
+        ([b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + OK], "200 0/2"),
+        ([b"HTTP/1.1 204 No Content\r\n\r\n"], "204 0/0"),
+        ([b"HTTP/1.1 304 Not Modified\r\nContent-Length: 99\r\n\r\n"], "304 0/0"),
+        ([b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n"], "404 0/0"),
+        ([bytes((byte,)) for byte in OK], "200 0/2"),
+        (
+            [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n", b"0\r\n\r\n"],
+            "200 0/3",
+        ),
+        (
+            [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nX: y\r\n\r\n"],
+            "200 0/1",
+        ),
+    ],
+)
+def test_answers_of_all_kinds_are_read_and_the_connection_stays(
+    run: Run, copying: Copying, answer: Sequence[bytes], logged: str
+) -> None:
+    async def scenario() -> None:
+        async with origin(lambda request: answer) as server:
+            async with copying(server.port, connections=1) as mirror:
+                for count in range(1, 4):
+                    mirror.get()
+                    await mirror.answered(count)
+            assert server.connections == 1
+            assert all(f'" {logged} ' in line for line in mirror.lines())
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("answer", "logged"),
+    [
+        ([b"HTTP/1.1 200 OK\r\n\r\nall", b" there is", None], '1.1" 200 0/12'),
+        ([b"HTTP/1.0 200 OK\r\n\r\n", None], '1.0" 200 0/0'),
+        ([b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 1\r\n\r\n!"], '1.1" 200 0/1'),
+        ([OK + b"HTTP/1.1 200 OK\r\n"], '1.1" 200 0/2'),
+    ],
+)
+def test_a_connection_that_cannot_stay_is_replaced(
+    run: Run, copying: Copying, answer: Sequence[bytes | None], logged: str
+) -> None:
+    async def scenario() -> None:
+        async with origin(lambda request: answer) as server:
+            async with copying(server.port, connections=1) as mirror:
+                for _ in range(3):
+                    mirror.get()
+                await mirror.answered(3)
+            assert server.connections == 3
+            assert all(f"{logged} " in line for line in mirror.lines())
+
+    run(scenario())
+
+
+def test_the_answer_to_head_has_no_body(run: Run, copying: Copying) -> None:
+    async def scenario() -> None:
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
+        async with origin(lambda request: [head if request[:4] == b"HEAD" else OK]) as server:
+            async with copying(server.port, connections=1) as mirror:
+                for method in (b"HEAD", b"GET", b"HEAD", b"HEAD"):
+                    mirror.get(method=method)
+                await mirror.answered(4)
+            assert server.connections == 1
+            assert ['" 200 0/0 ' in line for line in mirror.lines()] == [True, False, True, True]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        ([None], "the target closed the connection"),
+        ([b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nab", None], "the target closed the"),
+        ([b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n", None], "closed"),
+        ([b"SSH-2.0-x\r\n"], "malformed answer: "),
+        ([b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nab"], "malformed"),
+        ([b"HTTP/1.1 101 X\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"], "changed the protocol"),
+        (
+            [b"HTTP/1.1 200 OK\r\n", b"X: y" * 1000 + b"\r\n"] + [b"X: " + b"y" * 9999] * 9,
+            "head is",
+        ),
+    ],
+)
+def test_a_request_without_a_whole_answer_failed(
+    run: Run, copying: Copying, answer: Sequence[bytes | None], error: str
+) -> None:
+    async def scenario() -> None:
+        async with origin(lambda request: answer) as server:
+            async with copying(server.port, min_backoff=0.001) as mirror:
+                mirror.get(b"/a")
+                await until(lambda: mirror.target.counters.failed == 1)
+                mirror.get(b"/b")
+                await until(lambda: mirror.target.counters.failed == 2)
+            assert len(server.requests) == 2
+            assert all(error in line for line in mirror.lines())
+
+    run(scenario())
+
+
+def test_a_failure_is_logged_as_the_c_program_does(run: Run, copying: Copying) -> None:
+    async def scenario() -> None:
+        async with origin(lambda request: [None]) as server:
+            async with copying(server.port) as mirror:
+                mirror.get(b"/dead")
+                await until(lambda: mirror.target.counters.failed == 1)
+            [line] = mirror.lines()
+            assert line.startswith(f'"GET http://127.0.0.1:{server.port}/dead HTTP/???" 0 0/0 ')
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(("method", "sent"), [(b"GET", 2), (b"PUT", 2), (b"POST", 1)])
+def test_what_met_the_end_of_a_kept_connection_is_sent_again_if_it_may_be(
+    run: Run, copying: Copying, method: bytes, sent: int
+) -> None:
+    async def scenario() -> None:
+        answers: Iterator[Answer] = iter([[OK], [None], [OK]])
+        async with origin(lambda request: next(answers)) as server:
+            async with copying(server.port, connections=1) as mirror:
+                mirror.get()
+                await mirror.answered(1)
+                mirror.get(b"/late", method)
+                counters = mirror.target.counters
+                await until(lambda: counters.answered + counters.failed == 2)
+                assert counters.retried == sent - 1
+                assert counters.failed == 2 - sent
+            assert len(server.requests) == 1 + sent
+            assert server.connections == sent
+
+    run(scenario())
+
+
+def test_nothing_is_sent_a_third_time(run: Run, copying: Copying) -> None:
+    async def scenario() -> None:
+        answers: Iterator[Answer] = iter([[OK], [None], [None], [OK]])
+        async with origin(lambda request: next(answers)) as server:
+            async with copying(server.port, connections=1, min_backoff=0.01) as mirror:
+                mirror.get()
+                await mirror.answered(1)
+                mirror.get(b"/late")
+                await until(lambda: mirror.target.counters.failed == 1)
+                mirror.get()
+                await mirror.answered(2)
+            assert len(server.requests) == 4
+
+    run(scenario())
+
+
+def test_a_kept_connection_that_the_target_closes_is_not_used_again(
+    run: Run, copying: Copying
+) -> None:
+    async def scenario() -> None:
+        async with origin() as server, copying(server.port) as mirror:
+            mirror.get()
+            await mirror.answered(1)
+            port = server.port
+            await server.stop()
+            await server.start(port)
+            mirror.get(method=b"POST")
+            await mirror.answered(2)
+            assert mirror.target.counters.failed == 0
+
+    run(scenario())
+
+
+def test_requests_wait_for_a_target_that_is_down_and_arrive_when_it_is_up(
+    run: Run, copying: Copying, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def scenario() -> None:
+        async with origin() as server:
+            port = server.port
+            await server.stop()
+            async with copying(port, min_backoff=0.01, max_backoff=0.05) as mirror:
+                for number in range(100):
+                    mirror.get(b"/%d" % number)
+                await until(lambda: "requests wait until it answers" in caplog.text)
+                await server.start(port)
+                await mirror.answered(100)
+            assert len({request.partition(b" HTTP")[0] for request in server.requests}) == 100
+            assert mirror.target.counters.failed == 0
+
+    run(scenario())
+    assert caplog.text.count("requests wait until it answers") == 1
+    assert "answers again after" in caplog.text
+
+
+def test_a_target_that_is_down_is_tried_by_one_connection_at_a_time(
+    run: Run, copying: Copying
+) -> None:
+    async def scenario() -> None:
+        settings = {"min_backoff": 10, "max_backoff": 20, "drain": 0}
+        async with (
+            origin(lambda request: [None]) as server,
+            copying(server.port, **settings) as mirror,
+        ):
+            for _ in range(50):
+                mirror.get()
+                await until(lambda: mirror.target.counters.failed > 0)
+            assert server.connections == 1
+
+    run(scenario())
+
+
+def test_a_full_queue_drops_the_oldest_and_counts(
+    run: Run, copying: Copying, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        async with origin() as server:
+            port = server.port
+            await server.stop()
+            limits = {"min_backoff": 0.05, "connections": 1}
+            async with copying(port, queue_length=10, **limits) as mirror:
+                for number in range(1000):
+                    mirror.get(b"/%d" % number)
+                assert mirror.target.counters.dropped == 990
+                await server.start(port)
+                await mirror.answered(10)
+            paths = [request.split(b" ")[1] for request in server.requests]
+            assert paths == [b"/%d" % number for number in range(990, 1000)]
+
+    run(scenario())
+    assert len([line for line in caplog.messages if "the queue is full" in line]) == 1
+
+
+def test_a_queue_is_bounded_in_bytes_too(run: Run, copying: Copying) -> None:
+    async def scenario() -> None:
+        async with copying(free_port(), queue_bytes=100_000, drain=0) as mirror:
+            for _ in range(100):
+                mirror.target.copy(b"POST", b"/", b"host: h\r\n\r\n", False, b"x" * 9_900)
+            assert mirror.target.counters.dropped == 90
+            mirror.target.copy(b"POST", b"/", b"host: h\r\n\r\n", False, b"x" * 200_000)
+            assert mirror.target.counters.dropped == 101
+        assert mirror.target.counters.dropped == 101
+
+    run(scenario())
+
+
+def test_a_target_that_never_answers_is_given_up(run: Run, copying: Copying) -> None:
+    async def scenario() -> None:
+        async with origin(lambda request: []) as server:
+            settings = {"answer_timeout": 0.2, "connections": 4, "max_backoff": 0.01}
+            async with copying(server.port, **settings) as mirror:
+                for _ in range(5):
+                    mirror.get()
+                await until(lambda: mirror.target.counters.failed == 5)
+            assert all(" no answer within 0.2 s" in line for line in mirror.lines())
+            assert server.connections == 5
+
+    run(scenario())
+
+
+def test_one_slow_answer_does_not_hold_up_the_others(run: Run, copying: Copying) -> None:
+    async def scenario() -> None:
+        async with origin(lambda request: [] if b"/slow" in request else [OK]) as server:
+            async with copying(server.port, answer_timeout=0.3) as mirror:
+                mirror.get(b"/slow")
+                for count in range(1, 100):
+                    mirror.get()
+                    await mirror.answered(count)
+                counters = mirror.target.counters
+                while not counters.failed:
+                    mirror.get()
+                    await mirror.answered(counters.received - 1)
+            assert mirror.target.counters.failed == 1
+
+    run(scenario())
+
+
+def test_a_reset_is_a_failure(run: Run, copying: Copying) -> None:
+    async def scenario() -> None:
+        async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            linger = struct.pack("ii", 1, 0)
+            writer.get_extra_info("socket").setsockopt(1, 13, linger)  # SOL_SOCKET, SO_LINGER
+            writer.close()
+
+        server = await asyncio.start_server(reset, "127.0.0.1", 0)
+        async with server, copying(server.sockets[0].getsockname()[1]) as mirror:
+            mirror.get()
+            await until(lambda: mirror.target.counters.failed == 1)
+        assert "reset" in mirror.lines()[0]
+
+    run(scenario())
+
+
+def test_what_cannot_be_copied_is_counted_and_logged(
+    run: Run, copying: Copying, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        async with origin() as server, copying(server.port) as mirror:
+            mirror.target.copy(b"GET", b"/\r\nx", b"\r\n", False, b"")
+            mirror.target.copy(b"POST", b"/", b"content-length: 9\r\n\r\n", False, b"short")
+            counters = mirror.target.counters
+            assert (counters.received, counters.refused, counters.truncated) == (2, 1, 1)
+
+    run(scenario())
+    assert "white space or a control" in caplog.text
+    assert "5 bytes of a body of 9" in caplog.text
+    assert "tune.bufsize" in caplog.text
+
+
+def test_the_queue_is_sent_before_the_end(run: Run, copying: Copying) -> None:
+    async def scenario() -> None:
+        async with origin() as server:
+            async with copying(server.port, connections=2) as mirror:
+                for _ in range(500):
+                    mirror.get()
+            assert len(server.requests) == 500
+            assert mirror.target.counters.answered == 500
+
+    run(scenario())
+
+
+def test_what_cannot_be_sent_before_the_end_is_counted(
+    run: Run, copying: Copying, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        async with origin(lambda request: []) as server:
+            async with copying(server.port, connections=2, drain=0.05) as mirror:
+                for _ in range(10):
+                    mirror.get()
+            counters = mirror.target.counters
+            assert (counters.failed, counters.dropped) == (2, 8)
+            assert all("the mirror is stopping" in line for line in mirror.lines())
+
+    run(scenario())
+    assert "stopped with 8 requests not sent" in caplog.text
+
+
+def test_a_target_that_is_down_does_not_hold_up_the_end(run: Run, copying: Copying) -> None:
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        async with copying(free_port(), drain=20) as mirror:
+            mirror.get()
+            started = loop.time()
+        assert loop.time() - started < 10
+        assert mirror.target.counters.dropped == 1
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "x" * 70])
+def test_a_name_that_cannot_be_resolved_is_said(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, host: str
+) -> None:
+    async def scenario() -> None:
+        with (tmp_path / "log").open("wb") as file:
+            access_log = AccessLog(file.fileno())
+            url = TargetURL.parse(f"http://{host}:1")
+            target = Target(TargetSettings(url), access_log)
+            target.copy(b"GET", b"/", b"\r\n", False, b"")
+            await until(lambda: "requests wait until it answers" in caplog.text)
+            await target.aclose(0)
+            access_log.close()
+
+    run(scenario())
+    assert host in caplog.text
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A certificate for localhost, and its key."""
+    path = tmp_path / "localhost.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
+            *("-keyout", path, "-out", tmp_path / "cert.pem"),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    with path.open("a") as file:
+        file.write((tmp_path / "cert.pem").read_text())
+    return path
+
+
+@pytest.mark.parametrize("is_trusted", [True, False])
+def test_a_target_is_reached_by_tls_if_its_certificate_is_good(
+    run: Run,
+    tmp_path: Path,
+    certificate: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    is_trusted: bool,
+) -> None:
+    async def scenario() -> None:
+        if is_trusted:
+            monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        async with origin() as server:
+            port = server.port
+            await server.stop()
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(certificate)
+            await server.start(port, ssl=context)
+            with (tmp_path / "log").open("wb") as file:
+                access_log = AccessLog(file.fileno())
+                url = TargetURL.parse(f"https://localhost:{port}")
+                target = Target(TargetSettings(url), access_log)
+                for _ in range(3):
+                    target.copy(b"GET", b"/", b"host: h\r\n\r\n", False, b"")
+                if is_trusted:
+                    await until(lambda: target.counters.answered == 3)
+                else:
+                    await until(lambda: "certificate" in caplog.text)
+                await target.aclose(0)
+                access_log.close()
+            assert len(server.requests) == (3 if is_trusted else 0)
+
+    run(scenario())

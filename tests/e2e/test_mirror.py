@@ -1,0 +1,242 @@
+"""spoa-mirror copies the requests of a real HAProxy, and production does not notice."""
+
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from time import monotonic
+
+import pytest
+from tests.e2e.capture import Capture
+from tests.e2e.configuration import haproxy_cfg, show, spoe_cfg
+from tests.e2e.programs import BOUND, Program, Start, ask, connect
+
+from spoakit.testing.haproxy import HAProxy
+from spoakit.testing.pytest_plugin import StartHAProxy
+
+EXAMPLE = Path(__file__).parents[2] / "examples/mirror"
+MIRROR = """
+spoe-message mirror
+    args arg_method=method arg_path=url arg_ver=req.ver arg_hdrs={} arg_body=req.body {}
+    event on-frontend-http-request
+"""
+
+
+@pytest.fixture
+def target() -> Iterator[Capture]:
+    with Capture() as target:
+        yield target
+
+
+@pytest.fixture
+def mirror(start: Start, haproxy: StartHAProxy) -> "Mirror":
+    return Mirror(start, haproxy)
+
+
+class Mirror:
+    """Start a HAProxy and a spoa-mirror that copies its requests to an address."""
+
+    def __init__(self, start: Start, haproxy: StartHAProxy) -> None:
+        self._start = start
+        self._haproxy = haproxy
+
+    def serve(self, address: str, *arguments: str) -> Program:
+        url = f"http://{address}/"
+        port = str(free_port())
+        options = ("-r0", "-n1", "-a", "127.0.0.1", "-p", port, "-u", url)
+        return self._start("spoakit.cli.mirror", *options, *arguments)
+
+    def __call__(
+        self, address: str, headers: str = "req.hdrs_bin", extra: str = ""
+    ) -> tuple[Program, HAProxy]:
+        program = self.serve(address)
+        spoe = spoe_cfg(MIRROR.format(headers, extra), messages="mirror", agent="mirror")
+        running = self._haproxy(
+            haproxy_cfg(
+                "option http-buffer-request",
+                *show(x_error="var(txn.mirror.error)"),
+                agents=("mirror",),
+            ),
+            files={"spoe.cfg": spoe},
+            variables={"AGENT": program.address},
+        )
+        return program, running
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+        return port
+
+
+def request(line: str, *fields: str, body: bytes = b"", version: str = "1.1") -> bytes:
+    """Return a request with its Content-Length, if it has a body and no other framing."""
+    lines = [f"{line} HTTP/{version}", "Host: www.example.org", *fields]
+    if body and not any(field.startswith("Transfer-Encoding") for field in fields):
+        lines.append(f"Content-Length: {len(body)}")
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
+
+
+FORM = b"name=J%C3%BCrgen&colour=blue"
+JSON = b'{"price": 12.50}'
+CHUNKS = b"5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n"
+REQUESTS = {
+    "query": request("GET /search?q=a%20b&q=c%2Fd&e=", "Accept: */*"),
+    "percent": request("GET /caf%C3%A9/%2e%2e/%00%7E"),
+    "head": request("HEAD /index.html"),
+    "post": request("POST /form", "Content-Type: text/plain", body=FORM),
+    "empty-post": request("POST /form", "Content-Length: 0"),
+    "put": request("PUT /item/7", body=bytes(range(256))),
+    "patch": request("PATCH /item/7", "Content-Type: application/json", body=JSON),
+    "delete": request("DELETE /item/8"),
+    "delete-body": request("DELETE /item/8", body=JSON),
+    "propfind": request("PROPFIND /folder", "Depth: 1", body=b"<propfind/>"),
+    "options": request("OPTIONS *"),
+    "chunked": request("POST /upload", "Transfer-Encoding: chunked", body=CHUNKS),
+    "duplicates": request("GET /", "Cookie: a=1", "X-Tag: one", "Cookie: b=2", "X-Tag: two"),
+    "empty-value": request("GET /", "X-Empty:", "X-After: here"),
+    "bytes": request("GET /", "X-Latin: J\xfcrgen", "X-Utf8: J\xc3\xbcrgen"),
+    "many": request("GET /", *(f"X-Field-{number}: {number}" for number in range(60))),
+    "hop-by-hop": request("GET /", "Connection: close", "Accept-Language: de"),
+    "old": request("GET /old", version="1.0"),
+    "large": request("POST /large", body=b"0123456789abcdef" * 512),
+}
+
+
+def send(haproxy: HAProxy, message: bytes) -> bytes:
+    """Send a request, and return the answer's status line."""
+    with (
+        socket.create_connection(("127.0.0.1", haproxy.ports["FRONTEND"]), BOUND) as client,
+        client.makefile("rb") as stream,
+    ):
+        client.sendall(message)
+        return stream.readline()
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_copies_are_what_the_origin_received(
+    mirror: Mirror, haproxy: StartHAProxy, target: Capture, workers: str
+) -> None:
+    program = mirror.serve(target.address, "-n", workers)
+    with Capture() as origin:
+        running = haproxy(
+            (EXAMPLE / "haproxy.cfg").read_text(),
+            files={"spoe.cfg": (EXAMPLE / "spoe.cfg").read_text()},
+            variables={"ORIGIN": origin.address, "AGENT": program.address},
+        )
+        for name, message in REQUESTS.items():
+            line, _, rest = message.partition(b"\r\n")
+            named = line + f"\r\nX-Name: {name}\r\n".encode() + rest
+            assert send(running, named).startswith(b"HTTP/1.1 200 ")
+        target.wait_for(len(REQUESTS))
+        originals = {each.field(b"x-name"): each.essence() for each in origin.requests}
+        copies = {each.field(b"x-name"): each.essence() for each in target.requests}
+        assert len(target.requests) == len(REQUESTS)
+        for each in originals:
+            assert copies[each] == originals[each]
+
+
+def test_an_absolute_target_becomes_a_path_and_a_missing_host_the_targets(
+    mirror: Mirror, target: Capture
+) -> None:
+    _, running = mirror(target.address)
+    send(running, request("GET http://www.example.org/absolute?x=1"))
+    target.wait_for(1)
+    send(running, b"GET /hostless HTTP/1.0\r\n\r\n")
+    target.wait_for(2)
+    absolute, hostless = target.requests
+    assert absolute.target == b"/absolute?x=1"
+    assert absolute.fields == ((b"host", b"www.example.org"),)
+    assert hostless.target == b"/hostless"
+    assert hostless.fields == ((b"host", target.address.encode()),)
+
+
+def test_headers_as_text_may_be_changed_on_their_way(mirror: Mirror, target: Capture) -> None:
+    _, running = mirror(target.address, "req.hdrs,regsub(foo,bar)")
+    fields = ("X-Text: a foo", "X-Empty:", "X-Twice: 1", "X-Twice: 2", "X-Latin: J\xfcrgen")
+    send(running, request("PUT /foo", *fields, body=b"foo"))
+    target.wait_for(1)
+    [copy] = target.requests
+    assert (copy.method, copy.target, copy.body) == (b"PUT", b"/foo", b"foo")
+    assert copy.fields == (
+        (b"host", b"www.example.org"),
+        (b"x-text", b"a bar"),
+        (b"x-empty", b""),
+        (b"x-twice", b"1"),
+        (b"x-twice", b"2"),
+        (b"x-latin", b"J\xfcrgen"),
+        (b"content-length", b"3"),
+    )
+
+
+def test_each_copy_has_a_line_in_the_form_of_the_c_program(mirror: Mirror, target: Capture) -> None:
+    program, running = mirror(target.address)
+    send(running, request("GET /one?two"))
+    program.wait_for(
+        rf'(?m)^\[ 1\]\[ {{4}}\d\.\d{{6}}\] "GET http://{target.address}/one\?two HTTP/1\.1" '
+        r"200 0/2 \d+\.\d{3} ok$"
+    )
+    send(running, request("POST /", body=b"12345"))
+    program.wait_for(rf'"POST http://{target.address}/ HTTP/1\.1" 200 5/2 \d+\.\d{{3}} ok\n')
+
+
+def test_a_target_that_comes_up_later_gets_the_requests_from_before(mirror: Mirror) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    program, running = mirror(address)
+    for number in range(3):
+        send(running, request(f"GET /{number}"))
+    program.wait_for("requests wait until it answers")
+    with Capture(int(address.rpartition(":")[2])) as target:
+        target.wait_for(3)
+        program.wait_for("answers again")
+    assert sorted(each.target for each in target.requests) == [b"/0", b"/1", b"/2"]
+    assert program.stop() == 0
+
+
+def test_production_does_not_wait_for_a_target_that_never_answers(mirror: Mirror) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connections are made, and no more
+        host, port = silent.getsockname()
+        program, running = mirror(f"{host}:{port}")
+        with closing(connect(running)) as client:
+            ask(client)
+            before = monotonic()
+            errors = [ask(client)["x-error"] for _ in range(200)]
+            assert monotonic() - before < 2
+    assert not any(errors)
+    assert program.process.poll() is None
+
+
+def test_an_argument_that_it_does_not_know_is_warned_of_once(
+    mirror: Mirror, target: Capture
+) -> None:
+    program, running = mirror(target.address, extra="arg_size=req.body_size")
+    for number in range(1, 11):
+        send(running, request("GET /"))
+        target.wait_for(number)
+    assert program.stop() == 0
+    assert [line for line in program.log.splitlines() if "WARNING" in line] == [
+        line for line in program.log.splitlines() if "'arg_size'" in line
+    ]
+    assert program.log.count("'arg_size'") == 1
+
+
+def test_what_is_queued_at_a_stop_is_sent_first(mirror: Mirror, target: Capture) -> None:
+    program, running = mirror(target.address)
+    with closing(connect(running)) as client:
+        for _ in range(100):
+            ask(client)
+    assert program.stop() == 0
+    assert len(target.requests) == 100
+    assert program.log.count(" ok\n") == 100
+    assert re.search("100 received, 100 answered, 0 failed, 0 dropped", program.log)
+
+
+def test_a_body_that_haproxy_cut_is_not_copied_but_told_of(mirror: Mirror, target: Capture) -> None:
+    program, running = mirror(target.address)
+    body = b"x" * 40_000  # more than tune.bufsize
+    assert send(running, request("POST /large", body=body)).startswith(b"HTTP/1.1 200 ")
+    program.wait_for(r"not copied: \d+ bytes of a body of 40000 .* 'option http-buffer-request'")
+    send(running, request("GET /after"))
+    target.wait_for(1)
+    assert [each.target for each in target.requests] == [b"/after"]
