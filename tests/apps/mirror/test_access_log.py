@@ -2,31 +2,30 @@ import asyncio
 import contextlib
 import os
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 import pytest
 from tests.apps.mirror.conftest import until
 
 from spoakit.apps.mirror._request_cy import Request
 from spoakit.apps.mirror.access_log import AccessLog
-from spoakit.apps.mirror.http1 import Connection, Owner
 
 REQUEST = Request(b"GET /a HTTP/1.1\r\n\r\n", 19)
 
 
-def answered() -> Connection:
-    """Return what the log is told of an answer."""
-    connection = Connection(cast(Owner, None))  # never opened, so it reports nothing
-    connection.status, connection.version, connection.received = 200, "1.1", 5
-    connection.sent_at = time.perf_counter()
-    return connection
+@dataclass(frozen=True)
+class Answer:
+    version: str = "1.1"
+    status: int = 200
+    received: int = 5
+    sent_at: float = field(default_factory=time.perf_counter)
 
 
 def write(log: AccessLog, count: int = 1, result: str = "ok") -> None:
-    connection = answered()
+    answer = Answer()
     for _ in range(count):
-        log.write(connection, REQUEST, "http://h", result, connection.sent_at + 0.0015)
+        log.write(answer, REQUEST, "http://h", result, answer.sent_at + 0.0015)
 
 
 def test_lines_appear_soon_and_in_the_form_of_the_c_program(tmp_path: Path) -> None:

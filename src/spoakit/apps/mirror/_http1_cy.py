@@ -1,0 +1,276 @@
+"""One HTTP/1.1 connection to a target: a request, its answer, the next request."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+
+from spoakit.apps.mirror._answer_cy import read_plain_answer
+from spoakit.apps.mirror._request_cy import Request
+
+if TYPE_CHECKING:
+    from asyncio import BaseTransport
+
+    from spoakit import _cython as cython
+else:
+    try:
+        import cython
+    except ModuleNotFoundError:
+        from spoakit import _cython as cython
+
+# An answer's head, interim ones included; none needs as much.
+_MAX_HEAD_SIZE: Final = 64 * 1024
+
+
+class Owner(Protocol):
+    """Who a connection reports to, and who decides what comes next."""
+
+    def on_open(self, connection: Connection) -> None:
+        """Take a new connection, on which `send` may be called."""
+
+    def on_answer(
+        self, connection: Connection, request: Request, now: float, ready: bool
+    ) -> Request | None:
+        """Take note of an answer, read to its end.
+
+        Returns:
+            Where the connection is ready for it, the request to send next; with None it is
+            the owner's, to `send` something later.
+        """
+
+    def on_closed(self, connection: Connection) -> None:
+        """Forget the connection. Called once, after `on_failure` if an answer is due."""
+
+    def on_failure(self, connection: Connection, request: Request, error: str, stale: bool) -> None:
+        """Take note that there will be no answer, or no whole one.
+
+        `stale` means that the target closed a connection that had been used before and sent nothing
+        of an answer: most likely it did so before it saw the request.
+        """
+
+
+@cython.final
+@cython.cclass
+class Connection:
+    """Send requests one at a time and read the answers, whose bodies are counted and not kept.
+
+    An `asyncio.Protocol` in all but its base class, which a class of C cannot have.
+    """
+
+    _owner: Owner
+    _transport: Any
+    _parser: Any
+    _request: Any
+    _status: cython.Py_ssize_t
+    _version: str
+    _received: cython.longlong
+    _sent_at: cython.double
+    _answers: cython.Py_ssize_t
+    _size: cython.Py_ssize_t
+    _is_head: cython.bint
+    _complete: cython.bint
+    _head_done: cython.bint
+    _length_known: cython.bint
+    _keep_alive: cython.bint
+    _closed: cython.bint
+
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
+        self._transport = None
+        self._parser = None
+        self._request = None
+        self._status = 0
+        self._version = "???"
+        self._received = 0
+        self._sent_at = 0.0
+        self._answers = 0
+        self._size = 0
+        self._is_head = self._complete = self._head_done = False
+        self._length_known = self._keep_alive = self._closed = False
+
+    @property
+    def request(self) -> Request | None:
+        """The one whose answer is awaited."""
+        request: Request | None = self._request
+        return request
+
+    @property
+    def sent_at(self) -> float:
+        """When it was sent, on ``time.perf_counter()``'s clock."""
+        return self._sent_at
+
+    @property
+    def status(self) -> int:
+        """Its answer's status; 0 before there is one."""
+        return self._status
+
+    @property
+    def version(self) -> str:
+        """Its answer's HTTP version, as "1.1"; "???" before there is one."""
+        return self._version
+
+    @property
+    def received(self) -> int:
+        """The bytes of its answer's body so far."""
+        return self._received
+
+    def send(self, request: Request) -> None:
+        """Send a request; `on_answer` or `on_failure` will follow."""
+        self._send(request, perf_counter())
+
+    @cython.cfunc
+    def _send(self, request: Request, now: cython.double) -> object:
+        wire: bytes = request.wire
+        self._request = request
+        self._status = 0
+        self._version = "???"
+        self._received = 0
+        self._is_head = wire.startswith(b"HEAD ")
+        self._complete = self._head_done = self._length_known = self._keep_alive = False
+        self._size = 0
+        self._sent_at = now
+        self._transport.write(wire)
+        return None
+
+    def abort(self, error: str) -> None:
+        """Give up on the answer that is awaited, and so on the connection."""
+        self._fail(error, stale=False)
+
+    def close(self) -> None:
+        """Close the connection. A request on its way fails."""
+        if self._request is not None:
+            self._fail("the mirror is stopping", stale=False)
+        else:
+            self._close()
+
+    # Called by the event loop.
+
+    def connection_made(self, transport: BaseTransport) -> None:
+        """Report to the owner."""
+        self._transport = transport
+        self._owner.on_open(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Read on in the answer."""
+        request = self._request
+        if request is None:
+            self._close()  # nothing was asked
+            return
+        if self._size == 0 and not self._is_head:
+            plain = read_plain_answer(data)
+            if plain is not None:
+                self._status = plain[0]
+                self._received = plain[1]
+                self._version = "1.1"
+                self._keep_alive = True
+                self._finish(request)
+                return
+        self._size += len(data)
+        if self._parser is None:
+            self._parser = HttpResponseParser(self)
+        try:
+            self._parser.feed_data(data)
+        except HttpParserError as error:
+            self._fail(f"malformed answer: {error}", stale=False)
+            return
+        except HttpParserUpgrade:
+            self._fail("the target changed the protocol, which nobody asked for", stale=False)
+            return
+        if self._complete:
+            self._finish(request)
+        elif not self._head_done and self._size > _MAX_HEAD_SIZE:
+            self._fail(f"the answer's head is over {_MAX_HEAD_SIZE} bytes", stale=False)
+
+    def eof_received(self) -> None:
+        """See the target close the connection."""
+        self._end("the target closed the connection", in_order=True)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """See the connection end in any way; the event loop calls it after a close, too."""
+        self._end(str(error or "the connection was closed"), in_order=error is None)
+
+    # Called by the parser. What it has to say of a complete message, it says only in here.
+
+    def on_message_begin(self) -> None:
+        """See the first byte of a message, which is one too many after the answer."""
+        if self._complete:
+            self._keep_alive = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Learn whether the end of the connection may be the end of the body (RFC 9112, 6.3)."""
+        if len(name) in (14, 17):
+            name = name.lower()
+            if name == b"content-length" or (
+                name == b"transfer-encoding" and value.lower().endswith(b"chunked")
+            ):
+                self._length_known = True
+
+    def on_headers_complete(self) -> None:
+        """Learn the status; an interim one (RFC 9110, 15.2) is not the answer yet."""
+        assert self._parser is not None
+        status = self._parser.get_status_code()
+        if status >= 200:
+            self._head_done = True
+            self._status = status
+            self._version = self._parser.get_http_version()
+            if self._is_head:
+                # The parser waits for a body now, which does not come.
+                self._complete = True
+                self._keep_alive = self._parser.should_keep_alive()
+
+    def on_body(self, data: bytes) -> None:
+        """Count the body."""
+        self._received += len(data)
+
+    def on_message_complete(self) -> None:
+        """Learn whether the connection stays."""
+        assert self._parser is not None
+        if self._head_done and not self._complete:
+            self._complete = True
+            self._keep_alive = self._parser.should_keep_alive()
+
+    # Endings.
+
+    @cython.cfunc
+    def _finish(self, request: Request) -> object:
+        now: cython.double = perf_counter()
+        self._request = None
+        self._answers += 1
+        if self._is_head:
+            self._parser = None
+            if self._received:
+                self._keep_alive = False
+        # A target that answers before it has read the request may not read on.
+        ready: cython.bint = self._keep_alive and self._transport.get_write_buffer_size() == 0
+        following = self._owner.on_answer(self, request, now, ready)
+        if following is not None:
+            self._send(following, now)
+        elif not ready:
+            self._close()
+        return None
+
+    def _end(self, reason: str, in_order: bool) -> None:
+        request = self._request
+        if request is None:
+            self._close()
+        elif in_order and self._head_done and not self._length_known:
+            self._keep_alive = False
+            self._finish(request)
+        else:
+            self._fail(reason, stale=self._answers > 0 and not self._size)
+
+    def _fail(self, error: str, stale: bool) -> None:
+        request, self._request = self._request, None
+        if request is not None:
+            self._transport.abort()
+            self._owner.on_failure(self, request, error, stale)
+            self._close()
+
+    def _close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._parser = None  # which refers to this connection
+            self._transport.close()
+            self._owner.on_closed(self)

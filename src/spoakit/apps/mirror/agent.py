@@ -1,0 +1,64 @@
+"""The agent: one message, observed."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from spoakit.agent.agent import Agent
+from spoakit.agent.headers import Headers
+from spoakit.apps.mirror.access_log import AccessLog
+from spoakit.apps.mirror.settings import MirrorSettings
+from spoakit.apps.mirror.target import Target
+
+
+class Mirror:
+    """A worker's targets and their access log, in a running event loop.
+
+    Attributes:
+        targets: in the order of the settings.
+    """
+
+    def __init__(self, settings: MirrorSettings, access_log: AccessLog) -> None:
+        self.targets = tuple(Target(target, access_log) for target in settings.targets)
+        self._access_log = access_log
+        self._drain = settings.drain
+
+    def copy(self, method: bytes, target: bytes, headers: Headers, body: bytes) -> None:
+        """Send a copy of a request to each target; never waits."""
+        for each in self.targets:
+            each.copy(method, target, headers.raw, headers.binary, body)
+
+    async def aclose(self) -> None:
+        """Send what waits, within the time the settings give, and close."""
+        try:
+            await asyncio.gather(*(target.aclose(self._drain) for target in self.targets))
+        finally:
+            self._access_log.close()
+
+
+def create_agent(settings: MirrorSettings) -> Agent:
+    """Return the agent that copies requests as the settings say.
+
+    The arguments of its message ``mirror`` are those of the C program.
+    """
+    agent = Agent("mirror")
+
+    @agent.resource
+    async def mirror() -> AsyncIterator[Mirror]:
+        mirror = Mirror(settings, AccessLog())
+        try:
+            yield mirror
+        finally:
+            await mirror.aclose()
+
+    @agent.observe("mirror")
+    def copy(
+        arg_method: bytes,
+        arg_path: bytes,
+        arg_ver: bytes,
+        arg_hdrs: Headers,
+        mirror: Mirror,
+        arg_body: bytes = b"",
+    ) -> None:
+        mirror.copy(arg_method, arg_path, arg_hdrs, arg_body)
+
+    return agent
