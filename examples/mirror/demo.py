@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,7 +46,8 @@ class Request:
     def essence(self) -> tuple[object, ...]:
         """Return what a faithful copy has too."""
         kept = tuple(each for each in self.headers if each[0] not in PER_CONNECTION)
-        return self.line, kept, self.body
+        # A complete URL is for proxies; a server is sent its path (RFC 9112, 3.2.1).
+        return re.sub(r" http://[^/ ]+", " ", self.line, count=1), kept, self.body
 
     def show(self) -> list[str]:
         lines = [self.line, *(f"{name}: {value}" for name, value in self.headers)]
@@ -61,6 +63,10 @@ class Handler(socketserver.StreamRequestHandler):
     server: "Server"
 
     def handle(self) -> None:
+        with suppress(ConnectionError):
+            self._answer_all()
+
+    def _answer_all(self) -> None:
         while line := self.rfile.readline().decode("latin-1").strip():
             headers = []
             while header := self.rfile.readline().decode("latin-1").rstrip("\r\n"):
@@ -114,16 +120,18 @@ class Mirror:
     @classmethod
     def start(cls, target_port: int) -> "Mirror":
         program = Path(sys.executable).parent / "spoa-mirror"
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        url = f"http://127.0.0.1:{target_port}/"
         process = subprocess.Popen(
-            [program, "-r0", "-n1", "-a127.0.0.1", "-p0", f"-uhttp://127.0.0.1:{target_port}/"],
+            [program, "-r0", "-n1", "-a127.0.0.1", f"-p{port}", f"-u{url}"],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        mirror = cls(process, 0)
+        mirror = cls(process, port)
         threading.Thread(target=mirror.read, daemon=True).start()
-        wait_for(lambda: mirror.find_port() or process.poll() is not None, "spoa-mirror's start")
-        mirror.port = mirror.find_port()
+        wait_for(lambda: mirror.listens or process.poll() is not None, "spoa-mirror's start")
         return mirror
 
     def read(self) -> None:
@@ -131,11 +139,9 @@ class Mirror:
         for line in self.process.stdout:
             self.lines.append(line.rstrip())
 
-    def find_port(self) -> int:
-        for line in self.lines:
-            if found := re.search(r"listening on 127\.0\.0\.1:(\d+)", line):
-                return int(found[1])
-        return 0
+    @property
+    def listens(self) -> bool:
+        return any("listening on" in line for line in self.lines)
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
@@ -167,7 +173,7 @@ def varied_requests() -> dict[str, bytes]:
         "twice": request("GET /", "Cookie: a=1", "X-Tag: one", "Cookie: b=2", "X-Tag: two"),
         "bytes": request("GET /caf%C3%A9", "X-Name: J\xfcrgen", "X-Empty:"),
         "post": request("POST /form", f"Content-Length: {len(form)}", body=form),
-        "put": request("PUT /item/7", "Expect:", f"Content-Length: {len(json)}", body=json),
+        "put": request("PUT /item/7", f"Content-Length: {len(json)}", body=json),
         "patch": request("PATCH /item/7", f"Content-Length: {len(json)}", body=json),
         "delete": request("DELETE /item/8", f"Content-Length: {len(json)}", body=json),
         "chunked": request(
@@ -206,7 +212,7 @@ def main() -> int:
         raise SystemExit("demo: there is no HAProxy; `make demo` fetches one")
     origin, target = Server("origin"), Server("target")
     mirror = Mirror.start(target.port)
-    if not mirror.port:
+    if not mirror.listens:
         raise SystemExit("demo: spoa-mirror did not start:\n" + "\n".join(mirror.lines))
     try:
         with HAProxy(

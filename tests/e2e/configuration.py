@@ -28,6 +28,7 @@ backend agents
     mode tcp
 .endif
     option spop-check
+    # An agent that refuses connections is not tried again a second later, with requests waiting.
     retries 0
     %s
     server agent "${AGENT}" check %s

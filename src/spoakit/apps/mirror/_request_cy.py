@@ -54,6 +54,7 @@ _IDEMPOTENT: frozenset[bytes] = frozenset(
     (b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE", b"PROPFIND", b"REPORT", b"SEARCH")
 )
 
+# Those that need no check.
 _known_methods: frozenset[bytes] = frozenset(
     (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH", b"TRACE")
 )
