@@ -7,13 +7,14 @@ Everything else is in pyproject.toml.
 
 import os
 from pathlib import Path
+from typing import Any
 
 from setuptools import setup
 
 HOT_MODULES = sorted(Path("src").rglob("*_cy.py"))
 
 
-def extensions(mode: str) -> dict[str, object]:
+def extensions(mode: str) -> dict[str, Any]:
     from Cython.Distutils.build_ext import build_ext
     from Cython.Distutils.extension import Extension
 
@@ -31,7 +32,7 @@ def extensions(mode: str) -> dict[str, object]:
     }
 
 
-def arguments() -> dict[str, object]:
+def arguments() -> dict[str, Any]:
     mode = os.environ.get("SPOAKIT_EXT", "auto")
     if mode not in ("auto", "require", "disable"):
         raise SystemExit(f"SPOAKIT_EXT={mode!r}: must be auto, require or disable")
