@@ -72,7 +72,8 @@ def test_a_stop_under_load_makes_no_request_wait(
         assert agent.process.poll() is None
         assert agent.process.wait(5) == 0
         ended = monotonic()
-        load.wait_for(50)
+        # 2.6 may be slow from here on: see below.
+        load.wait_for(2 if running.version < "3.0" else 50)
     assert ended - signalled < 0.3 + 0.5 + 1
     assert not [answer for answer in load.answers if answer.value and answer.error]
     assert not [answer for answer in load.answers if answer.error and answer.ended_at < signalled]
