@@ -7,6 +7,7 @@ import pytest
 from spoakit import Agent, Context
 from spoakit.agent.resources import ResourceSet
 from spoakit.exceptions import ConfigurationError, RegistrationError, StartupError
+from spoakit.metrics.counters import CounterRow, Counters
 
 
 class Log(list[str]):
@@ -52,7 +53,7 @@ def start(resources: ResourceSet) -> None:
 
 def test_resources_start_in_order_and_stop_in_reverse(agent: Agent, log: Log) -> None:
     async def live() -> None:
-        resources = ResourceSet(agent.resources)
+        resources = ResourceSet(agent.resources, Counters(1).row(0))
         await resources.start()
         assert isinstance(resources[Redis], Redis)
         await resources.aclose()
@@ -62,7 +63,7 @@ def test_resources_start_in_order_and_stop_in_reverse(agent: Agent, log: Log) ->
 
 
 def test_a_resource_gets_the_earlier_ones_it_asks_for(agent: Agent) -> None:
-    resources = ResourceSet(agent.resources)
+    resources = ResourceSet(agent.resources, Counters(1).row(0))
     start(resources)
     assert resources[Cache].redis is resources[Redis]
 
@@ -73,14 +74,14 @@ def test_resources_may_be_asked_for_before_and_after_slash_and_star(agent: Agent
         assert cache.redis is redis
         yield Log()
 
-    resources = ResourceSet(agent.resources)
+    resources = ResourceSet(agent.resources, Counters(1).row(0))
     start(resources)
     assert resources[Log] == []
 
 
 def test_an_override_is_used_and_its_resource_does_not_run(agent: Agent, log: Log) -> None:
     fake = object()
-    resources = ResourceSet(agent.resources, {Redis: fake})
+    resources = ResourceSet(agent.resources, Counters(1).row(0), {Redis: fake})
     start(resources)
     assert resources[Cache].redis is fake
     assert log == ["cache up"]
@@ -88,7 +89,7 @@ def test_an_override_is_used_and_its_resource_does_not_run(agent: Agent, log: Lo
 
 def test_an_override_of_what_is_no_resource_is_refused(agent: Agent) -> None:
     with pytest.raises(ConfigurationError, match=r"no resource of type <class 'dict'>.*Redis"):
-        ResourceSet(agent.resources, {dict: {}})
+        ResourceSet(agent.resources, Counters(1).row(0), {dict: {}})
 
 
 def test_a_failure_at_start_names_the_resource_and_stops_those_before(
@@ -100,7 +101,7 @@ def test_a_failure_at_start_names_the_resource_and_stops_those_before(
         yield Log()
 
     with pytest.raises(StartupError, match=r"table did not start: ConnectionError: refused"):
-        start(ResourceSet(agent.resources))
+        start(ResourceSet(agent.resources, Counters(1).row(0)))
     assert log == ["redis up", "cache up", "cache down", "redis down"]
 
 
@@ -113,7 +114,7 @@ def test_a_resource_that_yields_nothing_does_not_start() -> None:
             yield made
 
     with pytest.raises(StartupError, match="redis did not start"):
-        start(ResourceSet(agent.resources))
+        start(ResourceSet(agent.resources, Counters(1).row(0)))
 
 
 def test_a_start_that_is_cancelled_stops_what_had_started(agent: Agent, log: Log) -> None:
@@ -126,7 +127,7 @@ def test_a_start_that_is_cancelled_stops_what_had_started(agent: Agent, log: Log
         yield Log()
 
     async def live() -> None:
-        task = asyncio.create_task(ResourceSet(agent.resources).start())
+        task = asyncio.create_task(ResourceSet(agent.resources, Counters(1).row(0)).start())
         await entered.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -150,7 +151,7 @@ def test_a_failure_at_the_stop_is_logged_and_the_others_stop(
         yield {}
 
     async def live() -> None:
-        resources = ResourceSet(agent.resources)
+        resources = ResourceSet(agent.resources, Counters(1).row(0))
         await resources.start()
         await resources.aclose()
 
@@ -164,7 +165,7 @@ def test_a_failure_at_the_stop_is_logged_and_the_others_stop(
 
 def test_closing_again_does_nothing(agent: Agent, log: Log) -> None:
     async def live() -> None:
-        resources = ResourceSet(agent.resources)
+        resources = ResourceSet(agent.resources, Counters(1).row(0))
         await resources.aclose()
         await resources.start()
         await resources.aclose()
@@ -215,8 +216,11 @@ async def in_a_frame(context: Context) -> AsyncIterator[Log]:
         (a_union, "never is a resource"),
         (a_context, "never is a resource"),
         (again, "yields .*Redis.* already"),
-        (too_early, "parameter 'cache': a resource takes resources that are registered before it"),
-        (in_a_frame, "parameter 'context': a resource takes resources"),
+        (
+            too_early,
+            "parameter 'cache': a resource takes the worker's CounterRow and resources that are registered before it",
+        ),
+        (in_a_frame, "parameter 'context': a resource takes the worker's CounterRow"),
     ],
 )
 def test_what_is_no_resource_is_refused(
@@ -224,3 +228,18 @@ def test_what_is_no_resource_is_refused(
 ) -> None:
     with pytest.raises(RegistrationError, match=why):
         agent.resource(function)
+
+
+def test_a_resource_can_ask_for_the_counters_of_its_worker() -> None:
+    agent = Agent("counting")
+    seen: list[CounterRow] = []
+
+    @agent.resource
+    async def cache(row: CounterRow) -> AsyncIterator[Cache]:
+        seen.append(row)
+        yield Cache([])
+
+    row = Counters(3).row(2)
+    start(ResourceSet(agent.resources, row))
+    assert seen == [row]
+    assert row.index == 2

@@ -23,6 +23,7 @@ from spoakit.agent.parameters import (
     role_of,
 )
 from spoakit.exceptions import ConfigurationError, RegistrationError, StartupError
+from spoakit.metrics.counters import CounterRow
 
 logger = logging.getLogger("spoakit.agent")
 
@@ -69,10 +70,12 @@ def read_resource(
     if yielded in known:
         raise RegistrationError(f"resource {name}: {known[yielded].name} yields {yielded} already")
     for parameter in parameters:
+        if parameter.annotation is CounterRow:
+            continue
         if parameter.role is not Role.RESOURCE or parameter.annotation not in known:
             raise RegistrationError(
-                f"resource {name}: parameter {parameter.name!r}: a resource takes resources "
-                "that are registered before it, and nothing else"
+                f"resource {name}: parameter {parameter.name!r}: a resource takes the worker's "
+                "CounterRow and resources that are registered before it, and nothing else"
             )
     return Resource(name, yielded, function, parameters)
 
@@ -82,6 +85,7 @@ class ResourceSet:
 
     Args:
         resources: in the order they start in.
+        row: the worker's counters, which a resource may ask for as it does for others.
         overrides: objects to use instead of those that the resources would yield, by
             type; their generators do not run. For tests.
 
@@ -94,6 +98,7 @@ class ResourceSet:
     def __init__(
         self,
         resources: Sequence[Resource],
+        row: CounterRow,
         overrides: Mapping[Any, object] = MappingProxyType({}),
     ) -> None:
         types = [resource.type for resource in resources]
@@ -104,7 +109,7 @@ class ResourceSet:
                 )
         self._resources = resources
         self._overrides = overrides
-        self._objects: dict[Any, object] = {}
+        self._objects: dict[Any, object] = {CounterRow: row}
         self._stack = AsyncExitStack()
 
     async def start(self) -> None:

@@ -14,6 +14,7 @@ from spoakit.agent.registry import combine
 from spoakit.agent.resources import ResourceSet
 from spoakit.agent.waiting import Waiting
 from spoakit.exceptions import ConfigurationError
+from spoakit.metrics.counters import CounterRow, Counters
 
 
 class Runtime:
@@ -23,6 +24,7 @@ class Runtime:
         agents: one or more, whose messages all differ.
         resources: objects to use instead of what resources would yield, by type. For tests.
         on_error: called with what goes wrong in calls of handlers, see `Runner`. For tests.
+        row: the worker's counters, for resources that ask for them.
 
     Raises:
         ConfigurationError: two agents have one name or one message, see `combine`; or an
@@ -35,6 +37,7 @@ class Runtime:
         agents: Sequence[Agent],
         resources: Mapping[Any, object] = MappingProxyType({}),
         on_error: Callable[[BaseException], object] | None = None,
+        row: CounterRow | None = None,
     ) -> None:
         self._handlers = combine(agents)
         self._on_error = on_error
@@ -42,9 +45,11 @@ class Runtime:
         for kind in resources:
             if kind not in known:
                 raise ConfigurationError(f"no agent has a resource of type {kind}")
+        row = row or Counters(1).row(0)
         self._resources = {
             agent.name: ResourceSet(
                 agent.resources,
+                row,
                 {kind: each for kind, each in resources.items() if kind in _types(agent)},
             )
             for agent in agents

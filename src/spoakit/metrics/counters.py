@@ -72,12 +72,17 @@ def _register(name: str, help: str, kind: MetricKind) -> int:
 
 
 class CounterRow:
-    """One worker's figures. Only that worker writes here."""
+    """One worker's figures. Only that worker writes here.
 
-    __slots__ = ("_cells",)
+    Attributes:
+        index: the worker's number, from 0; the supervisor's is the number of workers.
+    """
 
-    def __init__(self, cells: memoryview) -> None:
+    __slots__ = ("_cells", "index")
+
+    def __init__(self, cells: memoryview, index: int) -> None:
         self._cells = cells
+        self.index = index
 
     def add(self, slot: int, n: int = 1) -> None:
         """Add `n` to a counter or gauge; a gauge takes negative `n` too."""
@@ -108,7 +113,7 @@ class Counters:
         # Shared and anonymous: children write into the same pages, and no file is left behind.
         memory = memoryview(mmap.mmap(-1, rows * width))
         self._rows = [
-            CounterRow(memory[index * width : (index + 1) * width].cast("Q"))
+            CounterRow(memory[index * width : (index + 1) * width].cast("Q"), index)
             for index in range(rows)
         ]
 

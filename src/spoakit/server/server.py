@@ -33,7 +33,7 @@ class Server:
 
     def __init__(self, agents: Sequence[Agent], settings: ServerSettings, row: CounterRow) -> None:
         self.on_closed: Callable[[], None] = _ignore
-        self._runtime = Runtime(agents)
+        self._runtime = Runtime(agents, row=row)
         self._settings = settings
         self._row = row
         self._hub: Hub | None = None

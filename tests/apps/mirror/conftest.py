@@ -15,6 +15,7 @@ from spoakit.apps.mirror.access_log import AccessLog
 from spoakit.apps.mirror.settings import TargetSettings
 from spoakit.apps.mirror.target import Target
 from spoakit.apps.mirror.url import TargetURL
+from spoakit.metrics.counters import Counters
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -153,7 +154,7 @@ def copying(tmp_path: Path) -> Callable[..., Any]:
         url = TargetURL.parse(f"http://127.0.0.1:{port}{base}")
         with log.open("wb") as file:
             access_log = AccessLog(file.fileno())
-            target = Target(TargetSettings(url, **settings), access_log)
+            target = Target(TargetSettings(url, **settings), access_log, Counters(1).row(0))
             try:
                 yield Copier(target, log)
             finally:

@@ -14,6 +14,7 @@ from spoakit.apps.mirror.access_log import AccessLog
 from spoakit.apps.mirror.settings import TargetSettings
 from spoakit.apps.mirror.target import Target
 from spoakit.apps.mirror.url import TargetURL
+from spoakit.metrics.counters import Counters
 
 Answer = Sequence[bytes | None]
 Copying = Callable[..., Any]
@@ -420,7 +421,7 @@ def test_a_name_that_cannot_be_resolved_is_said(
         with (tmp_path / "log").open("wb") as file:
             access_log = AccessLog(file.fileno())
             url = TargetURL.parse(f"http://{host}:1")
-            target = Target(TargetSettings(url), access_log)
+            target = Target(TargetSettings(url), access_log, Counters(1).row(0))
             target.copy(b"GET", b"/", b"\r\n", False, b"")
             await until(lambda: "requests wait until it answers" in caplog.text)
             await target.aclose(0)
@@ -469,7 +470,7 @@ def test_a_target_is_reached_by_tls_if_its_certificate_is_good(
             with (tmp_path / "log").open("wb") as file:
                 access_log = AccessLog(file.fileno())
                 url = TargetURL.parse(f"https://localhost:{port}")
-                target = Target(TargetSettings(url), access_log)
+                target = Target(TargetSettings(url), access_log, Counters(1).row(0))
                 for _ in range(3):
                     target.copy(b"GET", b"/", b"host: h\r\n\r\n", False, b"")
                 if is_trusted:

@@ -8,6 +8,7 @@ from spoakit.agent.headers import Headers
 from spoakit.apps.mirror.access_log import AccessLog
 from spoakit.apps.mirror.settings import MirrorSettings
 from spoakit.apps.mirror.target import Target
+from spoakit.metrics.counters import CounterRow
 
 
 class Mirror:
@@ -17,8 +18,8 @@ class Mirror:
         targets: in the order of the settings.
     """
 
-    def __init__(self, settings: MirrorSettings, access_log: AccessLog) -> None:
-        self.targets = tuple(Target(target, access_log) for target in settings.targets)
+    def __init__(self, settings: MirrorSettings, access_log: AccessLog, row: CounterRow) -> None:
+        self.targets = tuple(Target(target, access_log, row) for target in settings.targets)
         self._access_log = access_log
         self._drain = settings.drain
 
@@ -43,8 +44,8 @@ def create_agent(settings: MirrorSettings) -> Agent:
     agent = Agent("mirror")
 
     @agent.resource
-    async def mirror() -> AsyncIterator[Mirror]:
-        mirror = Mirror(settings, AccessLog())
+    async def mirror(row: CounterRow) -> AsyncIterator[Mirror]:
+        mirror = Mirror(settings, AccessLog(worker=row.index + 1), row)
         try:
             yield mirror
         finally:

@@ -1,6 +1,9 @@
-"""What a target's figures are."""
+"""What a target's figures are, and where they are published."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Final
+
+from spoakit.metrics.counters import CounterRow, counter
 
 
 @dataclass(slots=True)
@@ -34,3 +37,28 @@ class Counters:
             f"{self.dropped} dropped, {self.truncated} truncated, {self.refused} refused, "
             f"{self.retried} retried"
         )
+
+
+NAMES: Final = tuple(field.name for field in fields(Counters))
+SLOTS: Final = {
+    name: counter(f"spoakit_mirror_{name}_total", f"Requests {name}, of all targets.")
+    for name in NAMES
+}
+
+
+class Publisher:
+    """Carries what a target has counted over to the worker's row, which outlives the worker."""
+
+    __slots__ = ("_counters", "_published", "_row")
+
+    def __init__(self, counters: Counters, row: CounterRow) -> None:
+        self._counters = counters
+        self._row = row
+        self._published = dict.fromkeys(NAMES, 0)
+
+    def publish(self) -> None:
+        """Add what has been counted since the last time."""
+        for name, slot in SLOTS.items():
+            value: int = getattr(self._counters, name)
+            self._row.add(slot, value - self._published[name])
+            self._published[name] = value

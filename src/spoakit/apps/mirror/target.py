@@ -16,9 +16,10 @@ from spoakit.apps.mirror._request_cy import (
     build_request,
 )
 from spoakit.apps.mirror.access_log import AccessLog
-from spoakit.apps.mirror.counters import Counters
+from spoakit.apps.mirror.counters import Counters, Publisher
 from spoakit.apps.mirror.settings import TargetSettings
 from spoakit.logs import Throttle
+from spoakit.metrics.counters import CounterRow
 
 logger = logging.getLogger("spoakit.mirror")
 
@@ -41,9 +42,10 @@ class Target:
     To be used in a running event loop; `aclose` ends it.
     """
 
-    def __init__(self, settings: TargetSettings, access_log: AccessLog) -> None:
+    def __init__(self, settings: TargetSettings, access_log: AccessLog, row: CounterRow) -> None:
         self.settings: Final = settings
         self.counters: Final = Counters()
+        self._publisher = Publisher(self.counters, row)
         self._access_log = access_log
         self._loop = asyncio.get_running_loop()
         self._throttle = Throttle(logger)
@@ -133,6 +135,7 @@ class Target:
                 "%s: stopped with %d requests not sent", self.settings.url, len(self._queue)
             )
             self._queue.clear()
+        self._publisher.publish()
         logger.info("%s: %s", self.settings.url, self.counters)
 
     def _is_hopeful(self) -> bool:
@@ -263,7 +266,8 @@ class Target:
             self._pause(reason)
 
     def _check(self) -> None:
-        """Give up the answers that are overdue: one timer for all of them."""
+        """Give up the answers that are overdue: one timer for all of them; publish the counts."""
+        self._publisher.publish()
         timeout = self.settings.answer_timeout
         overdue = time.perf_counter() - timeout
         for connection in list(self._connections):
