@@ -75,11 +75,13 @@ class Mishaps:
         """Count and log that a message's arguments are not what the handler takes."""
         self.mismatches += 1
         handler = self._handler
+        observer = handler.kind is HandlerKind.OBSERVER
         once_a_minute.warning(
             (handler.name, reason),
-            "handler %s cannot be called, its fallback is sent: message %s from %s: %s; "
-            "check the spoe-message's args",
+            "%s %s cannot be called%s: message %s from %s: %s; check the spoe-message's args",
+            "observer" if observer else "handler",
             handler.name,
+            "" if observer else ", its fallback is sent",
             handler.message,
             peer,
             reason,

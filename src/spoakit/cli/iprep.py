@@ -1,4 +1,4 @@
-"""spoa-iprep: the options of the C program, and -a."""
+"""spoa-iprep: the options of the C program, -a and -V."""
 
 import argparse
 import sys
@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from typing import Final
 
 from spoakit.apps.iprep import iprep
-from spoakit.cli.options import Parser
+from spoakit.cli.options import Parser, version
 from spoakit.exceptions import ConfigurationError
 from spoakit.logs import configure_logging
 from spoakit.server import Listen, ServerSettings, run
 
 _HELP: Final = """\
-Usage: spoa-iprep [-h] [-d] [-a <address>] [-p <port>] [-n <num-workers>]
+Usage: spoa-iprep [-h] [-V] [-d] [-a <address>] [-p <port>] [-n <num-workers>]
     -h                  Print this message
+    -V                  Print the version
     -d                  Enable the debug mode: log each frame
     -a <address>        Specify the address to listen on (default: 0.0.0.0)
     -p <port>           Specify the port to listen on (default: 12345)
@@ -31,6 +32,8 @@ class _Parser(Parser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run spoa-iprep; return its exit code, 64 for a wrong command line."""
     parser = _Parser("spoa-iprep", allow_abbrev=False)
+    shown = f"spoa-iprep v{version()}"
+    parser.add_argument("-V", "--version", action="version", version=shown)
     parser.add_argument("-d", dest="debug", action="store_true")
     parser.add_argument("-a", dest="address", default="0.0.0.0")
     parser.add_argument("-p", dest="port", type=int, default=12345)

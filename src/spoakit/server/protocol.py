@@ -57,6 +57,9 @@ class SpopProtocol(asyncio.Protocol):
         self.deadline = self.received + hub.limits.hello_timeout
         self._hub = hub
         self._dispatcher = hub.dispatcher
+        self._dispatch = hub.dispatcher.dispatch
+        self._in_flight = hub.limits.in_flight
+        self._debug = hub.debug
         self._connection = AgentConnection(hub.agent_settings)
         self.outgoing = self._connection.outgoing
         self.max_frame_size = self._connection.max_frame_size
@@ -173,23 +176,24 @@ class SpopProtocol(asyncio.Protocol):
 
     def _handle(self, events: list[Event]) -> None:
         """Handle events in their order; what must wait goes into the backlog."""
-        if self._hub.debug:
+        if self._debug:
             self._log_frames(events)
-        index = 0
+        index, count = 0, len(events)
         try:
-            while index < len(events):
-                if len(self._frames) >= self._hub.limits.in_flight or self._write_paused:
+            while index < count:
+                if self._write_paused or len(self._frames) >= self._in_flight:
                     self._backlog.extend(events[index:])
                     self._transport.pause_reading()
                     return
+                index = self._dispatch(events, index, self)
+                if index == count:
+                    return
                 event = events[index]
-                if type(event) is Notify:
-                    index = self._dispatcher.dispatch(events, index, self)
-                    if len(self.outgoing) > MAX_OUTGOING:
-                        self._write()
-                else:
+                if type(event) is not Notify:
                     index += 1
                     self._handle_other(event)
+                elif len(self.outgoing) > MAX_OUTGOING:
+                    self._write()
         except ProtocolError as error:
             self._fail(error)
 

@@ -183,7 +183,9 @@ class Connection:
             data = bytes(self._incomplete)
             self._incomplete.clear()
         try:
-            consumed = self._receive_frames(data)
+            consumed = self._receive_fast(data, 0)
+            if consumed < len(data):
+                consumed = self._receive_frames(data, consumed)
         except ProtocolError as error:
             self._fail(error)
             return
@@ -233,13 +235,9 @@ class Connection:
         self.is_closing = True
         self._incomplete.clear()
 
-    def _receive_frames(self, data: bytes) -> int:
-        """Handle all whole frames; return how many bytes they had."""
-        position = 0
-        while not self.is_closing:
-            position = self._receive_fast(data, position)
-            if position == len(data):
-                break
+    def _receive_frames(self, data: bytes, position: int) -> int:
+        """Handle the whole frames from an offset on; return the offset behind the last one."""
+        while not self.is_closing and position < len(data):
             start = position + LENGTH_SIZE
             if len(data) < start:
                 self._needed = LENGTH_SIZE
@@ -255,6 +253,7 @@ class Connection:
                 break
             position = start + length
             self._receive_frame(decode_frame(data[start:position]))
+            position = self._receive_fast(data, position)
         return position
 
     def _receive_fast(self, data: bytes, position: int) -> int:
