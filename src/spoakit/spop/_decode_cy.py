@@ -187,7 +187,9 @@ def _read_bytes(cursor: Cursor) -> bytes:
         )
     size: cython.Py_ssize_t = length
     end: cython.Py_ssize_t = start + size
-    data: bytes = cursor.data
+    # Slicing a p_char makes the bytes at once, where slicing bytes would make a slice object
+    # first. It is not checked: the comparison above is the check.
+    data: cython.p_char = cursor.data
     cursor.pos = end
     return data[start:end]
 
@@ -411,6 +413,8 @@ def split_notifies(data: bytes, pos: int, limit: int, notifies: list[Any]) -> in
     longest: cython.Py_ssize_t = limit
     length: cython.Py_ssize_t
     cursor: Cursor = Cursor(data, pos, size)
+    # Not checked when it is sliced: the cursor does not pass the frame's end.
+    received: cython.p_char = data
     notify: Notify
     while size - start >= _SHORTEST and data.startswith(_WHOLE_NOTIFY, start + _LENGTH_SIZE):
         length = data[start]
@@ -424,7 +428,7 @@ def split_notifies(data: bytes, pos: int, limit: int, notifies: list[Any]) -> in
         _read_varint(cursor)
         _read_varint(cursor)
         notify = Notify.__new__(Notify)
-        notify._ids = data[start + _LENGTH_SIZE + 5 : cursor.pos]
+        notify._ids = received[start + _LENGTH_SIZE + 5 : cursor.pos]
         notify._data = data
         notify._start = cursor.pos
         notify._end = cursor.end
