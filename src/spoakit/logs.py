@@ -13,6 +13,7 @@ from weakref import WeakSet
 
 _FORMAT: Final = "%(asctime)s.%(msecs)03d [%(process)d] %(levelname)s %(name)s: %(message)s"
 _DATE_FORMAT: Final = "%Y-%m-%d %H:%M:%S"
+_MAX_LENGTH: Final = 4096
 _ESCAPES: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
 
 
@@ -141,10 +142,13 @@ def forget_throttled() -> None:
 
 
 class _OneLineFormatter(logging.Formatter):
-    """Escape control characters in messages, since peers' bytes end up in them."""
+    """Cut long messages and escape control characters, since peers' bytes end up in them."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        record.message = record.message.translate(_ESCAPES)
+        message = record.message
+        if len(message) > _MAX_LENGTH:
+            message = f"{message[:_MAX_LENGTH]}... ({len(message) - _MAX_LENGTH} characters more)"
+        record.message = message.translate(_ESCAPES)
         return super().formatMessage(record)
 
 

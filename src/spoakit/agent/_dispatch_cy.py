@@ -17,7 +17,7 @@ from spoakit.agent.context import Context, FrameState
 from spoakit.agent.handlers import Handler, HandlerKind, match
 from spoakit.agent.headers import Headers
 from spoakit.agent.link import Link
-from spoakit.agent.mishaps import Mishaps, once_a_minute, throttle
+from spoakit.agent.mishaps import Mishaps, once_a_minute, show_name, throttle
 from spoakit.agent.parameters import Role
 from spoakit.spop._decode_cy import ArgumentReader, Cursor, Notify, Reading
 from spoakit.spop._encode_cy import Action, append_ack, check_actions, extend_actions
@@ -36,6 +36,9 @@ COMPILED: bool = cython.compiled
 # Shapes differ by what is NULL and by configuration, so there are few. A peer that makes
 # more has them planned anew.
 MAX_PLANS: int = 16
+
+# Names that a log line lists at most.
+_MAX_SHOWN: int = 16
 
 # Bytes; with more to send, `Dispatcher.dispatch` returns, so that a peer that does not read
 # its ACKs is noticed.
@@ -228,9 +231,11 @@ def plan(
     """Plan the calls of a handler by messages of one shape."""
     binding = match(handler, shape)
     if binding.extra:
-        extra = ", ".join(repr(each.decode("utf-8", "replace")) for each in binding.extra)
+        extra = ", ".join(map(show_name, binding.extra[:_MAX_SHOWN]))
+        if len(binding.extra) > _MAX_SHOWN:
+            extra += f" and {len(binding.extra) - _MAX_SHOWN} more"
         once_a_minute.warning(
-            (handler.name, binding.extra),
+            (handler.name, extra),
             "message %s has arguments that handler %s does not take: %s",
             handler.message,
             handler.name,
@@ -521,10 +526,11 @@ class Dispatcher:
     def _skip(self, cursor: Cursor, link: Link) -> None:
         self._unknown += 1
         name, _ = cursor.message_shape()
+        shown: str = show_name(name)
         once_a_minute.warning(
-            name,
-            "message %r from %s has no handler here: check the names of the spoe-messages",
-            name.decode("utf-8", "replace"),
+            shown,
+            "message %s from %s has no handler here: check the names of the spoe-messages",
+            shown,
             link.peer,
         )
 

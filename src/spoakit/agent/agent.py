@@ -322,6 +322,7 @@ class Agent:
     ) -> int:
         """Serve until SIGTERM or SIGINT, and return the exit status.
 
+        It is 0 after a drain, 1 if a socket or a resource failed, which is logged.
         ``spoakit.server.run`` does the same with all settings there are.
 
         Args:
@@ -332,7 +333,7 @@ class Agent:
 
         Raises:
             ConfigurationError: a setting is out of its range.
-            StartupError: the socket or a resource failed.
+            RegistrationError: a handler cannot work.
         """
         # The server stands above the agents: imported only where one is started.
         from spoakit.server import run

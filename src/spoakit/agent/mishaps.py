@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from typing import Final
 
 from spoakit.agent.handlers import Handler, HandlerKind
 from spoakit.exceptions import DeadlineError, MismatchError, RefusedError
@@ -10,6 +11,14 @@ from spoakit.logs import Throttle
 logger = logging.getLogger("spoakit.agent")
 throttle = Throttle(logger)
 once_a_minute = Throttle(logger, 60.0)
+
+_MAX_NAME: Final = 80
+
+
+def show_name(name: bytes) -> str:
+    """Return a name that came from a peer as logs show it: quoted, and cut after 80 bytes."""
+    shown = repr(name[:_MAX_NAME].decode("utf-8", "replace"))
+    return shown if len(name) <= _MAX_NAME else f"{shown}..."
 
 
 class Mishaps:

@@ -149,6 +149,9 @@ class WaitingFrame:
         cursor: in front of the message whose handler takes time.
         actions: those of the messages before.
         observations: the calls of observers that are due once the ACK is written.
+
+    Attributes:
+        size: the bytes of its payload.
     """
 
     __slots__ = (
@@ -161,6 +164,7 @@ class WaitingFrame:
         "_received",
         "_waiting",
         "notify",
+        "size",
     )
 
     def __init__(
@@ -178,6 +182,7 @@ class WaitingFrame:
         self._dispatcher = dispatcher
         self._link = link
         self._cursor = notify.detach(cursor)
+        self.size = len(notify.payload)
         self._actions = actions
         self._observations = observations
         self._call: Call | None = None
@@ -217,6 +222,7 @@ class WaitingFrame:
         """Give up, because there is nobody left to answer."""
         if self._call is not None:
             self._call.cancel()
+            self._call = None
 
     def _start_call(self) -> bool:
         """Start the handler of the message at the cursor; False if it was answered at once."""
@@ -262,15 +268,17 @@ class Call:
 
     def expire(self) -> None:
         """Answer with the fallback, because the deadline has come."""
+        frame = self._frame
         self.cancel()
         self.runner.mishaps.expire()
-        self._frame.take(self.runner.handler.fallback)
-        self._frame.go_on()
+        frame.take(self.runner.handler.fallback)
+        frame.go_on()
 
     def cancel(self) -> None:
         """Give the call up; what it still answers is ignored."""
-        self.done = True
-        self._future.cancel()
+        future = self._future
+        self._end()
+        future.cancel()
 
     def _finished(self, future: Future[Any]) -> None:
         if self.done:
@@ -278,10 +286,16 @@ class Call:
             if not future.cancelled():
                 future.exception()
             return
-        self.done = True
+        frame = self._frame
+        self._end()
         try:
-            self._frame.take(future.result())
+            frame.take(future.result())
         except (Exception, CancelledError) as error:
             self.runner.mishaps.fail(error)
-            self._frame.take(self.runner.handler.fallback)
-        self._frame.go_on()
+            frame.take(self.runner.handler.fallback)
+        frame.go_on()
+
+    def _end(self) -> None:
+        """Be done, and hold nothing: `Deadlines` may keep this object for a while."""
+        self.done = True
+        del self._frame, self._future

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from spoakit.apps.iprep import iprep
-from spoakit.cli.options import Parser, version
+from spoakit.cli.options import Parser, open_standard_streams, version
 from spoakit.exceptions import ConfigurationError
 from spoakit.logs import configure_logging
 from spoakit.server import Listen, ServerSettings, run
@@ -31,6 +31,7 @@ class _Parser(Parser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run spoa-iprep; return its exit code, 64 for a wrong command line."""
+    open_standard_streams()
     parser = _Parser("spoa-iprep", allow_abbrev=False)
     shown = f"spoa-iprep v{version()}"
     parser.add_argument("-V", "--version", action="version", version=shown)

@@ -10,7 +10,7 @@ from typing import Any, Final, NoReturn
 from spoakit.apps.mirror.agent import create_agent
 from spoakit.apps.mirror.settings import MirrorSettings, TargetSettings
 from spoakit.apps.mirror.url import TargetURL
-from spoakit.cli.options import EX_USAGE, Parser, version
+from spoakit.cli.options import EX_USAGE, Parser, open_standard_streams, version
 from spoakit.exceptions import ConfigurationError
 from spoakit.logs import configure_logging
 from spoakit.server import Limits, Listen, ServerSettings, run
@@ -82,6 +82,7 @@ class _Parser(Parser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run spoa-mirror; return its exit code, 64 for a wrong command line."""
+    open_standard_streams()
     parser = _Parser()
     options = parser.parse_args(arguments)
     if options.help:
@@ -101,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("\n".join(errors))
     frame_size = values["max_frame_size"]
     settings = ServerSettings(
-        listen=Listen(options.address, values["port"], backlog=values["connection_backlog"]),
+        listen=Listen(values["address"], values["port"], backlog=values["connection_backlog"]),
         limits=Limits(frame_size=frame_size, frame_size_cap=max(frame_size, _FRAME_SIZE_CAP)),
         workers=values["num_workers"],
         capabilities=values["capability"],
@@ -157,6 +158,12 @@ def _read_workers(text: str) -> int:
     return _number(text, 1, _MAX_WORKERS, "number of workers")
 
 
+def _read_address(text: str) -> str:
+    if not text:
+        raise ConfigurationError("invalid address ''")
+    return text
+
+
 def _read_port(text: str) -> int:
     return _number(text, 1, 65535, "port")
 
@@ -189,6 +196,7 @@ _READERS: Final[dict[str, Callable[[Any], Any]]] = {
     "runtime": _read_runtime,
     "capability": _read_capabilities,
     "num_workers": _read_workers,
+    "address": _read_address,
     "port": _read_port,
     "connection_backlog": _read_backlog,
     "max_frame_size": _read_frame_size,

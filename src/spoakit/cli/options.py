@@ -2,6 +2,8 @@
 
 import argparse
 import importlib.util
+import os
+import sys
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -9,6 +11,21 @@ import spoakit
 
 EX_USAGE: Final = 64
 """The exit code for a wrong command line, as in sysexits.h and the C programs."""
+
+
+def open_standard_streams() -> None:
+    """Open those of the three standard streams that the caller has closed on /dev/null.
+
+    Their numbers would go to the next files and sockets that are opened, and what is meant for
+    standard output or standard error would be written to these.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != descriptor:
+                os.dup2(null, descriptor)
+                os.close(null)
+            setattr(sys, name, os.fdopen(descriptor, "w" if descriptor else "r", closefd=False))
 
 
 class Parser(argparse.ArgumentParser):

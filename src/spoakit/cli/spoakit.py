@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from spoakit.agent import Agent
-from spoakit.cli.options import Parser, version
+from spoakit.cli.options import Parser, open_standard_streams, version
 from spoakit.exceptions import ConfigurationError, SpoakitError
 from spoakit.logs import configure_logging
 from spoakit.server import Drain, Limits, Listen, ServerSettings, run
@@ -17,6 +17,7 @@ _DEFAULTS = ServerSettings()
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code, 64 for a wrong command line."""
+    open_standard_streams()
     parser = Parser("spoakit", description="HAProxy's Stream Processing Offload Agents in Python.")
     parser.add_argument(
         "-V",
@@ -49,12 +50,12 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
 def _load(name: str) -> Agent:
     """Return the agent that "module:attribute" names."""
     module_name, _, attribute = name.partition(":")
-    if not module_name or not attribute:
+    if not module_name or not attribute or module_name.startswith("."):
         raise ConfigurationError(f"agent {name!r}: give it as module:agent, such as iprep:agent")
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        # What is missing may also be something that the module itself imports.
+    except (ImportError, OSError, SyntaxError) as error:
+        # It may also be about something that the module itself imports.
         raise ConfigurationError(f"agent {name!r}: {error}") from error
     agent = getattr(module, attribute, None)
     if isinstance(agent, Agent):

@@ -38,6 +38,12 @@ logger = logging.getLogger("spoakit.server")
 # input unread would reset the connection, and the engine might never see the reason.
 LINGER: Final = 1.0
 
+# What frames that wait may hold, in bytes; with more, the connection is not read.
+MAX_WAITING: Final = 4 * 1024 * 1024
+# After a read of so many bytes it is the others' turn. uvloop reads 250 KiB at once, and reads on
+# up to 32 times while there is more, before it looks at another connection.
+_TURN: Final = 128 * 1024
+
 
 class SpopProtocol(asyncio.Protocol):
     """A connection to an engine.
@@ -64,6 +70,7 @@ class SpopProtocol(asyncio.Protocol):
         self.outgoing = self._connection.outgoing
         self.max_frame_size = self._connection.max_frame_size
         self._frames: set[WaitingFrame] = set()
+        self._waiting_size = 0
         self._backlog: deque[Event] = deque()
         self._farewell: tuple[int, str] | None = None
         self._flushing = False
@@ -92,6 +99,9 @@ class SpopProtocol(asyncio.Protocol):
             self._handle(events)
         if self.outgoing and not self._transport.is_closing():
             self._transport.write(connection.data_to_send())
+        if len(data) >= _TURN and not self._transport.is_closing():
+            self._transport.pause_reading()
+            self._flush_soon()
 
     def eof_received(self) -> bool:
         """Stay half open as long as ACKs are owed."""
@@ -113,6 +123,7 @@ class SpopProtocol(asyncio.Protocol):
         for frame in tuple(self._frames):
             frame.cancel()
         self._frames.clear()
+        self._waiting_size = 0
         self._hub.closed(self)
 
     def pause_writing(self) -> None:
@@ -130,19 +141,25 @@ class SpopProtocol(asyncio.Protocol):
     def wait(self, frame: WaitingFrame) -> None:
         """Keep a frame in mind until `finish`."""
         self._frames.add(frame)
+        self._waiting_size += frame.size
 
     def finish(self, frame: WaitingFrame, actions: list[Action]) -> None:
         """Send the ACK of a frame that had to wait, with those of others that are done."""
-        self._frames.discard(frame)
+        self._forget(frame)
         if not append_ack(self.outgoing, frame.notify.ids, actions, self.max_frame_size):
             self._dispatcher.oversized_ack(self)
         self._flush_soon()
 
     def fail(self, frame: WaitingFrame, error: ProtocolError) -> None:
         """End the connection, because a frame that waited turned out broken."""
-        self._frames.discard(frame)
+        self._forget(frame)
         self._fail(error)
         self._flush_soon()
+
+    def _forget(self, frame: WaitingFrame) -> None:
+        if frame in self._frames:
+            self._frames.remove(frame)
+            self._waiting_size -= frame.size
 
     # --- what the hub calls ------------------------------------------------------------
 
@@ -181,7 +198,7 @@ class SpopProtocol(asyncio.Protocol):
         index, count = 0, len(events)
         try:
             while index < count:
-                if self._write_paused or len(self._frames) >= self._in_flight:
+                if self._write_paused or (self._frames and self._is_full()):
                     self._backlog.extend(events[index:])
                     self._transport.pause_reading()
                     return
@@ -196,6 +213,10 @@ class SpopProtocol(asyncio.Protocol):
                     self._write()
         except ProtocolError as error:
             self._fail(error)
+
+    def _is_full(self) -> bool:
+        """Return whether as many frames wait as may."""
+        return len(self._frames) >= self._in_flight or self._waiting_size > MAX_WAITING
 
     def _handle_other(self, event: Event) -> None:
         match event:
@@ -234,7 +255,7 @@ class SpopProtocol(asyncio.Protocol):
             self._close()
         if self.outgoing:
             self._write()
-        if not self._backlog and not self._write_paused:
+        if not self._backlog and not self._write_paused and not self._transport.is_closing():
             self._transport.resume_reading()
         owes_nothing = not self._frames and not self._backlog
         if self._connection.is_closing and owes_nothing and self._lingering is None:
@@ -252,6 +273,7 @@ class SpopProtocol(asyncio.Protocol):
         for frame in tuple(self._frames):
             frame.cancel()
         self._frames.clear()
+        self._waiting_size = 0
         self._backlog.clear()
         self._say_farewell(error.status_code, str(error))
 

@@ -4,6 +4,7 @@ A value out of its range is a `ConfigurationError` that names the option, the va
 Sizes are in bytes, times in seconds.
 """
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -74,7 +75,7 @@ class Listen:
         _check("port", self.port, 0, 65535)
         _check("unix mode", self.unix_mode, 0, 0o777)
         _check("backlog", self.backlog, 1, 65535)
-        if self.unix is not None and not 1 <= len(self.unix.encode()) <= _MAX_UNIX_PATH:
+        if self.unix is not None and not 1 <= len(os.fsencode(self.unix)) <= _MAX_UNIX_PATH:
             raise ConfigurationError(
                 f"unix: the path {self.unix!r} is not 1 to {_MAX_UNIX_PATH} bytes long"
             )
@@ -88,7 +89,7 @@ class Limits:
         connections: accepted connections of all workers together, 1 to 1,000,000; further ones are
             closed at once.
         in_flight: unanswered frames of one connection, 1 to 1,000,000; a connection that has as
-            many is not read until some are answered.
+            many, or over 4 MiB of them, is not read until some are answered.
         frame_size: what we offer as max-frame-size, 256 up to `frame_size_cap`; 0 takes the
             engine's.
         frame_size_cap: the largest frame that is taken at all, 256 bytes to 256 MiB.

@@ -110,6 +110,8 @@ class Listeners:
                 listener.listen(listen.backlog)
         except OSError as error:
             raise StartupError(f"cannot listen on {where}: {error.strerror}") from error
+        except UnicodeError as error:
+            raise StartupError(f"cannot listen on {where}: it is no host name: {error}") from error
 
     def _listen_unix(self, path: str, listen: Listen) -> None:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -126,7 +128,8 @@ class Listeners:
             self._unix = path, os.stat(path)
             listener.listen(listen.backlog)
         except OSError as error:
-            raise StartupError(f"cannot listen on {path}: {error.strerror}") from error
+            # Python itself refuses a path that became too long, and has no number for that.
+            raise StartupError(f"cannot listen on {path}: {error.strerror or error}") from error
 
 
 def _set_options(listener: socket.socket, dual_stack: bool) -> None:

@@ -149,6 +149,8 @@ class Disconnect:
     def decode(cls, payload: bytes) -> "Disconnect":
         """Read the payload; what is missing or of a wrong type becomes 99 and an empty text.
 
+        The message is cut to 255 bytes, as HAProxy does: it is going to be logged.
+
         Raises:
             InvalidFrameError: it is not a KV-LIST.
         """
@@ -157,7 +159,7 @@ class Disconnect:
         # bool is an int to Python; a code beyond 32 bits could not be repeated.
         if type(code) is not int or not 0 <= code < 2**32:
             code = StatusCode.UNKNOWN
-        return cls(code, message if isinstance(message, str) else "")
+        return cls(code, message[:MAX_DISCONNECT_MESSAGE] if isinstance(message, str) else "")
 
 
 def _encode_items(items: Iterable[tuple[str, DataType, Value]]) -> bytes:

@@ -20,7 +20,8 @@ else:
     except ModuleNotFoundError:
         from spoakit import _cython as cython
 
-# An answer's head, interim ones included; none needs as much.
+# An answer's head, interim ones included; none needs as much. Neither do trailers or a chunk's
+# extensions, and the parser would gather a field without end.
 _MAX_HEAD_SIZE: Final = 64 * 1024
 
 
@@ -167,6 +168,7 @@ class Connection:
                 self._keep_alive = True
                 self._finish(request)
                 return
+        received: cython.longlong = self._received
         self._size += len(data)
         if self._parser is None:
             self._parser = HttpResponseParser(self)
@@ -180,8 +182,11 @@ class Connection:
             return
         if self._complete:
             self._finish(request)
-        elif not self._head_done and self._size > _MAX_HEAD_SIZE:
-            self._fail(f"the answer's head is over {_MAX_HEAD_SIZE} bytes", stale=False)
+        elif self._received > received:
+            self._size = len(data)
+        elif self._size > _MAX_HEAD_SIZE:
+            what = "trailers are" if self._head_done else "head is"
+            self._fail(f"the answer's {what} over {_MAX_HEAD_SIZE} bytes", stale=False)
 
     def eof_received(self) -> None:
         """See the target close the connection."""
