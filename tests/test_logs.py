@@ -164,3 +164,9 @@ def test_debug_shows_debug_lines() -> None:
 def test_a_peer_cannot_forge_log_lines() -> None:
     [line] = run_configured(False, r"log.info('got %s', 'x\n2024 \x1b[31mfake')")
     assert line.endswith(r"got x\x0a2024 \x1b[31mfake")
+
+
+def test_long_messages_are_cut() -> None:
+    [line] = run_configured(False, "log.info('got %s', 'x' * 1_000_000)")
+    assert len(line) < 4300
+    assert line.endswith("xxx... (995908 characters more)")

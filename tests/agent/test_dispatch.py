@@ -309,6 +309,15 @@ def test_an_unknown_message_is_told_once_and_its_neighbours_are_answered(
     assert caplog.text.count("has no handler here") == 1
 
 
+def test_long_names_are_cut_in_logs(echoing: Agent, caplog: pytest.LogCaptureFixture) -> None:
+    many = tuple(Argument.of(f"{n}-" + "y" * 1000, 1) for n in range(20))
+    with Engine(echoing, raise_errors=False) as engine:
+        engine.notify([Message("x" * 100_000), Message("echo", (*echo(1).arguments, *many))])
+    unknown, extra = caplog.messages
+    assert f"message '{'x' * 80}'... from" in unknown
+    assert extra.endswith(f"'15-{'y' * 77}'... and 4 more")
+
+
 # --- calls ---------------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """spoakit.agent.waiting: frames that wait for async and threaded handlers."""
 
 import asyncio
+import gc
 import sys
 import threading
 import time
@@ -342,6 +343,29 @@ def test_a_frame_that_waits_does_not_keep_the_read_it_came_in(agent: Agent) -> N
         assert link.waiting[0].notify.payload == payload
         while not link.finished:
             await asyncio.sleep(0)
+
+    running(agent, use)
+
+
+def test_an_ended_call_does_not_keep_its_frame(agent: Agent) -> None:
+    @agent.message("async", timeout=BOUND)
+    async def handle() -> None:
+        await asyncio.Event().wait()
+
+    async def use(runtime: Runtime, link: Link) -> None:
+        payload = encode_messages([Message("async")])
+        references = sys.getrefcount(payload)
+        dispatch(runtime, link, payload)
+        await asyncio.sleep(0)
+        assert sys.getrefcount(payload) > references
+        frame = link.waiting.pop()
+        frame.cancel()
+        frame.cancel()
+        del frame
+        await asyncio.sleep(0.01)
+        gc.collect()
+        # Its deadline is still known.
+        assert sys.getrefcount(payload) == references
 
     running(agent, use)
 

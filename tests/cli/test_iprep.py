@@ -38,6 +38,13 @@ def test_the_help_is_that_of_the_c_program(capsys: pytest.CaptureFixture[str]) -
         assert line in shown
 
 
+def test_it_tells_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        iprep.main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith(f"spoa-iprep v{spoakit.__version__} (")
+
+
 def test_the_defaults_are_those_of_the_c_program(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[ServerSettings] = []
 

@@ -80,6 +80,7 @@ def test_the_version_tells_the_form(capsys: pytest.CaptureFixture[str]) -> None:
         (["-r0", "-Z"], ["unrecognized arguments: -Z"]),
         (["-r0", "--bogus"], ["unrecognized arguments: --bogus"]),
         (["-r0", "stray"], ["unrecognized arguments: stray"]),
+        (["-r0", "-a", ""], ["invalid address ''"]),
         (["-r"], ["argument -r/--runtime: expected one argument"]),
         (
             ["-r0", "-p0", "-n0", "-cfoo"],

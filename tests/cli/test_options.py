@@ -1,4 +1,6 @@
 import importlib.util
+import subprocess
+import sys
 from importlib.machinery import ModuleSpec
 
 import pytest
@@ -31,3 +33,15 @@ def test_each_hot_module_counts(
 
     monkeypatch.setattr(importlib.util, "find_spec", find)
     assert form() == expected
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_closed_standard_streams_are_opened_on_nothing(closed: str) -> None:
+    script = (
+        "import os, sys; from spoakit.cli.options import open_standard_streams; "
+        "open_standard_streams(); sys.stdout.flush(); sys.stderr.flush(); print('x', flush=True); "
+        "sys.exit(any(os.fstat(each) is None for each in range(3)))"
+    )
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")

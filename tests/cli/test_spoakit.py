@@ -48,6 +48,8 @@ def high_byte(src: IPv4Address, /) -> Action:
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     (tmp_path / "agents.py").write_text(AGENTS)
+    (tmp_path / "broken.py").write_text("def :\n")
+    (tmp_path / "wrong.py").write_text("from os import nothing\n")
     (tmp_path / "needy.py").write_text("import a_module_that_is_missing\n")
     return tmp_path
 
@@ -137,6 +139,9 @@ def in_process(
         (["run", "agents"], "agent 'agents': give it as module:agent"),
         (["run", "missing:agent"], "agent 'missing:agent': No module named 'missing'"),
         (["run", "needy:agent"], "No module named 'a_module_that_is_missing'"),
+        (["run", ".agents:first"], "agent '.agents:first': give it as module:agent"),
+        (["run", "broken:agent"], "agent 'broken:agent': invalid syntax (broken.py, line 1)"),
+        (["run", "wrong:agent"], "agent 'wrong:agent': cannot import name 'nothing' from 'os'"),
         (["run", "agents:third"], "no such name in agents; its agents are: first, second"),
         (["run", "agents:number"], "it is not an Agent in agents; its agents are: first, second"),
         (["run", "agents:first", "agents:first"], "two agents"),

@@ -9,7 +9,7 @@ from zlib import crc32
 
 import pytest
 from tests.e2e.configuration import haproxy_cfg, show, spoe_cfg
-from tests.e2e.load import Load
+from tests.e2e.load import CLIENTS, Load
 from tests.e2e.programs import Program, Serve, get, wait_until
 
 from spoakit.spop import Message
@@ -142,12 +142,12 @@ def test_a_killed_worker_is_replaced_while_the_others_go_on(serve: Serve, balanc
         victim = int(load.answers[-1].value)
         os.kill(victim, signal.SIGKILL)
         agent.wait_for(rf"process {victim}\) ended unexpectedly: signal 9")
-        killed = monotonic()
         load.wait_for(50)
         wait_until(lambda: len(agent.children) == 4, f"a successor of {victim}")
-    # What the worker had not answered is lost; 2.6 waits for it all the same.
-    assert max(answer.seconds for answer in load.since(killed)) < UNHARMED
-    assert [answer.error for answer in load.since(killed) if answer.error] == []
+    # What is with the worker when it dies is lost, also what HAProxy sends it before it has seen
+    # the connection end; up to 3.0 it waits for that all the same. No client loses another.
+    harmed = [each for each in load.answers if each.error or each.seconds > UNHARMED]
+    assert len(harmed) <= CLIENTS
     assert running.server_status("agents", "agent") == "UP"
 
 
@@ -161,13 +161,16 @@ def test_a_dead_agent_costs_nothing_and_is_used_again_when_it_is_back(
         agent.kill()
         running.wait_for_log("Server agents/agent is DOWN")
         noticed = monotonic()
-        load.wait_for(50)
+        # 2.6 may be slow from here on until the agent is back: see above.
+        load.wait_for(2 if running.version < "3.0" else 50)
         assert not load.answers[-1].value
         serve(AGENT, "-p", agent.address.rpartition(":")[2])
         running.wait_for_log("Server agents/agent is UP")
+        back = monotonic()
         load.wait_for(50)
         assert load.answers[-1].value
-    assert max(answer.seconds for answer in load.since(noticed)) < UNHARMED
+    quick_from = back if running.version < "3.0" else noticed
+    assert max(answer.seconds for answer in load.since(quick_from)) < UNHARMED
 
 
 def test_a_hanging_agent_is_left_alone_as_soon_as_its_checks_fail(

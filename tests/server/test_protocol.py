@@ -9,9 +9,11 @@ import tracemalloc
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any, Protocol
 
 import pytest
@@ -338,6 +340,60 @@ def test_frames_over_the_in_flight_limit_wait_and_none_is_lost(
         if n != 3:
             assert engine.ack(ids) == {"txn.number": n}
     assert sorted(subject.started) == list(range(count))
+
+
+def test_frames_that_wait_hold_a_bounded_size(
+    subject: Subject, serve: Serve, connect_engine: ConnectEngine
+) -> None:
+    server = serve(subject.agent)
+    engine = connected(server, connect_engine, max_frame_size=1 << 20)
+    padding = Argument("padding", DataType.BINARY, bytes(1_000_000))
+    messages = [Message("wait", (*wait(n).arguments, padding)) for n in range(40)]
+    sending = Thread(target=engine.notify_each, args=([[each] for each in messages],))
+    sending.start()
+    wait_until(lambda: len(subject.started) == 5)
+    time.sleep(0.1)
+    assert len(subject.started) == 5
+    open_gates(server, subject, *range(40))
+    for _ in messages:
+        engine.next_ack()
+    sending.join()
+    assert len(subject.started) == 40
+
+
+def test_a_connection_that_sends_without_end_takes_turns_with_others(
+    subject: Subject,
+    serve: Serve,
+    connect_engine: ConnectEngine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reads: list[str] = []
+
+    class Recorded(SpopProtocol):
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.engine_id == "greedy" and not reads:
+                time.sleep(0.3)  # its data gathers in the kernel
+                modest.notify(echo(1))
+            reads.append(str(self.engine_id))
+
+    server = serve(subject.agent)
+    monkeypatch.setattr("spoakit.server.server.SpopProtocol", Recorded)
+    modest = connected(server, connect_engine, engine_id="modest")
+    greedy = connected(server, connect_engine, engine_id="greedy")
+    reads.clear()
+    frames = notify_frame(bytes(16)) * 400_000
+
+    def send() -> None:
+        with suppress(OSError):
+            greedy.send_raw(frames)
+
+    sending = Thread(target=send)
+    sending.start()
+    assert modest.next_ack()[1] == {"txn.number": 1}
+    greedy._socket.shutdown(socket.SHUT_RDWR)
+    sending.join()
+    assert reads.index("modest") < 4
 
 
 def test_what_needs_no_waiting_keeps_its_turn_behind_the_in_flight_limit(

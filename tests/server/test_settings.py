@@ -62,3 +62,7 @@ def test_networks_are_addresses_or_cidr() -> None:
 def test_what_is_no_network_is_named(text: str) -> None:
     with pytest.raises(ConfigurationError, match=r"allow: .* neither an address nor a CIDR"):
         parse_network(text)
+
+
+def test_a_path_need_not_be_utf_8() -> None:
+    assert Listen(unix="/run/\udcff.sock").unix == "/run/\udcff.sock"

@@ -80,6 +80,22 @@ def test_an_address_that_cannot_be_had_is_named(address: str) -> None:
         Listeners(Listen(address=address, port=7))
 
 
+@pytest.mark.parametrize("address", ["a" * 70, "a..b", "\udcff"])
+def test_what_cannot_be_a_host_name_is_named(address: str) -> None:
+    with pytest.raises(StartupError, match="port 7: it is no host name"):
+        Listeners(Listen(address=address, port=7))
+
+
+def test_a_relative_path_that_becomes_too_long_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / ("d" * 100)
+    directory.mkdir()
+    monkeypatch.chdir(directory)
+    with pytest.raises(StartupError, match="AF_UNIX path too long"):
+        Listeners(Listen(unix="agent.sock"))
+
+
 def test_a_stale_unix_socket_is_replaced(listening: Listening, tmp_path: Path) -> None:
     path = str(tmp_path / "agent.sock")
     with socket.socket(socket.AF_UNIX) as stale:

@@ -179,6 +179,10 @@ def test_a_message_may_be_any_text() -> None:
     assert Disconnect.decode(Disconnect(0, "a\ud800b\udcff").encode()).message == "a?b?"
 
 
+def test_a_message_that_is_too_long_is_cut_when_it_is_read() -> None:
+    assert Disconnect.decode(items(status_code=3, message="x" * 100_000)).message == "x" * 255
+
+
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
