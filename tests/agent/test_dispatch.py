@@ -259,6 +259,18 @@ def test_an_argument_nobody_takes_is_told_once(
     assert "does not take: 'surplus'" in caplog.text
 
 
+def test_a_handler_that_takes_the_message_takes_all_its_arguments(
+    agent: Agent, caplog: pytest.LogCaptureFixture
+) -> None:
+    @agent.message("message")
+    def handle(message: Message) -> None:
+        pass
+
+    with Engine(agent) as engine:
+        engine.call("message", 1, surplus=b"x")
+    assert "does not take" not in caplog.text
+
+
 def test_a_mismatch_is_never_called_however_often_it_comes(
     agent: Agent, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -230,7 +230,8 @@ def plan(
 ) -> Plan:
     """Plan the calls of a handler by messages of one shape."""
     binding = match(handler, shape)
-    if binding.extra:
+    takes_all = any(parameter.role is Role.MESSAGE for parameter in handler.parameters)
+    if binding.extra and not takes_all:
         extra = ", ".join(map(show_name, binding.extra[:_MAX_SHOWN]))
         if len(binding.extra) > _MAX_SHOWN:
             extra += f" and {len(binding.extra) - _MAX_SHOWN} more"

@@ -190,7 +190,7 @@ class Agent:
 
         Args:
             name: the message's name.
-            event: when HAProxy sends it; `spoakit config` needs this or `group`.
+            event: when HAProxy sends it.
             condition: ``if`` or ``unless`` and an ACL expression, for the event.
             group: the spoe-group it belongs to; a ``send-spoe-group`` rule sends it then.
             fallback: what is answered where an argument does not fit, the handler fails

@@ -46,7 +46,7 @@ _CONDITION: Final = re.compile(r"(if|unless) \S.*")
 
 @dataclass(frozen=True, slots=True)
 class Sending:
-    """When HAProxy is to send a message (SPOE.txt 2.3, 2.4); nothing said, `spoakit config` asks.
+    """When HAProxy is to send a message (SPOE.txt 2.3, 2.4), as far as it is said.
 
     Attributes:
         event: the event.

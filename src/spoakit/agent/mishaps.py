@@ -17,6 +17,8 @@ _MAX_NAME: Final = 80
 
 def show_name(name: bytes) -> str:
     """Return a name that came from a peer as logs show it: quoted, and cut after 80 bytes."""
+    if not name:
+        return "one without a name"
     shown = repr(name[:_MAX_NAME].decode("utf-8", "replace"))
     return shown if len(name) <= _MAX_NAME else f"{shown}..."
 

@@ -57,8 +57,8 @@ class Fetch:
     """Where HAProxy takes an argument from: ``Annotated[str, Fetch("req.hdr(host)")]``.
 
     Args:
-        expression: a sample expression of HAProxy, converters included; `spoakit config`
-            writes it into the spoe-message.
+        expression: a sample expression of HAProxy, converters included, for the
+            spoe-message's args.
         name: the argument's name on the wire, where it is not the parameter's; no other
             name matches then.
 
