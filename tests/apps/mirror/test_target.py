@@ -151,6 +151,11 @@ def test_the_answer_to_head_has_no_body(run: Run, copying: Copying) -> None:
             [b"HTTP/1.1 200 OK\r\n", b"X: y" * 1000 + b"\r\n"] + [b"X: " + b"y" * 9999] * 9,
             "head is",
         ),
+        (
+            [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"]
+            + [b"X: " + b"y" * 9999] * 9,
+            "trailers are",
+        ),
     ],
 )
 def test_a_request_without_a_whole_answer_failed(
