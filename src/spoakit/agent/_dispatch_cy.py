@@ -19,7 +19,8 @@ from spoakit.agent.headers import Headers
 from spoakit.agent.link import Link
 from spoakit.agent.mishaps import Mishaps, once_a_minute, show_name, throttle
 from spoakit.agent.parameters import Role
-from spoakit.spop._decode_cy import ArgumentReader, Cursor, Notify, Reading
+from spoakit.exceptions import InvalidFrameError
+from spoakit.spop._decode_cy import ArgumentReader, Cursor, Notify, Reading, split_notifies
 from spoakit.spop._encode_cy import Action, append_ack, check_actions, extend_actions
 from spoakit.spop.messages import decode_message
 
@@ -322,6 +323,31 @@ class Dispatcher:
     def begin(self, now: float) -> None:
         """Take note of the time before calls of `message`, to know slow handlers from it."""
         self._clock = now
+
+    def serve(self, data: bytes, limit: int, link: Link) -> list[Any] | None:
+        """Handle a read that is whole NOTIFYs and nothing else, as nearly all reads are.
+
+        Args:
+            data: what was received, by a connection that is between two frames.
+            limit: the largest FRAME-LENGTH that is taken.
+            link: the connection.
+
+        Returns:
+            The frames that `dispatch` has left; None if the read is something else, and
+            nothing has been done.
+
+        Raises:
+            InvalidFrameError: a payload cannot be read; its frame has no ACK then.
+        """
+        frames: list[Any] = []
+        try:
+            end: cython.Py_ssize_t = split_notifies(data, 0, limit, frames)
+        except InvalidFrameError:
+            return None
+        if end != len(data):
+            return None
+        handled: cython.Py_ssize_t = self.dispatch(frames, 0, link)
+        return frames[handled:]
 
     def dispatch(self, events: list[Any], first: int, link: Link) -> int:
         """Handle frames, and append their ACKs to ``link.outgoing``.

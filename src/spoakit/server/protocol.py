@@ -64,6 +64,8 @@ class SpopProtocol(asyncio.Protocol):
         self._hub = hub
         self._dispatcher = hub.dispatcher
         self._dispatch = hub.dispatcher.dispatch
+        self._serve = hub.dispatcher.serve
+        self._frame_size_cap = hub.limits.frame_size_cap
         self._in_flight = hub.limits.in_flight
         self._debug = hub.debug
         self._connection = AgentConnection(hub.agent_settings)
@@ -91,12 +93,21 @@ class SpopProtocol(asyncio.Protocol):
         """Handle all frames of a read, and write what is due at once."""
         connection = self._connection
         self.received = monotonic()
-        connection.receive_data(data)
-        events = connection.events_received()
+        rest: list[Event] | None = None
+        hindered = self._frames or self._backlog or self._write_paused or self._debug
+        if connection.is_between_frames and not hindered:
+            try:
+                rest = self._serve(data, self._frame_size_cap, self)
+            except ProtocolError as error:
+                self._fail(error)
+                return
+        if rest is None:
+            connection.receive_data(data)
+            rest = connection.events_received()
         if self._backlog:
-            self._backlog.extend(events)
-        else:
-            self._handle(events)
+            self._backlog.extend(rest)
+        elif rest:
+            self._handle(rest)
         if self.outgoing and not self._transport.is_closing():
             self._transport.write(connection.data_to_send())
         if len(data) >= _TURN and not self._transport.is_closing():

@@ -155,6 +155,8 @@ class Connection:
         state: how far the connection has come.
         is_closing: whether nothing more is read; what is left is to write `data_to_send`,
             and close.
+        is_between_frames: whether it is open and nothing has come in part: whole NOTIFYs may
+            be handled then without passing through here.
         outgoing: what `data_to_send` will return; ACKs are built in it.
         max_frame_size: the agreed size, 256 until there is one.
     """
@@ -165,6 +167,7 @@ class Connection:
     def __init__(self, frame_size_cap: int) -> None:
         self.state = State.HELLO
         self.is_closing = False
+        self.is_between_frames = False
         self.outgoing = bytearray()
         self.max_frame_size = MIN_FRAME_SIZE
         self._frame_size_cap = frame_size_cap
@@ -191,6 +194,7 @@ class Connection:
             return
         if consumed < len(data) and not self.is_closing:
             self._incomplete += data[consumed:]
+        self.is_between_frames = self.state is State.OPEN and self._holds_nothing()
 
     def receive_eof(self) -> None:
         """Take note that the peer sends nothing more; an event tells of a frame cut short.
@@ -233,6 +237,7 @@ class Connection:
         """Leave for CLOSING, and keep nothing that was received in part."""
         self.state = State.CLOSING
         self.is_closing = True
+        self.is_between_frames = False
         self._incomplete.clear()
 
     def _receive_frames(self, data: bytes, position: int) -> int:
@@ -255,6 +260,10 @@ class Connection:
             self._receive_frame(decode_frame(data[start:position]))
             position = self._receive_fast(data, position)
         return position
+
+    def _holds_nothing(self) -> bool:
+        """Return whether nothing has come in part."""
+        return not self._incomplete
 
     def _receive_fast(self, data: bytes, position: int) -> int:
         """Take what needs no rule; return the offset of the first frame that does."""
@@ -323,6 +332,9 @@ class AgentConnection(Connection):
     def _stop_reading(self) -> None:
         super()._stop_reading()
         self._fragments = None
+
+    def _holds_nothing(self) -> bool:
+        return self._fragments is None and super()._holds_nothing()
 
     def _receive_fast(self, data: bytes, position: int) -> int:
         if self.state is State.OPEN and self._fragments is None:
