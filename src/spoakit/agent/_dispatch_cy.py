@@ -9,7 +9,7 @@ handler that takes time is handed on, to ``spoakit.agent.waiting``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,8 @@ _MAX_SHOWN: int = 16
 # its ACKs is noticed.
 MAX_OUTGOING: int = 256 * 1024
 _MAX_OUTGOING = cython.declare(cython.Py_ssize_t, 256 * 1024)
+
+_NOTHING: Sequence[Any] = ()
 
 # Seconds; an inline handler holds up every connection of its worker.
 SLOW = cython.declare(cython.double, 0.010)
@@ -324,13 +326,16 @@ class Dispatcher:
         """Take note of the time before calls of `message`, to know slow handlers from it."""
         self._clock = now
 
-    def serve(self, data: bytes, limit: int, link: Link) -> list[Any] | None:
+    def serve(
+        self, data: bytes, limit: int, link: Link, write: Callable[[bytes], object]
+    ) -> Sequence[Any] | None:
         """Handle a read that is whole NOTIFYs and nothing else, as nearly all reads are.
 
         Args:
             data: what was received, by a connection that is between two frames.
             limit: the largest FRAME-LENGTH that is taken.
             link: the connection.
+            write: writes to it; called with all ACKs if no frame is left.
 
         Returns:
             The frames that `dispatch` has left; None if the read is something else, and
@@ -347,9 +352,15 @@ class Dispatcher:
         if end != len(data):
             return None
         handled: cython.Py_ssize_t = self.dispatch(frames, 0, link)
-        return frames[handled:]
+        if handled < len(frames):
+            return frames[handled:]
+        out: bytearray = link.outgoing
+        if out:
+            write(bytes(out))
+            out.clear()
+        return _NOTHING
 
-    def dispatch(self, events: list[Any], first: int, link: Link) -> int:
+    def dispatch(self, events: Sequence[Any], first: int, link: Link) -> int:
         """Handle frames, and append their ACKs to ``link.outgoing``.
 
         Args:

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import socket
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from time import monotonic
 from typing import Any, Final
@@ -93,11 +94,11 @@ class SpopProtocol(asyncio.Protocol):
         """Handle all frames of a read, and write what is due at once."""
         connection = self._connection
         self.received = monotonic()
-        rest: list[Event] | None = None
+        rest: Sequence[Event] | None = None
         hindered = self._frames or self._backlog or self._write_paused or self._debug
         if connection.is_between_frames and not hindered:
             try:
-                rest = self._serve(data, self._frame_size_cap, self)
+                rest = self._serve(data, self._frame_size_cap, self, self._transport.write)
             except ProtocolError as error:
                 self._fail(error)
                 return
@@ -202,7 +203,7 @@ class SpopProtocol(asyncio.Protocol):
 
     # --- frames ------------------------------------------------------------------------
 
-    def _handle(self, events: list[Event]) -> None:
+    def _handle(self, events: Sequence[Event]) -> None:
         """Handle events in their order; what must wait goes into the backlog."""
         if self._debug:
             self._log_frames(events)
@@ -308,7 +309,7 @@ class SpopProtocol(asyncio.Protocol):
         self._transport.resume_reading()
         self._lingering = self._hub.loop.call_later(LINGER, self._transport.abort)
 
-    def _log_frames(self, events: list[Event]) -> None:
+    def _log_frames(self, events: Sequence[Event]) -> None:
         for event in events:
             if isinstance(event, Notify):
                 # Dispatching says what is wrong with a frame that cannot be read.

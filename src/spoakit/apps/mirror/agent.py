@@ -23,11 +23,6 @@ class Mirror:
         self._access_log = access_log
         self._drain = settings.drain
 
-    def copy(self, method: bytes, target: bytes, headers: Headers, body: bytes) -> None:
-        """Send a copy of a request to each target; never waits."""
-        for each in self.targets:
-            each.copy(method, target, headers.raw, headers.binary, body)
-
     async def aclose(self) -> None:
         """Send what waits, within the time the settings give, and close."""
         try:
@@ -60,6 +55,7 @@ def create_agent(settings: MirrorSettings) -> Agent:
         mirror: Mirror,
         arg_body: bytes = b"",
     ) -> None:
-        mirror.copy(arg_method, arg_path, arg_hdrs, arg_body)
+        for target in mirror.targets:
+            target.copy(arg_method, arg_path, arg_hdrs.raw, arg_hdrs.binary, arg_body)
 
     return agent
