@@ -363,3 +363,24 @@ def test_a_drain_ends_at_its_bound_whatever_handlers_do(
     with pytest.raises(OSError, match=r"reset|closed"):
         engine.next_ack()
     subject.released.set()
+
+
+def test_a_connection_counts_once_while_it_is_adopted(settings: ServerSettings) -> None:
+    async def scenario() -> None:
+        server = Server([Subject().agent], settings, Counters(1).row(0))
+        await server.start()
+        closed = asyncio.Event()
+        server.on_closed = closed.set
+        seen = set()
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        server.adopt(ours)
+        for _ in range(10):
+            seen.add(server.connection_count)
+            await asyncio.sleep(0)
+        theirs.close()
+        await asyncio.wait_for(closed.wait(), 5)
+        assert (seen, server.connection_count) == ({1}, 0)
+        await server.aclose()
+
+    asyncio.run(scenario())

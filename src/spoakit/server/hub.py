@@ -29,6 +29,7 @@ REFUSED = counter("spoakit_refused_total", "Threaded handlers for which there wa
 OVERSIZED = counter("spoakit_oversized_acks_total", "ACKs that lost actions that did not fit.")
 UNKNOWN = counter("spoakit_unknown_messages_total", "Messages that no handler takes.")
 
+_KNOWN = frozenset(StatusCode)
 # HAProxy up to 3.0 ends idle connections with these, by "timeout server" and "timeout idle".
 _EVERYDAY = frozenset({StatusCode.NORMAL, StatusCode.IO, StatusCode.TIMEOUT})
 
@@ -98,7 +99,8 @@ class Hub:
             return
         self._row.add(DISCONNECTS)
         self._throttle.warning(
-            ("disconnect", status_code),
+            # The code is the peer's, and may be any number.
+            ("disconnect", status_code if status_code in _KNOWN else None),
             "%s disconnects with status %d: %s",
             peer,
             status_code,

@@ -38,13 +38,13 @@ class Server:
         self._row = row
         self._hub: Hub | None = None
         self._adopting: set[asyncio.Task[None]] = set()
+        self._count = 0
         self._publishing: asyncio.Task[None] | None = None
 
     @property
     def connection_count(self) -> int:
         """How many adopted connections are not gone yet."""
-        connected = len(self._hub.connections) if self._hub else 0
-        return connected + len(self._adopting)
+        return self._count
 
     async def start(self) -> None:
         """Start the agents' resources; connections can be adopted then.
@@ -53,11 +53,12 @@ class Server:
             StartupError: a resource failed.
         """
         await self._runtime.start()
-        self._hub = Hub(self._runtime, self._settings, self._row, lambda: self.on_closed())
+        self._hub = Hub(self._runtime, self._settings, self._row, self._closed)
         self._publishing = asyncio.create_task(_publish_forever(self._hub))
 
     def adopt(self, sock: socket.socket) -> None:
         """Serve an accepted connection; the socket is the server's from now on."""
+        self._count += 1
         task = asyncio.create_task(self._adopt(sock))
         self._adopting.add(task)
         task.add_done_callback(self._adopting.discard)
@@ -102,7 +103,11 @@ class Server:
         except OSError:
             # The peer left before it was served.
             sock.close()
-            self.on_closed()
+            self._closed()
+
+    def _closed(self) -> None:
+        self._count -= 1
+        self.on_closed()
 
     def _leave_where_quiet(self, since: float) -> None:
         if self._hub is not None:

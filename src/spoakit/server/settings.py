@@ -85,6 +85,10 @@ class Listen:
 class Limits:
     """What peers may use.
 
+    SPOP has no authentication, so whoever can connect can have each connection hold a frame and
+    fragments received in part: `frame_size_cap` and `reassembled_size` together, 5 MiB as they
+    are, times `connections`. Where others than HAProxy reach the port, use `Listen.allow`.
+
     Attributes:
         connections: accepted connections of all workers together, 1 to 1,000,000; further ones are
             closed at once.

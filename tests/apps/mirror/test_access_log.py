@@ -100,3 +100,17 @@ def test_lines_that_cannot_be_written_are_counted(caplog: pytest.LogCaptureFixtu
 
     asyncio.run(scenario())
     assert "access log: 3 lines could not be written so far" in caplog.text
+
+
+def test_lines_that_a_stuck_reader_left_unwritten_are_counted_at_the_end() -> None:
+    async def scenario() -> None:
+        reader, writer = os.pipe()
+        log = AccessLog(writer)
+        write(log, 3000, result="x" * 100)
+        log.close()
+        # The pipe holds 64 KiB, which are a few hundred lines.
+        assert 2000 < log.dropped < 3000
+        os.close(reader)
+        os.close(writer)
+
+    asyncio.run(scenario())

@@ -63,6 +63,7 @@ class AccessLog:
         "_descriptor",
         "_dropped",
         "_handed_over",
+        "_handed_over_lines",
         "_lines",
         "_lost",
         "_prefix",
@@ -74,6 +75,7 @@ class AccessLog:
         "_timer",
         "_write_size",
         "_written",
+        "_written_lines",
     )
 
     def __init__(self, descriptor: int = 1, worker: int = 1) -> None:
@@ -85,9 +87,12 @@ class AccessLog:
         self._timer: asyncio.TimerHandle | None = None
         self._throttle = Throttle(logger)
         self._dropped = self._reported = 0
-        # Sums of bytes, and lines lost: the loop adds to the first, the thread to the others.
+        # Sums of bytes and lines, lost ones among those written: the loop adds to the first two,
+        # the thread to the others.
         self._handed_over = 0
+        self._handed_over_lines = 0
         self._written = 0
+        self._written_lines = 0
         self._lost = 0
         regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
         self._write_size = _BATCH_SIZE if regular else _PIPE_SIZE
@@ -133,6 +138,9 @@ class AccessLog:
         self._flush()
         self._batches.put(None)
         self._thread.join(_CLOSE_TIMEOUT)
+        if self._thread.is_alive():
+            # It is stuck in a write, and ends with the process.
+            self._dropped += self._handed_over_lines - self._written_lines
         self._report()
 
     def _flush(self) -> None:
@@ -145,6 +153,7 @@ class AccessLog:
             self._dropped += len(lines)
         elif lines:
             self._handed_over += size
+            self._handed_over_lines += len(lines)
             self._batches.put(lines)
         self._report()
 
@@ -165,6 +174,7 @@ class AccessLog:
                 except OSError:
                     self._lost += count
                 self._written += len(piece)
+                self._written_lines += count
 
 
 def _join(lines: list[str], size: int) -> Iterator[tuple[int, bytes]]:
