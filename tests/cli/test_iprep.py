@@ -1,6 +1,5 @@
 import os
 import signal
-import socket
 import subprocess
 import sys
 from ipaddress import IPv6Address
@@ -11,16 +10,8 @@ import pytest
 import spoakit
 from spoakit.cli import iprep
 from spoakit.server import ServerSettings
-from spoakit.spop import (
-    Acknowledged,
-    Argument,
-    DataType,
-    EngineConnection,
-    EngineHello,
-    Event,
-    Message,
-    Opened,
-)
+from spoakit.spop import DataType
+from spoakit.testing import EngineClient
 
 
 def test_the_help_is_that_of_the_c_program(capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,17 +68,6 @@ def test_a_wrong_option_is_named_and_ends_with_64(
     assert capsys.readouterr().err.startswith(error)
 
 
-def exchange(sock: socket.socket, engine: EngineConnection) -> Event:
-    """Send what is due, and return the next event."""
-    sock.sendall(engine.data_to_send())
-    while not (events := engine.events_received()):
-        data = sock.recv(65536)
-        assert data, "the agent closed the connection"
-        engine.receive_data(data)
-    [event] = events
-    return event
-
-
 def test_it_scores_addresses_and_shows_frames_in_debug_mode() -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "spoakit.cli.iprep", "-d", "-a", "127.0.0.1", "-p0", "-n2"],
@@ -101,14 +81,9 @@ def test_it_scores_addresses_and_shows_frames_in_debug_mode() -> None:
             if "listening on 127.0.0.1:" in line:
                 port = int(line.split("127.0.0.1:")[1].split()[0])
                 break
-        engine = EngineConnection(EngineHello(16380))
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
-            engine.send_hello()
-            assert isinstance(exchange(sock, engine), Opened)
-            src = Argument("", DataType.IPV6, IPv6Address("2001:db8::7"))
-            engine.send_notify([Message("check-client-ip", (src,))], stream_id=1)
-            reply = exchange(sock, engine)
-        assert isinstance(reply, Acknowledged)
+        with EngineClient(port=port) as engine:
+            engine.hello()
+            reply = engine.call("check-client-ip", IPv6Address("2001:db8::7"))
         [action] = reply.actions
         assert action.name == "ip_score"
         assert action.data_type is DataType.UINT32

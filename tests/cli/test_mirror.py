@@ -15,16 +15,7 @@ from spoakit.agent import Agent
 from spoakit.cli import mirror
 from spoakit.exceptions import ConfigurationError
 from spoakit.server import ServerSettings
-from spoakit.spop import (
-    Acknowledged,
-    Argument,
-    DataType,
-    EngineConnection,
-    EngineHello,
-    Event,
-    Message,
-    Opened,
-)
+from spoakit.testing import EngineClient
 
 USAGE = """
 Usage: spoa-mirror { -h --help }
@@ -178,17 +169,6 @@ def serve_once(server: socket.socket, received: list[bytes]) -> None:
         connection.recv(1)
 
 
-def exchange(sock: socket.socket, engine: EngineConnection) -> Event:
-    """Send what is due, and return the next event."""
-    sock.sendall(engine.data_to_send())
-    while not (events := engine.events_received()):
-        data = sock.recv(65536)
-        assert data, "the agent closed the connection"
-        engine.receive_data(data)
-    [event] = events
-    return event
-
-
 def start(*arguments: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-m", "spoakit.cli.mirror", *arguments],
@@ -212,22 +192,16 @@ def test_it_copies_a_request_and_logs_it() -> None:
             assert process.stderr is not None
             assert process.stdout is not None
             assert any("listening on" in line for line in process.stderr)
-            engine = EngineConnection(EngineHello(16380))
-            with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
-                engine.send_hello()
-                assert isinstance(exchange(sock, engine), Opened)
-                message = Message(
+            with EngineClient(port=port) as engine:
+                engine.hello()
+                engine.call(
                     "mirror",
-                    (
-                        Argument("arg_method", DataType.STRING, "GET"),
-                        Argument("arg_path", DataType.STRING, "/a"),
-                        Argument("arg_ver", DataType.STRING, "1.1"),
-                        Argument("arg_hdrs", DataType.BINARY, b"\4host\1h\0\0"),
-                        Argument("arg_body", DataType.BINARY, b""),
-                    ),
+                    arg_method="GET",
+                    arg_path="/a",
+                    arg_ver="1.1",
+                    arg_hdrs=b"\4host\1h\0\0",
+                    arg_body=b"",
                 )
-                engine.send_notify([message], stream_id=1)
-                assert isinstance(exchange(sock, engine), Acknowledged)
             process.send_signal(signal.SIGTERM)
             out, err = process.communicate(timeout=20)
             assert process.returncode == 0, err

@@ -14,16 +14,8 @@ import spoakit
 from spoakit.cli import spoakit as command
 from spoakit.cli.options import form
 from spoakit.server import ServerSettings
-from spoakit.spop import (
-    Acknowledged,
-    Argument,
-    DataType,
-    EngineConnection,
-    EngineHello,
-    Event,
-    Message,
-    Opened,
-)
+from spoakit.spop import Argument, Message
+from spoakit.testing import EngineClient
 
 AGENTS = """
 from ipaddress import IPv4Address
@@ -80,31 +72,16 @@ def run(directory: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[str], 
         process.communicate()
 
 
-def exchange(sock: socket.socket, engine: EngineConnection) -> Event:
-    """Send what is due, and return the next event."""
-    sock.sendall(engine.data_to_send())
-    while not (events := engine.events_received()):
-        data = sock.recv(65536)
-        assert data, "the agent closed the connection"
-        engine.receive_data(data)
-    [event] = events
-    return event
-
-
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_it_serves_several_agents_on_one_port(
     run: Callable[..., tuple[subprocess.Popen[str], int]], workers: str
 ) -> None:
     process, port = run("agents:first", "agents:second", "-n", workers)
-    engine = EngineConnection(EngineHello(16380, capabilities=frozenset({"pipelining"})))
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
-        engine.send_hello()
-        assert isinstance(exchange(sock, engine), Opened)
-        address = Argument("", DataType.IPV4, IPv4Address("192.0.2.33"))
-        messages = [Message("low-byte", (address,)), Message("high-byte", (address,))]
-        engine.send_notify(messages, stream_id=1)
-        reply = exchange(sock, engine)
-    assert isinstance(reply, Acknowledged)
+    with EngineClient(port=port) as engine:
+        engine.hello()
+        address = Argument.of("", IPv4Address("192.0.2.33"))
+        messages = Message("low-byte", (address,)), Message("high-byte", (address,))
+        reply = engine.ack(engine.notify(*messages))
     assert [(action.name, action.value) for action in reply.actions] == [("low", 33), ("high", 192)]
     process.send_signal(signal.SIGTERM)
     assert process.wait(10) == 0
