@@ -11,7 +11,8 @@ import pytest
 import uvloop
 from tests.conftest import Form
 
-from spoakit.apps.mirror.access_log import AccessLog
+from spoakit.apps.mirror._access_log_cy import AccessLog
+from spoakit.apps.mirror.log_writer import LogWriter
 from spoakit.apps.mirror.settings import TargetSettings
 from spoakit.apps.mirror.target import Target
 from spoakit.apps.mirror.url import TargetURL
@@ -153,7 +154,7 @@ def copying(tmp_path: Path) -> Callable[..., Any]:
     ) -> AsyncIterator[Copier]:
         url = TargetURL.parse(f"http://127.0.0.1:{port}{base}")
         with log.open("wb") as file:
-            access_log = AccessLog(file.fileno())
+            access_log = AccessLog(LogWriter(file.fileno()))
             target = Target(TargetSettings(url, **settings), access_log, Counters(1).row(0))
             try:
                 yield Copier(target, log)

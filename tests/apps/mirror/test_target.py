@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from tests.apps.mirror.conftest import OK, Run, free_port, origin, until
 
-from spoakit.apps.mirror.access_log import AccessLog
+from spoakit.apps.mirror._access_log_cy import AccessLog
+from spoakit.apps.mirror.log_writer import LogWriter
 from spoakit.apps.mirror.settings import TargetSettings
 from spoakit.apps.mirror.target import Target
 from spoakit.apps.mirror.url import TargetURL
@@ -424,7 +425,7 @@ def test_a_name_that_cannot_be_resolved_is_said(
 ) -> None:
     async def scenario() -> None:
         with (tmp_path / "log").open("wb") as file:
-            access_log = AccessLog(file.fileno())
+            access_log = AccessLog(LogWriter(file.fileno()))
             url = TargetURL.parse(f"http://{host}:1")
             target = Target(TargetSettings(url), access_log, Counters(1).row(0))
             target.copy(b"GET", b"/", b"\r\n", False, b"")
@@ -473,7 +474,7 @@ def test_a_target_is_reached_by_tls_if_its_certificate_is_good(
             context.load_cert_chain(certificate)
             await server.start(port, ssl=context)
             with (tmp_path / "log").open("wb") as file:
-                access_log = AccessLog(file.fileno())
+                access_log = AccessLog(LogWriter(file.fileno()))
                 url = TargetURL.parse(f"https://localhost:{port}")
                 target = Target(TargetSettings(url), access_log, Counters(1).row(0))
                 for _ in range(3):

@@ -19,6 +19,8 @@ else:
 COMPILED: bool = cython.compiled
 
 _MAX_DIGITS = cython.declare(cython.Py_ssize_t, 18)
+# "HTTP/1.1 200 " and two ends of lines.
+_MIN_SIZE = cython.declare(cython.Py_ssize_t, 17)
 
 
 def read_plain_answer(data: bytes) -> tuple[int, int] | None:
@@ -27,37 +29,63 @@ def read_plain_answer(data: bytes) -> tuple[int, int] | None:
     That is an HTTP/1.1 answer with a Content-Length after which the connection stays, and of which
     `data` holds all and nothing else. None for whatever differs in the slightest.
     """
-    head: bytes
-    body: bytes
-    head, _, body = data.partition(b"\r\n\r\n")
-    lines: list[bytes] = head.split(b"\r\n")
-    line: bytes = lines[0]
-    if not line.startswith(b"HTTP/1.1 ") or len(line) < 13 or line[12] != 0x20:
+    if len(data) < _MIN_SIZE or not data.startswith(b"HTTP/1.1 ") or data[12] != 0x20:
         return None
-    status: cython.longlong = _read_number(line, 9, 12)
+    status: cython.longlong = _read_number(data, 9, 12)
     if status < 200 or status == 204 or status == 304:
         return None
     size: cython.longlong = -1
-    index: cython.Py_ssize_t
-    for index in range(1, len(lines)):
-        line = lines[index]
-        if not line or line[0] <= 0x20:
+    start: cython.Py_ssize_t = _line_end(data, 0) + 2
+    end: cython.Py_ssize_t = _line_end(data, start)
+    while end > start:
+        first: cython.uint = data[start]
+        if first <= 0x20:
             return None
-        if len(line) < 12:
-            continue
-        first: cython.uint = line[0] | 0x20
+        first |= 0x20
         if first == 0x63:  # "c"
-            if line[7] == 0x2D and line[8] | 0x20 == 0x6C:  # as in "content-length"
-                if size >= 0 or line[:16].lower() != b"content-length: ":
+            if end - start < 12:
+                pass
+            elif data[start + 7] == 0x2D and data[start + 8] | 0x20 == 0x6C:  # "content-length"
+                if size >= 0 or not _is_length(data, start):
                     return None
-                size = _read_number(line, 16, len(line))
+                size = _read_number(data, start + 16, end)
                 if size < 0:
                     return None
-            elif line[3] | 0x20 == 0x6E and not line.endswith(b": keep-alive"):  # "connection"
-                return None
-        elif first == 0x74 and line[:17].lower() == b"transfer-encoding":  # "t"
+            elif data[start + 3] | 0x20 == 0x6E and not data.startswith(b": keep-alive", end - 12):
+                return None  # as in "connection"
+        elif first == 0x74 and data[start : start + 17].lower() == b"transfer-encoding":  # "t"
             return None
-    return (status, size) if size == len(body) else None
+        start = end + 2
+        end = _line_end(data, start)
+    # The empty line, and behind it the whole body.
+    return (status, size) if end == start and size == len(data) - end - 2 else None
+
+
+@cython.cfunc
+@cython.inline
+@cython.exceptval(-2, check=False)
+def _line_end(data: bytes, start: cython.Py_ssize_t) -> cython.Py_ssize_t:
+    """Return where the line ends that starts there, -1 if it does not."""
+    if not cython.compiled:
+        return data.find(b"\r\n", start)
+    # A loop costs less than a call of `bytes.find`; lines are short.
+    end: cython.Py_ssize_t
+    for end in range(start, len(data) - 1):
+        if data[end] == 0x0D and data[end + 1] == 0x0A:
+            return end
+    return -1
+
+
+@cython.cfunc
+@cython.inline
+@cython.exceptval(-2, check=False)
+def _is_length(data: bytes, start: cython.Py_ssize_t) -> cython.bint:
+    """Return whether a Content-Length starts there, whatever the case of its letters."""
+    return (
+        data.startswith(b"Content-Length: ", start)
+        or data.startswith(b"content-length: ", start)
+        or data[start : start + 16].lower() == b"content-length: "
+    )
 
 
 @cython.cfunc

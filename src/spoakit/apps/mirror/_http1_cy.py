@@ -1,4 +1,7 @@
-"""One HTTP/1.1 connection to a target: a request, its answer, the next request."""
+"""One HTTP/1.1 connection to a target: a request, its answer, the next request. Hot code.
+
+Plain Python that compiles to C (see ``spoakit._cython``).
+"""
 
 from __future__ import annotations
 
@@ -25,11 +28,8 @@ else:
 _MAX_HEAD_SIZE: Final = 64 * 1024
 
 
-class Owner(Protocol):
-    """Who a connection reports to, and who decides what comes next."""
-
-    def on_open(self, connection: Connection) -> None:
-        """Take a new connection, on which `send` may be called."""
+class Source(Protocol):
+    """Where a connection brings its answers, and gets the next request."""
 
     def on_answer(
         self, connection: Connection, request: Request, now: float, ready: bool
@@ -38,8 +38,15 @@ class Owner(Protocol):
 
         Returns:
             Where the connection is ready for it, the request to send next; with None it is
-            the owner's, to `send` something later.
+            the source's, to `send` something later.
         """
+
+
+class Owner(Protocol):
+    """Who a connection reports to."""
+
+    def on_open(self, connection: Connection) -> None:
+        """Take a new connection, on which `send` may be called."""
 
     def on_closed(self, connection: Connection) -> None:
         """Forget the connection. Called once, after `on_failure` if an answer is due."""
@@ -61,11 +68,12 @@ class Connection:
     """
 
     _owner: Owner
+    _source: Any
     _transport: Any
     _parser: Any
     _request: Any
     _status: cython.Py_ssize_t
-    _version: str
+    _version: bytes
     _received: cython.longlong
     _sent_at: cython.double
     _answers: cython.Py_ssize_t
@@ -77,13 +85,14 @@ class Connection:
     _keep_alive: cython.bint
     _closed: cython.bint
 
-    def __init__(self, owner: Owner) -> None:
+    def __init__(self, owner: Owner, source: Source) -> None:
         self._owner = owner
+        self._source = source
         self._transport = None
         self._parser = None
         self._request = None
         self._status = 0
-        self._version = "???"
+        self._version = b"???"
         self._received = 0
         self._sent_at = 0.0
         self._answers = 0
@@ -108,8 +117,8 @@ class Connection:
         return self._status
 
     @property
-    def version(self) -> str:
-        """Its answer's HTTP version, as "1.1"; "???" before there is one."""
+    def version(self) -> bytes:
+        """Its answer's HTTP version, as b"1.1"; b"???" before there is one."""
         return self._version
 
     @property
@@ -126,7 +135,7 @@ class Connection:
         wire: bytes = request.wire
         self._request = request
         self._status = 0
-        self._version = "???"
+        self._version = b"???"
         self._received = 0
         self._is_head = wire.startswith(b"HEAD ")
         self._complete = self._head_done = self._length_known = self._keep_alive = False
@@ -164,7 +173,7 @@ class Connection:
             if plain is not None:
                 self._status = plain[0]
                 self._received = plain[1]
-                self._version = "1.1"
+                self._version = b"1.1"
                 self._keep_alive = True
                 self._finish(request)
                 return
@@ -219,7 +228,7 @@ class Connection:
         if status >= 200:
             self._head_done = True
             self._status = status
-            self._version = self._parser.get_http_version()
+            self._version = self._parser.get_http_version().encode()
             if self._is_head:
                 # The parser waits for a body now, which does not come.
                 self._complete = True
@@ -249,7 +258,7 @@ class Connection:
                 self._keep_alive = False
         # A target that answers before it has read the request may not read on.
         ready: cython.bint = self._keep_alive and self._transport.get_write_buffer_size() == 0
-        following = self._owner.on_answer(self, request, now, ready)
+        following = self._source.on_answer(self, request, now, ready)
         if following is not None:
             self._send(following, now)
         elif not ready:

@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 
 from spoakit.agent.agent import Agent
 from spoakit.agent.headers import Headers
-from spoakit.apps.mirror.access_log import AccessLog
+from spoakit.apps.mirror._access_log_cy import AccessLog
+from spoakit.apps.mirror.log_writer import LogWriter
 from spoakit.apps.mirror.settings import MirrorSettings
 from spoakit.apps.mirror.target import Target
 from spoakit.metrics.counters import CounterRow
@@ -40,7 +41,7 @@ def create_agent(settings: MirrorSettings) -> Agent:
 
     @agent.resource
     async def mirror(row: CounterRow) -> AsyncIterator[Mirror]:
-        mirror = Mirror(settings, AccessLog(worker=row.index + 1), row)
+        mirror = Mirror(settings, AccessLog(LogWriter(), row.index + 1), row)
         try:
             yield mirror
         finally:

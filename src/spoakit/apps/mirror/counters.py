@@ -49,16 +49,15 @@ SLOTS: Final = {
 class Publisher:
     """Carries what a target has counted over to the worker's row, which outlives the worker."""
 
-    __slots__ = ("_counters", "_published", "_row")
+    __slots__ = ("_published", "_row")
 
-    def __init__(self, counters: Counters, row: CounterRow) -> None:
-        self._counters = counters
+    def __init__(self, row: CounterRow) -> None:
         self._row = row
         self._published = dict.fromkeys(NAMES, 0)
 
-    def publish(self) -> None:
+    def publish(self, counters: Counters) -> None:
         """Add what has been counted since the last time."""
         for name, slot in SLOTS.items():
-            value: int = getattr(self._counters, name)
+            value: int = getattr(counters, name)
             self._row.add(slot, value - self._published[name])
             self._published[name] = value

@@ -5,17 +5,17 @@ import logging
 import random
 import ssl
 import time
-from collections import deque
 from typing import Final, cast
 
+from spoakit.apps.mirror._access_log_cy import AccessLog
 from spoakit.apps.mirror._http1_cy import Connection
+from spoakit.apps.mirror._pool_cy import Pool
 from spoakit.apps.mirror._request_cy import (
     RefusedRequestError,
     Request,
+    RequestBuilder,
     TruncatedBodyError,
-    build_request,
 )
-from spoakit.apps.mirror.access_log import AccessLog
 from spoakit.apps.mirror.counters import Counters, Publisher
 from spoakit.apps.mirror.settings import TargetSettings
 from spoakit.logs import Throttle
@@ -44,28 +44,34 @@ class Target:
 
     def __init__(self, settings: TargetSettings, access_log: AccessLog, row: CounterRow) -> None:
         self.settings: Final = settings
-        self.counters: Final = Counters()
-        self._publisher = Publisher(self.counters, row)
+        self._counters = Counters()
+        self._publisher = Publisher(row)
         self._access_log = access_log
         self._loop = asyncio.get_running_loop()
         self._throttle = Throttle(logger)
         url = settings.url
-        self._base_path = url.base_path.encode()
-        self._authority = url.authority.encode()
-        self._origin = url.origin
+        self._builder = RequestBuilder(url.base_path.encode(), url.authority.encode())
+        self._origin = url.origin.encode()
         self._ssl = ssl.create_default_context() if url.scheme == "https" else None
+        self._pool = Pool(
+            settings.queue_length, settings.queue_bytes, access_log, self._origin, self
+        )
 
-        self._queue: deque[Request] = deque()
-        self._queue_bytes = 0
         self._connections: set[Connection] = set()
-        self._idle: list[Connection] = []  # the last used comes first
         self._attempts: set[asyncio.Task[None]] = set()
         self._limit = settings.connections  # of connections, for now
         self._failures = 0  # in a row
         self._closed = False
-        self._failed_at = self._answered_at = 0.0
+        self._failed_at = 0.0
         self._retry: asyncio.TimerHandle | None = None
         self._timer = self._loop.call_later(settings.answer_timeout / _CHECKS, self._check)
+
+    @property
+    def counters(self) -> Counters:
+        """The figures as they are now."""
+        self._counters.answered = self._pool.answered
+        self._counters.dropped = self._pool.dropped
+        return self._counters
 
     def copy(self, method: bytes, target: bytes, headers: bytes, binary: bool, body: bytes) -> None:
         """Send a copy of a request, now or when its turn comes.
@@ -77,13 +83,11 @@ class Target:
             binary: whether that is ``req.hdrs_bin`` and not ``req.hdrs``.
             body: the body.
         """
-        self.counters.received += 1
+        self._counters.received += 1
         try:
-            request = build_request(
-                method, target, headers, binary, body, self._base_path, self._authority
-            )
+            request = self._builder.build(method, target, headers, binary, body)
         except TruncatedBodyError as error:
-            self.counters.truncated += 1
+            self._counters.truncated += 1
             self._throttle.warning(
                 "truncated",
                 "%s: a request is not copied: %s; see 'option http-buffer-request', "
@@ -92,15 +96,12 @@ class Target:
                 error,
             )
         except RefusedRequestError as error:
-            self.counters.refused += 1
+            self._counters.refused += 1
             self._throttle.warning(
                 "refused", "%s: a request is not copied: %s", self.settings.url, error
             )
         else:
-            if self._idle:
-                self._idle.pop().send(request)
-            else:
-                self._enqueue(request)
+            self._pool.put(request)
 
     async def aclose(self, timeout: float) -> None:
         """Send what is in the queue, for at most `timeout` seconds, then close the connections.
@@ -129,20 +130,16 @@ class Target:
         self._timer.cancel()
         if self._retry is not None:
             self._retry.cancel()
-        self.counters.dropped += len(self._queue)
-        if self._queue:
-            logger.warning(
-                "%s: stopped with %d requests not sent", self.settings.url, len(self._queue)
-            )
-            self._queue.clear()
-        self._publisher.publish()
+        if unsent := self._pool.drop_all():
+            logger.warning("%s: stopped with %d requests not sent", self.settings.url, unsent)
+        self._publisher.publish(self.counters)
         logger.info("%s: %s", self.settings.url, self.counters)
 
     def _is_hopeful(self) -> bool:
         """Return whether waiting can still lead to an answer."""
-        if self._attempts or len(self._idle) < len(self._connections):
+        if self._attempts or self._pool.idle < len(self._connections):
             return True
-        return bool(self._queue) and self._retry is None
+        return self._pool.waiting > 0 and self._retry is None
 
     # Called by the connections.
 
@@ -152,92 +149,65 @@ class Target:
         if self._closed:
             connection.close()
         else:
-            self._use(connection)
-
-    def on_answer(
-        self, connection: Connection, request: Request, now: float, ready: bool
-    ) -> Request | None:
-        """Log an answer, which also shows that the target works, and say what to send next."""
-        self.counters.answered += 1
-        self._answered_at = now
-        if self._failures:
-            self._recover()
-        self._access_log.write(connection, request, self._origin, "ok", now)
-        if not ready:
-            return None
-        if self._queue:
-            return self._dequeue()
-        self._idle.append(connection)
-        return None
+            self._pool.use(connection)
 
     def on_closed(self, connection: Connection) -> None:
         """Replace a connection, if there is something to send."""
         self._connections.discard(connection)
-        if connection in self._idle:
-            self._idle.remove(connection)
+        self._pool.forget(connection)
         self._open()
 
     def on_failure(self, connection: Connection, request: Request, error: str, stale: bool) -> None:
         """Send a request again that met the end of its connection, or log that it failed."""
         if stale and request.is_idempotent and not request.retried:
-            self.counters.retried += 1
+            self._counters.retried += 1
             # What is idle may have been closed as well: this one goes over a new connection, or one
             # that works right now.
-            for idle in self._idle[:]:
-                idle.close()
-            self._queue.appendleft(request.as_retried())
-            self._queue_bytes += len(request.wire)
+            self._pool.close_idle()
+            self._pool.put_back(request.as_retried())
             self._open()
             return
-        self.counters.failed += 1
-        self._access_log.write(connection, request, self._origin, error, time.perf_counter())
-        if not stale and self._answered_at < connection.sent_at:
+        self._counters.failed += 1
+        result = " ".join(error.split()).encode("latin-1", "replace")
+        self._access_log.write(connection, request, self._origin, result, time.perf_counter())
+        if not stale and self._pool.answered_at < connection.sent_at:
             self._pause(error)
 
-    # The queue.
+    # Called by the pool.
 
-    def _use(self, connection: Connection) -> None:
-        if self._queue:
-            connection.send(self._dequeue())
-        else:
-            self._idle.append(connection)
-
-    def _enqueue(self, request: Request) -> None:
-        self._queue.append(request)
-        self._queue_bytes += len(request.wire)
-        if (
-            len(self._queue) > self.settings.queue_length
-            or self._queue_bytes > self.settings.queue_bytes
-        ):
-            self._drop()
+    def on_waiting(self) -> None:
+        """Open a connection for a request that waits, if there may be one more."""
         if len(self._connections) < self._limit:
             self._open()
 
-    def _dequeue(self) -> Request:
-        request = self._queue.popleft()
-        self._queue_bytes -= len(request.wire)
-        return request
+    def on_dropped(self) -> None:
+        """Say that the queue is full."""
+        self._throttle.warning(
+            "dropped",
+            "%s: the queue is full, the oldest request is dropped; %d so far",
+            self.settings.url,
+            self._pool.dropped,
+        )
 
-    def _drop(self) -> None:
-        while (
-            len(self._queue) > self.settings.queue_length
-            or self._queue_bytes > self.settings.queue_bytes
-        ):
-            self._dequeue()
-            self.counters.dropped += 1
-            self._throttle.warning(
-                "dropped",
-                "%s: the queue is full, the oldest request is dropped; %d so far",
-                self.settings.url,
-                self.counters.dropped,
-            )
+    def on_recovered(self, now: float) -> None:
+        """Use as many connections as before."""
+        self._failures = 0
+        self._throttle.info(
+            "recovered",
+            "%s: answers again after %.1f s; %d requests wait",
+            self.settings.url,
+            now - self._failed_at,
+            self._pool.waiting,
+        )
+        if self._retry is None:
+            self._end_pause()
 
     # Connections.
 
     def _open(self) -> None:
         while (
             not self._closed
-            and len(self._attempts) < len(self._queue)
+            and len(self._attempts) < self._pool.waiting
             and len(self._attempts) + len(self._connections) < self._limit
         ):
             attempt = self._loop.create_task(self._connect())
@@ -254,7 +224,7 @@ class Target:
         try:
             async with asyncio.timeout(self.settings.connect_timeout):
                 await self._loop.create_connection(
-                    lambda: cast(asyncio.Protocol, Connection(self)),
+                    lambda: cast(asyncio.Protocol, Connection(self, self._pool)),
                     url.host,
                     url.port,
                     ssl=self._ssl,
@@ -267,7 +237,7 @@ class Target:
 
     def _check(self) -> None:
         """Give up the answers that are overdue: one timer for all of them; publish the counts."""
-        self._publisher.publish()
+        self._publisher.publish(self.counters)
         timeout = self.settings.answer_timeout
         overdue = time.perf_counter() - timeout
         for connection in list(self._connections):
@@ -288,6 +258,7 @@ class Target:
                 "failed", "%s: %s; requests wait until it answers", settings.url, error
             )
         self._failures += 1
+        self._pool.watch()
         self._limit = 0
         self._retry = self._loop.call_later(pause, self._end_pause)
 
@@ -295,15 +266,3 @@ class Target:
         self._retry = None
         self._limit = 1 if self._failures else self.settings.connections
         self._open()
-
-    def _recover(self) -> None:
-        self._failures = 0
-        self._throttle.info(
-            "recovered",
-            "%s: answers again after %.1f s; %d requests wait",
-            self.settings.url,
-            self._answered_at - self._failed_at,
-            len(self._queue),
-        )
-        if self._retry is None:
-            self._end_pause()

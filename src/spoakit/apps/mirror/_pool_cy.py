@@ -1,0 +1,186 @@
+# cython: wraparound=False
+"""A target's requests that wait, and its connections that are free. Hot code.
+
+Plain Python that compiles to C (see ``spoakit._cython``).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any, Protocol
+
+from spoakit.apps.mirror._access_log_cy import AccessLog
+from spoakit.apps.mirror._http1_cy import Connection
+from spoakit.apps.mirror._request_cy import Request
+
+if TYPE_CHECKING:
+    from spoakit import _cython as cython
+else:
+    try:
+        import cython
+    except ModuleNotFoundError:
+        from spoakit import _cython as cython
+
+COMPILED: bool = cython.compiled
+
+
+class Connector(Protocol):
+    """Who opens connections for a pool, and knows whether the target works."""
+
+    def on_waiting(self) -> None:
+        """See a request begin to wait."""
+
+    def on_dropped(self) -> None:
+        """See a request dropped from the full queue."""
+
+    def on_recovered(self, now: float) -> None:
+        """See the first answer since `Pool.watch`."""
+
+
+@cython.final
+@cython.cclass
+class Pool:
+    """Give each request to a free connection, or have it wait for one in a bounded queue.
+
+    When more wait than may, the oldest is dropped: the latest traffic is the one worth copying.
+
+    Args:
+        max_length: how many requests may wait.
+        max_bytes: their size altogether.
+        access_log: gains a line for each answer.
+        origin: the target's scheme and authority, for the log.
+        connector: is told what happens.
+    """
+
+    _max_length: cython.Py_ssize_t
+    _max_bytes: cython.longlong
+    _access_log: AccessLog
+    _origin: bytes
+    _connector: Any
+    _queue: Any
+    _queue_bytes: cython.longlong
+    _idle: list[Any]
+    _answered: cython.ulonglong
+    _answered_at: cython.double
+    _dropped: cython.ulonglong
+    _watched: cython.bint
+
+    def __init__(
+        self,
+        max_length: int,
+        max_bytes: int,
+        access_log: AccessLog,
+        origin: bytes,
+        connector: Connector,
+    ) -> None:
+        self._watched = False
+        self._max_length = max_length
+        self._max_bytes = max_bytes
+        self._access_log = access_log
+        self._origin = origin
+        self._connector = connector
+        self._queue = deque()
+        self._queue_bytes = 0
+        self._idle = []  # the last used comes last, and first again
+        self._answered = self._dropped = 0
+        self._answered_at = 0.0
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait."""
+        return len(self._queue)
+
+    @property
+    def idle(self) -> int:
+        """How many connections are free."""
+        return len(self._idle)
+
+    @property
+    def answered(self) -> int:
+        """How many answers there were."""
+        return self._answered
+
+    @property
+    def answered_at(self) -> float:
+        """When the last one was complete, on ``time.perf_counter()``'s clock."""
+        return self._answered_at
+
+    @property
+    def dropped(self) -> int:
+        """How many requests were dropped."""
+        return self._dropped
+
+    def watch(self) -> None:
+        """Let the connector know of the next answer."""
+        self._watched = True
+
+    def put(self, request: Request) -> None:
+        """Send a request now, or when its turn comes."""
+        if self._idle:
+            self._idle.pop().send(request)
+            return
+        self._queue.append(request)
+        self._queue_bytes += len(request.wire)
+        while len(self._queue) > self._max_length or self._queue_bytes > self._max_bytes:
+            self._take()
+            self._dropped += 1
+            self._connector.on_dropped()
+        self._connector.on_waiting()
+
+    def put_back(self, request: Request) -> None:
+        """Have a request wait that is to go out before all others."""
+        self._queue.appendleft(request)
+        self._queue_bytes += len(request.wire)
+
+    def use(self, connection: Connection) -> None:
+        """Send the next request over a connection that is free, or keep it for one."""
+        if self._queue:
+            connection.send(self._take())
+        else:
+            self._idle.append(connection)
+
+    def forget(self, connection: Connection) -> None:
+        """Use a connection no more."""
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+    def close_idle(self) -> None:
+        """Close the connections that are free."""
+        for connection in self._idle[:]:
+            connection.close()
+
+    def drop_all(self) -> int:
+        """Drop what waits; return how many requests that were."""
+        count: cython.Py_ssize_t = len(self._queue)
+        self._dropped += count
+        self._queue.clear()
+        self._queue_bytes = 0
+        return count
+
+    def on_answer(
+        self, connection: Connection, request: Request, now: float, ready: bool
+    ) -> Request | None:
+        """Log a connection's answer, which also shows that the target works.
+
+        Returns:
+            Where the connection is ready for it, the request to send next; with None the
+            connection is kept for one that comes later.
+        """
+        self._answered += 1
+        self._answered_at = now
+        if self._watched:
+            self._watched = False
+            self._connector.on_recovered(now)
+        self._access_log.write(connection, request, self._origin, b"ok", now)
+        if not ready:
+            return None
+        if self._queue:
+            return self._take()
+        self._idle.append(connection)
+        return None
+
+    @cython.cfunc
+    def _take(self) -> Request:
+        request: Request = self._queue.popleft()
+        self._queue_bytes -= len(request.wire)
+        return request

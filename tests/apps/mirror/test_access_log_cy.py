@@ -1,0 +1,73 @@
+import asyncio
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from tests.apps.mirror.conftest import until
+from tests.conftest import Form
+
+from spoakit.apps.mirror._request_cy import Request
+from spoakit.apps.mirror.log_writer import LogWriter
+
+
+@dataclass(frozen=True)
+class Answer:
+    version: bytes = b"1.1"
+    status: int = 200
+    received: int = 5
+    sent_at: float = field(default_factory=time.perf_counter)
+
+
+@pytest.fixture(scope="session")
+def logging(form: Form) -> ModuleType:
+    """`spoakit.apps.mirror._access_log_cy`, in each form."""
+    return form("spoakit.apps.mirror._access_log_cy")
+
+
+def test_lines_appear_soon_and_in_the_form_of_the_c_program(
+    logging: ModuleType, tmp_path: Path
+) -> None:
+    path = tmp_path / "log"
+
+    async def scenario() -> None:
+        with path.open("wb") as file:
+            log = logging.AccessLog(LogWriter(file.fileno()), worker=3)
+            get = Request(b"GET /a HTTP/1.1\r\n\r\n", 19, 3, 2)
+            answer = Answer()
+            log.write(answer, get, b"http://h", b"ok", answer.sent_at + 0.0015)
+            await until(lambda: path.stat().st_size > 0)
+            post = Request(b"POST /\xe9?b HTTP/1.1\r\n\r\nhello", 22, 4, 4)
+            none = Answer(b"???", 0, 0, answer.sent_at)
+            log.write(none, post, b"http://h:81", b"caf\xe9", answer.sent_at + 100_000.25)
+            log.close()
+
+    asyncio.run(scenario())
+    first, second = path.read_bytes().splitlines()
+    assert first.startswith(b"[ 3][    0.0")
+    assert first.endswith(b'] "GET http://h/a HTTP/1.1" 200 0/5 1.500 ok')
+    assert second.startswith(b"[ 3][100000.25")
+    assert second.endswith(b'] "POST http://h:81/\xe9?b HTTP/???" 0 5/0 100000250.000 caf\xe9')
+
+
+def test_many_lines_are_written_without_waiting_for_the_time(
+    logging: ModuleType, tmp_path: Path
+) -> None:
+    path = tmp_path / "log"
+
+    async def scenario() -> None:
+        with path.open("wb") as file:
+            writer = LogWriter(file.fileno())
+            log = logging.AccessLog(writer)
+            get = Request(b"GET /a HTTP/1.1\r\n\r\n", 19, 3, 2)
+            answer = Answer()
+            for _ in range(2000):
+                log.write(answer, get, b"http://h", b"ok", answer.sent_at)
+            while path.stat().st_size < 60_000:  # without giving the event loop its turn
+                time.sleep(0.001)
+            log.close()
+            assert writer.dropped == 0
+
+    asyncio.run(scenario())
+    assert path.read_bytes().count(b" ok\n") == 2000
