@@ -240,6 +240,16 @@ def test_an_ack_that_exceeds_the_agreed_size_goes_empty(encoding: ModuleType) ->
     assert len(out) == 6 + 11 + 11
 
 
+def test_an_ack_is_encoded_where_it_fits(encoding: ModuleType) -> None:
+    variable = encoding.VariableEncoder(Scope.TXN, "x", DataType.STRING)
+    for size in (0, 100, 127, 128, 200):
+        action = variable.set("x" * size)
+        out = bytearray()
+        encoding.append_ack(out, b"\x07\x01", action, 256)
+        assert encoding.encode_ack(b"\x07\x01", action, len(out) - 4) == out
+        assert encoding.encode_ack(b"\x07\x01", action, len(out) - 5) is None
+
+
 def test_an_acks_length_has_four_bytes(encoding: ModuleType) -> None:
     variable = encoding.VariableEncoder(Scope.TXN, "x", DataType.BINARY)
     for size in (0x1_0203, 0x12_3456, 0x0102_0304):

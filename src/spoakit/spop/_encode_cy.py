@@ -1,7 +1,8 @@
 # cython: wraparound=False
 """Writing SPOP's bytes: varints, typed values, actions, ACK frames. Hot code.
 
-Everything appends to a ``bytearray``.
+Everything is appended to a list of pieces, which are joined once: a ``bytearray`` without room
+to spare costs more, as it grows with each piece.
 
 Plain Python that compiles to C (see ``spoakit._cython``). Sections in the comments are
 those of HAProxy's SPOE.txt.
@@ -49,47 +50,54 @@ _PYTHON_TYPES: dict[int, tuple[type, ...]] = {
 }
 
 
+# Each byte as a piece.
+_BYTES = cython.declare(tuple, tuple(bytes((byte,)) for byte in range(256)))
+
+
 @cython.cfunc
 @cython.exceptval(-1, check=False)
-def _append_varint(out: bytearray, value: cython.ulonglong) -> cython.Py_ssize_t:
+def _append_varint(pieces: list[bytes], value: cython.ulonglong) -> cython.Py_ssize_t:
     if value < 240:
-        out.append(value)
+        pieces.append(_BYTES[value])
         return 0
-    out.append(0xF0 | (value & 0x0F))
+    pieces.append(_BYTES[0xF0 | (value & 0x0F)])
     value = (value - 240) >> 4
     while value >= 128:
-        out.append(0x80 | (value & 0x7F))
+        pieces.append(_BYTES[0x80 | (value & 0x7F)])
         value = (value - 128) >> 7
-    out.append(value)
+    pieces.append(_BYTES[value])
     return 0
 
 
 @cython.cfunc
 @cython.exceptval(-1, check=False)
-def _append_bytes(out: bytearray, data: bytes) -> cython.Py_ssize_t:
-    _append_varint(out, len(data))
-    out += data
+def _append_bytes(pieces: list[bytes], data: bytes) -> cython.Py_ssize_t:
+    _append_varint(pieces, len(data))
+    pieces.append(data)
     return 0
 
 
 @cython.cfunc
 @cython.exceptval(-1, check=False)
-def _append_value(out: bytearray, kind: cython.uint, value: Any) -> cython.Py_ssize_t:
+def _append_value(pieces: list[bytes], kind: cython.uint, value: Any) -> cython.Py_ssize_t:
     """Append a typed value (3.1) that `_check` has let pass; None goes as NULL."""
     if value is None:
-        out.append(0)
+        pieces.append(_BYTES[0])
     elif kind == _BOOL:
-        out.append(0x11 if value else 0x01)
+        pieces.append(_BYTES[0x11 if value else 0x01])
+    elif kind in (_INT32, _INT64):
+        pieces.append(_BYTES[kind])
+        _append_varint(pieces, value & 0xFFFFFFFFFFFFFFFF)
     elif kind <= _UINT64:
-        out.append(kind)
-        _append_varint(out, value & 0xFFFFFFFFFFFFFFFF)
+        pieces.append(_BYTES[kind])
+        _append_varint(pieces, value)
     elif kind in (_IPV4, _IPV6):
-        out.append(kind)
-        out += value.packed
+        pieces.append(_BYTES[kind])
+        pieces.append(value.packed)
     else:
-        out.append(kind)
+        pieces.append(_BYTES[kind])
         raw: bytes = value if type(value) is bytes else _raw(value)
-        _append_bytes(out, raw)
+        _append_bytes(pieces, raw)
     return 0
 
 
@@ -137,16 +145,16 @@ def encode_varint(value: int) -> bytes:
     """Encode an integer of 0 to 2**64 - 1 (3.1); others raise ValueError."""
     if not 0 <= value <= 0xFFFFFFFFFFFFFFFF:
         raise ValueError(f"{value} is out of the range of a varint, 0 to 2**64 - 1")
-    out = bytearray()
-    _append_varint(out, value)
-    return bytes(out)
+    pieces: list[bytes] = []
+    _append_varint(pieces, value)
+    return b"".join(pieces)
 
 
 def encode_string(data: bytes) -> bytes:
     """Encode bytes behind their length (3.2: KV-NAME, MESSAGE-NAME)."""
-    out = bytearray()
-    _append_bytes(out, data)
-    return bytes(out)
+    pieces: list[bytes] = []
+    _append_bytes(pieces, data)
+    return b"".join(pieces)
 
 
 def encode_value(data_type: DataType, value: Value) -> bytes:
@@ -157,9 +165,9 @@ def encode_value(data_type: DataType, value: Value) -> bytes:
         ValueError: the integer is out of the type's range, or the text cannot be UTF-8.
     """
     _check(data_type, value)
-    out = bytearray()
-    _append_value(out, data_type, value)
-    return bytes(out)
+    pieces: list[bytes] = []
+    _append_value(pieces, data_type, value)
+    return b"".join(pieces)
 
 
 # --- actions ---------------------------------------------------------------------------
@@ -271,13 +279,13 @@ class VariableEncoder:
 
 @cython.cfunc
 @cython.exceptval(-1, check=False)
-def _append_action(out: bytearray, action: Action) -> cython.Py_ssize_t:
+def _append_action(pieces: list[bytes], action: Action) -> cython.Py_ssize_t:
     variable: VariableEncoder = action._variable
     if action._value is None:
-        out += variable._unset
+        pieces.append(variable._unset)
         return 0
-    out += variable._set_head
-    _append_value(out, variable._kind, action._value)
+    pieces.append(variable._set_head)
+    _append_value(pieces, variable._kind, action._value)
     return 0
 
 
@@ -302,11 +310,35 @@ def extend_actions(collected: list[Any], actions: Any) -> None:
 
 # --- acknowledgements ------------------------------------------------------------------
 
-# FRAME-LENGTH, written when the frame is whole; type ACK; FIN alone (3.2, 3.2.7).
-_ACK_HEAD = cython.declare(
-    bytes, b"\0\0\0\0" + bytes((FrameType.ACK,)) + FrameFlag.FIN.to_bytes(4, "big")
-)
 _LENGTH_SIZE = cython.declare(cython.Py_ssize_t, 4)
+_BEFORE_IDS = cython.declare(cython.Py_ssize_t, 1 + 4)
+
+
+def _ack_head(length: int) -> bytes:
+    """Return FRAME-LENGTH, the type ACK and FIN alone (3.2, 3.2.7)."""
+    return b"".join(
+        (length.to_bytes(4, "big"), bytes((FrameType.ACK,)), FrameFlag.FIN.to_bytes(4, "big"))
+    )
+
+
+# Nearly all ACKs are this short.
+_SHORT = cython.declare(cython.Py_ssize_t, 128)
+_SHORT_HEADS = cython.declare(tuple, tuple(map(_ack_head, range(128))))
+
+
+def encode_ack(ids: bytes, actions: Any, limit: int) -> bytes | None:
+    """Encode an ACK (3.2.7).
+
+    Args:
+        ids: STREAM-ID and FRAME-ID as they came.
+        actions: an action, a tuple or list of them, or None; see `check_actions`.
+        limit: the agreed max-frame-size.
+
+    Returns:
+        None if it exceeds the limit.
+    """
+    ack: bytes | None = _encode_ack(ids, actions, limit)
+    return ack
 
 
 def append_ack(out: bytearray, ids: bytes, actions: Any, limit: int) -> bool:
@@ -324,22 +356,27 @@ def append_ack(out: bytearray, ids: bytes, actions: Any, limit: int) -> bool:
     Returns:
         False if the actions did not fit.
     """
-    start: cython.Py_ssize_t = len(out)
-    out += _ACK_HEAD
-    out += ids
-    bare: cython.Py_ssize_t = len(out)
+    ack: Any = _encode_ack(ids, actions, limit)
+    if ack is not None:
+        out += ack
+        return True
+    out += _encode_ack(ids, None, limit)
+    return False
+
+
+@cython.cfunc
+def _encode_ack(ids: bytes, actions: Any, limit: cython.Py_ssize_t) -> Any:
+    pieces: list[bytes] = [_BYTES[0], ids]
     if type(actions) is Action:
-        _append_action(out, actions)
+        _append_action(pieces, actions)
     elif actions is not None:
         for action in actions:
-            _append_action(out, action)
-    length: cython.Py_ssize_t = len(out) - start - _LENGTH_SIZE
-    fits: cython.bint = length <= limit
-    if not fits:
-        del out[bare:]
-        length = bare - start - _LENGTH_SIZE
-    out[start] = length >> 24
-    out[start + 1] = length >> 16 & 0xFF
-    out[start + 2] = length >> 8 & 0xFF
-    out[start + 3] = length & 0xFF
-    return fits
+            _append_action(pieces, action)
+    length: cython.Py_ssize_t = _BEFORE_IDS - 1
+    piece: bytes
+    for piece in pieces:
+        length += len(piece)
+    if length > limit:
+        return None
+    pieces[0] = _SHORT_HEADS[length] if length < _SHORT else _ack_head(length)
+    return b"".join(pieces)
