@@ -25,7 +25,15 @@ from spoakit.agent.runtime import Runtime
 from spoakit.agent.waiting import WaitingFrame
 from spoakit.exceptions import InvalidFrameError, ProtocolError
 from spoakit.logs import forget_throttled
-from spoakit.spop import Aborted, Notify, decode_actions, decode_frame, encode_messages
+from spoakit.spop import (
+    Aborted,
+    FrameType,
+    Notify,
+    decode_actions,
+    decode_frame,
+    encode_frame,
+    encode_messages,
+)
 from spoakit.testing import Engine
 
 SRC = IPv4Address("192.0.2.1")
@@ -169,6 +177,87 @@ def test_an_ack_is_as_long_as_agreed_and_no_longer(agent: Agent) -> None:
         assert runtime.dispatcher.oversized == 1
 
     dispatching(agent, use)
+
+
+# --- a frame that came alone ---------------------------------------------------------------
+
+
+def frame(*messages: Message) -> bytes:
+    return encode_frame(FrameType.NOTIFY, encode_messages(messages), ids=b"\x07\x01")
+
+
+def answered(ack: bytes | None) -> list[Any] | None:
+    """Take an ACK apart: its actions' values."""
+    if ack is None:
+        return None
+    assert int.from_bytes(ack[:4], "big") == len(ack) - 4
+    return [action.value for action in decode_actions(decode_frame(ack[4:]).payload)]
+
+
+def test_a_frame_that_came_alone_is_answered_if_it_looks_like_the_last_one(echoing: Agent) -> None:
+    def use(runtime: Runtime) -> None:
+        dispatcher, link = runtime.dispatcher, Link()
+        assert dispatcher.answer(frame(echo(1)), 0.0, link) is None
+        dispatcher.dispatch([notify(1, echo(1))], 0, link)
+        assert answered(dispatcher.answer(frame(echo(2)), 0.0, link)) == [2]
+        assert dispatcher.answer(frame(echo(3), echo(4)), 0.0, link) is None
+        assert dispatcher.answer(frame(Message("other")), 0.0, link) is None
+        assert dispatcher.answer(frame(echo(5)) * 2, 0.0, link) is None
+        assert answered(dispatcher.answer(frame(echo(6)), 0.0, link)) == [6]
+        assert dispatcher.frames == 3
+        assert dispatcher.routes[b"echo"][0].calls == 3
+        assert len(link.acks()) == 1
+
+    dispatching(echoing, use)
+
+
+def test_a_frame_that_came_alone_and_cannot_be_read_is_left_alone(echoing: Agent) -> None:
+    def use(runtime: Runtime) -> None:
+        dispatcher, link = runtime.dispatcher, Link()
+        dispatcher.dispatch([notify(1, echo(1))], 0, link)
+        cut = encode_frame(FrameType.NOTIFY, b"\x04echo\x01\x01n\x04", ids=b"\x07\x01")
+        assert dispatcher.answer(cut, 0.0, link) is None
+        assert dispatcher.frames == 1
+
+    dispatching(echoing, use)
+
+
+def test_the_ack_of_a_frame_that_came_alone_is_as_long_as_agreed(agent: Agent) -> None:
+    page = agent.variable("txn.page", bytes)
+
+    @agent.message("page")
+    def handle(size: int) -> Action:
+        return page.set(bytes(size))
+
+    def use(runtime: Runtime) -> None:
+        dispatcher, link = runtime.dispatcher, Link(max_frame_size=256)
+        small, fitting, large = (
+            Message("page", (Argument.of("size", size),)) for size in (0, 239, 240)
+        )
+        dispatcher.dispatch([notify(1, small)], 0, link)
+        assert answered(dispatcher.answer(frame(fitting), 0.0, link)) == [bytes(239)]
+        assert answered(dispatcher.answer(frame(large), 0.0, link)) == []
+        assert dispatcher.oversized == 1
+
+    dispatching(agent, use)
+
+
+def test_a_frame_that_came_alone_is_observed_after_its_ack(agent: Agent) -> None:
+    seen: list[int] = []
+
+    @agent.observe("see")
+    def see(n: int) -> None:
+        seen.append(n)
+
+    def use(runtime: Runtime) -> None:
+        dispatcher, link = runtime.dispatcher, Link()
+        first, second = (Message("see", (Argument.of("n", n),)) for n in (1, 2))
+        dispatcher.dispatch([notify(1, first)], 0, link)
+        assert answered(dispatcher.answer(frame(second), 0.0, link)) == []
+        assert seen == []
+
+    dispatching(agent, use)
+    assert seen == [1, 2]
 
 
 # --- arguments -----------------------------------------------------------------------------

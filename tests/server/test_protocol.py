@@ -29,6 +29,7 @@ from spoakit.spop import (
     EngineHello,
     FrameFlag,
     FrameType,
+    decode_actions,
     encode_frame,
     encode_ids,
     encode_messages,
@@ -234,6 +235,60 @@ def test_observers_run_after_the_acks_are_written(
     open_gates(server, subject, 2)
     engine.ack(ids)
     wait_until(lambda: observed_after == [1, 2, 3, 3])
+
+
+def test_a_frame_is_answered_at_once_as_long_as_none_waits(
+    subject: Subject, serve: Serve, connect_engine: ConnectEngine
+) -> None:
+    server = serve(subject.agent)
+    engine = connected(server, connect_engine)
+    (connection,) = connections(server)
+    for n in range(3):
+        assert engine.call("echo", n) == {"txn.number": n}
+        assert connection.is_clear
+    waiting = engine.notify(wait(1))
+    wait_until(lambda: subject.started == [1])
+    for n in range(3):
+        assert engine.call("echo", n) == {"txn.number": n}
+        assert not connection.is_clear
+    open_gates(server, subject, 1)
+    assert engine.ack(waiting) == {"txn.number": 1}
+    for n in range(3):
+        assert engine.call("echo", n) == {"txn.number": n}
+    wait_until(lambda: connection.is_clear)
+
+
+def test_a_frame_behind_the_beginning_of_another_is_no_frame_yet(
+    subject: Subject, serve: Serve, connect_engine: ConnectEngine
+) -> None:
+    server = serve(subject.agent)
+    engine = connected(server, connect_engine)
+    (connection,) = connections(server)
+    assert engine.call("echo", 1) == {"txn.number": 1}
+    inner = notify_frame(encode_messages([echo(2)]))
+    blob = Argument("blob", DataType.BINARY, inner)
+    outer = notify_frame(encode_messages([Message("nobody", (blob,)), echo(3)]))
+    start = outer.index(inner)
+    engine.send_raw(outer[:start])
+    wait_until(lambda: not connection.is_clear)
+    engine.send_raw(inner)
+    engine.send_raw(outer[start + len(inner) :])
+    ack = engine.read_frame()
+    assert [action.value for action in decode_actions(ack.payload)] == [3]
+
+
+def test_nothing_is_answered_behind_the_disconnect(
+    subject: Subject, serve: Serve, connect_engine: ConnectEngine
+) -> None:
+    server = serve(subject.agent)
+    engine = connected(server, connect_engine)
+    (connection,) = connections(server)
+    assert engine.call("echo", 1) == {"txn.number": 1}
+    server.call(connection.leave)
+    assert not connection.is_clear
+    engine.send_raw(notify_frame(encode_messages([echo(2)])))
+    with pytest.raises(AgentDisconnected):
+        engine.next_ack()
 
 
 def test_acks_of_async_handlers_come_as_they_finish(

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from spoakit.exceptions import InvalidFrameError
-from spoakit.spop.constants import DataType
+from spoakit.spop.constants import DataType, FrameFlag, FrameType
+from spoakit.spop.frames import encode_frame
 
 # SPOE.txt 3.1: where an encoding gains a byte, and its ends.
 VARINTS = [
@@ -410,6 +411,57 @@ def test_a_frame_with_bytes_behind_its_message_is_not_read_whole(decoding: Modul
         data = MESSAGE + trailing
         frame = decoding.Notify(b"\x01\x01", data, 0, len(data))
         assert not reader(decoding).read_whole(frame, [None] * 3)
+
+
+def alone(payload: bytes, ids: bytes = b"\xf0\x00\x01") -> bytes:
+    return encode_frame(FrameType.NOTIFY, payload, ids=ids)
+
+
+def test_a_frame_that_came_alone_is_read_with_its_ids(decoding: ModuleType) -> None:
+    values = [None] * 3
+    assert reader(decoding).read_alone(alone(MESSAGE), values) == b"\xf0\x00\x01"
+    assert values == [7, IPv4Address("127.0.0.1"), "hi"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        alone(MESSAGE)[:10],
+        alone(MESSAGE)[:-1],
+        alone(MESSAGE) + b"?",
+        alone(MESSAGE) * 2,
+        alone(b""),
+        alone(MESSAGE * 2),
+        alone(MESSAGE.replace(b"check", b"chess")),
+        encode_frame(FrameType.ACK, MESSAGE, ids=b"\x01\x01"),
+        encode_frame(FrameType.NOTIFY, MESSAGE, ids=b"\x01\x01", flags=FrameFlag(0)),
+    ],
+    ids=[
+        "nothing",
+        "too-short",
+        "cut",
+        "more",
+        "two-frames",
+        "no-message",
+        "two-messages",
+        "another-message",
+        "another-type",
+        "a-fragment",
+    ],
+)
+def test_what_is_not_one_frame_of_one_message_is_not_read_alone(
+    decoding: ModuleType, data: bytes
+) -> None:
+    assert reader(decoding).read_alone(data, [None] * 3) is None
+
+
+@pytest.mark.parametrize("data", [alone(b"", b"\xff\xff"), alone(MESSAGE[:-1])])
+def test_a_frame_that_came_alone_and_ends_within_a_field_is_invalid(
+    decoding: ModuleType, data: bytes
+) -> None:
+    with pytest.raises(InvalidFrameError):
+        reader(decoding).read_alone(data, [None] * 3)
 
 
 @pytest.mark.parametrize("size", [239, 240, 2287])

@@ -21,7 +21,13 @@ from spoakit.agent.mishaps import Mishaps, once_a_minute, show_name, throttle
 from spoakit.agent.parameters import Role
 from spoakit.exceptions import InvalidFrameError
 from spoakit.spop._decode_cy import ArgumentReader, Cursor, Notify, Reading, split_notifies
-from spoakit.spop._encode_cy import Action, append_ack, check_actions, extend_actions
+from spoakit.spop._encode_cy import (
+    Action,
+    append_ack,
+    check_actions,
+    encode_ack,
+    extend_actions,
+)
 from spoakit.spop.messages import decode_message
 
 if TYPE_CHECKING:
@@ -360,6 +366,37 @@ class Dispatcher:
             out.clear()
         return _NOTHING
 
+    def answer(self, data: bytes, received: float, link: Link) -> bytes | None:
+        """Handle a frame that came alone and looks like the last one, at the least cost.
+
+        Args:
+            data: what was received, by a connection that is between two frames.
+            received: when that was; whatever runs until its handler is called is quick.
+            link: the connection.
+
+        Returns:
+            Its ACK, not in ``link.outgoing``; None if the read is something else, and nothing
+            has been done.
+        """
+        known: Plan = self._expected_plan()
+        if known is None:
+            return None
+        values: list[Any] = known._template.copy()
+        try:
+            ids = known._reader.read_alone(data, values)
+        except InvalidFrameError:
+            return None
+        if ids is None:
+            return None
+        self._clock = received
+        self._frames += 1
+        actions: Any = self._handle_expected(values)
+        ack = encode_ack(ids, actions, link.max_frame_size)
+        if ack is None:
+            self.oversized_ack(link)
+            ack = encode_ack(ids, None, link.max_frame_size)
+        return ack
+
     def dispatch(self, events: Sequence[Any], first: int, link: Link) -> int:
         """Handle frames, and append their ACKs to ``link.outgoing``.
 
@@ -400,23 +437,35 @@ class Dispatcher:
         self, notify: Notify, out: bytearray, limit: int, link: Link
     ) -> cython.bint:
         """Handle a frame that looks like the last one; False if it does not."""
-        runner: Runner = self._expected
-        if runner is None:
-            return False
-        known: Plan = runner._last
-        if known._mismatch is not None:
+        known: Plan = self._expected_plan()
+        if known is None:
             return False
         values: list[Any] = known._template.copy()
         if not known._reader.read_whole(notify, values):
             return False
-        actions: Any = None
-        if runner._observer:
-            self._observe_later(runner, values)
-        else:
-            actions = self._call(runner, values)
-        if not append_ack(out, notify.ids, actions, limit):
+        if not append_ack(out, notify.ids, self._handle_expected(values), limit):
             self.oversized_ack(link)
         return True
+
+    @cython.cfunc
+    @cython.inline
+    def _expected_plan(self) -> Any:
+        """Return how messages of the shape that is expected are called with; None if unknown."""
+        runner: Runner = self._expected
+        if runner is None:
+            return None
+        known: Plan = runner._last
+        return known if known._mismatch is None else None
+
+    @cython.cfunc
+    @cython.inline
+    def _handle_expected(self, values: list[Any]) -> Any:
+        """Return the actions of the handler that is expected; an observer has none."""
+        runner: Runner = self._expected
+        if runner._observer:
+            self._observe_later(runner, values)
+            return None
+        return self._call(runner, values)
 
     @cython.cfunc
     @cython.exceptval(-1, check=False)
@@ -534,10 +583,14 @@ class Dispatcher:
         """Call the observers that are due."""
         observations: list[Any] = self._observations
         self._observations = []
-        self.call_observers(observations)
+        self._call_observers(observations)
 
     def call_observers(self, observations: list[Any]) -> None:
         """Call the observers of frames whose ACKs are written."""
+        self._call_observers(observations)
+
+    @cython.cfunc
+    def _call_observers(self, observations: list[Any]) -> object:
         runner: Runner
         values: list[Any]
         self._clock = monotonic()
@@ -549,6 +602,7 @@ class Dispatcher:
             except Exception as error:
                 runner._mishaps.fail(error)
             self._time(runner)
+        return None
 
     def oversized_ack(self, link: Link) -> None:
         """Count and log an ACK that lost its actions because they did not fit."""

@@ -11,12 +11,12 @@ import socket
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from time import monotonic
 from typing import Any, Final
 
 from spoakit.agent._dispatch_cy import MAX_OUTGOING
 from spoakit.agent.waiting import WaitingFrame
 from spoakit.exceptions import InputOutputError, ProtocolError, StatusCode, TimedOutError
+from spoakit.server._inlet_cy import Inlet
 from spoakit.server.hub import Hub
 from spoakit.spop import (
     Aborted,
@@ -46,7 +46,7 @@ MAX_WAITING: Final = 4 * 1024 * 1024
 _TURN: Final = 128 * 1024
 
 
-class SpopProtocol(asyncio.Protocol):
+class SpopProtocol(Inlet, asyncio.Protocol):
     """A connection to an engine.
 
     Args:
@@ -58,9 +58,10 @@ class SpopProtocol(asyncio.Protocol):
     """
 
     def __init__(self, hub: Hub) -> None:
+        # What takes its turn does not come alone; FRAME-LENGTH does not count itself.
+        super().__init__(hub.dispatcher, min(hub.limits.frame_size_cap + 4, _TURN - 1))
         self.peer = "?"
         self.engine_id: str | None = None
-        self.received = monotonic()
         self.deadline = self.received + hub.limits.hello_timeout
         self._hub = hub
         self._dispatcher = hub.dispatcher
@@ -85,18 +86,17 @@ class SpopProtocol(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         """Begin to wait for the engine's HELLO."""
+        super().connection_made(transport)
         self._transport: asyncio.Transport = transport
         self.peer = _peer_name(transport)
         self._connection.refuse_health_checks = self._hub.refuses_health_checks
         self._hub.opened(self)
 
-    def data_received(self, data: bytes) -> None:
+    def receive(self, data: bytes) -> None:
         """Handle all frames of a read, and write what is due at once."""
         connection = self._connection
-        self.received = monotonic()
         rest: Sequence[Event] | None = None
-        hindered = self._frames or self._backlog or self._write_paused or self._debug
-        if connection.is_between_frames and not hindered:
+        if self._is_between_frames():
             try:
                 rest = self._serve(data, self._frame_size_cap, self, self._transport.write)
             except ProtocolError as error:
@@ -114,6 +114,12 @@ class SpopProtocol(asyncio.Protocol):
         if len(data) >= _TURN and not self._transport.is_closing():
             self._transport.pause_reading()
             self._flush_soon()
+        self.is_clear = self._is_between_frames()
+
+    def _is_between_frames(self) -> bool:
+        """Return whether the next read may begin with a frame, and needs not wait or be logged."""
+        hindered = self._frames or self._backlog or self._write_paused or self._debug
+        return self._connection.is_between_frames and not hindered
 
     def eof_received(self) -> bool:
         """Stay half open as long as ACKs are owed."""
@@ -141,6 +147,7 @@ class SpopProtocol(asyncio.Protocol):
     def pause_writing(self) -> None:
         """Read no more while the engine does not read our ACKs."""
         self._write_paused = True
+        self.is_clear = False
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
@@ -153,6 +160,7 @@ class SpopProtocol(asyncio.Protocol):
     def wait(self, frame: WaitingFrame) -> None:
         """Keep a frame in mind until `finish`."""
         self._frames.add(frame)
+        self.is_clear = False
         self._waiting_size += frame.size
 
     def finish(self, frame: WaitingFrame, actions: list[Action]) -> None:
@@ -222,7 +230,7 @@ class SpopProtocol(asyncio.Protocol):
                     index += 1
                     self._handle_other(event)
                 elif len(self.outgoing) > MAX_OUTGOING:
-                    self._write()
+                    self._write_outgoing()
         except ProtocolError as error:
             self._fail(error)
 
@@ -266,14 +274,14 @@ class SpopProtocol(asyncio.Protocol):
         if self._farewell is not None and not self._frames and not self._backlog:
             self._close()
         if self.outgoing:
-            self._write()
+            self._write_outgoing()
         if not self._backlog and not self._write_paused and not self._transport.is_closing():
             self._transport.resume_reading()
         owes_nothing = not self._frames and not self._backlog
         if self._connection.is_closing and owes_nothing and self._lingering is None:
             self._transport.close()
 
-    def _write(self) -> None:
+    def _write_outgoing(self) -> None:
         data = self._connection.data_to_send()
         if not self._transport.is_closing():
             self._transport.write(data)
@@ -298,6 +306,7 @@ class SpopProtocol(asyncio.Protocol):
     def _close(self) -> None:
         """Write what is left, stop writing, and give the engine a moment to close."""
         self._opened = True
+        self.is_clear = False
         if self._lingering is not None or self._transport.is_closing():
             return
         if self._farewell is not None:

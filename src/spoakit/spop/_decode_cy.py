@@ -126,6 +126,17 @@ class Cursor:
         return _DATA_TYPES[kind], value
 
 
+@cython.cfunc
+@cython.inline
+def _cursor(data: bytes, pos: cython.Py_ssize_t, end: cython.Py_ssize_t) -> Cursor:
+    """Return a cursor over a part of ``data`` that is known to be in it."""
+    cursor: Cursor = Cursor.__new__(Cursor)
+    cursor.data = data
+    cursor.pos = pos
+    cursor.end = end
+    return cursor
+
+
 # --- reading ---------------------------------------------------------------------------
 
 
@@ -364,11 +375,7 @@ class Notify:
 
     def cursor(self) -> Cursor:
         """Return a cursor over the messages."""
-        cursor: Cursor = Cursor.__new__(Cursor)
-        cursor.data = self._data
-        cursor.pos = self._start
-        cursor.end = self._end
-        return cursor
+        return _cursor(self._data, self._start, self._end)
 
     def detach(self, cursor: Cursor) -> Cursor:
         """Keep the payload alone alive, not the whole read it came in: for frames that wait.
@@ -392,6 +399,16 @@ class Notify:
         return f"<Notify stream {self.stream_id} frame {self.frame_id}, {size} bytes>"
 
 
+@cython.cfunc
+@cython.inline
+@cython.exceptval(-1, check=False)
+def _frame_length(data: bytes, start: cython.Py_ssize_t) -> cython.Py_ssize_t:
+    length: cython.Py_ssize_t = data[start]
+    length = length << 8 | data[start + 1]
+    length = length << 8 | data[start + 2]
+    return length << 8 | data[start + 3]
+
+
 def split_notifies(data: bytes, pos: int, limit: int, notifies: list[Any]) -> int:
     """Append the whole NOTIFYs that stand in ``data`` from ``pos`` on to ``notifies``.
 
@@ -411,15 +428,12 @@ def split_notifies(data: bytes, pos: int, limit: int, notifies: list[Any]) -> in
     size: cython.Py_ssize_t = len(data)
     longest: cython.Py_ssize_t = limit
     length: cython.Py_ssize_t
-    cursor: Cursor = Cursor(data, pos, size)
+    cursor: Cursor = _cursor(data, pos, size)
     # Not checked when it is sliced: the cursor does not pass the frame's end.
     received: cython.p_char = data
     notify: Notify
     while size - start >= _SHORTEST and data.startswith(_WHOLE_NOTIFY, start + _LENGTH_SIZE):
-        length = data[start]
-        length = length << 8 | data[start + 1]
-        length = length << 8 | data[start + 2]
-        length = length << 8 | data[start + 3]
+        length = _frame_length(data, start)
         if length > longest or length > size - start - _LENGTH_SIZE:
             break
         cursor.end = start + _LENGTH_SIZE + length
@@ -502,13 +516,37 @@ class ArgumentReader:
 
         Otherwise the same as `read`.
         """
-        if not notify._data.startswith(self._head, notify._start, notify._end):
-            return False
-        cursor: Cursor = Cursor.__new__(Cursor)
-        cursor.data = notify._data
-        cursor.pos = notify._start
-        cursor.end = notify._end
+        cursor: Cursor = _cursor(notify._data, notify._start, notify._end)
         return self._read(cursor, values) and cursor.pos == cursor.end
+
+    def read_alone(self, data: bytes, values: list[Any]) -> bytes | None:
+        """Read a frame into ``values``, if it is a whole NOTIFY with one message of this shape.
+
+        Args:
+            data: a frame, and nothing else, as it was received.
+            values: see `read`.
+
+        Returns:
+            STREAM-ID and FRAME-ID as they came; None if it is something else.
+
+        Raises:
+            InvalidFrameError: an id or an argument cannot be read.
+        """
+        size: cython.Py_ssize_t = len(data)
+        if size < _SHORTEST or _frame_length(data, 0) != size - _LENGTH_SIZE:
+            return None
+        if not data.startswith(_WHOLE_NOTIFY, _LENGTH_SIZE):
+            return None
+        start: cython.Py_ssize_t = _LENGTH_SIZE + len(_WHOLE_NOTIFY)
+        cursor: Cursor = _cursor(data, start, size)
+        _read_varint(cursor)
+        _read_varint(cursor)
+        behind: cython.Py_ssize_t = cursor.pos
+        if not self._read(cursor, values) or cursor.pos != size:
+            return None
+        # Not checked: the cursor has been there.
+        received: cython.p_char = data
+        return received[start:behind]
 
     def read(self, cursor: Cursor, values: list[Any]) -> bool:
         """Read the message at the cursor into ``values``, if it has this shape.
@@ -528,7 +566,7 @@ class ArgumentReader:
         start: cython.Py_ssize_t = cursor.pos
         data: bytes = cursor.data
         end: cython.Py_ssize_t = cursor.end
-        if not data.startswith(self._head, start, end):
+        if not _stands_at(data, start, end, self._head):
             return False
         cursor.pos = start + len(self._head)
         names: tuple[bytes, ...] = self._names
@@ -538,7 +576,7 @@ class ArgumentReader:
         kind: cython.uint
         for index in range(self._count):
             name = names[index]
-            if not data.startswith(name, cursor.pos, end):
+            if not _stands_at(data, cursor.pos, end, name):
                 cursor.pos = start
                 return False
             cursor.pos += len(name)
@@ -572,6 +610,27 @@ class ArgumentReader:
             wrap: Any = self._wrap
             values[slot] = wrap(raw, kind == _BINARY)
         return 0
+
+
+@cython.cfunc
+@cython.inline
+@cython.exceptval(-1, check=False)
+def _stands_at(
+    data: bytes, pos: cython.Py_ssize_t, end: cython.Py_ssize_t, expected: bytes
+) -> cython.bint:
+    """Return what ``data.startswith(expected, pos, end)`` does, without making objects of both."""
+    if not cython.compiled:
+        return data.startswith(expected, pos, end)
+    size: cython.Py_ssize_t = len(expected)
+    if size > end - pos:
+        return False
+    # Not checked when they are read: the comparison above is the check.
+    received: cython.p_char = data
+    known: cython.p_char = expected
+    same: cython.Py_ssize_t = 0
+    while same < size and received[pos + same] == known[same]:
+        same += 1
+    return same == size
 
 
 @cython.cfunc
