@@ -1,5 +1,6 @@
 import pytest
 
+from spoakit.apps.mirror._request_cy import build_request
 from spoakit.apps.mirror.url import TargetURL
 from spoakit.exceptions import ConfigurationError
 
@@ -52,3 +53,25 @@ def test_a_url_is_shown_as_it_was_given() -> None:
     url = TargetURL.parse("http://h:80/a")
     assert url.origin == "http://h:80"
     assert str(url) == "http://h:80/a/"
+
+
+@pytest.mark.parametrize(
+    ("path", "base_path"),
+    [
+        ("", ""),
+        ("/", ""),
+        ("//", ""),
+        ("/a", "/a"),
+        ("/a/", "/a"),
+        ("/a//", "/a"),
+        ("//a", "/a"),
+        ("/a/b/", "/a/b"),
+        ("/a//b/", "/a//b"),
+        ("/a%2F/", "/a%2F"),
+    ],
+)
+def test_a_base_path_goes_in_front_once_whatever_the_slashes(path: str, base_path: str) -> None:
+    url = TargetURL.parse(f"http://h{path}")
+    assert url.base_path == base_path
+    request = build_request(b"GET", b"/x?y", b"", False, b"", url.base_path.encode(), b"h")
+    assert request.target == f"{base_path}/x?y".encode()

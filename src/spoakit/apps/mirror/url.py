@@ -17,7 +17,8 @@ class TargetURL:
         host: a name or an address, IPv6 without its brackets.
         port: 1 to 65535.
         authority: host and port as they were given, which is the Host of a request without one.
-        base_path: goes in front of each request's path; no slash at its end, so "" is the root.
+        base_path: goes in front of each request's path; one slash at its
+            front and none at its end, so "" is the root.
     """
 
     scheme: str
@@ -55,7 +56,7 @@ class TargetURL:
             host,
             port or _DEFAULT_PORTS[parts.scheme],
             parts.netloc,
-            parts.path.rstrip("/"),
+            f"/{parts.path.strip('/')}".rstrip("/"),
         )
 
     @property
