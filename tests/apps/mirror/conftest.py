@@ -1,5 +1,6 @@
 import asyncio
 import socket
+import subprocess
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -11,7 +12,9 @@ import pytest
 import uvloop
 from tests.conftest import Form
 
+from spoakit.agent.headers import Headers
 from spoakit.apps.mirror._access_log_cy import AccessLog
+from spoakit.apps.mirror._request_cy import Original
 from spoakit.apps.mirror.log_writer import LogWriter
 from spoakit.apps.mirror.settings import TargetSettings
 from spoakit.apps.mirror.target import Target
@@ -63,11 +66,15 @@ class Origin:
             them closes the connection.
         requests: what was received, each with its body.
         connections: how many there were.
+        open: how many there are.
+        peers: where they came from.
     """
 
     answer: Callable[[bytes], Sequence[bytes | None]] = lambda request: [OK]
     requests: list[bytes] = field(default_factory=list)
     connections: int = 0
+    open: int = 0
+    peers: list[tuple[str, int]] = field(default_factory=list)
     port: int = 0
     _server: asyncio.Server | None = None
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
@@ -91,6 +98,8 @@ class Origin:
         assert task is not None
         self._tasks.add(task)
         self.connections += 1
+        self.open += 1
+        self.peers.append(writer.get_extra_info("peername"))
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -107,6 +116,7 @@ class Origin:
             pass
         finally:
             self._tasks.discard(task)
+            self.open -= 1
             writer.close()
 
 
@@ -130,9 +140,20 @@ class Copier:
     target: Target
     log: Path
 
-    def get(self, path: bytes = b"/", method: bytes = b"GET") -> None:
+    def get(self, path: bytes = b"/", method: bytes = b"GET", version: bytes = b"1.1") -> None:
         """Copy a request without a body."""
-        self.target.copy(method, path, b"host: h\r\n\r\n", False, b"")
+        self.copy(method, path, b"host: h\r\n\r\n", version=version)
+
+    def copy(
+        self,
+        method: bytes,
+        path: bytes,
+        lines: bytes,
+        body: bytes = b"",
+        version: bytes = b"1.1",
+    ) -> None:
+        """Copy a request."""
+        self.target.copy(Original(method, path, version, Headers(lines, False), body))
 
     async def answered(self, count: int) -> None:
         """Wait for that many answers."""
@@ -150,9 +171,15 @@ def copying(tmp_path: Path) -> Callable[..., Any]:
 
     @asynccontextmanager
     async def copying(
-        port: int, *, base: str = "", drain: float = 5.0, **settings: Any
+        port: int,
+        *,
+        scheme: str = "http",
+        host: str = "127.0.0.1",
+        base: str = "",
+        drain: float = 5.0,
+        **settings: Any,
     ) -> AsyncIterator[Copier]:
-        url = TargetURL.parse(f"http://127.0.0.1:{port}{base}")
+        url = TargetURL.parse(f"{scheme}://{host}:{port}{base}")
         with log.open("wb") as file:
             access_log = AccessLog(LogWriter(file.fileno()))
             target = Target(TargetSettings(url, **settings), access_log, Counters(1).row(0))
@@ -170,3 +197,21 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]
         return port
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A certificate for localhost, and its key."""
+    path = tmp_path / "localhost.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
+            *("-keyout", path, "-out", tmp_path / "cert.pem"),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    with path.open("a") as file:
+        file.write((tmp_path / "cert.pem").read_text())
+    return path

@@ -1,4 +1,5 @@
 import asyncio
+import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from tests.conftest import Form
 
 from spoakit.apps.mirror._request_cy import Request
 from spoakit.apps.mirror.log_writer import LogWriter
+from spoakit.apps.mirror.settings import LogSettings
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,11 @@ def test_lines_appear_soon_and_in_the_form_of_the_c_program(
             log = logging.AccessLog(LogWriter(file.fileno()), worker=3)
             get = Request(b"GET /a HTTP/1.1\r\n\r\n", 19, 3, 2)
             answer = Answer()
-            log.write(answer, get, b"http://h", b"ok", answer.sent_at + 0.0015)
+            log.write(answer, get, b"http://h", b"ok", answer.sent_at + 0.0015004)
             await until(lambda: path.stat().st_size > 0)
             post = Request(b"POST /\xe9?b HTTP/1.1\r\n\r\nhello", 22, 4, 4)
             none = Answer(b"???", 0, 0, answer.sent_at)
-            log.write(none, post, b"http://h:81", b"caf\xe9", answer.sent_at + 100_000.25)
+            log.write(none, post, b"http://h:81", b"caf\xe9", answer.sent_at + 100_000.2500004)
             log.close()
 
     asyncio.run(scenario())
@@ -71,3 +73,51 @@ def test_many_lines_are_written_without_waiting_for_the_time(
 
     asyncio.run(scenario())
     assert path.read_bytes().count(b" ok\n") == 2000
+
+
+def lines(
+    logging: ModuleType, path: Path, settings: LogSettings, results: list[bytes]
+) -> list[str]:
+    """Log an answer for each result; return the lines."""
+
+    async def scenario() -> None:
+        with path.open("wb") as file:
+            log = logging.AccessLog(LogWriter(file.fileno()), 2, settings)
+            get = Request(b"GET /a\xe9 HTTP/1.1\r\n\r\n", 20, 3, 3)
+            answer = Answer()
+            for result in results:
+                log.write(answer, get, b"http://h", result, answer.sent_at + 0.0015004)
+            log.close()
+
+    asyncio.run(scenario())
+    return path.read_text("latin-1").splitlines()
+
+
+def test_lines_may_be_json(logging: ModuleType, tmp_path: Path) -> None:
+    [line] = lines(logging, tmp_path / "log", LogSettings("json"), [b"ok"])
+    fields = json.loads(line)
+    assert fields.pop("time").endswith("Z")
+    assert fields == {
+        "worker": 2,
+        "method": "GET",
+        "url": "http://h/a\u00e9",
+        "version": "1.1",
+        "status": 200,
+        "up": 0,
+        "down": 5,
+        "ms": 1.5,
+        "result": "ok",
+    }
+
+
+def test_a_share_of_the_lines_is_written_and_every_failure(
+    logging: ModuleType, tmp_path: Path
+) -> None:
+    settings = LogSettings(sample=10.0)
+    written = lines(logging, tmp_path / "log", settings, [b"ok"] * 1000 + [b"reset"] * 3)
+    assert 99 <= len(written) - 3 <= 101
+    assert [line for line in written if line.endswith("reset")] == written[-3:]
+
+
+def test_a_quiet_log_has_no_lines(logging: ModuleType, tmp_path: Path) -> None:
+    assert lines(logging, tmp_path / "log", LogSettings(quiet=True), [b"ok", b"reset"]) == []

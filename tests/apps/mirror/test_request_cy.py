@@ -6,6 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spoakit.agent.headers import Headers
+from spoakit.apps.mirror.settings import Rewrite
+from spoakit.apps.mirror.url import TargetURL
+
 Fields = Sequence[tuple[bytes, bytes]]
 
 
@@ -29,6 +33,16 @@ def text(fields: Fields) -> bytes:
     return b"".join(b"%b: %b\r\n" % field for field in fields) + b"\r\n"
 
 
+def original(building: ModuleType, method: bytes, target: bytes, lines: bytes, **more: Any) -> Any:
+    headers = Headers(lines, more.pop("binary", False))
+    return building.Original(method, target, b"1.1", headers, **more)
+
+
+def builder(building: ModuleType, base: str = "", **rewrite: Any) -> Any:
+    url = TargetURL.parse(f"http://fallback:81{base}")
+    return building.RequestBuilder(url, Rewrite(**rewrite))
+
+
 def build(
     building: ModuleType,
     fields: Fields = ((b"host", b"h"),),
@@ -36,22 +50,28 @@ def build(
     method: bytes = b"GET",
     target: bytes = b"/",
     body: bytes = b"",
-    base_path: bytes = b"",
+    base: str = "",
+    size: int = -1,
+    source: bytes = b"",
+    request_id: bytes = b"",
+    adds_id: bool = False,
+    **rewrite: Any,
 ) -> Any:
-    builder = building.RequestBuilder(base_path, b"fallback:81")
-    return builder.build(method, target, binary(fields), True, body)
+    more = {"body": body, "size": size, "source": source, "request_id": request_id}
+    request = original(building, method, target, binary(fields), binary=True, **more)
+    return builder(building, base, request_id=adds_id, **rewrite).build(request)
 
 
 def build_text(building: ModuleType, lines: bytes) -> Any:
-    return building.RequestBuilder(b"", b"t").build(b"GET", b"/", lines, False, b"")
+    return builder(building).build(original(building, b"GET", b"/", lines))
 
 
-def wire(building: ModuleType, fields: Fields = ((b"host", b"h"),), **arguments: bytes) -> bytes:
+def wire(building: ModuleType, fields: Fields = ((b"host", b"h"),), **arguments: Any) -> bytes:
     built: bytes = build(building, fields, **arguments).wire
     return built
 
 
-def refused(building: ModuleType, fields: Fields = ((b"host", b"h"),), **arguments: bytes) -> str:
+def refused(building: ModuleType, fields: Fields = ((b"host", b"h"),), **arguments: Any) -> str:
     with pytest.raises(building.RefusedRequestError) as caught:
         build(building, fields, **arguments)
     return str(caught.value)
@@ -183,7 +203,7 @@ def test_a_tunnel_is_refused(building: ModuleType) -> None:
 def test_a_complete_url_becomes_a_path_and_a_host(
     building: ModuleType, target: bytes, path: bytes, host: bytes
 ) -> None:
-    copy = build(building, ((b"a", b"1"),), target=target, base_path=b"/base")
+    copy = build(building, ((b"a", b"1"),), target=target, base="/base")
     assert copy.wire == b"GET /base%b HTTP/1.1\r\nhost: %b\r\na: 1\r\n\r\n" % (path, host)
     assert copy.target == b"/base" + path
     kept = wire(building, ((b"a", b"1"), (b"Host", b"kept")), target=target)
@@ -192,7 +212,7 @@ def test_a_complete_url_becomes_a_path_and_a_host(
 
 @pytest.mark.parametrize("target", [b"*", b"http://example.org"])
 def test_options_of_the_server_itself_have_no_path(building: ModuleType, target: bytes) -> None:
-    copy = build(building, method=b"OPTIONS", target=target, base_path=b"/base")
+    copy = build(building, method=b"OPTIONS", target=target, base="/base")
     assert copy.wire.startswith(b"OPTIONS * HTTP/1.1\r\n")
 
 
@@ -238,7 +258,7 @@ def test_a_name_that_is_no_token_is_refused(building: ModuleType, name: bytes) -
 )
 def test_a_broken_block_of_fields_is_refused(building: ModuleType, block: bytes) -> None:
     with pytest.raises(building.RefusedRequestError):
-        building.RequestBuilder(b"", b"t").build(b"GET", b"/", block, True, b"")
+        builder(building).build(original(building, b"GET", b"/", block, binary=True))
 
 
 @pytest.mark.parametrize("lines", [b"a: 1\r\nb\r\n\r\n", b"a: 1\nb: 2\r\n", b"a: 1\r\n b\r\n"])
@@ -264,8 +284,8 @@ def test_whatever_comes_in_is_one_request_or_refused(
     body: bytes,
 ) -> None:
     try:
-        builder = building.RequestBuilder(b"", b"t")
-        copy = builder.build(method, target, headers, is_binary, body)
+        request = original(building, method, target, headers, binary=is_binary, body=body)
+        copy = builder(building).build(request)
     except building.RefusedRequestError:
         return
     head, end, rest = copy.wire.partition(b"\r\n\r\n")
@@ -297,7 +317,7 @@ def test_a_head_request_is_told_from_others(building: ModuleType) -> None:
 
 
 def test_what_a_builder_remembers_changes_nothing(building: ModuleType) -> None:
-    builder = building.RequestBuilder(b"", b"t")
+    made = builder(building)
     blocks = [
         FIELDS,
         FIELDS[:3],
@@ -309,5 +329,117 @@ def test_what_a_builder_remembers_changes_nothing(building: ModuleType) -> None:
         FIELDS,
     ]
     for fields in blocks * 3:
-        built = builder.build(b"GET", b"/", binary(fields), True, b"")
+        built = made.build(original(building, b"GET", b"/", binary(fields), binary=True))
         assert built.wire == b"GET / HTTP/1.1\r\n" + text(fields)
+
+
+HOST = (b"host", b"h")
+
+
+@pytest.mark.parametrize(
+    ("rewrite", "expected"),
+    [
+        ({"host": "target"}, (b"fallback:81",)),
+        ({"host": "other.example:8080"}, (b"other.example:8080",)),
+        ({"host": "keep"}, (b"h", b"h2")),
+    ],
+)
+def test_the_host_is_kept_or_replaced(
+    building: ModuleType, rewrite: dict[str, Any], expected: tuple[bytes, ...]
+) -> None:
+    fields = (HOST, (b"a", b"1"), (b"Host", b"h2"))
+    head = wire(building, fields, **rewrite)
+    hosts = [line[6:] for line in head.split(b"\r\n") if line.lower().startswith(b"host: ")]
+    assert tuple(hosts) == expected
+    none = wire(building, ((b"a", b"1"),), target=b"http://named/", **rewrite)
+    assert (b"host: named\r\n" in none) is (rewrite["host"] == "keep")
+
+
+def test_fields_are_set_added_and_removed(building: ModuleType) -> None:
+    fields = (HOST, (b"X-Set", b"1"), (b"x-gone", b"1"), (b"x-set", b"2"), (b"x-add", b"1"))
+    rules = {"set": (("x-set", "new"),), "add": (("x-add", "2"),), "remove": ("X-Gone", "x-none")}
+    expected = (HOST, (b"x-add", b"1"), (b"x-set", b"new"), (b"x-add", b"2"))
+    assert wire(building, fields, **rules) == b"GET / HTTP/1.1\r\n" + text(expected)
+
+
+def test_secrets_are_left_out(building: ModuleType) -> None:
+    secret = (b"Authorization", b"cookie", b"Proxy-Authorization", b"X-API-Key", b"x-auth-token")
+    fields = (HOST, *((name, b"s3cret") for name in secret), (b"accept", b"*/*"))
+    copy = wire(building, fields, strip_secrets=True)
+    assert copy == b"GET / HTTP/1.1\r\n" + text((HOST, (b"accept", b"*/*")))
+
+
+def test_a_copy_is_marked_once(building: ModuleType) -> None:
+    fields = (HOST, (b"X-Mirrored", b"by another"))
+    copy = wire(building, fields, marker=("x-mirrored", "1"))
+    assert copy == b"GET / HTTP/1.1\r\n" + text((HOST, (b"x-mirrored", b"1")))
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ((HOST,), b"host: h\r\nx-forwarded-for: 192.0.2.7\r\n"),
+        ((), b"host: fallback:81\r\nx-forwarded-for: 192.0.2.7\r\n"),
+        (((b"X-Forwarded-For", b"a"), HOST), b"X-Forwarded-For: a, 192.0.2.7\r\nhost: h\r\n"),
+        (
+            ((b"x-forwarded-for", b"a"), (b"x-forwarded-for", b"b")),
+            b"host: fallback:81\r\nx-forwarded-for: a\r\nx-forwarded-for: b, 192.0.2.7\r\n",
+        ),
+        (
+            ((b"x-forwarded-for", b"a"), (b"connection", b"x-hop"), HOST),
+            b"x-forwarded-for: a\r\nhost: h\r\nx-forwarded-for: 192.0.2.7\r\n",
+        ),
+    ],
+)
+def test_the_client_is_forwarded(building: ModuleType, fields: Fields, expected: bytes) -> None:
+    copy = wire(building, fields, source=b"192.0.2.7", forwarded_for=True)
+    assert copy == b"GET / HTTP/1.1\r\n" + expected + b"\r\n"
+    assert b"192.0.2.7" not in wire(building, fields, source=b"192.0.2.7")
+    assert b"192.0.2.7" not in wire(building, fields, forwarded_for=True)
+
+
+def test_a_request_gets_an_id_unless_it_has_one(building: ModuleType) -> None:
+    assert b"\r\nx-request-id: 7\r\n" in wire(building, request_id=b"7", adds_id=True)
+    kept = wire(building, ((b"X-Request-Id", b"6"),), request_id=b"7", adds_id=True)
+    assert b"X-Request-Id: 6\r\n" in kept
+    assert b"7" not in kept.partition(b"\r\n")[2]
+
+
+@pytest.mark.parametrize(
+    ("rewrite", "target", "expected"),
+    [
+        ({"strip_prefix": "/api"}, b"/api/x?y", b"/base/x?y"),
+        ({"strip_prefix": "/api/"}, b"/api", b"/base/"),
+        ({"strip_prefix": "/api"}, b"/api?y", b"/base/?y"),
+        ({"strip_prefix": "/api"}, b"/apix", b"/base/apix"),
+        ({"add_prefix": "/v2/"}, b"/x", b"/base/v2/x"),
+        ({"strip_prefix": "/api", "add_prefix": "/v2"}, b"/api/x", b"/base/v2/x"),
+        (
+            {"path_pattern": r"^/u/(\d+)", "path_replacement": r"/users/\1"},
+            b"/u/7?a",
+            b"/base/users/7?a",
+        ),
+        ({"path_pattern": "a", "path_replacement": "b"}, b"/aa", b"/base/ba"),
+        ({"path_pattern": "^/x", "path_replacement": ""}, b"/xy", b"/base/y"),
+        ({"path_pattern": "a", "path_replacement": "b"}, b"http://h/aa", b"/base/ba"),
+    ],
+)
+def test_paths_are_rewritten(
+    building: ModuleType, rewrite: dict[str, Any], target: bytes, expected: bytes
+) -> None:
+    copy = build(building, target=target, base="/base/", **rewrite)
+    assert copy.target == expected
+    assert copy.wire.startswith(b"GET " + expected + b" HTTP/1.1\r\n")
+
+
+@pytest.mark.parametrize("size", [9, 100])
+def test_a_body_shorter_than_haproxy_says_is_cut(building: ModuleType, size: int) -> None:
+    chunked = (HOST, (b"transfer-encoding", b"chunked"))
+    with pytest.raises(building.TruncatedBodyError, match=f"5 bytes of a body of {size}"):
+        build(building, chunked, body=b"hello", size=size)
+    copy = build(building, chunked, body=b"hello", size=size, truncated="send")
+    assert copy.missing == size - 5
+    assert copy.wire.endswith(b"content-length: 5\r\n\r\nhello")
+    marked = wire(building, chunked, body=b"hello", size=size, truncated="mark")
+    assert marked.endswith(b"\r\nx-mirror-truncated: %d\r\n\r\nhello" % (size - 5))
+    assert build(building, chunked, body=b"hello", size=5).missing == 0

@@ -2,7 +2,7 @@ import asyncio
 import logging
 import ssl
 import struct
-import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 from tests.apps.mirror.conftest import OK, Run, free_port, origin, until
 
-from spoakit.apps.mirror._access_log_cy import AccessLog
-from spoakit.apps.mirror.log_writer import LogWriter
-from spoakit.apps.mirror.settings import TargetSettings
-from spoakit.apps.mirror.target import Target
-from spoakit.apps.mirror.url import TargetURL
-from spoakit.metrics.counters import Counters
+from spoakit.apps.mirror.settings import (
+    PoolSettings,
+    QueueSettings,
+    Rewrite,
+    Timeouts,
+    TlsSettings,
+    Truncated,
+)
+from spoakit.exceptions import ConfigurationError
 
 Answer = Sequence[bytes | None]
 Copying = Callable[..., Any]
@@ -26,7 +29,7 @@ def test_a_request_arrives_as_it_was_and_is_logged(run: Run, copying: Copying) -
         async with origin() as server:
             async with copying(server.port) as mirror:
                 headers = b"Host: x.org\r\nB: 1\r\na: 2\r\nB: 3\r\nContent-Length: 5\r\n\r\n"
-                mirror.target.copy(b"PATCH", b"/p?q", headers, False, b"hello")
+                mirror.copy(b"PATCH", b"/p?q", headers, b"hello")
                 await mirror.answered(1)
             assert server.requests == [b"PATCH /p?q HTTP/1.1\r\n" + headers + b"hello"]
             [line] = mirror.lines()
@@ -53,7 +56,10 @@ def test_a_base_path_goes_in_front(run: Run, copying: Copying) -> None:
 
 def test_connections_are_used_again_and_not_more_than_allowed(run: Run, copying: Copying) -> None:
     async def scenario() -> None:
-        async with origin() as server, copying(server.port, connections=3) as mirror:
+        async with (
+            origin() as server,
+            copying(server.port, pool=PoolSettings(connections=3)) as mirror,
+        ):
             for number in range(200):
                 mirror.get(b"/%d" % number)
             await mirror.answered(200)
@@ -91,7 +97,7 @@ def test_answers_of_all_kinds_are_read_and_the_connection_stays(
 ) -> None:
     async def scenario() -> None:
         async with origin(lambda request: answer) as server:
-            async with copying(server.port, connections=1) as mirror:
+            async with copying(server.port, pool=PoolSettings(connections=1)) as mirror:
                 for count in range(1, 4):
                     mirror.get()
                     await mirror.answered(count)
@@ -115,7 +121,7 @@ def test_a_connection_that_cannot_stay_is_replaced(
 ) -> None:
     async def scenario() -> None:
         async with origin(lambda request: answer) as server:
-            async with copying(server.port, connections=1) as mirror:
+            async with copying(server.port, pool=PoolSettings(connections=1)) as mirror:
                 for _ in range(3):
                     mirror.get()
                 await mirror.answered(3)
@@ -129,7 +135,7 @@ def test_the_answer_to_head_has_no_body(run: Run, copying: Copying) -> None:
     async def scenario() -> None:
         head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
         async with origin(lambda request: [head if request[:4] == b"HEAD" else OK]) as server:
-            async with copying(server.port, connections=1) as mirror:
+            async with copying(server.port, pool=PoolSettings(connections=1)) as mirror:
                 for method in (b"HEAD", b"GET", b"HEAD", b"HEAD"):
                     mirror.get(method=method)
                 await mirror.answered(4)
@@ -164,7 +170,7 @@ def test_a_request_without_a_whole_answer_failed(
 ) -> None:
     async def scenario() -> None:
         async with origin(lambda request: answer) as server:
-            async with copying(server.port, min_backoff=0.001) as mirror:
+            async with copying(server.port, timeouts=Timeouts(min_backoff=0.001)) as mirror:
                 mirror.get(b"/a")
                 await until(lambda: mirror.target.counters.failed == 1)
                 mirror.get(b"/b")
@@ -194,7 +200,7 @@ def test_what_met_the_end_of_a_kept_connection_is_sent_again_if_it_may_be(
     async def scenario() -> None:
         answers: Iterator[Answer] = iter([[OK], [None], [OK]])
         async with origin(lambda request: next(answers)) as server:
-            async with copying(server.port, connections=1) as mirror:
+            async with copying(server.port, pool=PoolSettings(connections=1)) as mirror:
                 mirror.get()
                 await mirror.answered(1)
                 mirror.get(b"/late", method)
@@ -212,7 +218,9 @@ def test_nothing_is_sent_a_third_time(run: Run, copying: Copying) -> None:
     async def scenario() -> None:
         answers: Iterator[Answer] = iter([[OK], [None], [None], [OK]])
         async with origin(lambda request: next(answers)) as server:
-            async with copying(server.port, connections=1, min_backoff=0.01) as mirror:
+            async with copying(
+                server.port, pool=PoolSettings(connections=1), timeouts=Timeouts(min_backoff=0.01)
+            ) as mirror:
                 mirror.get()
                 await mirror.answered(1)
                 mirror.get(b"/late")
@@ -250,7 +258,9 @@ def test_requests_wait_for_a_target_that_is_down_and_arrive_when_it_is_up(
         async with origin() as server:
             port = server.port
             await server.stop()
-            async with copying(port, min_backoff=0.01, max_backoff=0.05) as mirror:
+            async with copying(
+                port, timeouts=Timeouts(min_backoff=0.01, max_backoff=0.05)
+            ) as mirror:
                 for number in range(100):
                     mirror.get(b"/%d" % number)
                 await until(lambda: "requests wait until it answers" in caplog.text)
@@ -268,7 +278,7 @@ def test_a_target_that_is_down_is_tried_by_one_connection_at_a_time(
     run: Run, copying: Copying
 ) -> None:
     async def scenario() -> None:
-        settings = {"min_backoff": 10, "max_backoff": 20, "drain": 0}
+        settings = {"timeouts": Timeouts(min_backoff=10, max_backoff=20), "drain": 0}
         async with (
             origin(lambda request: [None]) as server,
             copying(server.port, **settings) as mirror,
@@ -288,8 +298,12 @@ def test_a_full_queue_drops_the_oldest_and_counts(
         async with origin() as server:
             port = server.port
             await server.stop()
-            limits = {"min_backoff": 0.05, "connections": 1}
-            async with copying(port, queue_length=10, **limits) as mirror:
+            limits = {
+                "timeouts": Timeouts(min_backoff=0.05),
+                "pool": PoolSettings(connections=1),
+                "queue": QueueSettings(length=10),
+            }
+            async with copying(port, **limits) as mirror:
                 for number in range(1000):
                     mirror.get(b"/%d" % number)
                 assert mirror.target.counters.dropped == 990
@@ -304,11 +318,11 @@ def test_a_full_queue_drops_the_oldest_and_counts(
 
 def test_a_queue_is_bounded_in_bytes_too(run: Run, copying: Copying) -> None:
     async def scenario() -> None:
-        async with copying(free_port(), queue_bytes=100_000, drain=0) as mirror:
+        async with copying(free_port(), queue=QueueSettings(bytes=100_000), drain=0) as mirror:
             for _ in range(100):
-                mirror.target.copy(b"POST", b"/", b"host: h\r\n\r\n", False, b"x" * 9_900)
+                mirror.copy(b"POST", b"/", b"host: h\r\n\r\n", b"x" * 9_900)
             assert mirror.target.counters.dropped == 90
-            mirror.target.copy(b"POST", b"/", b"host: h\r\n\r\n", False, b"x" * 200_000)
+            mirror.copy(b"POST", b"/", b"host: h\r\n\r\n", b"x" * 200_000)
             assert mirror.target.counters.dropped == 101
         assert mirror.target.counters.dropped == 101
 
@@ -318,7 +332,10 @@ def test_a_queue_is_bounded_in_bytes_too(run: Run, copying: Copying) -> None:
 def test_a_target_that_never_answers_is_given_up(run: Run, copying: Copying) -> None:
     async def scenario() -> None:
         async with origin(lambda request: []) as server:
-            settings = {"answer_timeout": 0.2, "connections": 4, "max_backoff": 0.01}
+            settings = {
+                "timeouts": Timeouts(first_byte=0.2, min_backoff=0.01, max_backoff=0.01),
+                "pool": PoolSettings(connections=4),
+            }
             async with copying(server.port, **settings) as mirror:
                 for _ in range(5):
                     mirror.get()
@@ -332,7 +349,7 @@ def test_a_target_that_never_answers_is_given_up(run: Run, copying: Copying) -> 
 def test_one_slow_answer_does_not_hold_up_the_others(run: Run, copying: Copying) -> None:
     async def scenario() -> None:
         async with origin(lambda request: [] if b"/slow" in request else [OK]) as server:
-            async with copying(server.port, answer_timeout=0.3) as mirror:
+            async with copying(server.port, timeouts=Timeouts(first_byte=0.3)) as mirror:
                 mirror.get(b"/slow")
                 for count in range(1, 100):
                     mirror.get()
@@ -368,10 +385,10 @@ def test_what_cannot_be_copied_is_counted_and_logged(
 ) -> None:
     async def scenario() -> None:
         async with origin() as server, copying(server.port) as mirror:
-            mirror.target.copy(b"GET", b"/\r\nx", b"\r\n", False, b"")
-            mirror.target.copy(b"POST", b"/", b"content-length: 9\r\n\r\n", False, b"short")
+            mirror.copy(b"GET", b"/\r\nx", b"\r\n", b"")
+            mirror.copy(b"POST", b"/", b"content-length: 9\r\n\r\n", b"short")
             counters = mirror.target.counters
-            assert (counters.received, counters.refused, counters.truncated) == (2, 1, 1)
+            assert (counters.received, counters.refused, counters.skipped) == (2, 1, 1)
 
     run(scenario())
     assert "white space or a control" in caplog.text
@@ -382,7 +399,7 @@ def test_what_cannot_be_copied_is_counted_and_logged(
 def test_the_queue_is_sent_before_the_end(run: Run, copying: Copying) -> None:
     async def scenario() -> None:
         async with origin() as server:
-            async with copying(server.port, connections=2) as mirror:
+            async with copying(server.port, pool=PoolSettings(connections=2)) as mirror:
                 for _ in range(500):
                     mirror.get()
             assert len(server.requests) == 500
@@ -396,7 +413,7 @@ def test_what_cannot_be_sent_before_the_end_is_counted(
 ) -> None:
     async def scenario() -> None:
         async with origin(lambda request: []) as server:
-            async with copying(server.port, connections=2, drain=0.05) as mirror:
+            async with copying(server.port, pool=PoolSettings(connections=2), drain=0.05) as mirror:
                 for _ in range(10):
                     mirror.get()
             counters = mirror.target.counters
@@ -421,70 +438,207 @@ def test_a_target_that_is_down_does_not_hold_up_the_end(run: Run, copying: Copyi
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "x" * 70])
 def test_a_name_that_cannot_be_resolved_is_said(
-    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, host: str
+    run: Run, copying: Copying, caplog: pytest.LogCaptureFixture, host: str
 ) -> None:
     async def scenario() -> None:
-        with (tmp_path / "log").open("wb") as file:
-            access_log = AccessLog(LogWriter(file.fileno()))
-            url = TargetURL.parse(f"http://{host}:1")
-            target = Target(TargetSettings(url), access_log, Counters(1).row(0))
-            target.copy(b"GET", b"/", b"\r\n", False, b"")
+        async with copying(1, host=host, drain=0) as mirror:
+            mirror.get()
             await until(lambda: "requests wait until it answers" in caplog.text)
-            await target.aclose(0)
-            access_log.close()
+            assert mirror.target.counters.unreached == 1
 
     run(scenario())
     assert host in caplog.text
 
 
-@pytest.fixture
-def certificate(tmp_path: Path) -> Path:
-    """A certificate for localhost, and its key."""
-    path = tmp_path / "localhost.pem"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
-            *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
-            *("-keyout", path, "-out", tmp_path / "cert.pem"),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    with path.open("a") as file:
-        file.write((tmp_path / "cert.pem").read_text())
-    return path
-
-
-@pytest.mark.parametrize("is_trusted", [True, False])
+@pytest.mark.parametrize(
+    ("tls", "is_trusted"),
+    [
+        (lambda path: TlsSettings(), False),
+        (lambda path: TlsSettings(ca_file=str(path)), True),
+        (lambda path: TlsSettings(ca_file=str(path), server_name="other.example"), False),
+        (lambda path: TlsSettings(verify=False), True),
+    ],
+)
 def test_a_target_is_reached_by_tls_if_its_certificate_is_good(
     run: Run,
-    tmp_path: Path,
+    copying: Copying,
     certificate: Path,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    tls: Callable[[Path], TlsSettings],
     is_trusted: bool,
 ) -> None:
     async def scenario() -> None:
-        if is_trusted:
-            monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(certificate)
         async with origin() as server:
             port = server.port
             await server.stop()
-            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-            context.load_cert_chain(certificate)
             await server.start(port, ssl=context)
-            with (tmp_path / "log").open("wb") as file:
-                access_log = AccessLog(LogWriter(file.fileno()))
-                url = TargetURL.parse(f"https://localhost:{port}")
-                target = Target(TargetSettings(url), access_log, Counters(1).row(0))
+            name = {"scheme": "https", "host": "localhost", "drain": 0}
+            async with copying(port, tls=tls(certificate), **name) as mirror:
                 for _ in range(3):
-                    target.copy(b"GET", b"/", b"host: h\r\n\r\n", False, b"")
+                    mirror.get()
                 if is_trusted:
-                    await until(lambda: target.counters.answered == 3)
+                    await mirror.answered(3)
                 else:
                     await until(lambda: "certificate" in caplog.text)
-                await target.aclose(0)
-                access_log.close()
             assert len(server.requests) == (3 if is_trusted else 0)
 
     run(scenario())
+
+
+def test_a_client_certificate_is_shown(run: Run, copying: Copying, certificate: Path) -> None:
+    async def scenario() -> None:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(certificate))
+        context.load_cert_chain(certificate)
+        context.verify_mode = ssl.CERT_REQUIRED
+        async with origin() as server:
+            port = server.port
+            await server.stop()
+            await server.start(port, ssl=context)
+            tls = TlsSettings(ca_file=str(certificate), certificate=str(certificate))
+            async with copying(port, scheme="https", host="localhost", tls=tls) as mirror:
+                mirror.get()
+                await mirror.answered(1)
+
+    run(scenario())
+
+
+def test_a_certificate_that_cannot_be_read_is_said(run: Run, copying: Copying) -> None:
+    async def scenario() -> None:
+        for tls in (TlsSettings(ca_file="/nowhere"), TlsSettings(certificate="/dev/null")):
+            with pytest.raises(ConfigurationError, match=r"/nowhere|/dev/null"):
+                async with copying(1, scheme="https", tls=tls):
+                    pass
+
+    run(scenario())
+
+
+def test_a_full_queue_may_drop_the_newest(run: Run, copying: Copying) -> None:
+    async def scenario() -> None:
+        async with origin() as server:
+            port = server.port
+            await server.stop()
+            queue = QueueSettings(length=10, overflow="drop-newest")
+            settings = {"queue": queue, "timeouts": Timeouts(min_backoff=0.05)}
+            async with copying(port, pool=PoolSettings(connections=1), **settings) as mirror:
+                for number in range(100):
+                    mirror.get(b"/%d" % number)
+                assert mirror.target.counters.dropped == 90
+                await server.start(port)
+                await mirror.answered(10)
+            paths = [request.split(b" ")[1] for request in server.requests]
+            assert paths == [b"/%d" % number for number in range(10)]
+
+    run(scenario())
+
+
+def test_a_rate_limit_lets_so_many_pass(run: Run, copying: Copying) -> None:
+    async def scenario() -> None:
+        async with origin() as server, copying(server.port, queue=QueueSettings(rate=5)) as mirror:
+            for _ in range(100):
+                mirror.get()
+            counters = mirror.target.counters
+            assert 5 <= counters.received - counters.limited < 20
+            await mirror.answered(counters.received - counters.limited)
+
+    run(scenario())
+
+
+def test_an_answer_that_begins_may_take_longer_than_its_first_byte(
+    run: Run, copying: Copying
+) -> None:
+    begun = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"
+
+    async def scenario() -> None:
+        async with origin(lambda request: [begun] if b"/half" in request else []) as server:
+            timeouts = Timeouts(first_byte=0.1, total=0.4, min_backoff=0.01, max_backoff=0.01)
+            async with copying(server.port, timeouts=timeouts) as mirror:
+                mirror.get(b"/half")
+                mirror.get(b"/none")
+                await until(lambda: mirror.target.counters.failed == 2)
+            assert [line.rpartition(" no ")[2] for line in mirror.lines()] == [
+                "answer within 0.1 s",
+                "whole answer within 0.4 s",
+            ]
+
+    run(scenario())
+
+
+def test_connections_are_closed_when_they_are_unused_or_old(run: Run, copying: Copying) -> None:
+    async def scenario(pool: PoolSettings) -> None:
+        async with origin() as server, copying(server.port, pool=pool) as mirror:
+            mirror.get()
+            await mirror.answered(1)
+            await until(lambda: server.open == 0)
+            mirror.get()
+            await mirror.answered(2)
+            assert server.connections == 2
+            assert mirror.target.counters.failed == 0
+
+    run(scenario(PoolSettings(idle=0.1)))
+    run(scenario(PoolSettings(idle=60.0, lifetime=0.2)))
+
+
+def test_connections_come_from_where_the_settings_say(run: Run, copying: Copying) -> None:
+    async def scenario() -> None:
+        first = free_port()
+        async with origin() as server:
+            pool = PoolSettings(interface="127.0.0.1", local_ports=(first, first + 20))
+            async with copying(server.port, pool=pool) as mirror:
+                mirror.get()
+                await mirror.answered(1)
+            assert server.peers[0][0] == "127.0.0.1"
+            assert first <= server.peers[0][1] <= first + 20
+            async with copying(server.port, pool=PoolSettings(interface="127.0.0.9")) as mirror:
+                mirror.get()
+                await mirror.answered(1)
+            assert server.peers[1][0] == "127.0.0.9"
+
+    run(scenario())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux binds to interfaces by name")
+def test_connections_go_through_the_interface_of_that_name(run: Run, copying: Copying) -> None:
+    async def scenario() -> None:
+        lo = PoolSettings(interface="lo")
+        async with origin() as server, copying(server.port, pool=lo) as mirror:
+            mirror.get()
+            await mirror.answered(1)
+
+    run(scenario())
+
+
+def test_an_address_that_is_not_ours_is_said(
+    run: Run, copying: Copying, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        pool = PoolSettings(interface="192.0.2.1")
+        async with origin() as server, copying(server.port, pool=pool, drain=0) as mirror:
+            mirror.get()
+            await until(lambda: "Cannot assign requested address" in caplog.text)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(("truncated", "sent"), [("send", b""), ("mark", b"x-mirror-truncated: 4")])
+def test_a_cut_body_may_be_copied_all_the_same(
+    run: Run, copying: Copying, caplog: pytest.LogCaptureFixture, truncated: Truncated, sent: bytes
+) -> None:
+    async def scenario() -> None:
+        async with origin() as server:
+            rewrite = Rewrite(truncated=truncated)
+            async with copying(server.port, rewrite=rewrite) as mirror:
+                for _ in range(3):
+                    mirror.copy(b"POST", b"/", b"host: h\r\ncontent-length: 9\r\n\r\n", b"short")
+                await mirror.answered(3)
+                assert mirror.target.counters.truncated == 3
+            head, _, body = server.requests[0].partition(b"\r\n\r\n")
+            assert body == b"short"
+            assert b"content-length: 5" in head
+            assert sent in head
+
+    run(scenario())
+    assert caplog.text.count("5 bytes of a body of 9 were received") == 1
+    assert "tune.bufsize" in caplog.text
+    assert "-m" in caplog.text

@@ -1,6 +1,8 @@
 import pytest
 
-from spoakit.apps.mirror._request_cy import build_request
+from spoakit.agent.headers import Headers
+from spoakit.apps.mirror._request_cy import Original, RequestBuilder
+from spoakit.apps.mirror.settings import Rewrite
 from spoakit.apps.mirror.url import TargetURL
 from spoakit.exceptions import ConfigurationError
 
@@ -73,5 +75,7 @@ def test_a_url_is_shown_as_it_was_given() -> None:
 def test_a_base_path_goes_in_front_once_whatever_the_slashes(path: str, base_path: str) -> None:
     url = TargetURL.parse(f"http://h{path}")
     assert url.base_path == base_path
-    request = build_request(b"GET", b"/x?y", b"", False, b"", url.base_path.encode(), b"h")
+    request = RequestBuilder(url, Rewrite()).build(
+        Original(b"GET", b"/x?y", b"1.1", Headers(b"", False))
+    )
     assert request.target == f"{base_path}/x?y".encode()

@@ -9,11 +9,14 @@ Plain Python that compiles to C (see ``spoakit._cython``).
 from __future__ import annotations
 
 import asyncio
+import json
+from datetime import UTC, datetime
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from spoakit.apps.mirror._request_cy import Request
 from spoakit.apps.mirror.log_writer import BATCH_SIZE, LogWriter
+from spoakit.apps.mirror.settings import LogSettings
 
 if TYPE_CHECKING:
     from spoakit import _cython as cython
@@ -26,6 +29,8 @@ else:
 COMPILED: bool = cython.compiled
 
 FLUSH_INTERVAL: float = 0.1
+
+_DEFAULT_SETTINGS: LogSettings = LogSettings()
 
 _BATCH_SIZE = cython.declare(cython.Py_ssize_t, BATCH_SIZE)
 _ZERO = cython.declare(cython.uint, 0x30)
@@ -61,9 +66,16 @@ class AccessLog:
     Args:
         writer: writes the batches.
         worker: the worker's number, from 1; each line begins with it, as in the C program.
+        settings: which lines there are, and in which form.
     """
 
     _writer: Any
+    _worker: cython.uint
+    _quiet: cython.bint
+    _json: cython.bint
+    # How many lines there are to an answer, and how much of one is due.
+    _share: cython.double
+    _credit: cython.double
     _prefix: bytes
     _started_at: cython.double
     # What the last line had, and this one most likely has as well: its start up to the fraction of
@@ -76,8 +88,15 @@ class AccessLog:
     _lines: bytearray
     _timer: Any
 
-    def __init__(self, writer: LogWriter, worker: int = 1) -> None:
+    def __init__(
+        self, writer: LogWriter, worker: int = 1, settings: LogSettings = _DEFAULT_SETTINGS
+    ) -> None:
         self._writer = writer
+        self._worker = worker
+        self._quiet = settings.quiet
+        self._json = settings.format == "json"
+        self._share = settings.sample / 100
+        self._credit = 0.0
         self._prefix = b"[%2d][" % worker
         self._started_at = perf_counter()
         self._second = self._status = 0
@@ -89,7 +108,7 @@ class AccessLog:
     def write(
         self, answer: Answer, request: Request, origin: bytes, result: bytes, now: float
     ) -> None:
-        """Add a request's line, in the form of the C program.
+        """Add a request's line, if it is to have one.
 
         Args:
             answer: its answer, or what there is of one.
@@ -98,12 +117,40 @@ class AccessLog:
             result: b"ok", or what went wrong.
             now: ``time.perf_counter()``.
         """
+        if self._quiet or (self._share < 1 and result == b"ok" and not self._is_due()):
+            return
+        time: cython.double = now
+        if self._json:
+            self._add_json(answer, request, origin, result, time)
+        else:
+            self._add_text(answer, request, origin, result, time)
+        if len(self._lines) >= _BATCH_SIZE:
+            self.flush()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(FLUSH_INTERVAL, self.flush)
+
+    @cython.cfunc
+    @cython.inline
+    @cython.exceptval(check=False)
+    def _is_due(self) -> cython.bint:
+        """Count an answer; return whether it is one of those that have a line."""
+        self._credit += self._share
+        if self._credit < 1:
+            return False
+        self._credit -= 1
+        return True
+
+    @cython.cfunc
+    @cython.exceptval(-1, check=False)
+    def _add_text(
+        self, answer: Any, request: Request, origin: bytes, result: bytes, time: cython.double
+    ) -> cython.Py_ssize_t:
+        """Add a line in the form of the C program."""
         out: bytearray = self._lines
         wire: bytes = request.wire
         # Slices of this are not checked when compiled, and cost half; the sizes are the request's.
         start_of: cython.p_char = wire
         method_size: cython.Py_ssize_t = request.method_size
-        time: cython.double = now
         at: cython.ulonglong = _microseconds(time - self._started_at)
         took: cython.ulonglong = _microseconds(time - answer.sent_at)
         if at // 1_000_000 != self._second:
@@ -132,10 +179,29 @@ class AccessLog:
         out.append(0x20)
         out += result
         out.append(0x0A)
-        if len(out) >= _BATCH_SIZE:
-            self.flush()
-        elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(FLUSH_INTERVAL, self.flush)
+        return 0
+
+    @cython.cfunc
+    @cython.exceptval(-1, check=False)
+    def _add_json(
+        self, answer: Any, request: Request, origin: bytes, result: bytes, time: cython.double
+    ) -> cython.Py_ssize_t:
+        """Add a line that is a JSON object."""
+        now: str = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line: dict[str, object] = {
+            "time": now.replace("+00:00", "Z"),
+            "worker": int(self._worker),
+            "method": request.method.decode("latin-1"),
+            "url": (origin + request.target).decode("latin-1"),
+            "version": answer.version.decode("latin-1"),
+            "status": answer.status,
+            "up": request.body_size,
+            "down": answer.received,
+            "ms": round((time - answer.sent_at) * 1000, 3),
+            "result": result.decode("latin-1"),
+        }
+        self._lines += json.dumps(line).encode() + b"\n"
+        return 0
 
     def flush(self) -> None:
         """Hand over what there is."""

@@ -51,11 +51,12 @@ class Owner(Protocol):
     def on_closed(self, connection: Connection) -> None:
         """Forget the connection. Called once, after `on_failure` if an answer is due."""
 
-    def on_failure(self, connection: Connection, request: Request, error: str, stale: bool) -> None:
+    def on_failure(self, connection: Connection, request: Request, error: str, retry: bool) -> None:
         """Take note that there will be no answer, or no whole one.
 
-        `stale` means that the target closed a connection that had been used before and sent nothing
-        of an answer: most likely it did so before it saw the request.
+        `retry` means that the request may be sent again: the target closed a connection that had
+        been used before and sent nothing of an answer, so most likely it did so before it saw the
+        request; and if it did not, the request has the effect of once (RFC 9110, 9.2.2).
         """
 
 
@@ -75,7 +76,9 @@ class Connection:
     _status: cython.Py_ssize_t
     _version: bytes
     _received: cython.longlong
+    _opened_at: cython.double
     _sent_at: cython.double
+    _retires: cython.bint
     _answers: cython.Py_ssize_t
     _size: cython.Py_ssize_t
     _is_head: cython.bint
@@ -94,17 +97,22 @@ class Connection:
         self._status = 0
         self._version = b"???"
         self._received = 0
-        self._sent_at = 0.0
+        self._opened_at = self._sent_at = 0.0
+        self._retires = False
         self._answers = 0
         self._size = 0
         self._is_head = self._complete = self._head_done = False
         self._length_known = self._keep_alive = self._closed = False
 
     @property
-    def request(self) -> Request | None:
-        """The one whose answer is awaited."""
-        request: Request | None = self._request
-        return request
+    def opened_at(self) -> float:
+        """When it was opened, on ``time.perf_counter()``'s clock."""
+        return self._opened_at
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no answer is awaited."""
+        return self._request is None
 
     @property
     def sent_at(self) -> float:
@@ -144,9 +152,27 @@ class Connection:
         self._transport.write(wire)
         return None
 
-    def abort(self, error: str) -> None:
-        """Give up on the answer that is awaited, and so on the connection."""
-        self._fail(error, stale=False)
+    def expire(self, now: float, first_byte: float, total: float) -> None:
+        """Give up on an answer that is overdue, and so on the connection.
+
+        Args:
+            now: ``time.perf_counter()``.
+            first_byte: the seconds that the answer may take to begin.
+            total: the seconds that it may take to end.
+        """
+        if self._request is None:
+            return
+        waited = now - self._sent_at
+        if waited > total:
+            self._fail(f"no whole answer within {total:g} s", stale=False)
+        elif waited > first_byte and not self._size:
+            self._fail(f"no answer within {first_byte:g} s", stale=False)
+
+    def retire(self) -> None:
+        """Close the connection once the answer that is awaited has come."""
+        self._retires = True
+        if self._request is None:
+            self._close()
 
     def close(self) -> None:
         """Close the connection. A request on its way fails."""
@@ -160,6 +186,7 @@ class Connection:
     def connection_made(self, transport: BaseTransport) -> None:
         """Report to the owner."""
         self._transport = transport
+        self._opened_at = self._sent_at = perf_counter()
         self._owner.on_open(self)
 
     def data_received(self, data: bytes) -> None:
@@ -257,7 +284,9 @@ class Connection:
             if self._received:
                 self._keep_alive = False
         # A target that answers before it has read the request may not read on.
-        ready: cython.bint = self._keep_alive and self._transport.get_write_buffer_size() == 0
+        ready: cython.bint = (
+            self._keep_alive and not self._retires and self._transport.get_write_buffer_size() == 0
+        )
         following = self._source.on_answer(self, request, now, ready)
         if following is not None:
             self._send(following, now)
@@ -279,7 +308,7 @@ class Connection:
         request, self._request = self._request, None
         if request is not None:
             self._transport.abort()
-            self._owner.on_failure(self, request, error, stale)
+            self._owner.on_failure(self, request, error, stale and request.is_idempotent)
             self._close()
 
     def _close(self) -> None:

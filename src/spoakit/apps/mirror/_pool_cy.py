@@ -1,5 +1,5 @@
 # cython: wraparound=False
-"""A target's requests that wait, and its connections that are free. Hot code.
+"""A target's requests that wait, and the connections that are free for them. Hot code.
 
 Plain Python that compiles to C (see ``spoakit._cython``).
 """
@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
-from spoakit.apps.mirror._access_log_cy import AccessLog
-from spoakit.apps.mirror._http1_cy import Connection
+from spoakit.apps.mirror._access_log_cy import AccessLog, Answer
 from spoakit.apps.mirror._request_cy import Request
 
 if TYPE_CHECKING:
@@ -22,6 +21,16 @@ else:
         from spoakit import _cython as cython
 
 COMPILED: bool = cython.compiled
+
+
+class Place(Answer, Protocol):
+    """What carries one request at a time: a connection, or one of the streams it may have."""
+
+    def send(self, request: Request) -> None:
+        """Send a request."""
+
+    def close(self) -> None:
+        """Close what is used by nobody else."""
 
 
 class Connector(Protocol):
@@ -40,13 +49,12 @@ class Connector(Protocol):
 @cython.final
 @cython.cclass
 class Pool:
-    """Give each request to a free connection, or have it wait for one in a bounded queue.
-
-    When more wait than may, the oldest is dropped: the latest traffic is the one worth copying.
+    """Give each request to a free place, or have it wait for one in a bounded queue.
 
     Args:
         max_length: how many requests may wait.
         max_bytes: their size altogether.
+        drops_newest: what a full queue drops: the request that comes, and not the oldest.
         access_log: gains a line for each answer.
         origin: the target's scheme and authority, for the log.
         connector: is told what happens.
@@ -54,6 +62,7 @@ class Pool:
 
     _max_length: cython.Py_ssize_t
     _max_bytes: cython.longlong
+    _drops_newest: cython.bint
     _access_log: AccessLog
     _origin: bytes
     _connector: Any
@@ -69,6 +78,7 @@ class Pool:
         self,
         max_length: int,
         max_bytes: int,
+        drops_newest: bool,
         access_log: AccessLog,
         origin: bytes,
         connector: Connector,
@@ -76,6 +86,7 @@ class Pool:
         self._watched = False
         self._max_length = max_length
         self._max_bytes = max_bytes
+        self._drops_newest = drops_newest
         self._access_log = access_log
         self._origin = origin
         self._connector = connector
@@ -89,11 +100,6 @@ class Pool:
     def waiting(self) -> int:
         """How many requests wait."""
         return len(self._queue)
-
-    @property
-    def idle(self) -> int:
-        """How many connections are free."""
-        return len(self._idle)
 
     @property
     def answered(self) -> int:
@@ -122,9 +128,7 @@ class Pool:
         self._queue.append(request)
         self._queue_bytes += len(request.wire)
         while len(self._queue) > self._max_length or self._queue_bytes > self._max_bytes:
-            self._take()
-            self._dropped += 1
-            self._connector.on_dropped()
+            self._drop()
         self._connector.on_waiting()
 
     def put_back(self, request: Request) -> None:
@@ -132,22 +136,22 @@ class Pool:
         self._queue.appendleft(request)
         self._queue_bytes += len(request.wire)
 
-    def use(self, connection: Connection) -> None:
-        """Send the next request over a connection that is free, or keep it for one."""
+    def use(self, place: Place) -> None:
+        """Send the next request in a place that is free, or keep it for one."""
         if self._queue:
-            connection.send(self._take())
+            place.send(self._take())
         else:
-            self._idle.append(connection)
+            self._idle.append(place)
 
-    def forget(self, connection: Connection) -> None:
-        """Use a connection no more."""
-        if connection in self._idle:
-            self._idle.remove(connection)
+    def forget(self, place: Place) -> None:
+        """Use a place no more."""
+        if place in self._idle:
+            self._idle.remove(place)
 
     def close_idle(self) -> None:
         """Close the connections that are free."""
-        for connection in self._idle[:]:
-            connection.close()
+        for place in self._idle[:]:
+            place.close()
 
     def drop_all(self) -> int:
         """Drop what waits; return how many requests that were."""
@@ -157,26 +161,35 @@ class Pool:
         self._queue_bytes = 0
         return count
 
-    def on_answer(
-        self, connection: Connection, request: Request, now: float, ready: bool
-    ) -> Request | None:
-        """Log a connection's answer, which also shows that the target works.
+    def on_answer(self, place: Place, request: Request, now: float, ready: bool) -> Request | None:
+        """Log an answer, which also shows that the target works.
 
         Returns:
-            Where the connection is ready for it, the request to send next; with None the
-            connection is kept for one that comes later.
+            Where the place is ready for it, the request to send next; with None the place is
+            kept for one that comes later.
         """
         self._answered += 1
         self._answered_at = now
         if self._watched:
             self._watched = False
             self._connector.on_recovered(now)
-        self._access_log.write(connection, request, self._origin, b"ok", now)
+        self._access_log.write(place, request, self._origin, b"ok", now)
         if not ready:
             return None
         if self._queue:
             return self._take()
-        self._idle.append(connection)
+        self._idle.append(place)
+        return None
+
+    @cython.cfunc
+    def _drop(self) -> object:
+        if self._drops_newest:
+            request: Request = self._queue.pop()
+            self._queue_bytes -= len(request.wire)
+        else:
+            self._take()
+        self._dropped += 1
+        self._connector.on_dropped()
         return None
 
     @cython.cfunc

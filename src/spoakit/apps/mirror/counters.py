@@ -10,33 +10,37 @@ from spoakit.metrics.counters import CounterRow, counter
 class Counters:
     """A target's figures since the start of the worker.
 
-    Every request that was received is in the end one of refused, truncated, dropped, answered or
-    failed.
+    Every request that was received is in the end one of unselected, limited, refused, skipped,
+    dropped, answered or failed.
 
     Attributes:
         received: requests that came from HAProxy.
+        unselected: those that the target is not to get, by their match or by the sample.
+        limited: those over the rate limit.
         refused: malformed ones, of which no copy was made.
-        truncated: those that HAProxy's buffer cut, of which no copy was made.
-        dropped: those that were pushed out of the full queue, or were in it at the end.
+        truncated: those whose body HAProxy's buffer cut.
+        skipped: those of these of which no copy was made.
+        dropped: those that the full queue did not hold, or that were in it at the end.
         answered: copies with a complete answer, whatever its status.
         failed: copies without one.
         retried: copies sent a second time, over a new connection.
+        unreached: attempts to open a connection that failed.
     """
 
     received: int = 0
+    unselected: int = 0
+    limited: int = 0
     refused: int = 0
     truncated: int = 0
+    skipped: int = 0
     dropped: int = 0
     answered: int = 0
     failed: int = 0
     retried: int = 0
+    unreached: int = 0
 
     def __str__(self) -> str:
-        return (
-            f"{self.received} received, {self.answered} answered, {self.failed} failed, "
-            f"{self.dropped} dropped, {self.truncated} truncated, {self.refused} refused, "
-            f"{self.retried} retried"
-        )
+        return ", ".join(f"{getattr(self, name)} {name}" for name in NAMES)
 
 
 NAMES: Final = tuple(field.name for field in fields(Counters))

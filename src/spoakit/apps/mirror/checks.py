@@ -1,0 +1,141 @@
+"""Checks of what a mirror is told, by what it goes into: a range, a list, a header field, a path.
+
+Each raises a `ConfigurationError` that names the option, the value and what is allowed. Options
+have the names of the configuration file's keys, as "timeouts.connect".
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Final, TypeVar
+
+from spoakit.exceptions import ConfigurationError
+
+T = TypeVar("T", bound=str)
+
+_MAX_TEXT: Final = 255
+_MAX_PORT: Final = 65535
+
+# RFC 9110, 5.6.2 and 5.5
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+# A name, an IPv4 address or an IPv6 address in brackets (RFC 3986, 3.2.2), as far as they make
+# sense here.
+_HOST: Final = re.compile(r"[0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\]")
+_AUTHORITY: Final = re.compile(rf"(?:{_HOST.pattern})(?::([0-9]{{1,5}}))?")
+_PATH: Final = re.compile(r"/[!-~]*")
+
+# The mirror writes these itself: how a copy is framed must not depend on what it is told.
+_FRAMING: Final = frozenset(("content-length", "transfer-encoding"))
+# These concern one connection only (RFC 9110, 7.6.1), and no copy has them.
+_HOP_BY_HOP: Final = frozenset(
+    ("connection", "expect", "keep-alive", "proxy-connection", "te", "trailer", "upgrade")
+)
+
+
+def check_range(option: str, value: float, low: float, high: float) -> None:
+    """Refuse a number that is not in a range, both ends of which belong to it."""
+    if not low <= value <= high:
+        raise ConfigurationError(f"{option}: {value!r} is not in the range {low} to {high}")
+
+
+def check_percent(option: str, value: float) -> None:
+    """Refuse a share that is neither 0 nor 0.001 to 100 percent."""
+    check_range(option, value, 0, 100)
+    if 0 < value < 0.001:
+        raise ConfigurationError(f"{option}: {value!r} is neither 0 nor at least 0.001 percent")
+
+
+def choice(option: str, value: str, known: tuple[T, ...]) -> T:
+    """Return a word as one of those that are known, or refuse it."""
+    for word in known:
+        if word == value:
+            return word
+    raise ConfigurationError(f"{option}: {value!r} is not one of {', '.join(known)}")
+
+
+def check_text(option: str, text: str) -> None:
+    """Refuse a name that is empty, longer than 255 characters or not printable."""
+    if not 1 <= len(text) <= _MAX_TEXT or not text.isprintable():
+        raise ConfigurationError(
+            f"{option}: {text[:80]!r} is not 1 to {_MAX_TEXT} printable characters"
+        )
+
+
+def check_token(option: str, text: str) -> None:
+    """Refuse what can be neither a method nor the name of a field or cookie (RFC 9110, 5.6.2)."""
+    if _TOKEN.fullmatch(text) is None:
+        raise ConfigurationError(f"{option}: {text[:80]!r} is not a token (RFC 9110, 5.6.2)")
+
+
+def check_field(option: str, name: str, value: str) -> None:
+    """Refuse a header field that cannot be sent, or that the mirror writes itself."""
+    check_token(option, name)
+    lower = name.lower()
+    if lower == "host":
+        raise ConfigurationError(f"{option}: {name!r} is set by the option host")
+    if lower in _FRAMING or lower in _HOP_BY_HOP:
+        raise ConfigurationError(
+            f"{option}: {name!r} is the mirror's own to write or to leave out; take it away"
+        )
+    if _CONTROL.search(value):
+        raise ConfigurationError(
+            f"{option}: the value of {name!r}, {value[:80]!r}, has a CR, LF, NUL or other control"
+        )
+    if value != value.strip(" \t"):
+        raise ConfigurationError(
+            f"{option}: the value of {name!r}, {value[:80]!r}, has white space at an end"
+        )
+
+
+def check_removable(option: str, name: str) -> None:
+    """Refuse the name of a field that a copy cannot be without."""
+    check_token(option, name)
+    if name.lower() == "host" or name.lower() in _FRAMING:
+        raise ConfigurationError(f"{option}: {name!r} cannot be left out: every copy needs its own")
+
+
+def check_distinct(option: str, names: Iterable[str]) -> None:
+    """Refuse names of which two differ in case at most."""
+    seen: set[str] = set()
+    for name in names:
+        if name.lower() in seen:
+            raise ConfigurationError(f"{option}: {name!r} is there twice")
+        seen.add(name.lower())
+
+
+def check_host(option: str, text: str) -> None:
+    """Refuse what is no host name and no address, the latter in brackets if it is IPv6."""
+    if _HOST.fullmatch(text) is None:
+        raise ConfigurationError(f"{option}: {text[:80]!r} is not a host name or address")
+
+
+def check_authority(option: str, text: str) -> None:
+    """Refuse what cannot be the value of a Host field: a host, perhaps with a port."""
+    match = _AUTHORITY.fullmatch(text)
+    if match is None or not 1 <= int(match[1] or 1) <= _MAX_PORT:
+        raise ConfigurationError(
+            f"{option}: {text[:80]!r} is not a host name or address with, perhaps, "
+            f"a port of 1 to {_MAX_PORT}"
+        )
+
+
+def check_ports(option: str, first: int, last: int) -> None:
+    """Refuse what is no range of ports."""
+    if not 1 <= first <= last <= _MAX_PORT:
+        raise ConfigurationError(
+            f"{option}: {first}-{last} is not a range of ports from 1 to {_MAX_PORT}, "
+            "the lower one first"
+        )
+
+
+def clean_prefix(option: str, text: str) -> str:
+    """Return a prefix of paths without a slash at its end, or refuse it.
+
+    "" and "/" are no prefix: "".
+    """
+    if text and (_PATH.fullmatch(text) is None or "?" in text or "#" in text):
+        raise ConfigurationError(
+            f"{option}: {text[:80]!r} is not a path: it begins with a slash, and has neither "
+            "white space, a '?' or '#', nor anything that must be percent-encoded"
+        )
+    return text.rstrip("/")

@@ -1,0 +1,161 @@
+"""Which requests a target gets: matching and sampling."""
+
+import random
+from collections.abc import Callable, Iterable
+from hashlib import blake2b
+from typing import Final
+
+from spoakit.agent.headers import Headers
+from spoakit.apps.mirror.patterns import Pattern
+from spoakit.apps.mirror.settings import Selection
+
+# Finds what a request is sampled by; b"" where it has none.
+_Sampler = Callable[[Headers, bytes | None, bytes | None], bytes]
+
+_HASHES: Final = 2**64
+# Of all targets, workers and machines: see `Selector`. Changing it changes who is sampled.
+_SALT: Final = b"spoakit mirror"
+
+
+class Selector:
+    """Decide whether a target gets a request, as a `Selection` says.
+
+    Samples by a value are **coherent**: of the requests with the same value, all are taken or none,
+    by a hash of the value that is the same in every worker, on every machine and after every
+    restart. They are also **nested**: whoever is in a sample of 1 % is in every larger one, so two
+    targets with the same percentage get the same users, and raising it keeps those there are. A
+    request without the value, or with an empty one, is sampled by itself.
+
+    Attributes:
+        takes_all: whether it takes every request, so that it need not be asked.
+    """
+
+    def __init__(self, selection: Selection) -> None:
+        self._methods: Final = frozenset(method.encode() for method in selection.methods)
+        self._hosts: Final = _HostRule(selection.hosts)
+        self._path: Final = (
+            None if selection.path is None else Pattern("match.path", selection.path)
+        )
+        self._headers: Final = tuple(
+            (name, Pattern(f"match.header.{name}", expression))
+            for name, expression in selection.headers
+        )
+        self._share: Final = selection.sample / 100
+        self._threshold: Final = round(selection.sample * _HASHES / 100)
+        self._value: Final = _sampler(selection.sample_by) if selection.sample < 100 else None
+        matches_all = not (
+            selection.methods or selection.hosts or selection.headers or selection.path is not None
+        )
+        self.takes_all: Final = matches_all and selection.sample == 100
+
+    def takes(
+        self,
+        method: bytes,
+        target: bytes,
+        headers: Headers,
+        key: bytes | None = None,
+        src: bytes | None = None,
+    ) -> bool:
+        """Return whether the target gets this request.
+
+        One whose header fields are needed and malformed is taken, so that it is refused, counted
+        and logged by the one who would copy it.
+
+        Args:
+            method: the method.
+            target: a path with its query, a complete URL (the absolute form), or ``*``.
+            headers: the fields; they are read only if a rule needs them.
+            key: what `arg_key` said, if anything.
+            src: what `arg_src` said, if anything.
+        """
+        if self._methods and method not in self._methods:
+            return False
+        # Before the rules that take longer, most of which it then saves.
+        if self._value is None and random.random() >= self._share:
+            return False
+        authority, path = _split(target)
+        try:
+            return (
+                (self._path is None or self._path.is_in(path))
+                and self._hosts.allows(authority, headers)
+                and all(_has(headers, name, pattern) for name, pattern in self._headers)
+                and (self._value is None or self._samples(self._value(headers, key, src)))
+            )
+        except ValueError:
+            return True
+
+    def _samples(self, value: bytes) -> bool:
+        if not value:
+            return random.random() < self._share
+        digest = blake2b(value, digest_size=8, person=_SALT).digest()
+        return int.from_bytes(digest, "big") < self._threshold
+
+
+class _HostRule:
+    """Which hosts are meant: names, and suffixes for names with a wildcard."""
+
+    def __init__(self, hosts: Iterable[str]) -> None:
+        self._names = frozenset(host for host in hosts if not host.startswith("*."))
+        self._suffixes = tuple(host[1:] for host in hosts if host.startswith("*."))
+
+    def allows(self, authority: str, headers: Headers) -> bool:
+        """Return whether the host of a request is meant; the target's goes before the Host."""
+        if not self._names and not self._suffixes:
+            return True
+        host = _host(authority or headers.get("host", ""))
+        if host in self._names:
+            return True
+        return any(host.endswith(suffix) and len(host) > len(suffix) for suffix in self._suffixes)
+
+
+def _split(target: bytes) -> tuple[str, bytes]:
+    """Return the authority of a target, if any, and its path with the query."""
+    if target.startswith(b"/") or b"://" not in target:
+        return "", target
+    rest = target.partition(b"://")[2]
+    end = min((at for mark in b"/?#" if (at := rest.find(mark)) >= 0), default=len(rest))
+    path = rest[end:]
+    return rest[:end].decode("latin-1"), path if path.startswith(b"/") else b"/" + path
+
+
+def _host(authority: str) -> str:
+    """Return the host of an authority, in lower case, without user, port or final dot."""
+    host = authority.rpartition("@")[2].strip().lower()
+    if host.startswith("["):
+        return host[: host.find("]") + 1]
+    return host.partition(":")[0].removesuffix(".")
+
+
+def _has(headers: Headers, name: str, pattern: Pattern) -> bool:
+    return any(pattern.is_in(_encode(value)) for value in headers.getall(name))
+
+
+def _sampler(sample_by: str) -> _Sampler | None:
+    """Return what finds the value to sample by; None if requests are sampled one by one."""
+    kind, _, name = sample_by.partition(":")
+    samplers: dict[str, _Sampler] = {
+        "src": lambda headers, key, src: src or b"",
+        "key": lambda headers, key, src: key or b"",
+        "header": lambda headers, key, src: _encode(headers.get(name, "")),
+        "cookie": lambda headers, key, src: _encode(_cookie(headers, name)),
+    }
+    return samplers.get(kind)
+
+
+def _cookie(headers: Headers, name: str) -> str:
+    """Return the value of the first cookie of that name (RFC 6265, 4.2.1 and 5.4), or ""."""
+    for field in headers.getall("cookie"):
+        for pair in field.split(";"):
+            found, equals, value = pair.partition("=")
+            if equals and found.strip(" \t") == name:
+                return _unquoted(value.strip(" \t"))
+    return ""
+
+
+def _unquoted(value: str) -> str:
+    return value[1:-1] if len(value) >= 2 and value[0] == value[-1] == '"' else value
+
+
+def _encode(text: str) -> bytes:
+    """Return the bytes that `Headers` made a text of."""
+    return text.encode("utf-8", "surrogateescape")
