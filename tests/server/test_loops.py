@@ -1,11 +1,13 @@
 import asyncio
 import importlib.util
+import selectors
 from importlib.machinery import ModuleSpec
 
 import pytest
 
 from spoakit.exceptions import ConfigurationError
 from spoakit.server.loops import choose_loop, loop_factory
+from spoakit.server.settings import LoopName
 
 
 def test_auto_takes_uvloop_where_it_is_installed() -> None:
@@ -13,6 +15,23 @@ def test_auto_takes_uvloop_where_it_is_installed() -> None:
     loop = loop_factory("auto")()
     assert type(loop).__module__ == "uvloop"
     loop.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "selector"),
+    [("select", "SelectSelector"), ("poll", "PollSelector"), ("epoll", "EpollSelector")],
+)
+def test_a_selector_can_be_asked_for(
+    name: LoopName, selector: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if hasattr(selectors, selector):
+        assert choose_loop(name) == name
+        loop = loop_factory(name)()
+        assert type(vars(loop)["_selector"]).__name__ == selector
+        loop.close()
+    monkeypatch.delattr(selectors, selector, raising=False)
+    with pytest.raises(ConfigurationError, match=f"loop: this system has no {name}"):
+        choose_loop(name)
 
 
 def test_asyncio_can_be_asked_for() -> None:

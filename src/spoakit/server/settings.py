@@ -8,16 +8,16 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from spoakit.exceptions import ConfigurationError
 from spoakit.spop.constants import MIN_FRAME_SIZE
 
 IPNetwork = IPv4Network | IPv6Network
-LoopName = Literal["auto", "uvloop", "asyncio"]
+LoopName = Literal["auto", "uvloop", "asyncio", "select", "poll", "epoll", "linuxaio"]
 
 CAPABILITIES: Final = ("fragmentation", "pipelining", "async")
-LOOPS: Final[tuple[LoopName, ...]] = ("auto", "uvloop", "asyncio")
+LOOPS: Final[tuple[LoopName, ...]] = get_args(LoopName)
 
 MAX_FRAME_SIZE_CAP: Final = 256 * 1024 * 1024
 MAX_REASSEMBLED_SIZE: Final = 1024 * 1024 * 1024
@@ -147,7 +147,8 @@ class ServerSettings:
         runtime: stop by itself after this time, as SIGTERM would; None runs until told to stop.
         pidfile: written and locked while the server runs.
         daemonize: detach from the terminal once the sockets are bound.
-        loop: "uvloop", "asyncio", or "auto" for uvloop where it is installed.
+        loop: "uvloop"; "asyncio"; asyncio's loop on "select", "poll", "epoll" or "linuxaio"; or
+            "auto" for uvloop where it is installed.
     """
 
     listen: Listen = field(default_factory=Listen)
