@@ -42,9 +42,11 @@ demo: venv
 test: test-compiled test-pure
 
 test-compiled: venv haproxy lint
+	sh scripts/require_system.sh $(PYTHON) openssl
 	SPOAKIT_EXPECT=compiled $(BIN)/python -m pytest $(PYTEST)
 
 test-pure: venv-pure haproxy
+	sh scripts/require_system.sh $(PYTHON) openssl
 	SPOAKIT_EXPECT=pure $(PURE)/bin/python -m pytest $(PYTEST)
 
 # The whole suite with every Python >= 3.11 that is installed.

@@ -5,7 +5,9 @@ from importlib.machinery import ModuleSpec
 
 import pytest
 
-from spoakit.cli.options import form
+from spoakit.cli.options import form, read_tls
+from spoakit.exceptions import ConfigurationError
+from spoakit.server.settings import ListenTls
 from spoakit.spop import COMPILED
 
 
@@ -33,6 +35,15 @@ def test_each_hot_module_counts(
 
     monkeypatch.setattr(importlib.util, "find_spec", find)
     assert form() == expected
+
+
+def test_tls_begins_with_a_certificate() -> None:
+    assert read_tls(None, None, None) is None
+    assert read_tls("c", "k", "a") == ListenTls("c", "k", "a")
+    with pytest.raises(ConfigurationError, match="--tls-key 'k': --tls-cert is missing"):
+        read_tls(None, "k", None)
+    with pytest.raises(ConfigurationError, match="--tls-ca 'a': --tls-cert is missing"):
+        read_tls(None, None, "a")
 
 
 @pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])

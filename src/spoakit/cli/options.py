@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 import spoakit
+from spoakit.exceptions import ConfigurationError
+from spoakit.server.settings import ListenTls
 
 EX_USAGE: Final = 64
 """The exit code for a wrong command line, as in sysexits.h and the C programs."""
@@ -34,6 +36,20 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print what is wrong, and leave."""
         self.exit(EX_USAGE, f"ERROR: {message}\nTry '{self.prog} -h'.\n")
+
+
+def read_tls(certificate: str | None, key: str | None, ca: str | None) -> ListenTls | None:
+    """Return what --tls-cert, --tls-key and --tls-ca ask for, None for a plain port.
+
+    Raises:
+        ConfigurationError: a key or an authority is given without a certificate.
+    """
+    if certificate is not None:
+        return ListenTls(certificate, key, ca)
+    for option, value in (("--tls-key", key), ("--tls-ca", ca)):
+        if value is not None:
+            raise ConfigurationError(f"{option} {value!r}: --tls-cert is missing")
+    return None
 
 
 def version() -> str:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from spoakit.agent import Agent
-from spoakit.cli.options import Parser, open_standard_streams, version
+from spoakit.cli.options import Parser, open_standard_streams, read_tls, version
 from spoakit.exceptions import ConfigurationError, SpoakitError
 from spoakit.logs import configure_logging
 from spoakit.server import Drain, Limits, Listen, ServerSettings, run
@@ -74,6 +74,7 @@ def _settings(options: argparse.Namespace) -> ServerSettings:
         unix_mode=options.unix_mode,
         backlog=options.backlog,
         allow=tuple(parse_network(text) for text in options.allow),
+        tls=read_tls(options.tls_cert, options.tls_key, options.tls_ca),
     )
     limits = Limits(
         connections=options.max_connections,
@@ -126,6 +127,9 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         metavar="CIDR",
         help="only this network may connect; repeat it for more",
     )
+    add("--tls-cert", metavar="FILE", help="take TLS connections only, with this certificate")
+    add("--tls-key", metavar="FILE", help="its key, if it is not in the same file")
+    add("--tls-ca", metavar="FILE", help="ask for certificates that come from these authorities")
 
     add = parser.add_argument_group("processes").add_argument
     add("-n", "--workers", type=int, default=_DEFAULTS.workers, metavar="N", help="processes")

@@ -122,12 +122,13 @@ class SpopProtocol(Inlet, asyncio.Protocol):
         return self._connection.is_between_frames and not hindered
 
     def eof_received(self) -> bool:
-        """Stay half open as long as ACKs are owed."""
+        """Stay half open as long as ACKs are owed, which TLS knows nothing of."""
         self._connection.receive_eof()
         for event in self._connection.events_received():
             if isinstance(event, Failed):
                 self._fail(InputOutputError(str(event.error)))
-        return bool(self._frames or self._backlog)
+        owes = bool(self._frames or self._backlog)
+        return owes and self._transport.can_write_eof()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Give up what nobody waits for any more."""
@@ -312,6 +313,9 @@ class SpopProtocol(Inlet, asyncio.Protocol):
         if self._farewell is not None:
             self._connection.send_disconnect(*self._farewell)
         self._transport.write(self._connection.data_to_send())
+        if not self._transport.can_write_eof():
+            self._transport.close()  # TLS waits for the engine's goodbye by itself, LINGER at most
+            return
         # asyncio raises where the engine has gone in the meantime.
         with suppress(OSError):
             self._transport.write_eof()

@@ -1,17 +1,26 @@
 """The server of one worker: agents at work on the connections the worker is given."""
 
 import asyncio
+import logging
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from time import monotonic
 from typing import Final
 
 from spoakit.agent import Agent
 from spoakit.agent.runtime import Runtime
-from spoakit.metrics.counters import CounterRow
+from spoakit.logs import Throttle
+from spoakit.metrics.counters import CounterRow, counter
 from spoakit.server.hub import Hub
-from spoakit.server.protocol import SpopProtocol
+from spoakit.server.protocol import LINGER, SpopProtocol
 from spoakit.server.settings import ServerSettings
+from spoakit.server.sockets import describe_peer
+from spoakit.server.tls import server_context
+
+logger = logging.getLogger("spoakit.server")
+
+TLS_FAILURES = counter("spoakit_tls_failures_total", "Connections without a TLS handshake.")
 
 # A connection on which nothing came for so long is quiet: HAProxy sends what it has at once.
 QUIET: Final = 0.1
@@ -24,11 +33,15 @@ class Server:
 
     Args:
         agents: one or more, whose messages all differ.
-        settings: limits and what to announce; where to listen is not its business.
+        settings: limits, TLS and what to announce; where to listen is not its business.
         row: the worker's counters.
 
     Attributes:
         on_closed: called once for each adopted connection when it is gone.
+
+    Raises:
+        RegistrationError: the agents do not go together.
+        ConfigurationError: a TLS file cannot be used.
     """
 
     def __init__(self, agents: Sequence[Agent], settings: ServerSettings, row: CounterRow) -> None:
@@ -37,7 +50,10 @@ class Server:
         self._settings = settings
         self._row = row
         self._hub: Hub | None = None
-        self._adopting: set[asyncio.Task[None]] = set()
+        tls = settings.listen.tls
+        self._tls = None if tls is None else server_context(tls)
+        self._throttle = Throttle(logger)
+        self._adopting: dict[asyncio.Task[None], socket.socket] = {}
         self._count = 0
         self._publishing: asyncio.Task[None] | None = None
 
@@ -60,8 +76,8 @@ class Server:
         """Serve an accepted connection; the socket is the server's from now on."""
         self._count += 1
         task = asyncio.create_task(self._adopt(sock))
-        self._adopting.add(task)
-        task.add_done_callback(self._adopting.discard)
+        self._adopting[task] = sock
+        task.add_done_callback(self._adopting.pop)
 
     def refuse_health_checks(self) -> None:
         """Answer health checks with a DISCONNECT, so that HAProxy stops using this agent."""
@@ -71,6 +87,7 @@ class Server:
     async def drain(self, timeout: float) -> None:
         """Close each connection when it is quiet, and at the end of `timeout` seconds all."""
         self.refuse_health_checks()
+        self._end_handshakes()
         end = monotonic() + timeout
         while self.connection_count and monotonic() < end:
             self._leave_where_quiet(monotonic() - QUIET)
@@ -82,6 +99,7 @@ class Server:
         """Close what is left, and stop the resources."""
         if self._publishing is not None:
             self._publishing.cancel()
+        self._end_handshakes()
         if self._adopting:
             # A moment each. Cancelled, they would leave their sockets open.
             await asyncio.wait(self._adopting)
@@ -95,15 +113,36 @@ class Server:
 
     async def _adopt(self, sock: socket.socket) -> None:
         hub = self._hub
+        peer = describe_peer(sock)
         try:
             if hub is None:
                 raise ConnectionAbortedError("the server is not running")
             loop = asyncio.get_running_loop()
-            await loop.connect_accepted_socket(lambda: SpopProtocol(hub), sock)
-        except OSError:
-            # The peer left before it was served.
+            if self._tls is None:
+                await loop.connect_accepted_socket(lambda: SpopProtocol(hub), sock)
+            else:
+                await loop.connect_accepted_socket(
+                    lambda: SpopProtocol(hub),
+                    sock,
+                    ssl=self._tls,
+                    ssl_handshake_timeout=self._settings.limits.hello_timeout,
+                    ssl_shutdown_timeout=LINGER,
+                )
+        except OSError as error:
+            # The peer left before it was served, or is none that TLS is to be had with.
+            if self._tls is not None:
+                self._row.add(TLS_FAILURES)
+                self._throttle.warning("tls", "TLS with %s failed: %s", peer, error)
             sock.close()
             self._closed()
+
+    def _end_handshakes(self) -> None:
+        """Let those fail that are under way: whoever has not been served yet is not owed that."""
+        if self._tls is not None:
+            for sock in self._adopting.values():
+                # The peer may have gone first.
+                with suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
 
     def _closed(self) -> None:
         self._count -= 1

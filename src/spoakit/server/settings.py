@@ -49,6 +49,27 @@ def parse_network(text: str) -> IPNetwork:
 
 
 @dataclass(frozen=True, slots=True)
+class ListenTls:
+    """TLS on the listening sockets; the files are PEM.
+
+    Attributes:
+        certificate: path of the certificate, with its chain.
+        key: path of its key, which is not encrypted; None if it is in the certificate's file.
+        ca: path of the authorities that a connection's own certificate must come from; None asks
+            for none.
+    """
+
+    certificate: str
+    key: str | None = None
+    ca: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("certificate", "key", "ca"):
+            if getattr(self, name) == "":
+                raise ConfigurationError(f"tls {name}: the path is empty")
+
+
+@dataclass(frozen=True, slots=True)
 class Listen:
     """Where to listen and whom to accept.
 
@@ -60,6 +81,7 @@ class Listen:
         backlog: connections that the kernel keeps until they are accepted, 1 to 65535.
         allow: networks that may connect; empty for all. SPOP has no authentication of its own.
             Does not concern Unix sockets.
+        tls: take TLS connections only; None takes plain ones.
     """
 
     address: str = "0.0.0.0"
@@ -68,6 +90,7 @@ class Listen:
     unix_mode: int = 0o660
     backlog: int = 1024
     allow: tuple[IPNetwork, ...] = ()
+    tls: ListenTls | None = None
 
     def __post_init__(self) -> None:
         if not self.address:
@@ -98,7 +121,8 @@ class Limits:
             engine's.
         frame_size_cap: the largest frame that is taken at all, 256 bytes to 256 MiB.
         reassembled_size: a NOTIFY put together from fragments, 256 bytes to 1 GiB.
-        hello_timeout: time a new connection has to complete its HELLO, up to a day.
+        hello_timeout: time a new connection has to complete its HELLO, and TLS before it, up to a
+            day.
     """
 
     connections: int = 4096

@@ -164,8 +164,20 @@ def _remove_stale(path: str) -> None:
 
 def _describe(listener: socket.socket) -> str:
     name = listener.getsockname()
-    if listener.family == socket.AF_UNIX:
-        return str(name)
+    return str(name) if listener.family == socket.AF_UNIX else _describe_address(name)
+
+
+def describe_peer(connection: socket.socket) -> str:
+    """Return who is at the other end: "192.0.2.1:50000", "[::1]:50000", "a Unix socket"."""
+    if connection.family == socket.AF_UNIX:
+        return "a Unix socket"
+    try:
+        return _describe_address(connection.getpeername())
+    except OSError:
+        return "a peer that left"
+
+
+def _describe_address(name: Any) -> str:
     return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
 
 

@@ -1,0 +1,241 @@
+"""SPOP over TLS: who gets in, who does not, and that neither holds up the other."""
+
+import socket
+import ssl
+import subprocess
+import time
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.certificates import Pem, make_authority, make_certificate
+
+from spoakit import Action, Agent
+from spoakit.exceptions import ConfigurationError
+from spoakit.logs import forget_throttled
+from spoakit.server.server import TLS_FAILURES
+from spoakit.server.settings import Drain, Limits, Listen, ListenTls, LoopName, ServerSettings
+from spoakit.server.tls import server_context
+from spoakit.spop import (
+    Acknowledged,
+    Disconnected,
+    EngineConnection,
+    EngineHello,
+    Event,
+    Message,
+    Opened,
+)
+from spoakit.testing import AgentServer
+
+BOUND = 10.0
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Pem:
+    return make_authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="module")
+def pem(tmp_path_factory: pytest.TempPathFactory, authority: Pem) -> Pem:
+    return make_certificate(tmp_path_factory.mktemp("agent"), "agent", authority)
+
+
+@pytest.fixture
+def agent() -> Agent:
+    agent = Agent("tls")
+    number = agent.variable("txn.number", int)
+
+    @agent.message("ask")
+    def ask() -> Action:
+        return number.set(7)
+
+    return agent
+
+
+@pytest.fixture(params=["uvloop", "asyncio"])
+def settings(request: pytest.FixtureRequest, pem: Pem) -> ServerSettings:
+    loop: LoopName = request.param
+    tls = ListenTls(str(pem.certificate), str(pem.key))
+    return ServerSettings(
+        listen=Listen("127.0.0.1", 0, tls=tls), drain=Drain(timeout=BOUND), loop=loop
+    )
+
+
+@pytest.fixture(autouse=True)
+def _unthrottled() -> None:
+    forget_throttled()
+
+
+class TlsEngine:
+    """An engine's end of a TLS connection."""
+
+    def __init__(self, port: int, authority: Pem, own: Pem | None = None) -> None:
+        context = ssl.create_default_context(cafile=str(authority.certificate))
+        if own is not None:
+            context.load_cert_chain(own.certificate, own.key)
+        plain = socket.create_connection(("127.0.0.1", port), BOUND)
+        try:
+            self.socket = context.wrap_socket(plain, server_hostname="127.0.0.1")
+        except BaseException:
+            plain.close()
+            raise
+        self._engine = EngineConnection(EngineHello(16380))
+
+    def hello(self) -> Event:
+        self._engine.send_hello()
+        return self.read()
+
+    def ask(self) -> Event:
+        self._engine.send_notify([Message("ask")], stream_id=1)
+        return self.read()
+
+    def read(self) -> Event:
+        self.socket.sendall(self._engine.data_to_send())
+        while not (events := self._engine.events_received()):
+            received = self.socket.recv(65536)
+            if not received:
+                raise ConnectionAbortedError
+            self._engine.receive_data(received)
+        return events[0]
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+def gets_in(port: int, authority: Pem, own: Pem | None) -> bool:
+    try:
+        with closing(TlsEngine(port, authority, own)) as engine:
+            engine.hello()  # with TLS 1.3 a client hears of a refusal when it reads
+    except OSError:
+        return False
+    return True
+
+
+def failures(server: AgentServer) -> int:
+    return server.counters.row(0).get(TLS_FAILURES)
+
+
+def wait_for_failures(server: AgentServer, count: int) -> None:
+    end = time.monotonic() + BOUND
+    while failures(server) < count:
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_frames_go_over_tls_and_the_end_is_told(
+    agent: Agent, settings: ServerSettings, authority: Pem
+) -> None:
+    with AgentServer(agent, settings=settings) as server:
+        engine = TlsEngine(server.port, authority)
+        assert isinstance(engine.hello(), Opened)
+        for _ in range(3):
+            answer = engine.ask()
+            assert isinstance(answer, Acknowledged)
+            assert len(answer.actions) == 1
+    with closing(engine):
+        assert isinstance(engine.read(), Disconnected)
+        assert engine.socket.recv(1) == b""
+    assert failures(server) == 0
+
+
+def test_an_engine_that_leaves_is_let_go(
+    agent: Agent, settings: ServerSettings, authority: Pem
+) -> None:
+    with AgentServer(agent, settings=settings) as server:
+        with closing(TlsEngine(server.port, authority)) as engine:
+            engine.hello()
+        end = time.monotonic() + BOUND
+        while server.call(lambda: server.server.connection_count):
+            assert time.monotonic() < end
+            time.sleep(0.005)
+
+
+def test_plain_spop_costs_its_connection_alone_and_is_told_of(
+    agent: Agent,
+    settings: ServerSettings,
+    authority: Pem,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with AgentServer(agent, settings=settings) as server:
+        with closing(TlsEngine(server.port, authority)) as engine:
+            engine.hello()
+            for _ in range(3):
+                with socket.create_connection(("127.0.0.1", server.port), BOUND) as plain:
+                    plain.sendall(b"\0\0\0\x7f" + bytes(127))
+                    while plain.recv(100):
+                        pass
+            wait_for_failures(server, 3)
+            assert isinstance(engine.ask(), Acknowledged)
+        end = time.monotonic() + BOUND
+        while server.call(lambda: server.server.connection_count):
+            assert time.monotonic() < end
+            time.sleep(0.005)
+    told = [message for message in caplog.messages if "TLS with 127.0.0.1:" in message]
+    assert 1 <= len(told) <= 2
+
+
+def test_a_handshake_that_does_not_come_is_not_waited_for(
+    agent: Agent, settings: ServerSettings
+) -> None:
+    limited = replace(settings, limits=Limits(hello_timeout=0.2))
+    with (
+        AgentServer(agent, settings=limited) as server,
+        socket.create_connection(("127.0.0.1", server.port), BOUND) as silent,
+    ):
+        assert silent.recv(1) == b""
+        wait_for_failures(server, 1)
+
+
+def test_a_drain_does_not_wait_for_handshakes(agent: Agent, settings: ServerSettings) -> None:
+    with AgentServer(agent, settings=settings) as server:
+        silent = socket.create_connection(("127.0.0.1", server.port), BOUND)
+        end = time.monotonic() + BOUND
+        while not server.call(lambda: server.server.connection_count):
+            assert time.monotonic() < end
+        before = time.monotonic()
+    assert time.monotonic() - before < 2
+    silent.close()
+
+
+def test_with_an_authority_only_its_certificates_get_in(
+    agent: Agent, settings: ServerSettings, pem: Pem, authority: Pem, tmp_path: Path
+) -> None:
+    tls = ListenTls(str(pem.both), ca=str(authority.certificate))
+    checked = replace(settings, listen=replace(settings.listen, tls=tls))
+    known = make_certificate(tmp_path, "engine", authority)
+    stranger = make_certificate(tmp_path, "stranger", make_authority(tmp_path))
+    with AgentServer(agent, settings=checked) as server:
+        with closing(TlsEngine(server.port, authority, known)) as engine:
+            engine.hello()
+            assert isinstance(engine.ask(), Acknowledged)
+        for own in (None, stranger):
+            assert not gets_in(server.port, authority, own)
+        wait_for_failures(server, 2)
+
+
+def test_files_that_cannot_be_used_are_named(agent: Agent, pem: Pem, tmp_path: Path) -> None:
+    (tmp_path / "broken.pem").write_text("no certificate")
+    broken = str(tmp_path / "broken.pem")
+    absent = str(tmp_path / "absent.pem")
+    good = str(pem.both)
+    for tls, reason in (
+        (ListenTls(absent), f"tls certificate {absent}: No such file"),
+        (ListenTls(broken), f"tls certificate {broken}: no PEM file"),
+        (ListenTls(good, absent), f"tls certificate {good} with key {absent}: No such file"),
+        (ListenTls(good, ca=absent), f"tls ca {absent}: No such file"),
+        (ListenTls(good, ca=broken), f"tls ca {broken}: no PEM file"),
+    ):
+        with pytest.raises(ConfigurationError, match=reason):
+            AgentServer(agent, settings=ServerSettings(listen=Listen(tls=tls)))
+
+
+def test_a_key_with_a_password_is_refused_and_nobody_asked(pem: Pem, tmp_path: Path) -> None:
+    locked = tmp_path / "locked.key"
+    subprocess.run(
+        ["openssl", "ec", "-in", pem.key, "-aes128", "-passout", "pass:x", "-out", locked],
+        check=True,
+        capture_output=True,
+    )
+    with pytest.raises(ConfigurationError, match=f"with key {locked}: no PEM file"):
+        server_context(ListenTls(str(pem.certificate), str(locked)))
