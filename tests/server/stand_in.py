@@ -19,11 +19,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from spoakit.exceptions import StartupError
+from spoakit.exceptions import ConfigurationError, StartupError
 from spoakit.logs import configure_logging
 from spoakit.metrics.counters import CounterRow, counter
 from spoakit.server.service import run_service
-from spoakit.server.settings import Drain, Limits, Listen, ServerSettings, parse_network
+from spoakit.server.settings import Drain, Limits, Listen, Logfile, ServerSettings, parse_network
 from spoakit.server.signals import Hooks
 
 _slow: list[asyncio.Event] = []
@@ -118,6 +118,8 @@ class StandIn:
 
 
 def _reload() -> None:
+    if os.path.exists("refuse"):
+        raise ConfigurationError("the stand-in was told to refuse")
     logging.getLogger("stand_in").info("reloading")
     for reloaded in _slow:
         reloaded.set()
@@ -132,8 +134,10 @@ def _reopen() -> None:
 def read_settings(given: dict[str, Any]) -> ServerSettings:
     allow = tuple(parse_network(text) for text in given.pop("allow", ()))
     listen = {"address": "127.0.0.1", "port": 0, **given.pop("listen", {})}
+    logfile = given.pop("logfile", None)
     return ServerSettings(
         listen=Listen(allow=allow, **listen),
+        logfile=Logfile(**logfile) if logfile else None,
         limits=Limits(**given.pop("limits", {})),
         drain=Drain(**given.pop("drain", {})),
         **given,

@@ -8,7 +8,7 @@ import pytest
 
 from spoakit import Agent
 from spoakit.exceptions import ConfigurationError, StartupError
-from spoakit.server import Drain, Listen, ServerSettings, serve
+from spoakit.server import Drain, Listen, Logfile, ServerSettings, serve
 from spoakit.spop import EngineConnection, EngineHello, Opened
 
 
@@ -73,10 +73,13 @@ def test_it_serves_in_a_running_loop_and_drains_when_cancelled(
         ServerSettings(daemonize=True),
         ServerSettings(pidfile="a.pid"),
         ServerSettings(runtime=1.0),
+        ServerSettings(logfile=Logfile("a.log")),
+        ServerSettings(monitor=1.0),
+        ServerSettings(watch="a.toml"),
     ],
 )
 def test_it_refuses_what_needs_a_process(settings: ServerSettings) -> None:
-    with pytest.raises(ConfigurationError, match="they need a process"):
+    with pytest.raises(ConfigurationError, match="it needs a process"):
         asyncio.run(serve([make_agent()], settings))
 
 

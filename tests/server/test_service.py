@@ -116,6 +116,53 @@ def test_signals_call_the_hooks_in_each_process(start: Start, workers: int) -> N
     assert service.connect().ask("pid").isdigit()
 
 
+def test_a_reload_that_is_refused_reaches_no_worker(
+    start: Start, workers: int, tmp_path: Path
+) -> None:
+    service = start(workers=workers).ready()
+    (tmp_path / "refuse").touch()
+    service.signal(signal.SIGHUP)
+    service.wait_for("reload refused, going on as before: the stand-in was told to refuse")
+    (tmp_path / "refuse").unlink()
+    service.signal(signal.SIGUSR1)
+    service.wait_for("reopening", times=1 if workers == 1 else 3)
+    assert "reloading" not in service.log
+    assert service.log.count("reload refused") == 1
+
+
+def test_a_change_of_the_watched_file_is_a_reload(
+    start: Start, workers: int, tmp_path: Path
+) -> None:
+    processes = 1 if workers == 1 else workers + 1
+    file = tmp_path / "watched"
+    service = start(workers=workers, watch="watched").ready()
+
+    def change() -> bool:
+        file.write_text(f"{time.monotonic()}")
+        time.sleep(0.05)
+        return service.log.count("reloading") >= processes
+
+    service.wait_until(change, "a reload")
+
+
+def test_sigusr2_asks_for_all_counters(start: Start, workers: int) -> None:
+    service = start(workers=workers).ready()
+    client = service.connect()
+    client.ask("pid")
+    service.signal_group(signal.SIGUSR2)
+    service.wait_for("worker 1: connections=0 ")
+    service.wait_until(lambda: "stand_in_lines=1" in service.log, "the line counted")
+    assert service.log.count("stand_in_lines=") == (1 if workers == 1 else workers + 2)
+
+
+def test_the_monitor_logs_what_there_is_to_tell(start: Start, workers: int) -> None:
+    service = start(workers=workers, monitor=0.1).ready()
+    client = service.connect()
+    client.ask("pid")
+    service.wait_for("stand_in_lines=1", times=2)
+    assert "stand_in_lines=0" not in service.log
+
+
 def test_a_failing_hook_stops_nothing(start: Start, workers: int) -> None:
     service = start(workers=workers, env={"BAD_HOOK": "1"}).ready()
     service.signal(signal.SIGUSR1)

@@ -4,7 +4,15 @@ from ipaddress import IPv4Network, IPv6Network
 import pytest
 
 from spoakit.exceptions import ConfigurationError
-from spoakit.server.settings import Drain, Limits, Listen, ServerSettings, parse_network
+from spoakit.server.settings import (
+    Drain,
+    Limits,
+    Listen,
+    ListenTls,
+    Logfile,
+    ServerSettings,
+    parse_network,
+)
 
 
 def test_the_defaults_are_valid() -> None:
@@ -36,6 +44,11 @@ def test_the_defaults_are_valid() -> None:
         (lambda: Limits(hello_timeout=0), "hello timeout: 0 is not in the range 0.001 to 86400"),
         (lambda: Drain(timeout=-1), "drain: -1 is not in the range 0 to 86400"),
         (lambda: Drain(checks=float("nan")), "drain checks: nan is not in the range"),
+        (lambda: Drain(resources=-1), "drain resources: -1 is not in the range 0 to 86400"),
+        (lambda: ListenTls(""), "tls certificate: the path is empty"),
+        (lambda: ListenTls("c", ca=""), "tls ca: the path is empty"),
+        (lambda: Logfile(""), "logfile: the path is empty"),
+        (lambda: ServerSettings(monitor=0), "monitor: 0 is not in the range 0.1 to 86400"),
         (lambda: ServerSettings(workers=0), "workers: 0 is not in the range 1 to 1024"),
         (lambda: ServerSettings(runtime=0), "runtime: 0 is not a time above 0"),
         (

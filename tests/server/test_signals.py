@@ -3,6 +3,7 @@ import signal
 
 import pytest
 
+from spoakit.exceptions import ConfigurationError
 from spoakit.server.signals import Hooks, SignalRules, Wish
 
 
@@ -31,6 +32,7 @@ def rules(clock: Clock) -> SignalRules:
         (signal.SIGINT, Wish.STOP),
         (signal.SIGHUP, Wish.RELOAD),
         (signal.SIGUSR1, Wish.REOPEN_LOGS),
+        (signal.SIGUSR2, Wish.REPORT),
     ],
 )
 def test_each_signal_has_its_meaning(rules: SignalRules, signum: int, wish: Wish) -> None:
@@ -79,6 +81,15 @@ def test_an_exception_in_a_hook_is_logged(caplog: pytest.LogCaptureFixture) -> N
     def fail() -> None:
         raise RuntimeError("broken")
 
-    Hooks(reload=fail).call(Wish.RELOAD)
+    assert not Hooks(reload=fail).call(Wish.RELOAD)
     assert caplog.messages == ["reload failed; going on as before"]
     assert "RuntimeError: broken" in caplog.text
+
+
+def test_a_refusal_is_logged_with_its_reason_alone(caplog: pytest.LogCaptureFixture) -> None:
+    def refuse() -> None:
+        raise ConfigurationError("mirror.toml, line 3: no URL")
+
+    assert not Hooks(reload=refuse).call(Wish.RELOAD)
+    assert caplog.messages == ["reload refused, going on as before: mirror.toml, line 3: no URL"]
+    assert "Traceback" not in caplog.text

@@ -90,7 +90,7 @@ def test_a_worker_that_dies_is_restarted_and_the_others_serve_on(start: Start) -
     surviving = second.ask("pid")
     first.send("die")
     assert first.read() == ""
-    service.wait_for(f"worker 0 (process {dying}) ended unexpectedly: exit code 3")
+    service.wait_for(f"worker 1 (process {dying}) ended unexpectedly: exit code 3")
     assert second.ask("pid") == surviving
     service.wait_until(
         lambda: service.connect().ask("pid") not in (surviving, str(dying)), "a successor"

@@ -1,7 +1,17 @@
 """What serves agents: sockets, workers, limits, signals; see `run` and `serve`."""
 
 from spoakit.server.service import run, serve
-from spoakit.server.settings import Drain, Limits, Listen, ServerSettings
+from spoakit.server.settings import Drain, Limits, Listen, ListenTls, Logfile, ServerSettings
 from spoakit.server.signals import Hooks
 
-__all__ = ["Drain", "Hooks", "Limits", "Listen", "ServerSettings", "run", "serve"]
+__all__ = [
+    "Drain",
+    "Hooks",
+    "Limits",
+    "Listen",
+    "ListenTls",
+    "Logfile",
+    "ServerSettings",
+    "run",
+    "serve",
+]

@@ -36,6 +36,8 @@ class Report(IntEnum):
     """All resources are up."""
     CLOSED = ord("-")
     """One of the connections is gone."""
+    CHANGED = ord("~")
+    """The watched file has changed."""
     FAILED = ord("!")
     """It cannot start; what follows to the end is the reason, as text."""
 

@@ -18,12 +18,13 @@ class WorkerHandle:
     It outlives the process: a successor is forked under the same handle, with the same index.
 
     Attributes:
-        index: 0 up; also the worker's row of counters.
+        index: 0 up, also the worker's row of counters; logs count from 1.
         pid: 0 while there is no process.
         connections: handed over and not reported closed yet.
         is_ready: takes connections.
         restart_at: when to fork a successor; None when there is a process or none is to follow.
         turn: a number that grows with each connection handed to any worker.
+        saw_change: it reported that the watched file has changed.
     """
 
     __slots__ = (
@@ -37,6 +38,7 @@ class WorkerHandle:
         "is_ready",
         "pid",
         "restart_at",
+        "saw_change",
         "turn",
     )
 
@@ -48,6 +50,7 @@ class WorkerHandle:
         self.is_ready = False
         self.restart_at: float | None = None
         self.turn = 0
+        self.saw_change = False
         self._delay = 0.0
         self._ready_at: float | None = None
         self._unsent = b""
@@ -122,6 +125,7 @@ class WorkerHandle:
             return bool(received)
         reports, failed, reason = received.partition(bytes((Report.FAILED,)))
         self.connections -= reports.count(Report.CLOSED)
+        self.saw_change = self.saw_change or Report.CHANGED in reports
         if Report.READY in reports:
             self.is_ready = True
             self._ready_at = now

@@ -5,6 +5,7 @@ import logging
 import resource
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import Final
 
 from spoakit.agent import Agent
@@ -13,6 +14,7 @@ from spoakit.logs import flush_throttles
 from spoakit.metrics.counters import CounterRow, Counters
 from spoakit.server.channel import WorkerServer
 from spoakit.server.daemon import Starter, daemonize, notify_service_manager
+from spoakit.server.logfile import OpenLogfile
 from spoakit.server.loops import choose_loop, loop_factory
 from spoakit.server.pidfile import Pidfile
 from spoakit.server.server import Server
@@ -31,6 +33,15 @@ MakeServer = Callable[[CounterRow], WorkerServer]
 
 _DEFAULT_SETTINGS: Final = ServerSettings()
 _DEFAULT_HOOKS: Final = Hooks()
+_FOR_PROCESSES: Final = (
+    "workers",
+    "daemonize",
+    "pidfile",
+    "logfile",
+    "runtime",
+    "monitor",
+    "watch",
+)
 
 
 def run(
@@ -42,19 +53,20 @@ def run(
 
     To be called in the main thread of a process without an event loop or other threads, since it
     receives signals and forks. In this order it checks the agents, binds, goes to the background,
-    locks the pidfile, forks the workers, and reports that it is ready once their resources are up.
+    locks the pidfile, takes up the logfile, forks the workers, and reports that it is ready once
+    their resources are up.
 
     Args:
         agents: one or more, whose messages all differ; each HAProxy engine uses its own.
         settings: where to listen, limits, workers.
-        hooks: called on SIGHUP and SIGUSR1.
+        hooks: called on SIGHUP and SIGUSR1; a logfile takes the place of the latter.
 
     Returns:
         0 after a drain; 1 if the start failed (the reason is logged) or a worker had to be killed;
         128 and the signal's number if a second signal ended it at once.
 
     Raises:
-        ConfigurationError: uvloop is asked for and not installed.
+        ConfigurationError: the system lacks the loop asked for, or a TLS file cannot be used.
         RegistrationError: the agents do not go together.
     """
     return run_service(lambda row: Server(agents, settings, row), settings, hooks)
@@ -66,8 +78,8 @@ async def serve(agents: Sequence[Agent], settings: ServerSettings = _DEFAULT_SET
     For programs with an event loop of their own. Signals are theirs, too.
 
     Raises:
-        ConfigurationError: the settings ask for what needs a process: workers, a pidfile, a
-            runtime, going to the background.
+        ConfigurationError: the settings ask for what needs a process (workers, a pidfile, a
+            logfile, a runtime, reports, going to the background), or a TLS file cannot be used.
         RegistrationError: the agents do not go together.
         StartupError: an address cannot be had, or a resource does not come up.
     """
@@ -92,12 +104,18 @@ def run_service(make_server: MakeServer, settings: ServerSettings, hooks: Hooks)
             listeners = Listeners(settings.listen)
             stack.callback(listeners.remove)
             stack.callback(listeners.close)
+            logfile = OpenLogfile(settings.logfile) if settings.logfile else None
             if settings.daemonize:
                 starter = daemonize()
             pidfile = Pidfile(settings.pidfile) if settings.pidfile else None
             if pidfile is not None:
                 pidfile.lock()
                 stack.callback(pidfile.release)
+            if logfile is not None:
+                logfile.begin()
+                stack.callback(logfile.mark, "stop")
+                stack.callback(flush_throttles, final=True)
+                hooks = replace(hooks, reopen_logs=logfile.reopen)
             _raise_descriptor_limit(settings.limits.connections)
 
             def on_ready() -> None:
@@ -120,7 +138,7 @@ def run_service(make_server: MakeServer, settings: ServerSettings, hooks: Hooks)
                     settings,
                     listeners,
                     make_server,
-                    counters.row(0),
+                    counters,
                     hooks,
                     on_ready,
                     on_end=stack.close,
@@ -136,10 +154,9 @@ def run_service(make_server: MakeServer, settings: ServerSettings, hooks: Hooks)
 
 async def serve_in_loop(make_server: MakeServer, settings: ServerSettings) -> None:
     """Serve in the running event loop until cancelled, as `serve` does."""
-    if settings.workers > 1 or settings.daemonize or settings.pidfile or settings.runtime:
-        raise ConfigurationError(
-            "workers, daemonize, pidfile, runtime: they need a process; use run(), not serve()"
-        )
+    for option in _FOR_PROCESSES:
+        if getattr(settings, option) != getattr(_DEFAULT_SETTINGS, option):
+            raise ConfigurationError(f"{option}: it needs a process; use run(), not serve()")
     counters = Counters(1)
     server = make_server(counters.row(0))
     listeners = Listeners(settings.listen)

@@ -151,14 +151,40 @@ class Drain:
         checks: time before that in which service goes on, but health checks are answered with an
             AGENT-DISCONNECT, so that HAProxy takes the agent out of its backend. At least HAProxy's
             `inter` times `fall`; 0 skips this.
+        resources: time after the connections that the agents' resources have to finish what they
+            hold, as a queue; a second is added for closing.
     """
 
     timeout: float = 10.0
     checks: float = 0.0
+    resources: float = 0.0
 
     def __post_init__(self) -> None:
         _check("drain", self.timeout, 0, _DAY)
         _check("drain checks", self.checks, 0, _DAY)
+        _check("drain resources", self.resources, 0, _DAY)
+
+    @property
+    def total(self) -> float:
+        """The time that connections and resources have together."""
+        return self.timeout + self.resources
+
+
+@dataclass(frozen=True, slots=True)
+class Logfile:
+    """A file instead of standard output and standard error.
+
+    Attributes:
+        path: it is made if need be, and opened anew on SIGUSR1.
+        truncate: empty it at the start, instead of writing on.
+    """
+
+    path: str
+    truncate: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise ConfigurationError("logfile: the path is empty")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +197,11 @@ class ServerSettings:
         runtime: stop by itself after this time, as SIGTERM would; None runs until told to stop.
         pidfile: written and locked while the server runs.
         daemonize: detach from the terminal once the sockets are bound.
+        logfile: where standard output and standard error go once the pidfile is locked; None
+            leaves them.
+        monitor: time between two logs of the workers' counters, from 0.1 to a day; None for none.
+            SIGUSR2 asks for one at any time.
+        watch: a file whose change has the effect of SIGHUP.
         loop: "uvloop"; "asyncio"; asyncio's loop on "select", "poll", "epoll" or "linuxaio"; or
             "auto" for uvloop where it is installed.
     """
@@ -183,6 +214,9 @@ class ServerSettings:
     runtime: float | None = None
     pidfile: str | None = None
     daemonize: bool = False
+    logfile: Logfile | None = None
+    monitor: float | None = None
+    watch: str | None = None
     loop: LoopName = "auto"
 
     def __post_init__(self) -> None:
@@ -191,6 +225,8 @@ class ServerSettings:
         _check_names("loop", (self.loop,), LOOPS)
         if self.runtime is not None and not self.runtime > 0:
             raise ConfigurationError(f"runtime: {self.runtime!r} is not a time above 0")
+        if self.monitor is not None:
+            _check("monitor", self.monitor, 0.1, _DAY)
 
 
 def _check_names(option: str, names: Iterable[str], known: tuple[str, ...]) -> None:

@@ -10,10 +10,12 @@ from enum import Enum, auto
 from types import FrameType
 from typing import Any, Final, Self
 
+from spoakit.exceptions import ConfigurationError
+
 logger = logging.getLogger("spoakit.server")
 
 STOP_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT})
-SIGNALS: Final = STOP_SIGNALS | {signal.SIGHUP, signal.SIGUSR1}
+SIGNALS: Final = STOP_SIGNALS | {signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 
 _ONE_PRESS: Final = 0.5
 
@@ -25,6 +27,16 @@ class Wish(Enum):
     END = auto()
     RELOAD = auto()
     REOPEN_LOGS = auto()
+    REPORT = auto()
+
+
+_WISHES: Final = {
+    signal.SIGTERM: Wish.STOP,
+    signal.SIGINT: Wish.STOP,
+    signal.SIGHUP: Wish.RELOAD,
+    signal.SIGUSR1: Wish.REOPEN_LOGS,
+    signal.SIGUSR2: Wish.REPORT,
+}
 
 
 class SignalRules:
@@ -44,10 +56,7 @@ class SignalRules:
 
     def read(self, signum: int) -> Wish | None:
         """Return what a signal of `SIGNALS` asks for; None when it repeats the one before it."""
-        if signum in STOP_SIGNALS:
-            wish = Wish.STOP
-        else:
-            wish = Wish.RELOAD if signum == signal.SIGHUP else Wish.REOPEN_LOGS
+        wish = _WISHES[signal.Signals(signum)]
         now = self._clock()
         last = self._last.get(wish)
         if last is not None and now - last < _ONE_PRESS:
@@ -131,16 +140,23 @@ def _log_reopen() -> None:
 class Hooks:
     """What a program does on SIGHUP and SIGUSR1, in the supervisor and in each worker.
 
-    Both run in the process's event loop, between two callbacks; an exception is logged.
+    Both run in the process's event loop, between two callbacks. What a hook raises is logged, and
+    if it was raised in the supervisor the workers are not told: so a reload is refused.
     """
 
     reload: Callable[[], None] = _log_reload
     reopen_logs: Callable[[], None] = _log_reopen
 
-    def call(self, wish: Wish) -> None:
-        """Run the hook for `RELOAD` or `REOPEN_LOGS`."""
+    def call(self, wish: Wish) -> bool:
+        """Run the hook for `RELOAD` or `REOPEN_LOGS`; tell if it went well."""
         hook = self.reload if wish is Wish.RELOAD else self.reopen_logs
+        what = wish.name.lower().replace("_", " ")
         try:
             hook()
+        except (ConfigurationError, OSError) as error:
+            logger.error("%s refused, going on as before: %s", what, error)
         except Exception:
-            logger.exception("%s failed; going on as before", wish.name.lower().replace("_", " "))
+            logger.exception("%s failed; going on as before", what)
+        else:
+            return True
+        return False

@@ -10,12 +10,14 @@ from functools import partial
 from typing import NoReturn
 
 from spoakit.logs import flush_throttles
-from spoakit.metrics.counters import CounterRow
+from spoakit.metrics.counters import CounterRow, Counters
 from spoakit.server.channel import WorkerServer
 from spoakit.server.daemon import notify_service_manager
+from spoakit.server.report import log_counters
 from spoakit.server.settings import ServerSettings
 from spoakit.server.signals import SIGNALS, Hooks, SignalRules, Wish
 from spoakit.server.sockets import Acceptor, Listeners
+from spoakit.server.watch import watch_file
 from spoakit.server.worker import flush_logs_forever, leave, start_server
 
 logger = logging.getLogger("spoakit.server")
@@ -65,7 +67,7 @@ class SingleServer:
     async def leave(self) -> bool:
         """Stop listening, drain, close; tell if that was done within the drain's bound."""
         self.close()
-        return await leave(self._server, self._settings.drain.timeout)
+        return await leave(self._server, self._settings.drain)
 
     def close(self) -> None:
         """Stop listening."""
@@ -99,7 +101,7 @@ class SingleProcess:
         settings: limits, drain, runtime.
         listeners: where connections come in.
         make_server: makes what is run; called in the event loop.
-        row: where to count.
+        counters: a row for the worker, the first.
         hooks: called on SIGHUP and SIGUSR1.
         on_ready: called once it accepts.
         on_end: called before the process ends at once, to remove its files.
@@ -110,7 +112,7 @@ class SingleProcess:
         settings: ServerSettings,
         listeners: Listeners,
         make_server: Callable[[CounterRow], WorkerServer],
-        row: CounterRow,
+        counters: Counters,
         hooks: Hooks,
         on_ready: Callable[[], None],
         on_end: Callable[[], None],
@@ -118,7 +120,7 @@ class SingleProcess:
         self._settings = settings
         self._listeners = listeners
         self._make_server = make_server
-        self._row = row
+        self._counters = counters
         self._hooks = hooks
         self._on_ready = on_ready
         self._on_end = on_end
@@ -134,9 +136,12 @@ class SingleProcess:
         loop = asyncio.get_running_loop()
         for signum in SIGNALS:
             loop.add_signal_handler(signum, self._on_signal, signum)
-        server = SingleServer(
-            self._settings, self._listeners, self._make_server(self._row), self._row
-        )
+        row = self._counters.row(0)
+        server = SingleServer(self._settings, self._listeners, self._make_server(row), row)
+        background = [asyncio.create_task(self._monitor())]
+        if self._settings.watch is not None:
+            reload = partial(self._hooks.call, Wish.RELOAD)
+            background.append(asyncio.create_task(watch_file(self._settings.watch, reload)))
         stopping = asyncio.create_task(self._stopping.wait())
         starting = asyncio.create_task(server.start())
         try:
@@ -153,6 +158,8 @@ class SingleProcess:
                 await asyncio.sleep(self._settings.drain.checks)
             return 0 if await server.leave() else 1
         finally:
+            for task in background:
+                task.cancel()
             server.close()
 
     def _on_signal(self, signum: int) -> None:
@@ -164,6 +171,13 @@ class SingleProcess:
                 self._end(signum)
             case Wish.RELOAD | Wish.REOPEN_LOGS:
                 self._hooks.call(wish)
+            case Wish.REPORT:
+                log_counters(self._counters, 1, zeros=True)
+
+    async def _monitor(self) -> None:
+        while self._settings.monitor is not None:
+            await asyncio.sleep(self._settings.monitor)
+            log_counters(self._counters, 1, zeros=False)
 
     def _stop(self, why: str) -> None:
         if not self._stopping.is_set():

@@ -6,6 +6,7 @@ Everything it does is a turn of one `select` loop: events, ended processes, sign
 
 import gc
 import logging
+import math
 import os
 import selectors
 import signal
@@ -23,6 +24,7 @@ from spoakit.metrics.counters import CounterRow, Counters, counter
 from spoakit.server.channel import Order, WorkerServer
 from spoakit.server.daemon import notify_service_manager
 from spoakit.server.handle import WorkerHandle, describe_exit
+from spoakit.server.report import log_counters
 from spoakit.server.settings import ServerSettings
 from spoakit.server.signals import SIGNALS, Hooks, SignalReceiver, SignalRules, Wish
 from spoakit.server.sockets import Acceptor, Listeners
@@ -91,6 +93,7 @@ class Supervisor:
         self._turns = 0
         self._deadline: float | None = None
         self._flush_at = 0.0
+        self._report_at = math.inf
         self._failure: str | None = None
         self._exit_code = 0
 
@@ -150,7 +153,7 @@ class Supervisor:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         worker.started(pid, ours)
         self._selector.register(ours, selectors.EVENT_READ, partial(self._on_reports, worker, ours))
-        logger.debug("worker %d is process %d", worker.index, pid)
+        logger.debug("worker %d is process %d", worker.index + 1, pid)
 
     def _on_fork_failed(self, worker: WorkerHandle, reason: str) -> None:
         now = time.monotonic()
@@ -174,7 +177,7 @@ class Supervisor:
                 channel, self._settings, self._make_server, self._counters.row(index), self._hooks
             )
         except BaseException:
-            logger.exception("worker %d failed", index)
+            logger.exception("worker %d failed", index + 1)
         finally:
             flush_throttles(final=True)
             logging.shutdown()
@@ -195,6 +198,9 @@ class Supervisor:
         if worker.channel is channel and worker.read_reports(time.monotonic()) is False:
             self._selector.unregister(channel)
             worker.close_channel()
+        if worker.saw_change:
+            worker.saw_change = False
+            self._tell(Wish.RELOAD)
         if self._phase is _Phase.STARTING and all(worker.is_ready for worker in self._workers):
             self._serve()
 
@@ -218,10 +224,10 @@ class Supervisor:
             worker.restart_at = None
             self._exit_code = self._exit_code or int(status != 0)
             level = logging.WARNING if status else logging.DEBUG
-            logger.log(level, "worker %d (process %d) ended: %s", worker.index, pid, how)
+            logger.log(level, "worker %d (process %d) ended: %s", worker.index + 1, pid, how)
             return
         self._row.add(DEATHS)
-        what = f"worker {worker.index} (process {pid})"
+        what = f"worker {worker.index + 1} (process {pid})"
         if worker.failure is None:
             reason = f"{what} ended unexpectedly: {how}"
         else:
@@ -295,13 +301,19 @@ class Supervisor:
                 case Wish.END:
                     self._end(signum)
                 case Wish.RELOAD | Wish.REOPEN_LOGS:
-                    self._hooks.call(wish)
-                    order = Order.RELOAD if wish is Wish.RELOAD else Order.REOPEN_LOGS
-                    for worker in self._workers:
-                        worker.send_order(order)
+                    self._tell(wish)
+                case Wish.REPORT:
+                    log_counters(self._counters, self._settings.workers, zeros=True)
+
+    def _tell(self, wish: Wish) -> None:
+        """Do here what is wished, and have the workers do it if that went well."""
+        if self._hooks.call(wish):
+            order = Order.RELOAD if wish is Wish.RELOAD else Order.REOPEN_LOGS
+            for worker in self._workers:
+                worker.send_order(order)
 
     def _time_to_wait(self, now: float) -> float:
-        times = [self._flush_at]
+        times = [self._flush_at, self._report_at]
         times += [worker.restart_at for worker in self._workers if worker.restart_at is not None]
         if self._deadline is not None:
             times.append(self._deadline)
@@ -315,6 +327,9 @@ class Supervisor:
         if now >= self._flush_at:
             flush_throttles()
             self._flush_at = now + FLUSH_INTERVAL
+        if self._settings.monitor is not None and now >= self._report_at:
+            log_counters(self._counters, self._settings.workers, zeros=False)
+            self._report_at = now + self._settings.monitor
         for worker in self._workers:
             if worker.restart_at is not None and now >= worker.restart_at:
                 self._fork(worker)
@@ -337,6 +352,8 @@ class Supervisor:
 
     def _serve(self) -> None:
         self._phase = _Phase.SERVING
+        if self._settings.monitor is not None:
+            self._report_at = time.monotonic() + self._settings.monitor
         if self._settings.runtime is not None:
             self._deadline = time.monotonic() + self._settings.runtime
         self._on_ready()
@@ -364,7 +381,7 @@ class Supervisor:
             if not self._hand(self._held):
                 self._held.close()
             self._held = None
-        self._deadline = now + self._settings.drain.timeout + _KILL_AFTER
+        self._deadline = now + self._settings.drain.total + _KILL_AFTER
         for worker in self._workers:
             worker.restart_at = None
             worker.send_order(Order.DRAIN)

@@ -5,6 +5,7 @@ import logging
 import signal
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from spoakit.exceptions import StartupError
@@ -12,8 +13,9 @@ from spoakit.logs import Throttle, flush_throttles
 from spoakit.metrics.counters import CounterRow, counter
 from spoakit.server.channel import Order, Report, WorkerServer, receive_orders
 from spoakit.server.loops import loop_factory
-from spoakit.server.settings import ServerSettings
+from spoakit.server.settings import Drain, ServerSettings
 from spoakit.server.signals import Hooks, Wish
+from spoakit.server.watch import watch_file
 
 logger = logging.getLogger("spoakit.server")
 
@@ -62,14 +64,15 @@ async def start_server(server: WorkerServer) -> None:
         raise StartupError(f"{type(error).__name__}: {error}") from error
 
 
-async def leave(server: WorkerServer, timeout: float) -> bool:
-    """Drain and close a server; tell if it was done within `timeout` seconds and the grace."""
+async def leave(server: WorkerServer, drain: Drain) -> bool:
+    """Drain and close a server; tell if it was done within the time for that and the grace."""
+    bound = drain.total + GRACE
     try:
-        async with asyncio.timeout(timeout + GRACE):
-            await server.drain(timeout)
+        async with asyncio.timeout(bound):
+            await server.drain(drain.timeout)
             await server.aclose()
     except TimeoutError:
-        logger.error("not done within %g s of draining; leaving all the same", timeout + GRACE)
+        logger.error("not done within %g s of draining; leaving all the same", bound)
         return False
     return True
 
@@ -109,7 +112,11 @@ class _Worker:
         self._loop = asyncio.get_running_loop()
         self._leave = asyncio.Event()
         self._loop.add_reader(self._channel, self._on_orders)
-        flusher = asyncio.create_task(flush_logs_forever())
+        background = [asyncio.create_task(flush_logs_forever())]
+        # One worker watches for all: it tells the supervisor, which tells the others.
+        if self._settings.watch is not None and self._row.index == 0:
+            report = partial(self._report, bytes((Report.CHANGED,)))
+            background.append(asyncio.create_task(watch_file(self._settings.watch, report)))
         leaving = asyncio.create_task(self._leave.wait())
         starting = asyncio.create_task(start_server(self._server))
         # A start that hangs must not keep the worker from leaving.
@@ -120,12 +127,13 @@ class _Worker:
             starting.result()
             self._report(bytes((Report.READY,)))
             await leaving
-            return 0 if await leave(self._server, self._settings.drain.timeout) else 1
+            return 0 if await leave(self._server, self._settings.drain) else 1
         except StartupError as error:
             self._report(bytes((Report.FAILED,)) + str(error).encode(errors="replace"))
             return 1
         finally:
-            flusher.cancel()
+            for task in background:
+                task.cancel()
             self._loop.remove_reader(self._channel)
             self._loop.remove_writer(self._channel)
 
@@ -168,7 +176,7 @@ class _Worker:
         if not self._leave.is_set():
             logger.warning("the supervisor is gone; leaving")
             # Nobody is left to kill this process if something in it does not end.
-            signal.alarm(int(self._settings.drain.timeout + GRACE) + 2)
+            signal.alarm(int(self._settings.drain.total + GRACE) + 2)
         self._leave.set()
 
     def _on_closed(self) -> None:

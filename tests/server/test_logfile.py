@@ -1,0 +1,122 @@
+"""A service's output in a file; see also test_service.py."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from spoakit.exceptions import StartupError
+from spoakit.server.logfile import OpenLogfile
+from spoakit.server.settings import Logfile
+
+if TYPE_CHECKING:
+    from tests.server.conftest import Service
+
+    Start = Callable[..., Service]
+
+MARK = r"INFO spoakit.server: --- {} +--- \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d -{{25}}$"
+
+
+@pytest.fixture(params=[1, 2])
+def workers(request: pytest.FixtureRequest) -> int:
+    count: int = request.param
+    return count
+
+
+def wait_for(service: Service, file: Path, text: str, times: int = 1) -> None:
+    service.wait_until(
+        lambda: file.exists() and file.read_text().count(text) >= times, f"{text} in {file}"
+    )
+
+
+def test_all_output_goes_to_the_file_between_marks(
+    start: Start, workers: int, tmp_path: Path
+) -> None:
+    file = tmp_path / "a.log"
+    file.write_text("before\n")
+    service = start(workers=workers, logfile={"path": "a.log"})
+    wait_for(service, file, "listening on")
+    service.signal(signal.SIGTERM)
+    assert service.wait() == 0
+    lines = file.read_text().splitlines()
+    assert lines[0] == "before"
+    assert re.search(MARK.format("start"), lines[1])
+    assert re.search(MARK.format("stop"), lines[-1])
+    assert sum("stand_in: closed" in line for line in lines) == workers
+    assert service.log == ""
+
+
+def test_the_file_is_emptied_once_if_that_is_asked_for(
+    start: Start, workers: int, tmp_path: Path
+) -> None:
+    file = tmp_path / "w.log"
+    file.write_text("before\n")
+    service = start(workers=workers, logfile={"path": "w.log", "truncate": True})
+    wait_for(service, file, "listening on")
+    service.signal(signal.SIGUSR1)
+    service.signal(signal.SIGHUP)
+    wait_for(service, file, "reloading", times=workers)
+    text = file.read_text()
+    assert "before" not in text
+    assert "--- start" in text
+
+
+def test_a_file_that_was_moved_away_is_made_anew_on_sigusr1(
+    start: Start, workers: int, tmp_path: Path
+) -> None:
+    file = tmp_path / "r.log"
+    service = start(workers=workers, logfile={"path": "r.log"})
+    wait_for(service, file, "listening on")
+    file.rename(tmp_path / "r.log.1")
+    service.signal(signal.SIGUSR1)
+    service.wait_until(file.exists, "a new file")
+    service.signal(signal.SIGTERM)
+    assert service.wait() == 0
+    assert "--- start" in (tmp_path / "r.log.1").read_text()
+    assert file.read_text().count("stand_in: closed") == workers
+    assert "--- stop" in file.read_text()
+
+
+def test_a_file_that_cannot_be_made_anew_is_written_on(start: Start, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    service = start(logfile={"path": "folder/x.log"})
+    wait_for(service, folder / "x.log", "listening on")
+    folder.rename(tmp_path / "moved")
+    service.signal(signal.SIGUSR1)
+    wait_for(service, tmp_path / "moved" / "x.log", "reopen logs refused, going on as before: ")
+
+
+def test_a_daemon_keeps_its_file(start: Start, workers: int, tmp_path: Path) -> None:
+    file = tmp_path / "d.log"
+    service = start(
+        workers=workers, daemonize=True, pidfile="d.pid", runtime=0.3, logfile={"path": "d.log"}
+    )
+    assert service.wait() == 0
+    wait_for(service, file, "--- stop")
+    assert "the runtime is over" in file.read_text()
+
+
+def test_the_file_of_a_live_process_is_not_emptied_by_a_second_one(
+    start: Start, tmp_path: Path
+) -> None:
+    file = tmp_path / "l.log"
+    first = start(pidfile="l.pid", logfile={"path": "l.log", "truncate": True})
+    wait_for(first, file, "listening on")
+    second = start(pidfile="l.pid", logfile={"path": "l.log", "truncate": True})
+    assert second.wait() == 1
+    assert "is running and holds it" in second.log
+    assert "listening on" in file.read_text()
+
+
+def test_a_file_that_cannot_be_written_ends_the_start(start: Start, tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match=r"logfile .*absent/x.log: No such file or directory"):
+        OpenLogfile(Logfile(str(tmp_path / "absent" / "x.log")))
+    service = start(logfile={"path": "absent/x.log"})
+    assert service.wait() == 1
+    assert "absent/x.log: No such file or directory" in service.log
