@@ -1,14 +1,17 @@
 import asyncio
+import logging
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 from tests.apps.mirror.conftest import Run, origin, until
 
-from spoakit.apps.mirror.agent import create_agent
+from spoakit.apps.mirror.agent import LiveSettings, create_agent
 from spoakit.apps.mirror.settings import MirrorSettings, TargetSettings
 from spoakit.apps.mirror.url import TargetURL
+from spoakit.exceptions import ConfigurationError
 from spoakit.metrics.counters import Counters
 from spoakit.server import ServerSettings
 from spoakit.server.server import Server
@@ -21,6 +24,8 @@ from spoakit.spop import (
     Event,
     Message,
     Opened,
+    Scope,
+    VariableEncoder,
 )
 
 HEADERS = b"\4host\5x.org\3x-a\1b\0\0"
@@ -40,10 +45,22 @@ class EngineSocket:
         self._engine.send_hello()
         assert isinstance(await self._event(), Opened)
 
-    async def notify(self, *arguments: Argument) -> Event:
+    async def notify(self, *arguments: Argument, message: str = "mirror") -> Event:
         """Send the message; return what comes back."""
-        self._engine.send_notify([Message("mirror", arguments)], stream_id=1)
+        self._engine.send_notify([Message(message, arguments)], stream_id=1)
         return await self._event()
+
+    async def notify_at_once(self, count: int, *arguments: Argument) -> None:
+        """Send the message so often, without waiting in between; wait for all ACKs."""
+        for number in range(count):
+            self._engine.send_notify([Message("mirror", arguments)], stream_id=number + 1)
+        acknowledged = 0
+        await self._loop.sock_sendall(self._sock, self._engine.data_to_send())
+        while acknowledged < count:
+            self._engine.receive_data(await self._loop.sock_recv(self._sock, 65536))
+            events = self._engine.events_received()
+            assert all(isinstance(event, Acknowledged) for event in events)
+            acknowledged += len(events)
 
     async def _event(self) -> Event:
         await self._loop.sock_sendall(self._sock, self._engine.data_to_send())
@@ -53,11 +70,18 @@ class EngineSocket:
         return event
 
 
-@asynccontextmanager
-async def mirror(*ports: int, drain: float = 10) -> AsyncIterator[EngineSocket]:
-    """Serve the mirror of these targets to one engine."""
+def settings_for(*ports: int, drain: float = 10, delay: float = 0) -> MirrorSettings:
+    """Return the settings of a mirror with targets on these ports."""
     targets = tuple(TargetSettings(TargetURL.parse(f"http://127.0.0.1:{port}")) for port in ports)
-    agent = create_agent(MirrorSettings(targets, drain))
+    return MirrorSettings(targets, drain, processing_delay=delay)
+
+
+@asynccontextmanager
+async def mirror(
+    *ports: int, drain: float = 10, delay: float = 0, live: LiveSettings | None = None
+) -> AsyncIterator[EngineSocket]:
+    """Serve the mirror of these targets, or of live settings, to one engine."""
+    agent = create_agent(live or settings_for(*ports, drain=drain, delay=delay))
     server = Server([agent], ServerSettings(), Counters(1).row(0))
     server.on_closed = lambda: None
     await server.start()
@@ -151,3 +175,140 @@ def test_an_acknowledgement_waits_for_no_target(run: Run) -> None:
             await server.start(server.port)
 
     run(scenario())
+
+
+def test_a_delay_holds_back_each_message_and_no_other(run: Run) -> None:
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        async with origin() as server, mirror(server.port, delay=0.3) as engine:
+            before = loop.time()
+            await engine.notify_at_once(20, *arguments())
+            assert 0.29 <= loop.time() - before < 2
+            await until(lambda: len(server.requests) == 20)
+
+    run(scenario())
+
+
+def test_a_delay_of_a_whole_second_is_not_taken_for_lateness(run: Run) -> None:
+    async def scenario() -> None:
+        async with origin() as server, mirror(server.port, delay=1) as engine:
+            assert isinstance(await engine.notify(*arguments()), Acknowledged)
+            await until(lambda: len(server.requests) == 1)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    "ip",
+    [
+        Argument("ip", DataType.IPV4, IPv4Address("192.0.2.1")),
+        Argument("ip", DataType.IPV6, IPv6Address("2001:db8::1")),
+    ],
+)
+def test_check_client_ip_gives_a_score_at_random(run: Run, ip: Argument) -> None:
+    async def scenario() -> None:
+        async with mirror() as engine:
+            ip_score = VariableEncoder(Scope.SESS, "ip_score", DataType.UINT32)
+            scores = [ip_score.set(score) for score in range(101)]
+            seen = set()
+            for _ in range(50):
+                reply = await engine.notify(ip, message="check-client-ip")
+                assert isinstance(reply, Acknowledged)
+                [action] = reply.actions
+                seen.add(scores.index(action))
+            assert len(seen) > 1
+
+    run(scenario())
+
+
+def test_the_test_message_has_each_argument_logged_with_its_type(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        async with mirror() as engine:
+            reply = await engine.notify(
+                Argument("arg1", DataType.STRING, "a\nb"),
+                Argument("arg2", DataType.NULL, None),
+                Argument("", DataType.UINT32, 7),
+                Argument("arg4", DataType.BOOL, True),
+                Argument("arg5", DataType.BINARY, b"\x00\xff"),
+                Argument("arg6", DataType.IPV4, IPv4Address("192.0.2.1")),
+                message="test",
+            )
+            assert isinstance(reply, Acknowledged)
+            assert reply.actions == ()
+            await until(lambda: "test[5]" in caplog.text)
+
+    caplog.set_level(logging.INFO, logger="spoakit.mirror")
+    run(scenario())
+    assert [line for line in caplog.messages if line.startswith("test[")] == [
+        "test[0] name='arg1' type=STRING: 'a\\nb'",
+        "test[1] name='arg2' type=NULL: None",
+        "test[2] name='' type=UINT32: 7",
+        "test[3] name='arg4' type=BOOL: True",
+        "test[4] name='arg5' type=BINARY: b'\\x00\\xff'",
+        "test[5] name='arg6' type=IPV4: IPv4Address('192.0.2.1')",
+    ]
+
+
+def test_a_reload_keeps_targets_makes_new_ones_and_drains_the_others(run: Run) -> None:
+    async def scenario() -> None:
+        async with origin() as kept, origin() as removed, origin() as new:
+            wanted = settings_for(kept.port, removed.port)
+            live = LiveSettings(lambda: wanted)
+            async with mirror(live=live) as engine:
+                await engine.notify(*arguments())
+                await until(lambda: len(kept.requests) == len(removed.requests) == 1)
+                wanted = settings_for(new.port, kept.port)
+                await engine.notify(*arguments())
+                live.reload()
+                await asyncio.sleep(0)
+                await engine.notify(*arguments())
+                await until(lambda: len(new.requests) == 1 and len(kept.requests) == 3)
+            assert len(removed.requests) == 2  # what had come before was sent
+            assert kept.connections <= 2
+
+    run(scenario())
+
+
+def test_a_reload_that_cannot_be_read_changes_nothing(run: Run) -> None:
+    async def scenario() -> None:
+        async with origin() as server:
+            wanted = [settings_for(server.port)]
+
+            def read() -> MirrorSettings:
+                if not wanted:
+                    raise ConfigurationError("mirror.toml, line 1: nothing there")
+                return wanted[0]
+
+            live = LiveSettings(read)
+            async with mirror(live=live) as engine:
+                wanted.clear()
+                with pytest.raises(ConfigurationError):
+                    live.reload()
+                await engine.notify(*arguments())
+                await until(lambda: len(server.requests) == 1)
+
+    run(scenario())
+
+
+def test_equal_targets_are_each_kept(run: Run) -> None:
+    async def scenario() -> None:
+        async with origin() as server:
+            wanted = settings_for(server.port, server.port)
+            live = LiveSettings(lambda: wanted)
+            async with mirror(live=live) as engine:
+                live.reload()
+                await asyncio.sleep(0)
+                await engine.notify(*arguments())
+            assert len(server.requests) == 2
+
+    run(scenario())
+
+
+def test_another_delay_takes_a_restart(caplog: pytest.LogCaptureFixture) -> None:
+    wanted = settings_for(delay=0)
+    live = LiveSettings(lambda: wanted)
+    wanted = settings_for(delay=0.5)
+    live.reload()
+    assert "another processing delay takes a restart" in caplog.text

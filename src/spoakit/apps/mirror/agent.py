@@ -1,7 +1,11 @@
-"""The agent: one message, observed."""
+"""The agent: one message, observed, and two of the C program's for debugging."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import functools
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine
+from random import randrange
+from typing import Final, ParamSpec
 
 from spoakit.agent.agent import Agent
 from spoakit.agent.headers import Headers
@@ -9,9 +13,22 @@ from spoakit.agent.parameters import IPAddress
 from spoakit.apps.mirror._access_log_cy import AccessLog
 from spoakit.apps.mirror._request_cy import Original
 from spoakit.apps.mirror.log_writer import LogWriter
-from spoakit.apps.mirror.settings import MirrorSettings
+from spoakit.apps.mirror.settings import MirrorSettings, TargetSettings
 from spoakit.apps.mirror.target import Target
+from spoakit.exceptions import ConfigurationError
+from spoakit.logs import Throttle
 from spoakit.metrics.counters import CounterRow
+from spoakit.spop._encode_cy import Action
+from spoakit.spop.constants import DataType
+from spoakit.spop.messages import MAX_ARGUMENTS, Message
+
+logger = logging.getLogger("spoakit.mirror")
+
+# Beyond the processing delay: when a message counts as late.
+_DEADLINE: Final = 1.0
+_SCORES: Final = 101
+
+P = ParamSpec("P")
 
 
 class Mirror:
@@ -22,42 +39,131 @@ class Mirror:
     """
 
     def __init__(self, settings: MirrorSettings, access_log: AccessLog, row: CounterRow) -> None:
-        self.targets = tuple(Target(target, access_log, row) for target in settings.targets)
         self._access_log = access_log
+        self._row = row
         self._drain = settings.drain
+        self._closing: set[asyncio.Task[None]] = set()
+        self._is_closed = False
+        self.targets = tuple(self._make(target) for target in settings.targets)
 
-    def copy(self, original: Original) -> None:
-        """Copy a request to all targets that are to get it."""
-        for target in self.targets:
-            target.copy(original)
+    async def reconfigure(self, settings: MirrorSettings) -> None:
+        """Copy to other targets from now on, without losing what waits.
+
+        Targets whose settings are the same stay as they are. Those that are not wanted any more
+        send what is in their queues meanwhile, within the time for a drain. If one cannot be made,
+        that is raised, and all stay.
+        """
+        if self._is_closed:
+            return
+        removed = list(self.targets)
+        targets: list[Target] = []
+        new: list[Target] = []
+        try:
+            for wanted in settings.targets:
+                known = next((target for target in removed if target.settings == wanted), None)
+                if known is None:
+                    new.append(known := self._make(wanted))
+                else:
+                    removed.remove(known)
+                targets.append(known)
+        except BaseException:
+            self._close_behind(new)
+            raise
+        self._drain = settings.drain
+        self.targets = tuple(targets)
+        self._close_behind(removed)
+        logger.info(
+            "reloaded: %d targets, %d new, %d removed", len(targets), len(new), len(removed)
+        )
 
     async def aclose(self) -> None:
         """Send what waits, within the time the settings give, and close."""
+        self._is_closed = True
         try:
-            await asyncio.gather(*(target.aclose(self._drain) for target in self.targets))
+            closing = [target.aclose(self._drain) for target in self.targets]
+            await asyncio.gather(*closing, *self._closing)
         finally:
             self._access_log.close()
 
+    def _close_behind(self, targets: list[Target]) -> None:
+        for target in targets:
+            task = asyncio.create_task(target.aclose(self._drain))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
 
-def create_agent(settings: MirrorSettings) -> Agent:
+    def _make(self, settings: TargetSettings) -> Target:
+        return Target(settings, self._access_log, self._row)
+
+
+class LiveSettings:
+    """The settings in force, which a reload replaces.
+
+    The supervisor has them for the workers it forks; a worker has its mirror follow them.
+
+    Args:
+        read: gives the settings, anew for each reload. It raises ConfigurationError, or OSError,
+            where they cannot be had; those in force stay then.
+
+    Attributes:
+        current: the settings in force.
+    """
+
+    def __init__(self, read: Callable[[], MirrorSettings]) -> None:
+        self._read = read
+        self._mirror: Mirror | None = None
+        self._applying: asyncio.Task[None] | None = None
+        self.current = read()
+
+    def follow(self, mirror: Mirror) -> None:
+        """Have a worker's mirror reconfigured by each reload."""
+        self._mirror = mirror
+
+    def reload(self) -> None:
+        """Read the settings again and apply them; in a worker, in its event loop.
+
+        Raises:
+            ConfigurationError, OSError: they cannot be had; nothing has changed.
+        """
+        settings = self._read()
+        if settings.processing_delay != self.current.processing_delay:
+            logger.warning("reload: another processing delay takes a restart")
+        self.current = settings
+        if self._mirror is None:
+            logger.info("reload: %d targets from now on", len(settings.targets))
+        else:
+            self._applying = asyncio.get_running_loop().create_task(_apply(self._mirror, settings))
+
+
+async def _apply(mirror: Mirror, settings: MirrorSettings) -> None:
+    try:
+        await mirror.reconfigure(settings)
+    except ConfigurationError as error:
+        logger.error("reload refused, going on as before: %s", error)
+    except Exception:
+        logger.exception("reload failed; going on as before")
+
+
+def create_agent(settings: MirrorSettings | LiveSettings) -> Agent:
     """Return the agent that copies requests as the settings say.
 
     The arguments of its message ``mirror`` are those of the C program, and after them, where the
     spoe-message has them: arg_size (req.body_size, which shows that HAProxy's buffer cut a chunked
     body), arg_src (src, for X-Forwarded-For and samples), arg_id (unique-id, for X-Request-Id) and
-    arg_key (what makes samples coherent).
+    arg_key (what makes samples coherent). The C program's messages ``check-client-ip`` and ``test``
+    are taken as well.
     """
+    live = settings if isinstance(settings, LiveSettings) else LiveSettings(lambda: settings)
     agent = Agent("mirror")
 
     @agent.resource
     async def mirror(row: CounterRow) -> AsyncIterator[Mirror]:
-        mirror = Mirror(settings, AccessLog(LogWriter(), row.index + 1), row)
+        mirror = Mirror(live.current, AccessLog(LogWriter(), row.index + 1, live.current.log), row)
+        live.follow(mirror)
         try:
             yield mirror
         finally:
             await mirror.aclose()
 
-    @agent.observe("mirror")
     def copy(
         arg_method: bytes,
         arg_path: bytes,
@@ -70,19 +176,51 @@ def create_agent(settings: MirrorSettings) -> Agent:
         arg_id: bytes = b"",
         arg_key: bytes = b"",
     ) -> None:
-        source = b"" if arg_src is None else str(arg_src).encode()
-        mirror.copy(
-            Original(
-                arg_method,
-                arg_path,
-                arg_ver,
-                arg_hdrs,
-                arg_body,
-                arg_size,
-                source,
-                arg_id,
-                arg_key,
-            )
+        original = Original(
+            arg_method,
+            arg_path,
+            arg_ver,
+            arg_hdrs,
+            arg_body,
+            arg_size,
+            b"" if arg_src is None else str(arg_src).encode(),
+            arg_id,
+            arg_key,
         )
+        for target in mirror.targets:
+            target.copy(original)
 
+    delay = live.current.processing_delay
+    if delay:
+        agent.message("mirror", timeout=delay + _DEADLINE)(_delayed(copy, delay))
+    else:
+        agent.observe("mirror")(copy)
+    _add_debugging_messages(agent)
     return agent
+
+
+def _delayed(copy: Callable[P, None], delay: float) -> Callable[P, Coroutine[None, None, None]]:
+    """Return what does the same `delay` seconds later; the ACK waits, other frames do not."""
+
+    @functools.wraps(copy)
+    async def copy_later(*args: P.args, **kwargs: P.kwargs) -> None:
+        await asyncio.sleep(delay)
+        copy(*args, **kwargs)
+
+    return copy_later
+
+
+def _add_debugging_messages(agent: Agent) -> None:
+    """Add what the C program has from its ancestor, to try out a configuration of SPOE."""
+    ip_score = agent.variable("sess.ip_score", DataType.UINT32)
+    throttle = Throttle(logger, max_kinds=MAX_ARGUMENTS)
+
+    @agent.message("check-client-ip")
+    def check_client_ip(ip: IPAddress, /) -> Action:
+        return ip_score.set(randrange(_SCORES))
+
+    @agent.observe("test")
+    def show(message: Message) -> None:
+        for index, argument in enumerate(message.arguments):
+            name, type_name, value = argument.name, argument.type.name, argument.value
+            throttle.info(index, "test[%d] name=%r type=%s: %r", index, name, type_name, value)
