@@ -1,20 +1,37 @@
 import os
 import re
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from ipaddress import ip_network
 from pathlib import Path
 from threading import Thread
 
 import pytest
+from tests.certificates import make_authority, make_certificate
 
 import spoakit
 from spoakit.agent import Agent
+from spoakit.apps.mirror.agent import LiveSettings
+from spoakit.apps.mirror.settings import (
+    LogSettings,
+    MirrorSettings,
+    PoolSettings,
+    Rewrite,
+    Selection,
+    TargetSettings,
+    TlsSettings,
+)
+from spoakit.apps.mirror.url import TargetURL
 from spoakit.cli import mirror
 from spoakit.exceptions import ConfigurationError
-from spoakit.server import ServerSettings
+from spoakit.server import Drain, Hooks, ListenTls, Logfile, ServerSettings
 from spoakit.testing import EngineClient
 
 USAGE = """
@@ -27,18 +44,24 @@ For help type: spoa-mirror -h
 """
 
 
-def test_the_help_is_that_of_the_c_program(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_is_that_of_the_c_program_and_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
     assert mirror.main(["-h"]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith(USAGE.removesuffix("For help type: spoa-mirror -h\n\n"))
     for line in (
         '  -a, --address=NAME              Specify the address to listen on (default: "0.0.0.0").',
         "  -b, --connection-backlog=VALUE  Specify the connection backlog size (default: 1024).",
+        "  -D, --daemonize                 Run this program as a daemon.",
+        "  -F, --pidfile=FILE              Specifies a file to write the process-id to.",
+        "  -l, --logfile=[MODE:]FILE       Log all messages to logfile (default: stdout/stderr).",
         "  -p, --port=VALUE                Specify the port to listen on (default: 12345).",
-        "  -u, --mirror-url=URL            Specify the URL for the HTTP mirroring.",
+        "  -I, --mirror-interface=NAME     Specify the interface/address for outgoing connections.",
+        "      --config=FILE               Read the targets from a TOML file, instead of -u.",
+        "Supported capabilities: fragmentation, pipelining, async.  The first two are",
         "in any other unit if the number is suffixed by a unit (us, ms, s, m, h, d).",
     ):
         assert f"{line}\n" in shown
+    assert max(map(len, shown.splitlines())) <= 100
 
 
 def test_the_version_tells_the_form(capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,35 +70,71 @@ def test_the_version_tells_the_form(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.fullmatch(rf"\nspoa-mirror v{spoakit.__version__} \(.*compiled.*\)\n\n", shown)
 
 
+NO_RUNTIME = "runtime value not set: give -r, with 0 for unlimited"
+
+
 @pytest.mark.parametrize(
     ("arguments", "errors"),
     [
-        ([], ["runtime value not set"]),
-        (["-u", "http://h/"], ["runtime value not set"]),
-        (["-r0", "-p0"], ["invalid port '0'"]),
-        (["-r0", "-p", "99999"], ["invalid port '99999'"]),
-        (["-r0", "--port=x"], ["invalid port 'x'"]),
-        (["-r0", "-n0"], ["invalid number of workers '0'"]),
-        (["-r0", "-n", "1001"], ["invalid number of workers '1001'"]),
-        (["-r0", "-b-1"], ["invalid connection backlog '-1'"]),
-        (["-r0", "-m511"], ["max-frame-size cannot be less than 512"]),
-        (["-r0", "-mx"], ["invalid max-frame-size 'x'"]),
-        (["-r0", "-c", "foo"], ["unsupported capability 'foo'"]),
-        (["-rabc"], ["invalid time format: 'abc'"]),
-        (["-r-1"], ["wrong amount of time (allowed range [0, 604800.00s]): '-1'"]),
-        (["-r8d"], ["wrong amount of time (allowed range [0, 604800.00s]): '8d'"]),
+        ([], [NO_RUNTIME]),
+        (["-u", "http://h/"], [NO_RUNTIME]),
+        (["-r0", "-p0"], ["--port: invalid value '0' (allowed range [1, 65535])"]),
+        (["-r0", "-n1001"], ["--num-workers: invalid value '1001' (allowed range [1, 1000])"]),
+        (["-r0", "-b-1"], ["--connection-backlog: invalid value '-1' (allowed range [1, 65535])"]),
+        (
+            ["-r0", "-m511"],
+            ["--max-frame-size: invalid value '511' (allowed range [512, 268435456])"],
+        ),
+        (
+            ["-r8d"],
+            ["--runtime: wrong amount of time (allowed range [0, 604800.00s]): '8d'"],
+        ),
+        (
+            ["-r0", "-i999"],
+            ["--monitor-interval: wrong amount of time (allowed range [1.00s, 3600.00s]): '999'"],
+        ),
+        (
+            ["-r0", "-t", "2s"],
+            ["--processing-delay: wrong amount of time (allowed range [0, 1.00s]): '2s'"],
+        ),
         (
             ["-r0", "-ufoo"],
-            ["invalid mirror URL 'foo': it does not start with http:// or https://"],
+            ["--mirror-url: invalid mirror URL 'foo': it does not start with http:// or https://"],
         ),
+        (["-r0", "-lx:file"], ["--logfile: invalid logfile mode 'x' (allowed: a, w, A, W)"]),
+        (["-r0", "-lw:"], ["--logfile: logfile: the path is empty"]),
         (["-r0", "-Z"], ["unrecognized arguments: -Z"]),
         (["-r0", "--bogus"], ["unrecognized arguments: --bogus"]),
         (["-r0", "stray"], ["unrecognized arguments: stray"]),
-        (["-r0", "-a", ""], ["invalid address ''"]),
+        (["-r0", "-a", ""], ["--address: the value is empty"]),
         (["-r"], ["argument -r/--runtime: expected one argument"]),
         (
-            ["-r0", "-p0", "-n0", "-cfoo"],
-            ["unsupported capability 'foo'", "invalid number of workers '0'", "invalid port '0'"],
+            ["-p0", "-n0", "-cfoo"],
+            [
+                "--capability: unsupported capability 'foo' (allowed: fragmentation, pipelining, "
+                "async, and no- before any of them)",
+                "--num-workers: invalid value '0' (allowed range [1, 1000])",
+                "--port: invalid value '0' (allowed range [1, 65535])",
+                NO_RUNTIME,
+            ],
+        ),
+        (["-r0", "--tls-ca=x"], ["--tls-ca 'x': --tls-cert is missing"]),
+        (["-r0", "--watch"], ["--watch: there is nothing to watch without --config"]),
+        (
+            ["-r0", "--config=m.toml", "-uhttp://h/"],
+            ["--mirror-url: with --config, 'm.toml' is where targets are described"],
+        ),
+        (
+            ["-r0", "--config=m.toml", "--insecure"],
+            ["--insecure: with --config, 'm.toml' is where targets are described"],
+        ),
+        (
+            ["-r0", "--config=/absent/m.toml"],
+            ["/absent/m.toml: No such file or directory"],
+        ),
+        (
+            ["-r0", "--tls-cert=/absent/c.pem"],
+            ["tls certificate /absent/c.pem: No such file or directory"],
         ),
     ],
 )
@@ -86,78 +145,184 @@ def test_all_that_is_wrong_is_named_and_the_exit_code_is_64(
         mirror.main(arguments)
     assert caught.value.code == 64
     shown = capsys.readouterr()
-    assert shown.err.splitlines() == [f"ERROR: {error}" for error in errors]
+    found = [line.removeprefix("ERROR: ") for line in shown.err.splitlines() if "ERROR: " in line]
+    assert found == errors
     assert shown.out == USAGE
 
 
-@pytest.fixture
-def given(monkeypatch: pytest.MonkeyPatch) -> list[ServerSettings]:
-    """The settings that the program runs with, instead of running."""
-    given: list[ServerSettings] = []
+class Given:
+    """What the program runs with, instead of running."""
 
-    def run(agents: Sequence[Agent], settings: ServerSettings) -> int:
+    settings: ServerSettings
+    live: LiveSettings
+    hooks: Hooks
+
+    @property
+    def mirror(self) -> MirrorSettings:
+        return self.live.current
+
+    @property
+    def target(self) -> TargetSettings:
+        [target] = self.mirror.targets
+        return target
+
+
+Run = Callable[[str], Given]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Run:
+    given = Given()
+
+    def pretend(agents: Sequence[Agent], settings: ServerSettings, hooks: Hooks) -> int:
         assert [agent.name for agent in agents] == ["mirror"]
-        given.append(settings)
+        given.settings, given.hooks = settings, hooks
         return 0
 
-    monkeypatch.setattr(mirror, "run", run)
-    monkeypatch.setattr(mirror, "configure_logging", lambda: None)
-    return given
+    def create(live: LiveSettings) -> Agent:
+        given.live = live
+        return Agent("mirror")
+
+    def configure(debug: bool) -> None:
+        pass
+
+    monkeypatch.setattr(mirror, "run", pretend)
+    monkeypatch.setattr(mirror, "create_agent", create)
+    monkeypatch.setattr(mirror, "configure_logging", configure)
+
+    def run(arguments: str) -> Given:
+        assert mirror.main(arguments.split()) == 0
+        return given
+
+    return run
 
 
-def test_the_defaults(given: list[ServerSettings]) -> None:
-    assert mirror.main(["-r0"]) == 0
-    [settings] = given
-    assert (settings.listen.address, settings.listen.port) == ("0.0.0.0", 12345)
-    assert settings.listen.backlog == 1024
-    assert settings.limits.frame_size == 0
-    assert settings.runtime is None
-    assert 1 <= settings.workers <= (os.cpu_count() or 1)
-    assert settings.capabilities == ("fragmentation", "pipelining")
+def test_the_defaults(run: Run) -> None:
+    given = run("-r0 -uhttp://h/")
+    assert given.settings == ServerSettings(
+        workers=given.settings.workers, drain=Drain(resources=10.0)
+    )
+    assert given.settings.listen.backlog == 1024
+    assert given.settings.capabilities == ("fragmentation", "pipelining")
+    assert 1 <= given.settings.workers <= (os.cpu_count() or 1)
+    assert given.mirror == MirrorSettings((TargetSettings(TargetURL.parse("http://h/")),))
+    assert run("-r0").mirror == MirrorSettings()
+
+
+SHORT = (
+    "-r {0} -u {1} -a {2} -p {3} -n {4} -b {5} -m {6} -c {7} -F {8} -i {9} -l {10} -t {11} "
+    "-I {12} -P {13} -B {14} -D"
+)
+LONG = (
+    "--runtime {0} --mirror-url {1} --address {2} --port {3} --num-workers {4} "
+    "--connection-backlog {5} --max-frame-size {6} --capability {7} --pidfile {8} "
+    "--monitor-interval {9} --logfile {10} --processing-delay {11} --mirror-interface {12} "
+    "--mirror-local-port {13} --libev-backend {14} --daemonize"
+)
+VALUES = (
+    *("500ms", "http://h/", "::1", "1", "2", "3", "2097152", "async", "a.pid", "2s"),
+    *("W:a.log", "250", "eth0", "40000-40999", "POLL"),
+)
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    "form",
     [
-        "-r500 -u http://h/ -a ::1 -p 1 -n 2 -b 3 -m 2097152 -c async -c pipelining",
-        "-r500 -uhttp://h/ -a::1 -p1 -n2 -b3 -m2097152 -casync -casync",
-        "--runtime=500ms --mirror-url=http://h/ --address=::1 --port=1 --num-workers=2 "
-        "--connection-backlog=3 --max-frame-size=2097152 --capability=async",
-        "--runtime 0.5s --mirror-url http://h/ --address ::1 --port 1 --num-workers 2 "
-        "--connection-backlog 3 --max-frame-size 2097152 --capability async",
+        SHORT,
+        SHORT.replace(" {", "{"),
+        LONG,
+        LONG.replace(" {", "={"),
+        LONG.replace("--libev-backend", "--event-backend"),
+        SHORT.replace("-D", "").replace("-r {0}", "-Dr{0}"),
     ],
 )
-def test_values_may_be_attached_or_separate(given: list[ServerSettings], arguments: str) -> None:
-    assert mirror.main(arguments.split()) == 0
-    [settings] = given
+def test_values_may_be_attached_or_separate(run: Run, form: str) -> None:
+    given = run(form.format(*VALUES))
+    settings = given.settings
     assert settings.runtime == 0.5
     assert (settings.listen.address, settings.listen.port) == ("::1", 1)
     assert (settings.workers, settings.listen.backlog) == (2, 3)
     assert settings.limits.frame_size == 2097152
     assert settings.capabilities == ("fragmentation", "pipelining", "async")
+    assert (settings.pidfile, settings.monitor) == ("a.pid", 2.0)
+    assert settings.logfile == Logfile("a.log", truncate=True)
+    assert settings.loop == "poll"
+    assert settings.daemonize
+    assert given.mirror.processing_delay == 0.25
+    assert given.target.pool == PoolSettings(interface="eth0", local_ports=(40000, 40999))
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"),
+    ("switches", "announced"),
     [
-        ("0", 0),
-        ("250us", 0.00025),
-        ("5", 0.005),
-        ("5ms", 0.005),
-        ("2s", 2),
-        ("1.5m", 90),
-        ("2h", 7200),
-        ("7d", 604800),
+        ("", ("fragmentation", "pipelining")),
+        ("-cno-pipelining", ("fragmentation",)),
+        ("-c !fragmentation -c async", ("pipelining", "async")),
+        ("-c NO-PIPELINING -c Pipelining", ("fragmentation", "pipelining")),
+        ("-casync -casync -c no-async", ("fragmentation", "pipelining")),
     ],
 )
-def test_times_have_units(text: str, seconds: float) -> None:
-    assert mirror.parse_time(text, 604800) == pytest.approx(seconds)
+def test_capabilities_are_switched_on_and_off(
+    run: Run, switches: str, announced: tuple[str, ...]
+) -> None:
+    assert run(f"-r0 {switches}").settings.capabilities == announced
 
 
-@pytest.mark.parametrize("text", ["", "s", "1 s", "1w", "1e3", "0x1", "\u0661", "1s\n", "nan"])
-def test_what_is_no_time_is_refused(text: str) -> None:
-    with pytest.raises(ConfigurationError, match="invalid time format"):
-        mirror.parse_time(text, 10)
+def test_what_is_said_of_targets_holds_for_each(run: Run) -> None:
+    given = run(
+        "-r0 -uhttp://one/ -u https://two/base --http=2 --insecure --truncated=mark "
+        "--sample=0.5 --host=target --marker=X-Mirrored -Ilo -P1000"
+    )
+    one = TargetSettings(
+        TargetURL.parse("http://one/"),
+        http="2",
+        selection=Selection(sample=0.5),
+        rewrite=Rewrite(host="target", marker=("X-Mirrored", "1"), truncated="mark"),
+        pool=PoolSettings(interface="lo", local_ports=(1000, 1000)),
+        tls=TlsSettings(verify=False),
+    )
+    assert given.mirror.targets == (one, replace(one, url=TargetURL.parse("https://two/base")))
+
+
+def test_the_log_the_listening_socket_and_the_end(run: Run) -> None:
+    given = run(
+        "-r0 -uhttp://h/ --log-format=json --log-sample=10 --quiet --unix=/run/m.sock "
+        "--allow=192.0.2.0/24 --allow=::1 --tls-cert=c --tls-key=k --tls-ca=a "
+        "--drain=3s --drain-checks=500"
+    )
+    assert given.mirror.log == LogSettings("json", 10.0, quiet=True)
+    assert given.mirror.drain == 3.0
+    assert given.settings.drain == Drain(3.0, 0.5, resources=3.0)
+    assert given.settings.listen.unix == "/run/m.sock"
+    assert given.settings.listen.allow == (ip_network("192.0.2.0/24"), ip_network("::1"))
+    assert given.settings.listen.tls == ListenTls("c", "k", "a")
+
+
+def test_a_configuration_file_is_read_again_and_options_prevail(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [MirrorSettings(drain=1.0), MirrorSettings((), 2.0)]
+    monkeypatch.setattr(mirror, "read_config", lambda path: files.pop(0))
+    given = run("-r0 --config=m.toml --watch --quiet")
+    assert given.settings.watch == "m.toml"
+    assert given.mirror == MirrorSettings(drain=1.0, log=LogSettings(quiet=True))
+    given.hooks.reload()
+    assert given.mirror == MirrorSettings(drain=2.0, log=LogSettings(quiet=True))
+
+
+def test_a_file_that_went_wrong_leaves_the_settings(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror, "read_config", lambda path: MirrorSettings(drain=1.0))
+    given = run("-r0 --config=m.toml")
+
+    def refuse(path: str) -> MirrorSettings:
+        raise ConfigurationError("m.toml: line 1")
+
+    monkeypatch.setattr(mirror, "read_config", refuse)
+    with pytest.raises(ConfigurationError, match="line 1"):
+        given.hooks.reload()
+    assert given.mirror.drain == 1.0
 
 
 def serve_once(server: socket.socket, received: list[bytes]) -> None:
@@ -219,3 +384,229 @@ def test_it_ends_after_its_runtime_and_says_what_it_lacks() -> None:
         assert process.returncode == 0
     assert "without a URL (-u) requests are acknowledged and not mirrored" in err
     assert "the runtime is over" in err
+
+
+def stop(process: "subprocess.Popen[str]") -> str:
+    """End it, and return what it has written to standard error."""
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 0, err
+    return err
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 15
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def send(port: int, path: str) -> None:
+    """Send a request of this path to the mirror."""
+    with EngineClient(port=port) as engine:
+        engine.hello()
+        engine.call(
+            "mirror",
+            arg_method="GET",
+            arg_path=path,
+            arg_ver="1.1",
+            arg_hdrs=b"\4host\1h\0\0",
+            arg_body=b"",
+        )
+
+
+def send_many(port: int, count: int) -> None:
+    for number in range(count):
+        send(port, f"/{number}")
+
+
+class Recorder:
+    """A target that keeps the paths it is asked for."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.paths: list[str] = []
+        self._thread = Thread(target=self._accept, daemon=True)
+        self._thread.start()
+
+    def _accept(self) -> None:
+        try:
+            while True:
+                connection, _ = self._listener.accept()
+                Thread(target=self._serve, args=(connection,), daemon=True).start()
+        except OSError:
+            pass
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, connection.makefile("rb") as stream:
+            while line := stream.readline():
+                self.paths.append(line.split()[1].decode())
+                while stream.readline() != b"\r\n":
+                    pass
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(10)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+        return port
+
+
+@pytest.mark.parametrize("workers", ["-n1", "-n2"])
+@pytest.mark.parametrize("how", ["signal", "watch"])
+def test_a_reload_changes_the_targets_and_a_bad_one_does_not(
+    tmp_path: Path, workers: str, how: str
+) -> None:
+    one, two = Recorder(), Recorder()
+    file, log = tmp_path / "mirror.toml", tmp_path / "mirror.log"
+
+    def write(*ports: int, rest: str = "") -> None:
+        tables = (f'[[target]]\nurl = "http://127.0.0.1:{port}/"\n' for port in ports)
+        (tmp_path / "new").write_text("".join(tables) + rest)
+        os.replace(tmp_path / "new", file)
+
+    def reload(text: str) -> None:
+        # Signals of the same meaning within half a second are one.
+        before = log.read_text().count(text)
+        while log.read_text().count(text) == before:
+            if how == "signal":
+                process.send_signal(signal.SIGHUP)
+            else:
+                os.utime(file)
+            time.sleep(0.1)
+
+    write(one.port)
+    port = free_port()
+    options = ["-r0", "-a127.0.0.1", f"-p{port}", f"--config={file}", f"-l{log}", workers]
+    with start(*options, *(["--watch"] if how == "watch" else [])) as process:
+        wait_for(lambda: log.exists() and "listening on" in log.read_text())
+        send(port, "/first")
+        wait_for(lambda: one.paths == ["/first"])
+        write(two.port, rest="[[target]\n")
+        reload("reload refused, going on as before: ")
+        assert str(file) in log.read_text()
+        send(port, "/second")
+        wait_for(lambda: one.paths == ["/first", "/second"])
+        write(two.port)
+        reload("reloaded: 1 targets, 1 new, 1 removed")
+        wait_for(
+            lambda: (
+                log.read_text().count("reloaded: 1 targets, 1 new, 1 removed") == int(workers[2])
+            )
+        )
+        send(port, "/third")
+        wait_for(lambda: two.paths == ["/third"])
+        stop(process)
+    assert one.paths == ["/first", "/second"]
+    one.close()
+    two.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_successor_of_a_worker_has_the_settings_in_force(tmp_path: Path) -> None:
+    one, two = Recorder(), Recorder()
+    file, log = tmp_path / "mirror.toml", tmp_path / "mirror.log"
+    file.write_text(f'[[target]]\nurl = "http://127.0.0.1:{one.port}/"\n')
+    port = free_port()
+    with start(
+        *("-r0", "-a127.0.0.1", f"-p{port}", f"--config={file}", f"-l{log}", "-n2")
+    ) as process:
+        wait_for(lambda: log.exists() and "listening on" in log.read_text())
+        file.write_text(f'[[target]]\nurl = "http://127.0.0.1:{two.port}/"\n')
+        process.send_signal(signal.SIGHUP)
+        wait_for(lambda: log.read_text().count("1 new, 1 removed") == 2)
+        listed = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        workers = listed.read_text().split()
+        for worker in workers:
+            os.kill(int(worker), signal.SIGKILL)
+        wait_for(lambda: log.read_text().count("ended unexpectedly") == 2)
+        send(port, "/after")
+        wait_for(lambda: two.paths == ["/after"])
+        stop(process)
+    assert one.paths == []
+    one.close()
+    two.close()
+
+
+def test_access_lines_and_the_programs_go_to_one_file_in_whole_lines(tmp_path: Path) -> None:
+    target = Recorder()
+    log = tmp_path / "mirror.log"
+    port = free_port()
+    with start(
+        *("-r0", "-a127.0.0.1", f"-p{port}", f"-uhttp://127.0.0.1:{target.port}/", "-n2"),
+        *("-l", f"w:{log}", "-i1s"),
+    ) as process:
+        wait_for(lambda: log.exists() and "listening on" in log.read_text())
+        for number in range(20):
+            send(port, f"/{number}")
+        wait_for(lambda: log.read_text().count(" ok\n") == 20)
+        process.send_signal(signal.SIGUSR2)
+        wait_for(lambda: "all: " in log.read_text() and "mirror_answered=" in log.read_text())
+        assert stop(process) == ""
+    access = re.compile(r'\[ [12]\]\[ *[\d.]+\] "GET http://127.0.0.1:\d+/\d+ HTTP/1.1" 200 .* ok')
+    other = re.compile(r"\d{4}-\d\d-\d\d [\d:.]+ \[\d+\] [A-Z]+ spoakit\.\w+: .*")
+    lines = log.read_text().splitlines()
+    assert sum(access.fullmatch(line) is not None for line in lines) == 20
+    assert all(access.fullmatch(line) or other.fullmatch(line) for line in lines)
+    assert "--- start --- " in lines[0]
+    assert "--- stop  --- " in lines[-1]
+    target.close()
+
+
+def test_it_serves_tls(tmp_path: Path) -> None:
+    pem = make_certificate(tmp_path, "agent", make_authority(tmp_path))
+    port = free_port()
+    with start("-r0", "-a127.0.0.1", f"-p{port}", f"--tls-cert={pem.both}", "-n2") as process:
+        assert process.stderr is not None
+        assert any("listening on" in line for line in process.stderr)
+        with (
+            socket.create_connection(("127.0.0.1", port), 10) as plain,
+            ssl.create_default_context(cafile=tmp_path / "authority.crt").wrap_socket(
+                plain, server_hostname="127.0.0.1"
+            ) as engine,
+        ):
+            assert engine.version() == "TLSv1.3"
+        stop(process)
+
+
+def uses_linux_aio(pid: int) -> bool:
+    """Tell if a process submits asynchronous polls, by what strace sees of it for a second."""
+    seen = subprocess.run(
+        ["timeout", "1", "strace", "-f", "-e", "trace=io_submit,io_getevents", "-p", str(pid)],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stderr
+    if "Operation not permitted" in seen or "ptrace" in seen:
+        pytest.skip("strace may not attach here")
+    return "io_submit(" in seen and "IOCB_CMD_POLL" in seen and "io_getevents(" in seen
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_linuxaio_is_really_that() -> None:
+    target = Recorder()
+    port = free_port()
+    url = f"http://127.0.0.1:{target.port}/"
+    with start("-r0", "-a127.0.0.1", f"-p{port}", f"-u{url}", "-Blinuxaio", "-n1") as process:
+        assert process.stderr is not None
+        lines: list[str] = []
+        for line in process.stderr:
+            lines.append(line)
+            if "listening on" in line:
+                break
+        if any("refuses linuxaio" in line for line in lines):
+            pytest.skip(lines[0])
+        assert "(1 worker, linuxaio)" in lines[-1]
+        sending = Thread(target=send_many, args=(port, 200))
+        sending.start()
+        assert uses_linux_aio(process.pid)
+        sending.join()
+        wait_for(lambda: len(target.paths) == 200)
+        stop(process)
+    target.close()

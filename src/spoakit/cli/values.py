@@ -1,0 +1,141 @@
+"""What the values of spoa-mirror's options may be: each function reads the text of one kind."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Final, TypeAlias
+
+from spoakit.exceptions import ConfigurationError
+from spoakit.server import Logfile
+
+Reader: TypeAlias = Callable[[str], object]
+
+_UNITS: Final = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_MAX_PORT: Final = 65535
+_LEAST_PERCENT: Final = 0.001
+# RFC 9110, 5.6.2: what names of fields are made of.
+_TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+
+
+def time(low: float, high: float) -> Callable[[str], float]:
+    """Return what reads a time of `low` to `high` seconds such as "500", "500ms" or "7d".
+
+    A number has the unit us, ms, s, m, h or d, and ms without one.
+    """
+
+    def read(text: str) -> float:
+        match = re.fullmatch(r"(-?[0-9]+(?:\.[0-9]+)?)(us|ms|s|m|h|d)?", text, re.ASCII)
+        if match is None:
+            raise ConfigurationError(
+                f"invalid time format: {text!r} is no number with us, ms, s, m, h or d"
+            )
+        seconds = float(match[1]) * _UNITS[match[2] or "ms"]
+        if not low <= seconds <= high:
+            raise ConfigurationError(
+                f"wrong amount of time (allowed range [{_show(low)}, {_show(high)}]): {text!r}"
+            )
+        return seconds
+
+    return read
+
+
+def _show(seconds: float) -> str:
+    return f"{seconds:.2f}s" if seconds else "0"
+
+
+def number(low: int, high: int) -> Callable[[str], int]:
+    """Return what reads a whole number of a range."""
+
+    def read(text: str) -> int:
+        if not re.fullmatch("-?[0-9]{1,10}", text) or not low <= int(text) <= high:
+            raise ConfigurationError(f"invalid value {text!r} (allowed range [{low}, {high}])")
+        return int(text)
+
+    return read
+
+
+port: Final = number(1, _MAX_PORT)
+
+
+def percent(text: str) -> float:
+    """Read a share of 0 or 0.001 to 100 percent."""
+    match = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]+)?)%?", text)
+    share = float(match[1]) if match else -1.0
+    if share and not _LEAST_PERCENT <= share <= 100:
+        raise ConfigurationError(
+            f"invalid percentage {text!r} (allowed: 0 and the range [{_LEAST_PERCENT}, 100])"
+        )
+    return share
+
+
+def choice(names: Sequence[str]) -> Callable[[str], str]:
+    """Return what reads one of these names, in capital letters or not."""
+
+    def read(text: str) -> str:
+        if text.lower() not in names:
+            raise ConfigurationError(f"unsupported value {text!r} (allowed: {', '.join(names)})")
+        return text.lower()
+
+    return read
+
+
+def text(text: str) -> str:
+    """Read anything that is not empty."""
+    if not text:
+        raise ConfigurationError("the value is empty")
+    return text
+
+
+def ports(text: str) -> tuple[int, int] | None:
+    """Read a port or a range of them, "40000-40999"; None for "0", which leaves it to the system.
+
+    Returns:
+        The first and the last.
+    """
+    if text == "0":
+        return None
+    match = re.fullmatch("([0-9]{1,5})(?:-([0-9]{1,5}))?", text)
+    if match is not None:
+        first, last = int(match[1]), int(match[2] or match[1])
+        if 1 <= first <= last <= _MAX_PORT:
+            return first, last
+    raise ConfigurationError(
+        f"invalid port range: {text!r} is no port or range FIRST-LAST within [1, {_MAX_PORT}]"
+    )
+
+
+def interface(text: str) -> str:
+    """Read the name of an interface, an address or a host name.
+
+    Whether there is one by that name is seen when a connection is made: interfaces come and go.
+    """
+    if not re.fullmatch(r"[!-~]{1,255}", text):
+        raise ConfigurationError(f"{text!r} is no interface, address or host name")
+    return text
+
+
+def logfile(text: str) -> Logfile:
+    """Read the name of a file, behind a mode and a colon or not.
+
+    Lines are written whole and soon in any case, so that a capital letter changes nothing.
+    """
+    mode, colon, path = text[:1], text[1:2], text[2:]
+    if colon != ":":
+        mode, path = "a", text
+    if mode not in ("a", "A", "w", "W"):
+        raise ConfigurationError(f"invalid logfile mode {mode!r} (allowed: a, w, A, W)")
+    return Logfile(path, truncate=mode in "wW")
+
+
+def host(text: str) -> str:
+    """Read what the Host of copies is: "keep", "target", or a name, with a port or not."""
+    if not re.fullmatch(r"(?:[0-9A-Za-z._-]{1,255}|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?", text):
+        raise ConfigurationError(f"{text!r} is neither 'keep', 'target' nor a host name")
+    return text
+
+
+def marker(text: str) -> tuple[str, str]:
+    """Read a field as NAME or NAME:VALUE, whose value is "1" without one."""
+    match = re.fullmatch(rf"({_TOKEN})(?::[ ]*([!-~](?:[ -~]*[!-~])?))?", text)
+    if match is None:
+        raise ConfigurationError(f"{text!r} is no header field: give it as NAME or NAME:VALUE")
+    return match[1], match[2] or "1"
