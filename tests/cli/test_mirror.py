@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 from tests.certificates import make_authority, make_certificate
@@ -415,9 +415,9 @@ def send(port: int, path: str) -> None:
         )
 
 
-def send_many(port: int, count: int) -> None:
-    for number in range(count):
-        send(port, f"/{number}")
+def send_until(port: int, ended: Event) -> None:
+    while not ended.is_set():
+        send(port, "/")
 
 
 class Recorder:
@@ -603,10 +603,14 @@ def test_linuxaio_is_really_that() -> None:
         if any("refuses linuxaio" in line for line in lines):
             pytest.skip(lines[0])
         assert "(1 worker, linuxaio)" in lines[-1]
-        sending = Thread(target=send_many, args=(port, 200))
+        ended = Event()
+        sending = Thread(target=send_until, args=(port, ended))
         sending.start()
-        assert uses_linux_aio(process.pid)
-        sending.join()
-        wait_for(lambda: len(target.paths) == 200)
+        try:
+            assert uses_linux_aio(process.pid)
+        finally:
+            ended.set()
+            sending.join()
+        wait_for(lambda: bool(target.paths))
         stop(process)
     target.close()
