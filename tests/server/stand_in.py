@@ -114,6 +114,8 @@ class StandIn:
     async def aclose(self) -> None:
         for task in self._tasks:
             task.cancel()
+        if self._fail == "slow-close":
+            await asyncio.sleep(1.5)
         logging.getLogger("stand_in").info("closed")
 
 

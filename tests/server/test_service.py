@@ -86,6 +86,22 @@ def test_the_drain_is_bounded(start: Start, workers: int) -> None:
     assert 0.3 <= time.monotonic() - before < 3
 
 
+def test_resources_have_a_time_of_their_own_to_finish(start: Start, workers: int) -> None:
+    service = start(
+        workers=workers, fail="slow-close", drain={"timeout": 0, "resources": 2}
+    ).ready()
+    service.signal(signal.SIGTERM)
+    assert service.wait() == 0
+    assert service.log.count("stand_in: closed") == workers
+
+
+def test_resources_that_take_longer_are_left(start: Start, workers: int) -> None:
+    service = start(workers=workers, fail="slow-close", drain={"timeout": 0}).ready()
+    service.signal(signal.SIGTERM)
+    assert service.wait() == 1
+    assert service.log.count("not done within 1 s of draining; leaving all the same") == workers
+
+
 def test_health_checks_are_refused_while_service_goes_on(start: Start, workers: int) -> None:
     service = start(workers=workers, drain={"checks": 0.5}).ready()
     old = service.connect()
