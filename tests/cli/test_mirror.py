@@ -252,6 +252,12 @@ def test_values_may_be_attached_or_separate(run: Run, form: str) -> None:
     assert given.target.pool == PoolSettings(interface="eth0", local_ports=(40000, 40999))
 
 
+def test_the_line_of_the_c_projects_program_section_works(run: Run) -> None:
+    given = run("-d511 -r0 -uhttp://localhost:8100/ -lw:_log-spoa-mirror")
+    assert given.settings.logfile == Logfile("_log-spoa-mirror", truncate=True)
+    assert str(given.target.url) == "http://localhost:8100/"
+
+
 @pytest.mark.parametrize(
     ("switches", "announced"),
     [

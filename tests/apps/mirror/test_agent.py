@@ -6,10 +6,11 @@ from contextlib import asynccontextmanager
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest
-from tests.apps.mirror.conftest import Run, origin, until
+from tests.apps.mirror.conftest import Run, free_port, origin, until
 
-from spoakit.apps.mirror.agent import LiveSettings, create_agent
+from spoakit.apps.mirror.agent import LiveSettings, Mirror, create_agent
 from spoakit.apps.mirror.settings import MirrorSettings, TargetSettings
+from spoakit.apps.mirror.target import Target
 from spoakit.apps.mirror.url import TargetURL
 from spoakit.exceptions import ConfigurationError
 from spoakit.metrics.counters import Counters
@@ -288,6 +289,34 @@ def test_a_reload_that_cannot_be_read_changes_nothing(run: Run) -> None:
                     live.reload()
                 await engine.notify(*arguments())
                 await until(lambda: len(server.requests) == 1)
+
+    run(scenario())
+
+
+def test_a_target_that_cannot_be_made_leaves_all_as_they_are(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        async with origin() as kept, origin() as new:
+            wanted = settings_for(kept.port)
+            live = LiveSettings(lambda: wanted)
+            async with mirror(live=live) as engine:
+                wanted = settings_for(new.port, free_port())
+                made: list[object] = []
+                make = Mirror._make
+
+                def make_one(self: Mirror, settings: TargetSettings) -> Target:
+                    if made:
+                        raise ConfigurationError("ca_file: absent.pem: No such file")
+                    made.append(settings)
+                    return make(self, settings)
+
+                monkeypatch.setattr(Mirror, "_make", make_one)
+                live.reload()
+                await until(lambda: "reload refused, going on as before: ca_file" in caplog.text)
+                await engine.notify(*arguments())
+                await until(lambda: len(kept.requests) == 1)
+            assert new.requests == []
 
     run(scenario())
 
