@@ -7,6 +7,8 @@ PURE := .venv-pure
 BIN := $(VENV)/bin
 HOT := $(shell find src -name '*_cy.py')
 PYTEST ?= -q
+# What tests run beside HAProxy.
+SERVERS := openssl nghttpd=nghttp2-server
 
 .PHONY: venv venv-pure demo test test-compiled test-pure test-all lint bench fuzz soak haproxy clean
 
@@ -27,7 +29,7 @@ $(PURE)/.ready: pyproject.toml setup.py $(shell find src -name '*.py')
 	$(PYTHON) -m venv $(PURE)
 	$(PURE)/bin/python -m pip install -q --upgrade 'pip>=25.1'
 	rm -rf build
-	SPOAKIT_EXT=disable $(PURE)/bin/pip install -q '.[testing]' hypothesis
+	SPOAKIT_EXT=disable $(PURE)/bin/pip install -q '.[testing]' hypothesis grpcio
 	touch $@
 
 # The HAProxy versions that are tested with, fetched once into .cache/haproxy.
@@ -42,11 +44,11 @@ demo: venv
 test: test-compiled test-pure
 
 test-compiled: venv haproxy lint
-	sh scripts/require_system.sh $(PYTHON) openssl
+	sh scripts/require_system.sh $(PYTHON) $(SERVERS)
 	SPOAKIT_EXPECT=compiled $(BIN)/python -m pytest $(PYTEST)
 
 test-pure: venv-pure haproxy
-	sh scripts/require_system.sh $(PYTHON) openssl
+	sh scripts/require_system.sh $(PYTHON) $(SERVERS)
 	SPOAKIT_EXPECT=pure $(PURE)/bin/python -m pytest $(PYTEST)
 
 # The whole suite with every Python >= 3.11 that is installed.

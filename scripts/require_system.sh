@@ -1,7 +1,7 @@
 #!/bin/sh
 # Make sure of what pip cannot install: a C compiler, Python's headers and venv, and the
-# commands named as further arguments (each the name of its Debian package too).
-# Usage: require_system.sh PYTHON [COMMAND ...]
+# commands named as further arguments, with their Debian packages where those have another name.
+# Usage: require_system.sh PYTHON [COMMAND[=PACKAGE] ...]
 set -eu
 python=$1
 shift
@@ -16,7 +16,7 @@ import os, sys, sysconfig
 sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))
 ' 2>/dev/null || packages="$packages python$version-dev"
 for command in "$@"; do
-    command -v "$command" >/dev/null || packages="$packages $command"
+    command -v "${command%%=*}" >/dev/null || packages="$packages ${command#*=}"
 done
 [ -n "$packages" ] || exit 0
 

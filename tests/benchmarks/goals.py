@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tests.benchmarks.mirroring import BARE, COST
-from tests.benchmarks.production import UNFILTERED
+from tests.benchmarks.production import TROUBLED, UNFILTERED
 from tests.benchmarks.results import Results
 from tests.benchmarks.subjects import OWN
 
@@ -54,6 +54,8 @@ def goals(results: Results, references: Sequence[str]) -> list[Goal]:
         Goal("production, share of the unfiltered requests/s", share, 0.35, at_least=True),
         Goal("production, p99 ms", own("production", "p99 ms"), 10),
         Goal("production, requests not mirrored", own("production", "lost"), 0),
+        Goal("production, 4 targets, p99 ms", own("production", "p99 ms", TROUBLED), 10),
+        Goal("production, 4 targets, healthy one lost", own("production", "lost", TROUBLED), 0),
     ]
     for target in ("closed", "silent"):
         label = f"{OWN}, {target}"

@@ -1,19 +1,23 @@
 """Production through a real HAProxy: what its clients lose when every request is mirrored.
 
 HAProxy (one thread), wrk, origin, target and agent share the machine. Measured without the
-filter, with it, and with the filter's agent dead behind spop-check.
+filter, with it, with three more targets that are slow, dead, and reset each connection, and with
+the filter's agent dead behind spop-check.
 """
 
 import re
 import shutil
 import subprocess
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from tests.benchmarks.measure import BenchmarkError, free_ports, wait_until
+from tests.benchmarks.resetting import resetting
 from tests.benchmarks.results import Case, Measurement, Scenario
-from tests.benchmarks.subjects import REPOSITORY, Bench, Subject
+from tests.benchmarks.subjects import OWN, REPOSITORY, Bench, Subject
 from tests.benchmarks.tools import MARGIN
 
 from spoakit.testing.haproxy import HAProxy, find_haproxy, haproxy_version
@@ -23,6 +27,8 @@ VERSIONS = (WANTED, "3.0", "2.6")
 CONNECTIONS = 32
 SECONDS = 5
 UNFILTERED = "no filter"
+TROUBLED = f"{OWN}, 4 targets"
+SLOW_ANSWER = 2000  # milliseconds
 CHECK_TIMEOUT = 10.0
 
 CONFIG = """\
@@ -84,6 +90,11 @@ def scenarios(bench: Bench) -> list[Scenario]:
             [
                 Case(UNFILTERED, partial(_production, bench, None)),
                 *(Case(s.name, partial(_production, bench, s)) for s in bench.mirrors()),
+                *(
+                    Case(TROUBLED, partial(_production, bench, s, troubled=True))
+                    for s in bench.mirrors()
+                    if s.name == OWN
+                ),
                 Case("dead agent", partial(_production, bench, None, dead=True)),
             ],
             (UNFILTERED, "requests/s"),
@@ -96,7 +107,18 @@ def _haproxy() -> Path | None:
     return next(filter(None, (find_haproxy(version, cache=cache) for version in VERSIONS)), None)
 
 
-def _production(bench: Bench, subject: Subject | None, *, dead: bool = False) -> Measurement:
+@contextmanager
+def _with_troubled_targets(bench: Bench, subject: Subject) -> Iterator[Subject]:
+    """Yield the subject with three more targets: a slow one, a dead one, a resetting one."""
+    [dead] = free_ports(1)
+    with bench.tools.sink(bench.new_log(), delay=SLOW_ANSWER) as slow, resetting() as reset:
+        more = "".join(f" -u http://127.0.0.1:{port}/" for port in (slow.port, dead, reset))
+        yield replace(subject, command=subject.command + more)
+
+
+def _production(
+    bench: Bench, subject: Subject | None, *, dead: bool = False, troubled: bool = False
+) -> Measurement:
     if (binary := _haproxy()) is None:
         raise BenchmarkError("no HAProxy: install haproxy, or run scripts/fetch_haproxy.py")
     with ExitStack() as stack:
@@ -104,6 +126,8 @@ def _production(bench: Bench, subject: Subject | None, *, dead: bool = False) ->
         target = stack.enter_context(bench.tools.sink(bench.new_log()))
         process = None
         [agent_port] = free_ports(1)
+        if subject and troubled:
+            subject = stack.enter_context(_with_troubled_targets(bench, subject))
         if subject:
             agent_port, process = stack.enter_context(bench.agent(subject, target.port))
         spop_mode = tuple(map(int, haproxy_version(binary).split(".")[:2])) >= (3, 1)

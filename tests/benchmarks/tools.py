@@ -107,10 +107,11 @@ class Tools:
         return result["per_second"], result["cpu_us"], _problems(result)
 
     @contextmanager
-    def sink(self, log: Path, *, never: bool = False) -> Iterator[Sink]:
-        """Run an HTTP sink that answers at once, or never."""
+    def sink(self, log: Path, *, never: bool = False, delay: int = 0) -> Iterator[Sink]:
+        """Run an HTTP sink that answers at once, after some milliseconds, or never."""
         [port] = free_ports(1)
-        command = [str(self.directory / "http_sink"), f"-p{port}", *(["-n"] if never else [])]
+        command = [str(self.directory / "http_sink"), f"-p{port}", f"-d{delay}"]
+        command += ["-n"] if never else []
         with running(command, port=port, log=log):
             yield Sink(port)
 
