@@ -287,7 +287,10 @@ def test_what_is_said_of_targets_holds_for_each(run: Run) -> None:
         pool=PoolSettings(interface="lo", local_ports=(1000, 1000)),
         tls=TlsSettings(verify=False),
     )
-    assert given.mirror.targets == (one, replace(one, url=TargetURL.parse("https://two/base")))
+    assert given.mirror.targets == (
+        one,
+        replace(one, url=TargetURL.parse("https://two/base"), name=""),
+    )
 
 
 def test_the_log_the_listening_socket_and_the_end(run: Run) -> None:

@@ -210,15 +210,15 @@ def test_production_does_not_wait_for_a_target_that_never_answers(mirror: Mirror
 def test_an_argument_that_it_does_not_know_is_warned_of_once(
     mirror: Mirror, target: Capture
 ) -> None:
-    program, running = mirror(target.address, extra="arg_size=req.body_size")
+    program, running = mirror(target.address, extra="arg_other=req.body_size")
     for number in range(1, 11):
         send(running, request("GET /"))
         target.wait_for(number)
     assert program.stop() == 0
     assert [line for line in program.log.splitlines() if "WARNING" in line] == [
-        line for line in program.log.splitlines() if "'arg_size'" in line
+        line for line in program.log.splitlines() if "'arg_other'" in line
     ]
-    assert program.log.count("'arg_size'") == 1
+    assert program.log.count("'arg_other'") == 1
 
 
 def test_what_is_queued_at_a_stop_is_sent_first(mirror: Mirror, target: Capture) -> None:
@@ -229,7 +229,7 @@ def test_what_is_queued_at_a_stop_is_sent_first(mirror: Mirror, target: Capture)
     assert program.stop() == 0
     assert len(target.requests) == 100
     assert program.log.count(" ok\n") == 100
-    assert re.search("100 received, 100 answered, 0 failed, 0 dropped", program.log)
+    assert re.search("100 received, .* 0 dropped, 100 answered, 0 failed", program.log)
 
 
 def test_a_body_that_haproxy_cut_is_not_copied_but_told_of(mirror: Mirror, target: Capture) -> None:

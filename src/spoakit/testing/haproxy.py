@@ -66,7 +66,7 @@ def find_haproxy(version: str = "", *, cache: Path | None = None) -> Path | None
     """Find a haproxy program of a version: the system's, else one from the cache folder.
 
     Args:
-        version: leading numbers of the version, such as ``"3.0"``; empty takes the system's.
+        version: leading numbers of the version, such as ``"3.0"``; empty takes any.
         cache: the folder that holds ``haproxy/<version>/haproxy``; by default $SPOAKIT_CACHE,
             else ``.cache`` in the current directory.
 
@@ -78,14 +78,12 @@ def find_haproxy(version: str = "", *, cache: Path | None = None) -> Path | None
     """
     path = os.environ.get("PATH", "") + os.pathsep + _SYSTEM_PATH
     system = shutil.which("haproxy", path=path)
-    if not version:
-        return Path(system) if system else None
     cache = cache or Path(os.environ.get("SPOAKIT_CACHE", ".cache"))
-    candidates = [cache.absolute() / "haproxy" / version / "haproxy"]
+    candidates = sorted(cache.absolute().glob(f"haproxy/{version or '*'}/haproxy"))
     if system:
         candidates.insert(0, Path(system))
     for candidate in candidates:
-        if candidate.is_file() and f"{haproxy_version(candidate)}.".startswith(f"{version}."):
+        if not version or f"{haproxy_version(candidate)}.".startswith(f"{version}."):
             return candidate
     return None
 

@@ -3,6 +3,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest
@@ -321,10 +322,11 @@ def test_a_target_that_cannot_be_made_leaves_all_as_they_are(
     run(scenario())
 
 
-def test_equal_targets_are_each_kept(run: Run) -> None:
+def test_targets_that_differ_by_their_names_are_each_kept(run: Run) -> None:
     async def scenario() -> None:
         async with origin() as server:
-            wanted = settings_for(server.port, server.port)
+            [one] = settings_for(server.port).targets
+            wanted = MirrorSettings((one, replace(one, name="another")))
             live = LiveSettings(lambda: wanted)
             async with mirror(live=live) as engine:
                 live.reload()

@@ -1,0 +1,230 @@
+"""Bans: addresses and networks with a score of their own, for a time.
+
+They are kept in SQLite, which every worker has open, so that a ban that was answered survives a
+restart and a killed process. Each worker has all of them in memory, looks at the file's version a
+few times in a tenth of a second, and reads anew what another one has written.
+"""
+
+import asyncio
+import logging
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from spoakit.agent.parameters import IPAddress
+from spoakit.exceptions import SpoakitError, StartupError
+from spoakit.logs import Throttle
+
+IPNetwork: TypeAlias = IPv4Network | IPv6Network
+
+MAX_REASON: Final = 200
+"""The longest reason, in characters."""
+
+MAX_SCORE: Final = 100
+
+_LOOK_INTERVAL: Final = 0.04
+_BUSY_TIMEOUT: Final = 2.0
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS bans (
+    network TEXT PRIMARY KEY,
+    score INTEGER NOT NULL,
+    until REAL NOT NULL,
+    reason TEXT NOT NULL
+) WITHOUT ROWID
+"""
+
+throttle = Throttle(logging.getLogger("spoakit.iprep"))
+
+
+class BanError(SpoakitError):
+    """A ban that cannot be made or kept; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ban:
+    """An address or network that has a score of its own for a time.
+
+    Attributes:
+        network: which addresses; a single one is a network of one.
+        score: theirs, 0 to 100.
+        until: when it ends, in seconds since the epoch.
+        reason: for whoever reads the list, at most 200 characters.
+    """
+
+    network: IPNetwork
+    score: int
+    until: float
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.score <= MAX_SCORE:
+            raise BanError(f"score: {self.score!r} is not in the range 0 to {MAX_SCORE}")
+        if len(self.reason) > MAX_REASON:
+            raise BanError(f"reason: it has {len(self.reason)} characters, over {MAX_REASON}")
+        if not self.reason.isprintable():
+            raise BanError("reason: it has characters that cannot be shown")
+
+    @property
+    def name(self) -> str:
+        """The address, or the network with its prefix."""
+        whole = self.network.prefixlen == self.network.max_prefixlen
+        return str(self.network.network_address) if whole else str(self.network)
+
+
+class BanList:
+    """Bans in memory, found by an address.
+
+    Of several networks with an address in them, the smallest counts.
+    """
+
+    def __init__(self) -> None:
+        # By version and prefix length, the longest first; the networks by their first addresses.
+        self._levels: dict[tuple[int, int], dict[int, Ban]] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Ban]:
+        for level in self._levels.values():
+            yield from level.values()
+
+    def add(self, ban: Ban) -> None:
+        """Add a ban, or replace that of the same network."""
+        network = ban.network
+        key = network.version, network.prefixlen
+        if key not in self._levels:
+            self._levels[key] = {}
+            self._levels = dict(sorted(self._levels.items(), reverse=True))
+        level = self._levels[key]
+        self._count += int(network.network_address) not in level
+        level[int(network.network_address)] = ban
+
+    def find(self, address: IPAddress, now: float) -> Ban | None:
+        """Return the ban of an address at a time, in seconds since the epoch."""
+        number, version, size = int(address), address.version, address.max_prefixlen
+        for (level_version, prefix), level in self._levels.items():
+            if level_version == version:
+                ban = level.get(number >> (size - prefix) << (size - prefix))
+                if ban is not None and ban.until > now:
+                    return ban
+        return None
+
+
+class BanStore:
+    """The bans of all workers: kept in a file, and in memory here.
+
+    Args:
+        path: the SQLite file; it is made if need be, readable and writable for its owner alone.
+        limit: how many bans there may be; when there are as many, a new one is refused.
+        clock: seconds since the epoch.
+
+    Raises:
+        StartupError: the file cannot be used.
+    """
+
+    def __init__(
+        self, path: Path, limit: int = 100_000, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._path = path
+        self._limit = limit
+        self._clock = clock
+        self._bans = BanList()
+        self._version = -1
+        try:
+            path.touch(mode=0o600)
+            self._db = sqlite3.connect(path, timeout=_BUSY_TIMEOUT, isolation_level=None)
+            # A commit is in the kernel's hands when it returns: a system that crashes can lose it,
+            # a process that is killed cannot.
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            self._db.execute(_SCHEMA)
+            self.refresh()
+        except (OSError, sqlite3.Error) as error:
+            raise StartupError(f"bans: {str(path)!r} cannot be used: {error}") from None
+
+    def find(self, address: IPAddress) -> Ban | None:
+        """Return the ban that an address is under now."""
+        return self._bans.find(address, self._clock())
+
+    def current(self) -> list[Ban]:
+        """Return the bans that have not ended, the next to end first."""
+        self.refresh()
+        now = self._clock()
+        return sorted((ban for ban in self._bans if ban.until > now), key=lambda ban: ban.until)
+
+    def ban(self, ban: Ban) -> None:
+        """Make a ban, or replace that of the same network; when this returns, it is kept.
+
+        Raises:
+            BanError: there are as many as may be, or the file cannot be written.
+        """
+        with self._writing():
+            row = (str(ban.network), ban.score, ban.until, ban.reason)
+            self._db.execute("DELETE FROM bans WHERE until <= ?", (self._clock(),))
+            known = "SELECT 1 FROM bans WHERE network = ?"
+            [count] = self._db.execute("SELECT count(*) FROM bans").fetchone()
+            if count >= self._limit and not self._db.execute(known, row[:1]).fetchone():
+                raise BanError(f"there are {count} bans already, which is the limit")
+            self._db.execute("INSERT OR REPLACE INTO bans VALUES (?, ?, ?, ?)", row)
+        self._bans.add(ban)
+
+    def unban(self, network: IPNetwork) -> bool:
+        """End a ban; return whether there was one of just this network.
+
+        Raises:
+            BanError: the file cannot be written.
+        """
+        with self._writing():
+            done = self._db.execute(
+                "DELETE FROM bans WHERE network = ? AND until > ?", (str(network), self._clock())
+            )
+        self._read()
+        return done.rowcount > 0
+
+    def refresh(self) -> None:
+        """Read what others have written since the last time, if anything."""
+        [version] = self._db.execute("PRAGMA data_version").fetchone()
+        if version != self._version:
+            self._version = version
+            self._read()
+
+    async def follow(self) -> None:
+        """Refresh again and again, so that each change is seen within 100 ms, until cancelled."""
+        while True:
+            await asyncio.sleep(_LOOK_INTERVAL)
+            try:
+                self.refresh()
+            except sqlite3.Error as error:
+                throttle.error("refresh", "bans: %s cannot be read: %s", self._path, error)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def _read(self) -> None:
+        bans = BanList()
+        rows = self._db.execute("SELECT * FROM bans WHERE until > ?", (self._clock(),))
+        for network, score, until, reason in rows:
+            bans.add(Ban(ip_network(network), score, until, reason))
+        self._bans = bans
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Commit what is written within, or nothing of it."""
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise BanError(f"{str(self._path)!r} cannot be written: {error}") from None
