@@ -97,6 +97,7 @@ def test_a_quiet_kind_is_forgotten_and_logs_at_once_again(
 def test_the_final_flush_waits_for_no_interval(
     throttle: Throttle, caplog: pytest.LogCaptureFixture
 ) -> None:
+    forget_throttled()  # what other tests left behind
     throttle.warning("a", "one")
     throttle.warning("a", "two")
     flush_throttles(final=True)

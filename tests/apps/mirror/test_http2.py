@@ -198,7 +198,7 @@ def test_a_body_that_nobody_reads_does_not_hold_up_its_answer(run: Run) -> None:
     async def scenario() -> None:
         settings = {SettingCodes.INITIAL_WINDOW_SIZE: 10}
         async with (
-            listening(settings=settings) as target,
+            listening(settings=settings, reads=False) as target,
             connected(target.port, get(b"/", b"POST", b"x" * 100)) as owner,
         ):
             await until(lambda: 1 in target.peer.seen)
