@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from h2.errors import ErrorCodes
+from h2.events import SettingsAcknowledged
 from h2.settings import SettingCodes
 from tests.apps.mirror.conftest import OK, Run, origin, until
 from tests.apps.mirror.http2_peer import Peer, Target, answer_nothing, frame, listening
@@ -96,6 +97,73 @@ def test_nothing_is_lost_when_the_target_goes_away(run: Run, copying: Copying) -
             await mirror.answered(200)
             assert mirror.target.counters.failed == 0
             assert mirror.target.counters.retried > 0
+
+    run(scenario())
+
+
+def test_requests_do_not_wait_for_a_slow_answer_of_a_target_that_goes_away(
+    run: Run, copying: Copying
+) -> None:
+    def answer(peer: Peer, stream_id: int) -> None:
+        if server[0].peers[0] is peer:  # which never answers
+            peer.write(frame(GOAWAY, stream_id.to_bytes(4) + bytes(4)))
+        else:
+            peer.answer(stream_id)
+
+    server = []
+
+    async def scenario() -> None:
+        async with listening(answer) as target, copying(target.port, http="2", drain=0) as mirror:
+            server.append(target)
+            mirror.get()
+            await until(lambda: bool(target.requests()))
+            await target.peer.pinged()
+            mirror.get()
+            await mirror.answered(1)
+            assert mirror.target.counters.failed == 0
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"greeting": b""}, "no SETTINGS within 0.1 s"),
+        ({"settings": {SettingCodes.MAX_CONCURRENT_STREAMS: 0}}, "allowed no request within 0.1 s"),
+    ],
+    ids=["silent", "no streams"],
+)
+def test_a_target_that_allows_no_request_has_failed(
+    run: Run,
+    copying: Copying,
+    caplog: pytest.LogCaptureFixture,
+    options: dict[str, Any],
+    error: str,
+) -> None:
+    async def scenario() -> None:
+        timeouts = Timeouts(connect=0.1, min_backoff=0.01, max_backoff=0.01)
+        async with (
+            listening(**options) as server,
+            copying(server.port, http="2", timeouts=timeouts, drain=0) as mirror,
+        ):
+            for _ in range(10):
+                mirror.get()
+            await until(lambda: mirror.target.counters.unreached == 3)
+            assert error in caplog.text
+            assert len(server.peers) <= 4
+
+    run(scenario())
+
+
+def test_streams_that_are_allowed_later_are_used(run: Run, copying: Copying) -> None:
+    async def scenario() -> None:
+        none = {SettingCodes.MAX_CONCURRENT_STREAMS: 0}
+        async with listening(settings=none) as server, copying(server.port, http="2") as mirror:
+            mirror.get()
+            await until(lambda: bool(server.peers and server.peer.has(SettingsAcknowledged)))
+            server.peer.h2.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: 1})
+            server.peer.flush()
+            await mirror.answered(1)
 
     run(scenario())
 

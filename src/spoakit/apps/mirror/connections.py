@@ -151,7 +151,7 @@ class Connections:
         if not retry and self._pool.answered_at < answer.sent_at:
             self._pause(error)
 
-    # Called by the pool.
+    # Called by the pool, and by a connection that has no room for what the pool gave it.
 
     def on_waiting(self) -> None:
         """Open a connection for a request that waits, if there may be one more."""
@@ -212,7 +212,7 @@ class Connections:
 
         try:
             await self._dialer.connect(make)
-            if streams and (error := await streams[0].opened()):
+            if streams and (error := await streams[0].opened(self._settings.timeouts.connect)):
                 raise DialError(error)
         except DialError as error:
             self._counters.unreached += 1

@@ -46,7 +46,7 @@ class Owner(Protocol):
     """
 
     def on_open(self, connection: "Http2Connection") -> None:
-        """Take a new connection: the peer's SETTINGS have come."""
+        """Take a new connection: the peer's SETTINGS have come, and allow a request."""
 
     def on_answer(
         self, connection: "Http2Connection", answer: "Http2Answer", request: Request, now: float
@@ -164,7 +164,7 @@ class Http2Connection(asyncio.Protocol):
 
         Where nothing at all came since the first of those was sent, no more is sent until the peer
         says something (it is asked with a PING), and once all answers are overdue the connection
-        is given up. So it is while the peer's SETTINGS have not come for `first_byte`.
+        is given up.
 
         Args:
             now: the time, on ``time.perf_counter()``'s clock.
@@ -172,10 +172,6 @@ class Http2Connection(asyncio.Protocol):
             total: how many seconds an answer may take.
         """
         if self._closed:
-            return
-        if not self._opened:
-            if now - self._heard_at > first_byte:
-                self._end(f"no SETTINGS within {first_byte:g} s: {_NOT_HTTP2}?", abort=True)
             return
         overdue = self._overdue(now, first_byte, total)
         if not overdue:
@@ -192,6 +188,15 @@ class Http2Connection(asyncio.Protocol):
         if self._silent:
             self._h2.ping(_PING)
         self._settle()
+
+    def give_up_opening(self, waited: float) -> None:
+        """Close a connection on which no request was allowed in so many seconds."""
+        if self._opened:
+            return
+        if len(self._beginning) < _FRAME_HEAD_SIZE:
+            self._end(f"no SETTINGS within {waited:g} s: {_NOT_HTTP2}?", abort=True)
+        else:
+            self._end(f"the target allowed no request within {waited:g} s")
 
     def retire(self) -> None:
         """Take no more requests, and close when the last answer is in."""
@@ -266,7 +271,7 @@ class Http2Connection(asyncio.Protocol):
         self._limit = min(_MAX_STREAMS, self._h2.remote_settings.max_concurrent_streams)
         if self._opened:
             self._room_due = True
-        else:
+        elif self._limit:
             self._opened = True
             self._owner.on_open(self)
 
@@ -427,7 +432,7 @@ class Http2Connection(asyncio.Protocol):
             self._h2.reset_stream(stream_id, code)
 
     def _lose(self, reason: str) -> None:
-        if not self._opened:
+        if len(self._beginning) < _FRAME_HEAD_SIZE:
             self._end(f"{reason} before it sent SETTINGS: {_NOT_HTTP2}?", abort=True)
         else:
             self._end(reason if self._answers else None, abort=True)

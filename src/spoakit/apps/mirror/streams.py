@@ -18,6 +18,9 @@ class Owner(Protocol):
     def on_closed(self, connection: "Streams") -> None:
         """Forget it."""
 
+    def on_waiting(self) -> None:
+        """See a request wait that was to be sent here, where there is no room any more."""
+
     def on_failure(self, answer: "StreamPlace", request: Request, error: str, retry: bool) -> None:
         """Take note that there will be no answer; with `retry`, the request was not acted on."""
 
@@ -84,9 +87,16 @@ class Streams:
         """Whether no answer is awaited."""
         return not self.protocol.in_flight
 
-    async def opened(self) -> str | None:
-        """Wait until the peer's SETTINGS have come; return why that did not happen, if so."""
-        error: str | None = await self._opened
+    async def opened(self, timeout: float) -> str | None:
+        """Wait until the peer allows a request; return why that did not happen, if so.
+
+        After `timeout` seconds without it, or when cancelled, the connection is closed.
+        """
+        try:
+            await asyncio.wait((self._opened,), timeout=timeout)
+        finally:
+            self.protocol.give_up_opening(timeout)
+        error: str | None = self._opened.result()
         return error
 
     def expire(self, now: float, first_byte: float, total: float) -> None:
@@ -107,6 +117,7 @@ class Streams:
         self._free.discard(place)
         if not self.protocol.room:
             self._pool.put_back(request)
+            self._owner.on_waiting()
             return
         self.sent_at = time.perf_counter()
         self._used[request] = place
