@@ -53,12 +53,20 @@ def test_a_later_signal_to_stop_asks_to_end(rules: SignalRules, clock: Clock) ->
     assert rules.read(signal.SIGINT) is Wish.END
 
 
-def test_repeated_reloads_are_one_and_later_ones_are_more(rules: SignalRules, clock: Clock) -> None:
-    assert rules.read(signal.SIGHUP) is Wish.RELOAD
-    assert rules.read(signal.SIGHUP) is None
+@pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGUSR1])
+def test_each_reload_and_reopening_counts_since_the_file_may_have_changed(
+    rules: SignalRules, signum: int
+) -> None:
+    assert rules.read(signum) is not None
+    assert rules.read(signum) is not None
+
+
+def test_repeated_reports_are_one_and_later_ones_are_more(rules: SignalRules, clock: Clock) -> None:
+    assert rules.read(signal.SIGUSR2) is Wish.REPORT
+    assert rules.read(signal.SIGUSR2) is None
     assert rules.read(signal.SIGUSR1) is Wish.REOPEN_LOGS
     clock.now += 1
-    assert rules.read(signal.SIGHUP) is Wish.RELOAD
+    assert rules.read(signal.SIGUSR2) is Wish.REPORT
 
 
 def test_a_reload_does_not_make_a_stop_the_second_signal(rules: SignalRules, clock: Clock) -> None:

@@ -38,13 +38,16 @@ _WISHES: Final = {
     signal.SIGUSR2: Wish.REPORT,
 }
 
+_HARMLESS: Final = frozenset({Wish.RELOAD, Wish.REOPEN_LOGS})
+
 
 class SignalRules:
     """Tell a signal's meaning from those before it.
 
     A terminal or a service manager may signal the group and the process both, so what comes within
-    500 ms of a signal of the same meaning is that one again. SIGTERM or SIGINT for the second time,
-    later than that, asks to end at once.
+    500 ms of a signal of the same meaning is that one again. Not so SIGHUP and SIGUSR1: obeying
+    them twice does no harm, and the file may have changed in between. SIGTERM or SIGINT for the
+    second time, later than that, asks to end at once.
     """
 
     __slots__ = ("_clock", "_last", "_stopping")
@@ -59,7 +62,7 @@ class SignalRules:
         wish = _WISHES[signal.Signals(signum)]
         now = self._clock()
         last = self._last.get(wish)
-        if last is not None and now - last < _ONE_PRESS:
+        if last is not None and now - last < _ONE_PRESS and wish not in _HARMLESS:
             return None
         self._last[wish] = now
         if wish is Wish.STOP:

@@ -293,7 +293,7 @@ class Supervisor:
     # Signals and time
 
     def _obey_signals(self, now: float) -> None:
-        for signum in self._signals.read():
+        for signum in dict.fromkeys(self._signals.read()):  # a storm of reloads is one
             wish = self._rules.read(signum) if signum in SIGNALS else None
             match wish:
                 case Wish.STOP:
