@@ -5,12 +5,13 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 
 import pytest
 from tests.apps.mirror.conftest import Run, free_port, origin, until
 
 from spoakit.apps.mirror.agent import LiveSettings, Mirror, create_agent
-from spoakit.apps.mirror.settings import MirrorSettings, TargetSettings
+from spoakit.apps.mirror.settings import MirrorSettings, TargetSettings, TlsSettings
 from spoakit.apps.mirror.target import Target
 from spoakit.apps.mirror.url import TargetURL
 from spoakit.exceptions import ConfigurationError
@@ -292,6 +293,28 @@ def test_a_reload_that_cannot_be_read_changes_nothing(run: Run) -> None:
                 await until(lambda: len(server.requests) == 1)
 
     run(scenario())
+
+
+def test_a_certificate_that_cannot_be_read_is_found_before_anything_changes(
+    certificate: Path,
+) -> None:
+    def read() -> MirrorSettings:
+        url = TargetURL.parse("https://localhost:1/")
+        return MirrorSettings((TargetSettings(url, tls=TlsSettings(ca_file=str(certificate))),))
+
+    live = LiveSettings(read)
+    in_force = live.current
+    certificate.write_text("no certificate")
+    with pytest.raises(ConfigurationError, match="ca-file"):
+        live.reload()
+    assert live.current is in_force
+
+
+def test_a_renewed_certificate_makes_other_settings(certificate: Path) -> None:
+    before = TlsSettings(certificate=str(certificate))
+    assert before == TlsSettings(certificate=str(certificate))
+    certificate.write_text(certificate.read_text() + "\n")
+    assert before != TlsSettings(certificate=str(certificate))
 
 
 def test_a_target_that_cannot_be_made_leaves_all_as_they_are(

@@ -12,6 +12,7 @@ from spoakit.agent.headers import Headers
 from spoakit.agent.parameters import IPAddress
 from spoakit.apps.mirror._access_log_cy import AccessLog
 from spoakit.apps.mirror._request_cy import Original
+from spoakit.apps.mirror.dialer import check_tls
 from spoakit.apps.mirror.log_writer import LogWriter
 from spoakit.apps.mirror.settings import MirrorSettings, TargetSettings
 from spoakit.apps.mirror.target import Target
@@ -102,7 +103,8 @@ class LiveSettings:
 
     Args:
         read: gives the settings, anew for each reload. It raises ConfigurationError, or OSError,
-            where they cannot be had; those in force stay then.
+            where they cannot be had; those in force stay then, as they do where certificates
+            cannot be read.
 
     Attributes:
         current: the settings in force.
@@ -112,7 +114,7 @@ class LiveSettings:
         self._read = read
         self._mirror: Mirror | None = None
         self._applying: asyncio.Task[None] | None = None
-        self.current = read()
+        self.current = self._read_checked()
 
     def follow(self, mirror: Mirror) -> None:
         """Have a worker's mirror reconfigured by each reload."""
@@ -124,7 +126,7 @@ class LiveSettings:
         Raises:
             ConfigurationError, OSError: they cannot be had; nothing has changed.
         """
-        settings = self._read()
+        settings = self._read_checked()
         if settings.processing_delay != self.current.processing_delay:
             logger.warning("reload: another processing delay takes a restart")
         self.current = settings
@@ -132,6 +134,13 @@ class LiveSettings:
             logger.info("reload: %d targets from now on", len(settings.targets))
         else:
             self._applying = asyncio.get_running_loop().create_task(_apply(self._mirror, settings))
+
+    def _read_checked(self) -> MirrorSettings:
+        """Find out what a worker could not do, before it is told to, or forked for it."""
+        settings = self._read()
+        for target in settings.targets:
+            check_tls(target)
+        return settings
 
 
 async def _apply(mirror: Mirror, settings: MirrorSettings) -> None:

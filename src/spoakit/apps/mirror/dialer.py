@@ -5,15 +5,36 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from itertools import chain
 from random import randrange
 from typing import Any, Final
 
-from spoakit.apps.mirror.settings import TargetSettings, TlsSettings
+from spoakit.apps.mirror.settings import MAX_TARGETS, TargetSettings, TlsSettings
 from spoakit.exceptions import ConfigurationError, SpoakitError
 
 HTTP_1: Final = "http/1.1"
 HTTP_2: Final = "h2"
+
+
+def lanes(settings: TargetSettings) -> tuple[tuple[str, ...], ...]:
+    """Return which protocols may be spoken: for HTTP/1's requests, and for HTTP/2's if others."""
+    if settings.http == "2":
+        return ((HTTP_2,),)
+    if settings.http == "auto" and settings.url.scheme == "https":
+        return ((HTTP_1,), (HTTP_2, HTTP_1))
+    return ((HTTP_1,),)
+
+
+def check_tls(settings: TargetSettings) -> None:
+    """Read a target's certificates.
+
+    Raises:
+        ConfigurationError: that does not go.
+    """
+    if settings.url.scheme == "https":
+        for http in lanes(settings):
+            client_context(settings.tls, http)
 
 
 class DialError(SpoakitError):
@@ -42,8 +63,7 @@ class Dialer:
         self._server_name: str | None = None
         self._ssl: ssl.SSLContext | None = None
         if url.scheme == "https":
-            self._ssl = client_context(settings.tls)
-            self._ssl.set_alpn_protocols(list(http))
+            self._ssl = client_context(settings.tls, self._http)
             self._server_name = settings.tls.server_name or url.host
 
     async def connect(self, make: Callable[[str], asyncio.Protocol]) -> None:
@@ -137,8 +157,16 @@ class _Chooser(asyncio.Protocol):
         protocol.connection_made(transport)
 
 
-def client_context(tls: TlsSettings) -> ssl.SSLContext:
-    """Return the context for connections to a target.
+@lru_cache(2 * MAX_TARGETS)
+def client_context(tls: TlsSettings, http: tuple[str, ...]) -> ssl.SSLContext:
+    """Return what TLS connections to a target are opened with.
+
+    It is made once for all targets that are trusted in the same way, in a process and its forks:
+    reading the system's certificates takes tens of milliseconds.
+
+    Args:
+        tls: how the target is trusted.
+        http: the protocols to offer by ALPN.
 
     Raises:
         ConfigurationError: a file cannot be read, or is none of its kind.
@@ -155,6 +183,7 @@ def client_context(tls: TlsSettings) -> ssl.SSLContext:
             context.load_cert_chain(tls.certificate, tls.key)
         except OSError as error:
             raise ConfigurationError(f"tls certificate: {tls.certificate!r}: {error}") from None
+    context.set_alpn_protocols(http)
     return context
 
 

@@ -5,6 +5,7 @@ the option, the value and the range. Options have the names of the configuration
 (docs/mirror-configuration.md).
 """
 
+import os
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -241,6 +242,8 @@ class TlsSettings:
         certificate: our own certificate, in PEM, with those that lead to its root behind it.
         key: its key, in PEM; None if it is in the file of the certificate.
         server_name: the name to ask for (SNI) and to verify; None for the URL's.
+        versions: what tells the files from others by the same names, so that settings with a
+            renewed certificate are other settings.
     """
 
     verify: bool = True
@@ -248,15 +251,14 @@ class TlsSettings:
     certificate: str | None = None
     key: str | None = None
     server_name: str | None = None
+    versions: tuple[tuple[int, ...] | None, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        for option, path in (
-            ("tls.ca-file", self.ca_file),
-            ("tls.certificate", self.certificate),
-            ("tls.key", self.key),
-        ):
+        files = (self.ca_file, self.certificate, self.key)
+        for option, path in zip(("ca-file", "certificate", "key"), files, strict=True):
             if path is not None and (not path or "\0" in path):
-                raise ConfigurationError(f"{option}: {path!r} is not a file's name")
+                raise ConfigurationError(f"tls.{option}: {path!r} is not a file's name")
+        object.__setattr__(self, "versions", tuple(_version(path) for path in files))
         if self.key is not None and self.certificate is None:
             raise ConfigurationError("tls.key: there is no tls.certificate that it is for")
         if self.server_name is not None:
@@ -342,6 +344,16 @@ class MirrorSettings:
                 f"target: there are {len(self.targets)}, more than {MAX_TARGETS}"
             )
         _check_names(self.targets)
+
+
+def _version(path: str | None) -> tuple[int, ...] | None:
+    if path is None:
+        return None
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None  # whoever reads it will say so
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _check_time(option: str, seconds: float) -> None:

@@ -13,7 +13,7 @@ from spoakit.apps.mirror._request_cy import (
 )
 from spoakit.apps.mirror.connections import Connections
 from spoakit.apps.mirror.counters import Counters, Publisher
-from spoakit.apps.mirror.dialer import HTTP_1, HTTP_2
+from spoakit.apps.mirror.dialer import lanes
 from spoakit.apps.mirror.paths import RefusedRequestError
 from spoakit.apps.mirror.rate_limit import RateLimit
 from spoakit.apps.mirror.selection import Selector
@@ -54,7 +54,7 @@ class Target:
         self._rate_limit = None if rate is None else RateLimit(rate)
         self._builder = RequestBuilder(settings.url, settings.rewrite)
         self._lanes = tuple(
-            Connections(settings, access_log, self._counters, http) for http in _lanes(settings)
+            Connections(settings, access_log, self._counters, http) for http in lanes(settings)
         )
         self._put = self._lanes[0].put
         # Where there are two, the last is for what came over HTTP/2.
@@ -143,12 +143,3 @@ class Target:
         for lane in self._lanes:
             lane.check()
         self._timer = self._loop.call_later(self._check_interval, self._check)
-
-
-def _lanes(settings: TargetSettings) -> tuple[tuple[str, ...], ...]:
-    """Return which protocols may be spoken: for HTTP/1's requests, and for HTTP/2's if others."""
-    if settings.http == "2":
-        return ((HTTP_2,),)
-    if settings.http == "auto" and settings.url.scheme == "https":
-        return ((HTTP_1,), (HTTP_2, HTTP_1))
-    return ((HTTP_1,),)
