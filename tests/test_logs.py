@@ -1,5 +1,6 @@
 import gc
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -160,6 +161,25 @@ def test_logs_go_to_stderr_with_time_and_process_id() -> None:
 def test_debug_shows_debug_lines() -> None:
     [line] = run_configured(True, "log.debug('seen')")
     assert line.endswith("DEBUG spoakit.test: seen")
+
+
+def test_a_log_that_nobody_reads_holds_up_nothing_and_what_was_lost_is_counted() -> None:
+    script = (
+        "import logging, sys; from spoakit.logs import configure_logging; "
+        "configure_logging(); log = logging.getLogger('spoakit.test'); "
+        "[log.info('x' * 1000) for _ in range(1000)]; print(flush=True); "
+        "sys.stdin.readline(); log.info('read again')"
+    )
+    command, pipe = [sys.executable, "-c", script], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.readline()
+        written = os.read(process.stderr.fileno(), 1 << 20).count(b"\n")
+        _, rest = process.communicate(b"\n")
+    [lost, last] = rest.splitlines()
+    assert lost.endswith(b"%d lines of this log were lost: nobody read them" % (1000 - written))
+    assert last.endswith(b"read again")
 
 
 def test_a_peer_cannot_forge_log_lines() -> None:

@@ -5,10 +5,11 @@ times a second), so whatever a peer or a load can cause is logged through a `Thr
 """
 
 import logging
+import select
 import sys
 import time
 from collections.abc import Callable, Hashable
-from typing import Final
+from typing import Final, TextIO
 from weakref import WeakSet
 
 _FORMAT: Final = "%(asctime)s.%(msecs)03d [%(process)d] %(levelname)s %(name)s: %(message)s"
@@ -152,15 +153,51 @@ class _OneLineFormatter(logging.Formatter):
         return super().formatMessage(record)
 
 
+class _UnwaitingHandler(logging.StreamHandler[TextIO]):
+    """Drop lines that would have to wait, and say how many they were as soon as that is possible.
+
+    Whoever reads standard error, a pipe to a collector for instance, may be slow or stuck, and a
+    write would keep the event loop from everything else until he goes on. A pipe that takes
+    anything takes a line.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._dropped = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._dropped and self._takes_more():
+            lost = "%d lines of this log were lost: nobody read them"
+            arguments = (self._dropped,)
+            self._dropped = 0
+            super().emit(
+                logging.LogRecord(__name__, logging.WARNING, __file__, 0, lost, arguments, None)
+            )
+        if self._takes_more():
+            super().emit(record)
+        else:
+            self._dropped += 1
+
+    def _takes_more(self) -> bool:
+        poll = select.poll()
+        try:
+            poll.register(self.stream.fileno(), select.POLLOUT)
+        except (OSError, ValueError):
+            return True  # what is no file does not block
+        return bool(poll.poll(0))
+
+
 def configure_logging(debug: bool = False) -> None:
     """Send all logs to standard error: time, process id, level, logger, message.
+
+    Where nobody reads it, lines are dropped and counted, so that a log holds up nothing.
 
     For programs; a library's user configures logging as he likes.
 
     Args:
         debug: log from level DEBUG (each frame) instead of INFO.
     """
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _UnwaitingHandler(sys.stderr)
     handler.setFormatter(_OneLineFormatter(_FORMAT, _DATE_FORMAT))
     root = logging.getLogger()
     for old in root.handlers[:]:
