@@ -23,7 +23,7 @@ class Counters:
         dropped: those that the full queue did not hold, or that were in it at the end.
         answered: copies with a complete answer, whatever its status.
         failed: copies without one.
-        retried: copies sent a second time, over a new connection.
+        retried: copies sent a second time.
         unreached: attempts to open a connection that failed.
     """
 
@@ -44,10 +44,21 @@ class Counters:
 
 
 NAMES: Final = tuple(field.name for field in fields(Counters))
-SLOTS: Final = {
-    name: counter(f"spoakit_mirror_{name}_total", f"Requests {name}, of all targets.")
-    for name in NAMES
+# A request counts once for each target.
+_HELP: Final = {
+    "received": "Requests that came from HAProxy.",
+    "unselected": "Requests that a target is not to get, by its match or its sample.",
+    "limited": "Requests over a target's rate limit.",
+    "refused": "Malformed requests, not copied.",
+    "truncated": "Requests whose body HAProxy's buffer cut, copied or not.",
+    "skipped": "Requests not copied because HAProxy's buffer cut their body.",
+    "dropped": "Copies that a full queue did not hold, or that were in it at the end.",
+    "answered": "Copies with a complete answer, whatever its status.",
+    "failed": "Copies that were sent and got no complete answer.",
+    "retried": "Copies sent a second time.",
+    "unreached": "Attempts to open a connection to a target that failed.",
 }
+SLOTS: Final = {name: counter(f"spoakit_mirror_{name}_total", _HELP[name]) for name in NAMES}
 
 
 class Publisher:
