@@ -62,6 +62,7 @@ def test_a_time_out_of_its_range_is_refused_with_the_range(text: str) -> None:
         (values.marker, "X-Mirrored", ("X-Mirrored", "1")),
         (values.marker, "X-Mirrored:yes, it is", ("X-Mirrored", "yes, it is")),
         (values.marker, "x: y", ("x", "y")),
+        (values.marker, "x:", ("x", "")),
     ],
 )
 def test_values_are_read(read: Callable[[str], object], text: str, value: object) -> None:
@@ -79,7 +80,7 @@ def test_values_are_read(read: Callable[[str], object], text: str, value: object
         (values.interface, ("", "a b", "a\n", "x" * 256), "no interface"),
         (values.logfile, ("x:m", "\u00e4:m"), "invalid logfile mode"),
         (values.host, ("", "a b", "a/b", "a\r\nb"), "neither 'keep'"),
-        (values.marker, ("", "a b", "a:b\r\nc: d", ": x", "a:"), "NAME or NAME:VALUE"),
+        (values.marker, ("", "a b", "a:b\r\nc: d", ": x", "Host: x", "TE"), "NAME or NAME:VALUE"),
     ],
 )
 def test_what_cannot_be_is_refused(

@@ -124,7 +124,8 @@ class Option:
         try:
             return [self.read(text) for text in given] if self.repeated else self.read(given)
         except ConfigurationError as error:
-            raise ConfigurationError(f"{self.flag}: {error}") from None
+            reason = str(error).removeprefix(self.flag.removeprefix("--") + ": ")
+            raise ConfigurationError(f"{self.flag}: {reason}") from None
 
     def explain(self) -> str:
         """Return its line of the help."""

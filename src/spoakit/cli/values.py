@@ -4,16 +4,16 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
+from spoakit.apps.mirror.checks import check_field, check_ports
+from spoakit.apps.mirror.values import TIMES, parse_ports
 from spoakit.exceptions import ConfigurationError
 from spoakit.server import Logfile
 
 Reader: TypeAlias = Callable[[str], object]
 
-_UNITS: Final = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_TIME: Final = re.compile(rf"(-?[0-9]+(?:\.[0-9]+)?)({'|'.join(TIMES)})?")
 _MAX_PORT: Final = 65535
 _LEAST_PERCENT: Final = 0.001
-# RFC 9110, 5.6.2: what names of fields are made of.
-_TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 
 
 def time(low: float, high: float) -> Callable[[str], float]:
@@ -23,12 +23,12 @@ def time(low: float, high: float) -> Callable[[str], float]:
     """
 
     def read(text: str) -> float:
-        match = re.fullmatch(r"(-?[0-9]+(?:\.[0-9]+)?)(us|ms|s|m|h|d)?", text, re.ASCII)
+        match = _TIME.fullmatch(text)
         if match is None:
             raise ConfigurationError(
                 f"invalid time format: {text!r} is no number with us, ms, s, m, h or d"
             )
-        seconds = float(match[1]) * _UNITS[match[2] or "ms"]
+        seconds = float(match[1]) * TIMES[match[2] or "ms"]
         if not low <= seconds <= high:
             raise ConfigurationError(
                 f"wrong amount of time (allowed range [{_show(low)}, {_show(high)}]): {text!r}"
@@ -93,14 +93,14 @@ def ports(text: str) -> tuple[int, int] | None:
     """
     if text == "0":
         return None
-    match = re.fullmatch("([0-9]{1,5})(?:-([0-9]{1,5}))?", text)
-    if match is not None:
-        first, last = int(match[1]), int(match[2] or match[1])
-        if 1 <= first <= last <= _MAX_PORT:
-            return first, last
-    raise ConfigurationError(
-        f"invalid port range: {text!r} is no port or range FIRST-LAST within [1, {_MAX_PORT}]"
-    )
+    try:
+        first, last = parse_ports(text)
+        check_ports("local-ports", first, last)
+    except ConfigurationError:
+        raise ConfigurationError(
+            f"invalid port range: {text!r} is no port or range FIRST-LAST within [1, {_MAX_PORT}]"
+        ) from None
+    return first, last
 
 
 def interface(text: str) -> str:
@@ -135,7 +135,10 @@ def host(text: str) -> str:
 
 def marker(text: str) -> tuple[str, str]:
     """Read a field as NAME or NAME:VALUE, whose value is "1" without one."""
-    match = re.fullmatch(rf"({_TOKEN})(?::[ ]*([!-~](?:[ -~]*[!-~])?))?", text)
-    if match is None:
-        raise ConfigurationError(f"{text!r} is no header field: give it as NAME or NAME:VALUE")
-    return match[1], match[2] or "1"
+    name, colon, value = text.partition(":")
+    value = value.strip(" \t") if colon else "1"
+    try:
+        check_field("marker", name, value)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{error}; give it as NAME or NAME:VALUE") from None
+    return name, value

@@ -8,10 +8,12 @@ from typing import Final
 
 from spoakit.exceptions import ConfigurationError
 
-_TIMES: Final = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+TIMES: Final = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+"""The units of times, in seconds."""
+
 _SIZES: Final = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 _NUMBER: Final = r"([0-9]{1,15}(?:\.[0-9]{1,15})?)"
-_TIME: Final = re.compile(rf"{_NUMBER} ?({'|'.join(_TIMES)})", re.ASCII)
+_TIME: Final = re.compile(rf"{_NUMBER} ?({'|'.join(TIMES)})", re.ASCII)
 _SIZE: Final = re.compile(rf"{_NUMBER} ?({'|'.join(_SIZES)})", re.ASCII)
 _PORTS: Final = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 
@@ -38,7 +40,7 @@ def parse_seconds(value: object) -> Seconds:
             f"{value!r} is not a time: a number of seconds, or a text such as "
             '"1.5s" with us, ms, s, m, h or d'
         )
-    return Seconds(float(match[1]) * _TIMES[match[2]])
+    return Seconds(float(match[1]) * TIMES[match[2]])
 
 
 def parse_size(value: object) -> Size:
