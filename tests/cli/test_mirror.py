@@ -310,13 +310,14 @@ def test_the_log_the_listening_socket_and_the_end(run: Run) -> None:
 def test_a_configuration_file_is_read_again_and_options_prevail(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = [MirrorSettings(drain=1.0), MirrorSettings((), 2.0)]
+    one = TargetSettings(TargetURL.parse("http://one/"))
+    files = [MirrorSettings(drain=1.0), MirrorSettings((one,), drain=1.0)]
     monkeypatch.setattr(mirror, "read_config", lambda path: files.pop(0))
     given = run("-r0 --config=m.toml --watch --quiet")
     assert given.settings.watch == "m.toml"
     assert given.mirror == MirrorSettings(drain=1.0, log=LogSettings(quiet=True))
     given.hooks.reload()
-    assert given.mirror == MirrorSettings(drain=2.0, log=LogSettings(quiet=True))
+    assert given.mirror == MirrorSettings((one,), 1.0, log=LogSettings(quiet=True))
 
 
 def test_a_file_that_went_wrong_leaves_the_settings(

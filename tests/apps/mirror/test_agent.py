@@ -11,7 +11,7 @@ import pytest
 from tests.apps.mirror.conftest import Run, free_port, origin, until
 
 from spoakit.apps.mirror.agent import LiveSettings, Mirror, create_agent
-from spoakit.apps.mirror.settings import MirrorSettings, TargetSettings, TlsSettings
+from spoakit.apps.mirror.settings import LogSettings, MirrorSettings, TargetSettings, TlsSettings
 from spoakit.apps.mirror.target import Target
 from spoakit.apps.mirror.url import TargetURL
 from spoakit.exceptions import ConfigurationError
@@ -360,9 +360,20 @@ def test_targets_that_differ_by_their_names_are_each_kept(run: Run) -> None:
     run(scenario())
 
 
-def test_another_delay_takes_a_restart(caplog: pytest.LogCaptureFixture) -> None:
-    wanted = settings_for(delay=0)
+@pytest.mark.parametrize(
+    ("other", "what"),
+    [
+        (MirrorSettings(processing_delay=0.5), "processing delay"),
+        (MirrorSettings(drain=60), "drain"),
+        (MirrorSettings(log=LogSettings(quiet=True)), "log"),
+    ],
+)
+def test_what_takes_a_restart_is_said_and_stays(
+    caplog: pytest.LogCaptureFixture, other: MirrorSettings, what: str
+) -> None:
+    wanted = MirrorSettings()
     live = LiveSettings(lambda: wanted)
-    wanted = settings_for(delay=0.5)
+    wanted = other
     live.reload()
-    assert "another processing delay takes a restart" in caplog.text
+    assert f"another {what} takes a restart" in caplog.text
+    assert live.current == MirrorSettings()

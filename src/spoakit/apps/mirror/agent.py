@@ -4,6 +4,7 @@ import asyncio
 import functools
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import replace
 from random import randrange
 from typing import Final, ParamSpec
 
@@ -28,6 +29,8 @@ logger = logging.getLogger("spoakit.mirror")
 # Beyond the processing delay: when a message counts as late.
 _DEADLINE: Final = 1.0
 _SCORES: Final = 101
+# What the server is bound by, or what began with it.
+_FOR_GOOD: Final = ("drain", "log", "processing_delay")
 
 P = ParamSpec("P")
 
@@ -70,7 +73,6 @@ class Mirror:
         except BaseException:
             self._close_behind(new)
             raise
-        self._drain = settings.drain
         self.targets = tuple(targets)
         self._close_behind(removed)
         logger.info(
@@ -121,15 +123,19 @@ class LiveSettings:
         self._mirror = mirror
 
     def reload(self) -> None:
-        """Read the settings again and apply them; in a worker, in its event loop.
+        """Read the settings again and use their targets; in a worker, in its event loop.
+
+        What else differs is warned of, and stays.
 
         Raises:
             ConfigurationError, OSError: they cannot be had; nothing has changed.
         """
         settings = self._read_checked()
-        if settings.processing_delay != self.current.processing_delay:
-            logger.warning("reload: another processing delay takes a restart")
-        self.current = settings
+        for option in _FOR_GOOD:
+            if getattr(settings, option) != getattr(self.current, option):
+                logger.warning("reload: another %s takes a restart", option.replace("_", " "))
+        kept = {option: getattr(self.current, option) for option in _FOR_GOOD}
+        self.current = settings = replace(settings, **kept)
         if self._mirror is None:
             logger.info("reload: %d targets from now on", len(settings.targets))
         else:
