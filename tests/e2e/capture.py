@@ -2,6 +2,7 @@
 
 import socket
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -26,21 +27,32 @@ class Received:
     def field(self, name: bytes) -> bytes:
         return dict(self.fields)[name]
 
+    def has(self, name: bytes) -> bool:
+        return name in dict(self.fields)
+
     def essence(self) -> tuple[object, ...]:
         """Return what a faithful copy has too."""
         fields = tuple(field for field in self.fields if field[0] not in PER_CONNECTION)
         return self.method, self.target, fields, self.body
 
 
+def answer_ok(request: Received) -> bytes:
+    """Answer with 200 and two bytes."""
+    content = b"" if request.method == b"HEAD" else b"ok"
+    return b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n" + content
+
+
 class Capture:
-    """Answers every request with 200 and two bytes; running while its block does.
+    """Answers every request, if not told otherwise with 200; running while its block does.
 
     Args:
         port: where on 127.0.0.1 to listen; 0 is a free port.
+        answer: makes the whole answer; the connection ends after one with "Connection: close".
     """
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, answer: Callable[[Received], bytes] = answer_ok) -> None:
         self.requests: list[Received] = []
+        self._answer = answer
         self._listener = socket.create_server(("127.0.0.1", port))
         self._sockets = [self._listener]
         self._threads = [threading.Thread(target=self._accept)]
@@ -87,9 +99,12 @@ class Capture:
                 method, target, _ = line.split()
                 fields = tuple(iter(lambda: _read_field(stream), (b"", b"")))
                 body = _read_body(stream, dict(fields))
-                self.requests.append(Received(method, target, fields, body))
-                content = b"" if method == b"HEAD" else b"ok"
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n" + content)
+                request = Received(method, target, fields, body)
+                self.requests.append(request)
+                answer = self._answer(request)
+                connection.sendall(answer)
+                if b"\r\nConnection: close\r\n" in answer:
+                    connection.shutdown(socket.SHUT_RDWR)
 
 
 def _read_field(stream: BinaryIO) -> tuple[bytes, bytes]:

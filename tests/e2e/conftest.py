@@ -5,9 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.e2e.capture import Capture
+from tests.e2e.mirroring import Mirror
 from tests.e2e.programs import Program, Serve, Start
 
 from spoakit.testing.haproxy import find_haproxy
+from spoakit.testing.pytest_plugin import StartHAProxy
 
 CACHE = Path(os.environ.get("SPOAKIT_CACHE", Path(__file__).parents[2] / ".cache"))
 REQUIRED = "2.6"
@@ -53,3 +56,16 @@ def serve(start: Start, tmp_path: Path) -> Serve:
         return start("spoakit.cli.spoakit", "run", *names, "-a127.0.0.1", "-p0", *arguments)
 
     return serve
+
+
+@pytest.fixture
+def mirror(start: Start, haproxy: StartHAProxy, tmp_path: Path) -> Mirror:
+    """Run spoa-mirror behind HAProxy."""
+    return Mirror(start, haproxy, tmp_path)
+
+
+@pytest.fixture
+def target() -> Iterator[Capture]:
+    """What requests are copied to."""
+    with Capture() as target:
+        yield target

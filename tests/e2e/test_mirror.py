@@ -2,81 +2,18 @@
 
 import re
 import socket
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from time import monotonic
 
 import pytest
 from tests.e2e.capture import Capture
-from tests.e2e.configuration import haproxy_cfg, show, spoe_cfg
-from tests.e2e.programs import BOUND, Program, Start, ask, connect
+from tests.e2e.mirroring import Mirror, free_port, request, send
+from tests.e2e.programs import ask, connect
 
-from spoakit.testing.haproxy import HAProxy
 from spoakit.testing.pytest_plugin import StartHAProxy
 
 EXAMPLE = Path(__file__).parents[2] / "examples/mirror"
-MIRROR = """
-spoe-message mirror
-    args arg_method=method arg_path=url arg_ver=req.ver arg_hdrs={} arg_body=req.body {}
-    event on-frontend-http-request
-"""
-
-
-@pytest.fixture
-def target() -> Iterator[Capture]:
-    with Capture() as target:
-        yield target
-
-
-@pytest.fixture
-def mirror(start: Start, haproxy: StartHAProxy) -> "Mirror":
-    return Mirror(start, haproxy)
-
-
-class Mirror:
-    """Start a HAProxy and a spoa-mirror that copies its requests to an address."""
-
-    def __init__(self, start: Start, haproxy: StartHAProxy) -> None:
-        self._start = start
-        self._haproxy = haproxy
-
-    def serve(self, address: str, *arguments: str) -> Program:
-        url = f"http://{address}/"
-        port = str(free_port())
-        options = ("-r0", "-n1", "-a", "127.0.0.1", "-p", port, "-u", url)
-        return self._start("spoakit.cli.mirror", *options, *arguments)
-
-    def __call__(
-        self, address: str, headers: str = "req.hdrs_bin", extra: str = ""
-    ) -> tuple[Program, HAProxy]:
-        program = self.serve(address)
-        spoe = spoe_cfg(MIRROR.format(headers, extra), messages="mirror", agent="mirror")
-        running = self._haproxy(
-            haproxy_cfg(
-                "option http-buffer-request",
-                *show(x_error="var(txn.mirror.error)"),
-                agents=("mirror",),
-            ),
-            files={"spoe.cfg": spoe},
-            variables={"AGENT": program.address},
-        )
-        return program, running
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
-
-
-def request(line: str, *fields: str, body: bytes = b"", version: str = "1.1") -> bytes:
-    """Return a request with its Content-Length, if it has a body and no other framing."""
-    lines = [f"{line} HTTP/{version}", "Host: www.example.org", *fields]
-    if body and not any(field.startswith("Transfer-Encoding") for field in fields):
-        lines.append(f"Content-Length: {len(body)}")
-    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
-
 
 FORM = b"name=J%C3%BCrgen&colour=blue"
 JSON = b'{"price": 12.50}'
@@ -102,16 +39,6 @@ REQUESTS = {
     "old": request("GET /old", version="1.0"),
     "large": request("POST /large", body=b"0123456789abcdef" * 512),
 }
-
-
-def send(haproxy: HAProxy, message: bytes) -> bytes:
-    """Send a request, and return the answer's status line."""
-    with (
-        socket.create_connection(("127.0.0.1", haproxy.ports["FRONTEND"]), BOUND) as client,
-        client.makefile("rb") as stream,
-    ):
-        client.sendall(message)
-        return stream.readline()
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -153,7 +80,7 @@ def test_an_absolute_target_becomes_a_path_and_a_missing_host_the_targets(
 
 
 def test_headers_as_text_may_be_changed_on_their_way(mirror: Mirror, target: Capture) -> None:
-    _, running = mirror(target.address, "req.hdrs,regsub(foo,bar)")
+    _, running = mirror(target.address, arg_hdrs="req.hdrs,regsub(foo,bar)")
     fields = ("X-Text: a foo", "X-Empty:", "X-Twice: 1", "X-Twice: 2", "X-Latin: J\xfcrgen")
     send(running, request("PUT /foo", *fields, body=b"foo"))
     target.wait_for(1)
@@ -210,7 +137,7 @@ def test_production_does_not_wait_for_a_target_that_never_answers(mirror: Mirror
 def test_an_argument_that_it_does_not_know_is_warned_of_once(
     mirror: Mirror, target: Capture
 ) -> None:
-    program, running = mirror(target.address, extra="arg_other=req.body_size")
+    program, running = mirror(target.address, arg_other="req.body_size")
     for number in range(1, 11):
         send(running, request("GET /"))
         target.wait_for(number)

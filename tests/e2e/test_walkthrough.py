@@ -2,7 +2,6 @@
 
 import http.client
 import re
-import socket
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.e2e.capture import Capture
+from tests.e2e.mirroring import free_port
 from tests.e2e.programs import BOUND, Program, Start, ask, connect, get, wait_until
 
 from spoakit.testing.haproxy import HAProxy
@@ -59,12 +59,6 @@ PLAIN_SPOE_CFG = """
         event on-frontend-http-request
 """
 LISTENERS = {"FRONTEND": "127.0.0.1", "FRONTEND_TLS": "127.0.0.1"}
-
-
-@pytest.fixture
-def target() -> Iterator[Capture]:
-    with Capture() as target:
-        yield target
 
 
 @pytest.fixture
@@ -121,12 +115,6 @@ def walk(start: Start, haproxy: StartHAProxy, origin: Capture, target: Capture) 
 @pytest.fixture
 def program(walk: Walk) -> Program:
     return walk.mirror()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
 
 
 def example(name: str) -> str:
