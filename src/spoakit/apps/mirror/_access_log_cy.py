@@ -34,6 +34,8 @@ _DEFAULT_SETTINGS: LogSettings = LogSettings()
 
 _BATCH_SIZE = cython.declare(cython.Py_ssize_t, BATCH_SIZE)
 _ZERO = cython.declare(cython.uint, 0x30)
+# A line, in thousandths of a percent: sums of these are exact.
+_LINE = cython.declare(cython.longlong, 100_000)
 
 
 class Answer(Protocol):
@@ -73,9 +75,9 @@ class AccessLog:
     _worker: cython.uint
     _quiet: cython.bint
     _json: cython.bint
-    # How many lines there are to an answer, and how much of one is due.
-    _share: cython.double
-    _credit: cython.double
+    # How many thousandths of a percent of a line there are to an answer, and how many are due.
+    _share: cython.longlong
+    _credit: cython.longlong
     _prefix: bytes
     _started_at: cython.double
     # What the last line had, and this one most likely has as well: its start up to the fraction of
@@ -95,8 +97,8 @@ class AccessLog:
         self._worker = worker
         self._quiet = settings.quiet
         self._json = settings.format == "json"
-        self._share = settings.sample / 100
-        self._credit = 0.0
+        self._share = round(settings.sample * 1000)
+        self._credit = 0
         self._prefix = b"[%2d][" % worker
         self._started_at = perf_counter()
         self._second = self._status = 0
@@ -117,7 +119,7 @@ class AccessLog:
             result: b"ok", or what went wrong.
             now: ``time.perf_counter()``.
         """
-        if self._quiet or (self._share < 1 and result == b"ok" and not self._is_due()):
+        if self._quiet or (self._share < _LINE and result == b"ok" and not self._is_due()):
             return
         time: cython.double = now
         if self._json:
@@ -135,9 +137,9 @@ class AccessLog:
     def _is_due(self) -> cython.bint:
         """Count an answer; return whether it is one of those that have a line."""
         self._credit += self._share
-        if self._credit < 1:
+        if self._credit < _LINE:
             return False
-        self._credit -= 1
+        self._credit -= _LINE
         return True
 
     @cython.cfunc
