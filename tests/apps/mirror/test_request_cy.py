@@ -440,6 +440,30 @@ def test_a_body_shorter_than_haproxy_says_is_cut(building: ModuleType, size: int
     copy = build(building, chunked, body=b"hello", size=size, truncated="send")
     assert copy.missing == size - 5
     assert copy.wire.endswith(b"content-length: 5\r\n\r\nhello")
+    # What it says is the end of the chunk that it was in, and not of the body.
     marked = wire(building, chunked, body=b"hello", size=size, truncated="mark")
-    assert marked.endswith(b"\r\nx-mirror-truncated: %d\r\n\r\nhello" % (size - 5))
+    assert marked.endswith(b"\r\nx-mirror-truncated: unknown\r\n\r\nhello")
     assert build(building, chunked, body=b"hello", size=5).missing == 0
+
+
+
+@pytest.mark.parametrize(
+    ("body", "missing"),
+    [
+        (b"\0\0\0\0\5hello", 0),
+        (b"\0\0\0\0\0", 0),
+        (b"\1\0\0\0\1a\0\0\0\0\2bc", 0),
+        (b"\0\0\0\1\0hello", 251),
+        (b"\1\0\0\0\1a\0\0\0\0\2b", 1),
+        (b"\0\xff\xff\xff\xffhello", 0xFFFFFFFF - 5),
+        (b"\0", 4),
+    ],
+)
+def test_a_grpc_message_that_is_shorter_than_it_says_is_cut(
+    building: ModuleType, body: bytes, missing: int
+) -> None:
+    call = (HOST, (b"content-type", b"application/grpc+proto"))
+    copy = build(building, call, method=b"POST", body=body, size=len(body), truncated="send")
+    assert copy.missing == missing
+    other = (HOST, (b"content-type", b"text/plain"))
+    assert build(building, other, method=b"POST", body=body, size=len(body)).missing == 0

@@ -344,6 +344,7 @@ class RequestBuilder:
     _missing: cython.longlong
     _options: bytes
     _has_length: cython.bint
+    _states_length: cython.bint
     _has_host: cython.bint
     _has_id: cython.bint
     _forwarded_for: cython.Py_ssize_t
@@ -379,7 +380,7 @@ class RequestBuilder:
         self._pieces = []
         self._body_size = self._missing = self._forwarded_for = self._pos = 0
         self._options = b""
-        self._has_length = self._has_host = self._has_id = False
+        self._has_length = self._states_length = self._has_host = self._has_id = False
 
     def build(self, original: Original) -> Request:
         """Make the copy of a request.
@@ -410,13 +411,16 @@ class RequestBuilder:
         self._body_size = len(body)
         self._missing = original._size - len(body)
         self._options = b""
-        self._has_length = self._has_host = self._has_id = False
+        self._has_length = self._states_length = self._has_host = self._has_id = False
         self._forwarded_for = 0
         if original._headers.binary:
             self._add_binary(original._headers.raw)
         else:
             self._add_text(original._headers.raw)
         if body and not self._has_length:
+            # It came over HTTP/2, and HAProxy knows no more of its size than what there is.
+            if original._headers.get("content-type", "").startswith("application/grpc"):
+                self._missing = max(self._missing, _missing_of_grpc(body))
             self._add_length(b"\r\ncontent-length: ")
         if self._options:
             pieces[_FIRST:] = _without(pieces[_FIRST:], self._options)
@@ -456,10 +460,12 @@ class RequestBuilder:
             if self._truncated == "skip":
                 raise TruncatedBodyError(
                     f"{self._body_size} bytes of a body of {self._body_size + self._missing} "
-                    "were received"
+                    f"{'' if self._states_length else 'or more '}were received"
                 )
             if self._truncated == "mark":
-                pieces += (b"\r\nx-mirror-truncated: ", b"%d" % self._missing)
+                # Without a Content-Length, only the chunk that was being received is known of.
+                missing: bytes = b"%d" % self._missing if self._states_length else b"unknown"
+                pieces += (b"\r\nx-mirror-truncated: ", missing)
         if self._tail:
             pieces += self._tail
         return None
@@ -579,6 +585,7 @@ class RequestBuilder:
         elif kind == _CONNECTION:
             self._options += b"," + value
         elif kind == _CONTENT_LENGTH:
+            self._states_length = True
             self._missing = max(self._missing, _read_length(value) - self._body_size)
             self._add_length(field.sent)
         elif kind == _TRANSFER_ENCODING:
@@ -598,6 +605,15 @@ class RequestBuilder:
             self._has_length = True
             self._pieces += (before, b"%d" % self._body_size)
         return None
+
+
+@cython.cfunc
+def _missing_of_grpc(body: bytes) -> cython.longlong:
+    """Return what the last message of a gRPC call lacks; each is behind a flag and its size."""
+    end: cython.longlong = 0
+    while end < len(body):
+        end += 5 + int.from_bytes(body[end + 1 : end + 5], "big")
+    return end - len(body)
 
 
 @cython.cfunc
