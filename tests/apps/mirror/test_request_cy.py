@@ -446,7 +446,6 @@ def test_a_body_shorter_than_haproxy_says_is_cut(building: ModuleType, size: int
     assert build(building, chunked, body=b"hello", size=5).missing == 0
 
 
-
 @pytest.mark.parametrize(
     ("body", "missing"),
     [
