@@ -69,7 +69,7 @@ def scores(haproxy: HAProxy, host: str = "127.0.0.1") -> Counter[str]:
     for _ in range(CONNECTIONS):
         with closing(connect(haproxy, host)) as client:
             try:
-                shown[ask(client)["x-score"]] += 1
+                shown[ask(client).get("x-score", "")] += 1
             except (RemoteDisconnected, ConnectionResetError):
                 shown["rejected"] += 1
     return shown

@@ -426,14 +426,14 @@ def test_a_connection_that_sends_without_end_takes_turns_with_others(
 
     class Recorded(SpopProtocol):
         def data_received(self, data: bytes) -> None:
+            if reads:
+                reads.append(str(self.engine_id))
             super().data_received(data)
             if self.engine_id == "greedy":
                 time.sleep(0.02)  # its data gathers in the kernel
                 if len(data) > 200_000 and not reads:
-                    modest.notify(echo(1))
                     reads.append("greedy")
-            if reads:
-                reads.append(str(self.engine_id))
+                    modest.notify(echo(1))
 
     server = serve(subject.agent)
     monkeypatch.setattr("spoakit.server.server.SpopProtocol", Recorded)
