@@ -245,7 +245,7 @@ def test_values_may_be_attached_or_separate(run: Run, form: str) -> None:
     assert settings.limits.frame_size == 2097152
     assert settings.capabilities == ("fragmentation", "pipelining", "async")
     assert (settings.pidfile, settings.monitor) == ("a.pid", 2.0)
-    assert settings.logfile == Logfile("a.log", truncate=True)
+    assert settings.logfile == Logfile("a.log", truncate=True, line_buffered=True)
     assert settings.loop == "poll"
     assert settings.daemonize
     assert given.mirror.processing_delay == 0.25

@@ -74,12 +74,13 @@ def _read_file(path: str, given: Mapping[str, Any]) -> MirrorSettings:
 
 def _with_options(settings: MirrorSettings, given: Mapping[str, Any]) -> MirrorSettings:
     """Let the options that were given prevail."""
-    log = {
+    log: dict[str, Any] = {
         name: value
         for name, value in (
             ("format", given["log_format"]),
             ("sample", given["log_sample"]),
             ("quiet", given["quiet"] or None),
+            ("buffered", False if given["logfile"] and given["logfile"].line_buffered else None),
         )
         if value is not None
     }
@@ -96,6 +97,12 @@ def _with_options(settings: MirrorSettings, given: Mapping[str, Any]) -> MirrorS
 
 def _targets(given: Mapping[str, Any]) -> tuple[TargetSettings, ...]:
     urls: list[TargetURL] = given["mirror_url"]
+    for index, url in enumerate(urls):
+        if url in urls[:index]:
+            raise ConfigurationError(
+                f"--mirror-url: {url} is given twice; in a file (--config), two targets with names "
+                "of their own may have one URL"
+            )
     described = {
         "http": given["http"],
         "selection": _made(Selection, sample=given["sample"]),

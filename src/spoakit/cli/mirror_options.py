@@ -36,8 +36,9 @@ enabled unless they are switched off, as with -c no-pipelining.
 
 Allowed logging file opening modes: a, w.  The 'a' mode allows opening or
 creating file for writing at end-of-file.  The 'w' mode allows truncating the
-file to zero length or creating a new file.  The default is 'a'.  Capital
-letters are allowed: lines are always written whole and soon.
+file to zero length or creating a new file.  The default is 'a'.  If a capital
+letter is used for the mode, then line buffering is used when writing to the
+log file, instead of writing what 100 ms bring.
 
 The time delay/interval is specified in milliseconds by default, but can be
 in any other unit if the number is suffixed by a unit (us, ms, s, m, h, d).

@@ -114,16 +114,13 @@ def interface(text: str) -> str:
 
 
 def logfile(text: str) -> Logfile:
-    """Read the name of a file, behind a mode and a colon or not.
-
-    Lines are written whole and soon in any case, so that a capital letter changes nothing.
-    """
+    """Read the name of a file, behind a mode and a colon or not."""
     mode, colon, path = text[:1], text[1:2], text[2:]
     if colon != ":":
         mode, path = "a", text
     if mode not in ("a", "A", "w", "W"):
         raise ConfigurationError(f"invalid logfile mode {mode!r} (allowed: a, w, A, W)")
-    return Logfile(path, truncate=mode in "wW")
+    return Logfile(path, truncate=mode in "wW", line_buffered=mode in "AW")
 
 
 def host(text: str) -> str:

@@ -177,10 +177,12 @@ class Logfile:
     Attributes:
         path: it is made if need be, and opened anew on SIGUSR1.
         truncate: empty it at the start, instead of writing on.
+        line_buffered: whoever gathers lines is to write each at once.
     """
 
     path: str
     truncate: bool = False
+    line_buffered: bool = False
 
     def __post_init__(self) -> None:
         if not self.path:

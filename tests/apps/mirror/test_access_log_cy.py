@@ -121,3 +121,23 @@ def test_a_share_of_the_lines_is_written_and_every_failure(
 
 def test_a_quiet_log_has_no_lines(logging: ModuleType, tmp_path: Path) -> None:
     assert lines(logging, tmp_path / "log", LogSettings(quiet=True), [b"ok", b"reset"]) == []
+
+
+def test_a_log_that_is_not_buffered_writes_each_line_at_once(
+    logging: ModuleType, tmp_path: Path
+) -> None:
+    path = tmp_path / "log"
+
+    async def scenario() -> None:
+        with path.open("wb") as file:
+            log = logging.AccessLog(LogWriter(file.fileno()), 1, LogSettings(buffered=False))
+            answer = Answer()
+            get = Request(b"GET /a HTTP/1.1\r\n\r\n", 19, 3, 2)
+            log.write(answer, get, b"http://h", b"ok", answer.sent_at)
+            deadline = time.monotonic() + 10
+            while not path.stat().st_size:  # without giving the event loop its turn
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+            log.close()
+
+    asyncio.run(scenario())

@@ -642,3 +642,37 @@ def test_a_cut_body_may_be_copied_all_the_same(
     assert caplog.text.count("5 bytes of a body of 9 were received") == 1
     assert "tune.bufsize" in caplog.text
     assert "-m" in caplog.text
+
+
+def test_a_target_that_closes_after_each_answer_loses_nothing(run: Run, copying: Copying) -> None:
+    async def scenario() -> None:
+        async with origin(lambda request: [OK, None]) as server:
+            async with copying(server.port, pool=PoolSettings(connections=8)) as mirror:
+                for _ in range(20):
+                    for _ in range(50):
+                        mirror.get()
+                    await mirror.answered(mirror.target.counters.received)
+            assert mirror.target.counters.failed == 0
+            assert mirror.target.counters.answered == 1000
+
+    run(scenario())
+
+
+def test_a_post_that_met_a_closed_connection_does_not_make_the_others_wait(
+    run: Run, copying: Copying, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        answers: Iterator[Answer] = iter([[OK], [None], [OK]])
+        async with (
+            origin(lambda request: next(answers)) as server,
+            copying(server.port, pool=PoolSettings(connections=1)) as mirror,
+        ):
+            mirror.get()
+            await mirror.answered(1)
+            mirror.get(method=b"POST")
+            await until(lambda: mirror.target.counters.failed == 1)
+            mirror.get()
+            await mirror.answered(2)
+
+    run(scenario())
+    assert "requests wait" not in caplog.text

@@ -74,6 +74,7 @@ class AccessLog:
     _writer: Any
     _worker: cython.uint
     _quiet: cython.bint
+    _buffered: cython.bint
     _json: cython.bint
     # How many thousandths of a percent of a line there are to an answer, and how many are due.
     _share: cython.longlong
@@ -96,6 +97,7 @@ class AccessLog:
         self._writer = writer
         self._worker = worker
         self._quiet = settings.quiet
+        self._buffered = settings.buffered
         self._json = settings.format == "json"
         self._share = round(settings.sample * 1000)
         self._credit = 0
@@ -126,7 +128,7 @@ class AccessLog:
             self._add_json(answer, request, origin, result, time)
         else:
             self._add_text(answer, request, origin, result, time)
-        if len(self._lines) >= _BATCH_SIZE:
+        if not self._buffered or len(self._lines) >= _BATCH_SIZE:
             self.flush()
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_INTERVAL, self.flush)

@@ -51,12 +51,15 @@ class Owner(Protocol):
     def on_closed(self, connection: Connection) -> None:
         """Forget the connection. Called once, after `on_failure` if an answer is due."""
 
-    def on_failure(self, connection: Connection, request: Request, error: str, retry: bool) -> None:
+    def on_failure(
+        self, connection: Connection, request: Request, error: str, stale: bool, retry: bool
+    ) -> None:
         """Take note that there will be no answer, or no whole one.
 
-        `retry` means that the request may be sent again: the target closed a connection that had
-        been used before and sent nothing of an answer, so most likely it did so before it saw the
-        request; and if it did not, the request has the effect of once (RFC 9110, 9.2.2).
+        `stale` means that the target closed a connection that had been used before and sent nothing
+        of an answer: most likely it did so before it saw the request, and works otherwise. With
+        `retry` the request may be sent again: if it was seen after all, it has the effect of once
+        (RFC 9110, 9.2.2).
         """
 
 
@@ -308,7 +311,7 @@ class Connection:
         request, self._request = self._request, None
         if request is not None:
             self._transport.abort()
-            self._owner.on_failure(self, request, error, stale and request.is_idempotent)
+            self._owner.on_failure(self, request, error, stale, stale and request.is_idempotent)
             self._close()
 
     def _close(self) -> None:

@@ -67,6 +67,8 @@ class Pool:
     _origin: bytes
     _connector: Any
     _queue: Any
+    # Those that met the end of their connections, and are not to meet that of another one.
+    _again: Any
     _queue_bytes: cython.longlong
     _idle: list[Any]
     _answered: cython.ulonglong
@@ -91,6 +93,7 @@ class Pool:
         self._origin = origin
         self._connector = connector
         self._queue = deque()
+        self._again = deque()
         self._queue_bytes = 0
         self._idle = []  # the last used comes last, and first again
         self._answered = self._dropped = 0
@@ -99,7 +102,7 @@ class Pool:
     @property
     def waiting(self) -> int:
         """How many requests wait."""
-        return len(self._queue)
+        return len(self._queue) + len(self._again)
 
     @property
     def answered(self) -> int:
@@ -132,13 +135,17 @@ class Pool:
         self._connector.on_waiting()
 
     def put_back(self, request: Request) -> None:
-        """Have a request wait that is to go out before all others."""
-        self._queue.appendleft(request)
-        self._queue_bytes += len(request.wire)
+        """Have a request wait for a new place, which it gets before all others.
+
+        There are no more of these than there were places, and they count for no limit.
+        """
+        self._again.append(request)
 
     def use(self, place: Place) -> None:
-        """Send the next request in a place that is free, or keep it for one."""
-        if self._queue:
+        """Send the next request in a new place, or keep it for one."""
+        if self._again:
+            place.send(self._again.popleft())
+        elif self._queue:
             place.send(self._take())
         else:
             self._idle.append(place)
@@ -155,9 +162,10 @@ class Pool:
 
     def drop_all(self) -> int:
         """Drop what waits; return how many requests that were."""
-        count: cython.Py_ssize_t = len(self._queue)
+        count: cython.Py_ssize_t = self.waiting
         self._dropped += count
         self._queue.clear()
+        self._again.clear()
         self._queue_bytes = 0
         return count
 

@@ -135,12 +135,13 @@ class Connections:
             self._pool.forget(connection)
         self._open()
 
-    def on_failure(self, answer: Answer, request: Request, error: str, retry: bool) -> None:
+    def on_failure(
+        self, answer: Answer, request: Request, error: str, stale: bool, retry: bool
+    ) -> None:
         """Send a request again that was not acted on, or log that it failed."""
         if retry and not request.retried:
             self._counters.retried += 1
-            # What is idle may have been closed as well: this one goes over a new connection, or one
-            # that works right now.
+            # What is idle may have been closed as well: this one goes over a new connection.
             self._pool.close_idle()
             self._pool.put_back(request.as_retried())
             self._open()
@@ -148,7 +149,7 @@ class Connections:
         self._counters.failed += 1
         result = " ".join(error.split()).encode("latin-1", "replace")
         self._access_log.write(answer, request, self._origin, result, time.perf_counter())
-        if not retry and self._pool.answered_at < answer.sent_at:
+        if not stale and self._pool.answered_at < answer.sent_at:
             self._pause(error)
 
     # Called by the pool, and by a connection that has no room for what the pool gave it.

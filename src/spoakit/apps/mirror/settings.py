@@ -308,11 +308,13 @@ class LogSettings:
         format: "text", the lines of the C program, or "json", an object a line.
         sample: percent of the lines: 0, or 0.001 to 100; failures are always logged.
         quiet: no access log at all.
+        buffered: gather lines for a tenth of a second before they are written.
     """
 
     format: LogFormat = "text"
     sample: float = 100.0
     quiet: bool = False
+    buffered: bool = True
 
     def __post_init__(self) -> None:
         checks.choice("log.format", self.format, LOG_FORMATS)

@@ -21,8 +21,13 @@ class Owner(Protocol):
     def on_waiting(self) -> None:
         """See a request wait that was to be sent here, where there is no room any more."""
 
-    def on_failure(self, answer: "StreamPlace", request: Request, error: str, retry: bool) -> None:
-        """Take note that there will be no answer; with `retry`, the request was not acted on."""
+    def on_failure(
+        self, answer: "StreamPlace", request: Request, error: str, stale: bool, retry: bool
+    ) -> None:
+        """Take note that there will be no answer; with `retry`, the request was not acted on.
+
+        `stale` means that this says nothing of the target.
+        """
 
 
 class StreamPlace:
@@ -161,7 +166,7 @@ class Streams:
         """Pass on that a request failed."""
         place = self._used.pop(request)
         place.answer = answer
-        self._owner.on_failure(place, request, error, retry)
+        self._owner.on_failure(place, request, error, retry, retry)
 
     def on_closed(self, connection: Http2Connection) -> None:
         """Take the places back."""
