@@ -6,7 +6,7 @@ uncompiled, this one, and its types are plain ``int`` and ``bool``.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, overload
 
 T = TypeVar("T")
 
@@ -22,8 +22,12 @@ double: TypeAlias = float
 p_char: TypeAlias = bytes
 
 
-def declare(kind: object, value: T) -> T:
-    """Return the value; compiled, the variable it is assigned to is one of C's."""
+@overload
+def declare(kind: str) -> Any: ...
+@overload
+def declare(kind: object, value: T) -> T: ...
+def declare(kind: object, value: object = None) -> object:
+    """Return the value; compiled, the variable or attribute it is assigned to is one of C's."""
     return value
 
 
