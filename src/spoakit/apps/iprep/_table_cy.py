@@ -213,6 +213,27 @@ class Table:
 
     @cython.cfunc
     def _lookup_ipv6(self, upper: cython.ulonglong, lower: cython.ulonglong) -> int:
+        found: cython.Py_ssize_t
+        if not cython.compiled:
+            found = self._bisect_ipv6(upper, lower)
+        else:
+            found = self._search_ipv6(upper, lower)
+        number: cython.uint = self._numbers[found - 1]
+        if self._wide:
+            number |= self._upper_numbers6[found - 1] << 16
+        return number
+
+    def _bisect_ipv6(self, upper: int, lower: int) -> int:
+        """Do what `_search_ipv6` does: Python's own loops would be slow, and fences no gain."""
+        high = bisect_right(self._upper, upper)
+        if self._upper[high - 1] != upper:
+            return high
+        return bisect_right(self._lower, lower, bisect_left(self._upper, upper, 0, high), high)
+
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def _search_ipv6(self, upper: cython.ulonglong, lower: cython.ulonglong) -> cython.Py_ssize_t:
+        """Return how many starts are not above an address."""
         low: cython.Py_ssize_t
         high: cython.Py_ssize_t
         middle: cython.Py_ssize_t
@@ -225,20 +246,14 @@ class Table:
             low = self._fences_up_to(upper - 1) - 1 if upper > 0 else 0
         low *= _FENCE_DISTANCE
         high = min(high * _FENCE_DISTANCE, len(self._upper))
-        if not cython.compiled:
-            low = self._bisect_ipv6(upper, lower, low, high)
-        else:
-            while low < high:
-                middle = (low + high) >> 1
-                start = self._upper[middle]
-                if upper < start or (upper == start and lower < self._lower[middle]):
-                    high = middle
-                else:
-                    low = middle + 1
-        number: cython.uint = self._numbers[low - 1]
-        if self._wide:
-            number |= self._upper_numbers6[low - 1] << 16
-        return number
+        while low < high:
+            middle = (low + high) >> 1
+            start = self._upper[middle]
+            if upper < start or (upper == start and lower < self._lower[middle]):
+                high = middle
+            else:
+                low = middle + 1
+        return low
 
     @cython.cfunc
     @cython.exceptval(-1)
@@ -247,8 +262,6 @@ class Table:
         low: cython.Py_ssize_t = 0
         high: cython.Py_ssize_t = len(self._fences)
         middle: cython.Py_ssize_t
-        if not cython.compiled:
-            return bisect_right(self._fences, upper)
         while low < high:
             middle = (low + high) >> 1
             if upper < self._fences[middle]:
@@ -256,14 +269,6 @@ class Table:
             else:
                 low = middle + 1
         return low
-
-    def _bisect_ipv6(self, upper: int, lower: int, low: int, high: int) -> int:
-        """Do what the loop above does, for which Python's own loops would be slow."""
-        high = bisect_right(self._upper, upper, low, high)
-        if high == low or self._upper[high - 1] != upper:
-            return high
-        low = bisect_left(self._upper, upper, low, high)
-        return bisect_right(self._lower, lower, low, high)
 
 
 class _Sections:
