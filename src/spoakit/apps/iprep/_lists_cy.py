@@ -1,0 +1,124 @@
+# cython: wraparound=False
+"""Reading the lines that nearly all lines of a list are: an IPv4 address or network. Hot code.
+
+Plain Python that compiles to C (see ``spoakit._cython``).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from spoakit import _cython as cython
+else:
+    try:
+        import cython
+    except ModuleNotFoundError:
+        from spoakit import _cython as cython
+
+COMPILED: bool = cython.compiled
+
+_NEWLINE = cython.declare(cython.uint, 0x0A)
+# As a literal it would have 32 bits.
+_ONE = cython.declare(cython.longlong, 1)
+
+
+def read_common_lines(
+    data: bytes, first: list[int], last: list[int], others: list[tuple[int, bytes]]
+) -> tuple[int, int]:
+    """Read the lines that are an IPv4 address or network and nothing else, and hand back others.
+
+    Uncompiled it hands back all lines, which is the fastest way for that form.
+
+    Args:
+        data: whole lines, each of which ends with LF.
+        first: gets the first address of each entry.
+        last: gets the last one.
+        others: gets the lines that are anything else but empty, or a comment from its start, and
+            their numbers, from 0. A CR at their ends is left.
+
+    Returns:
+        The number of lines, and of the entries with bits set behind the prefix.
+    """
+    if not cython.compiled:
+        lines = data.split(b"\n")
+        others.extend(enumerate(lines[:-1]))
+        return len(lines) - 1, 0
+    size: cython.Py_ssize_t = len(data)
+    start: cython.Py_ssize_t = 0
+    count: cython.Py_ssize_t = 0
+    masked: cython.Py_ssize_t = 0
+    while start < size:
+        address: cython.longlong = 0
+        octet: cython.uint = 0
+        digits: cython.uint = 0
+        dots: cython.uint = 0
+        position: cython.Py_ssize_t = start
+        code: cython.uint = data[position]
+        while True:
+            if 0x30 <= code <= 0x39:
+                octet = octet * 10 + code - 0x30
+                digits += 1
+                # Neither 256, nor 01, which is octal to some.
+                if octet > 255 or (digits > 1 and octet < 10):
+                    break
+            elif code == 0x2E and digits and dots < 3:
+                address = address << 8 | octet
+                octet = digits = 0
+                dots += 1
+            else:
+                break
+            position += 1
+            code = data[position]
+        free: cython.longlong = 0
+        good: cython.bint = dots == 3 and digits > 0
+        if good and code == 0x2F:  # "/"
+            free = _free_bits(data, position + 1)
+            good = free >= 0
+            position += 2 if free > 22 else 3
+            code = data[position] if good else 0
+        if code == 0x0D:
+            position += 1
+            code = data[position] if position < size else 0
+        if good and code == _NEWLINE:
+            address = address << 8 | octet
+            bits: cython.longlong = (_ONE << free) - 1
+            masked += (address & bits) != 0
+            first.append(address & ~bits)
+            last.append(address | bits)
+        else:
+            position = start
+            while data[position] != _NEWLINE:
+                position += 1
+            if not _is_empty(data, start, position):
+                others.append((count, data[start:position]))
+        start = position + 1
+        count += 1
+    return count, masked
+
+
+@cython.cfunc
+@cython.exceptval(-2)
+def _free_bits(data: bytes, position: cython.Py_ssize_t) -> cython.longlong:
+    """Return the bits that a prefix of one or two digits leaves free; -1 for what is none.
+
+    More than 22 are those of a prefix of one digit, since 01 is none.
+    """
+    digit: cython.longlong = data[position] - 0x30
+    if not 0 <= digit <= 9:
+        return -1
+    second: cython.longlong = data[position + 1] - 0x30
+    if not 0 <= second <= 9:
+        return 32 - digit
+    length: cython.longlong = digit * 10 + second
+    return 32 - length if 10 <= length <= 32 else -1
+
+
+@cython.cfunc
+@cython.exceptval(check=False)
+def _is_empty(data: bytes, start: cython.Py_ssize_t, end: cython.Py_ssize_t) -> cython.bint:
+    """Whether a line is a comment from its start, or empty but for a CR."""
+    if start == end:
+        return True
+    code: cython.uint = data[start]
+    return code == 0x23 or code == 0x3B or (code == 0x0D and end - start == 1)

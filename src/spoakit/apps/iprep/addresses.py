@@ -1,0 +1,92 @@
+"""Addresses, networks and ranges of them, as texts and as numbers."""
+
+import re
+from ipaddress import IPv4Address, IPv6Address
+from socket import AF_INET, AF_INET6, inet_pton
+from typing import Final, TypeAlias
+
+IPAddress: TypeAlias = IPv4Address | IPv6Address
+
+# What is 4 or 6, the first and the last address, and whether bits behind a prefix were set.
+Range: TypeAlias = tuple[int, int, int, bool]
+
+MAX_IPV4: Final = 2**32 - 1
+MAX_IPV6: Final = 2**128 - 1
+_MAPPED: Final = 0xFFFF << 32  # ::ffff:0:0/96, RFC 4291, 2.5.5.2
+_PREFIX: Final = re.compile("[0-9]{1,3}", re.ASCII)
+
+
+def parse_range(text: str) -> Range:
+    """Read an address, a network "192.0.2.0/24" or a range "192.0.2.1-192.0.2.9".
+
+    Bits that are set behind the prefix of a network are taken away. IPv4 addresses that are
+    written as IPv6 (``::ffff:192.0.2.1``) are IPv4 addresses.
+
+    Returns:
+        4 or 6, the first and the last address as numbers, and whether bits were taken away.
+
+    Raises:
+        ValueError: it is none of these; the text says why.
+    """
+    if "-" in text:
+        return _parse_span(text)
+    address, slash, prefix = text.partition("/")
+    version, first = parse_number(address)
+    if not slash:
+        return version, first, first, False
+    return _network(version, first, _parse_prefix(prefix, 128 if ":" in address else 32))
+
+
+def parse_number(text: str) -> tuple[int, int]:
+    """Return 4 or 6, and the number of an address.
+
+    Raises:
+        ValueError: it is no address, or one with a zone or with leading zeros.
+    """
+    try:
+        if ":" not in text:
+            return 4, int.from_bytes(inet_pton(AF_INET, text), "big")
+        return _unmapped(int.from_bytes(inet_pton(AF_INET6, text), "big"))
+    except (OSError, ValueError):  # the latter for a NUL or what is not ASCII
+        raise ValueError(f"{text[:80]!r} is not an address") from None
+
+
+def address_of(version: int, number: int) -> IPAddress:
+    """Return the address with a number."""
+    return IPv4Address(number) if version == 4 else IPv6Address(number)
+
+
+def number_of(address: IPAddress) -> tuple[int, int]:
+    """Return 4 or 6, and the number of an address; one mapped into IPv6 is an IPv4 address."""
+    return _unmapped(int(address)) if address.version == 6 else (4, int(address))
+
+
+def _unmapped(number: int) -> tuple[int, int]:
+    return (4, number & MAX_IPV4) if number >> 32 == 0xFFFF else (6, number)
+
+
+def _parse_prefix(text: str, longest: int) -> int:
+    """Return the prefix's length as that of an IPv4 address, or of an IPv6 one."""
+    if _PREFIX.fullmatch(text) is None or int(text) > longest:
+        raise ValueError(f"{text[:80]!r} is not the length of a prefix, 0 to {longest}")
+    return longest - int(text)
+
+
+def _network(version: int, address: int, free: int) -> Range:
+    """Return the network around an address that leaves so many bits free."""
+    if version == 4 and free > 32:  # ::ffff:192.0.2.1/64 is far more than IPv4
+        version, address = 6, _MAPPED | address
+    last = address | (1 << free) - 1
+    first = last ^ (1 << free) - 1
+    return version, first, last, first != address
+
+
+def _parse_span(text: str) -> Range:
+    before, _, behind = text.partition("-")
+    version, first = parse_number(before.strip())
+    last_version, last = parse_number(behind.strip())
+    if version != last_version:
+        raise ValueError(f"{text[:80]!r} begins in IPv{version} and ends in IPv{last_version}")
+    if first > last:
+        raise ValueError(f"{text[:80]!r} ends before it begins")
+    return version, first, last, False
