@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
 from spoakit.apps.mirror.checks import check_field, check_ports
-from spoakit.apps.mirror.values import TIMES, parse_ports
+from spoakit.apps.mirror.values import parse_ports
+from spoakit.apps.values import TIMES
 from spoakit.exceptions import ConfigurationError
 from spoakit.server import Logfile
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spoakit.apps.mirror.config import MAX_SIZE, _parse, _settings, read_config
+from spoakit.apps.mirror.config import _settings, read_config
 from spoakit.apps.mirror.settings import (
     LogSettings,
     MirrorSettings,
@@ -227,23 +227,6 @@ def test_what_is_wrong_is_named_with_its_place_and_reason(
     assert error in error_of(read, text)
 
 
-def test_a_file_that_is_not_there_or_too_large_or_no_text_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "mirror.toml"
-    with pytest.raises(ConfigurationError, match="toml: No such file or directory"):
-        read_config(path)
-    path.write_bytes(b"#" * (MAX_SIZE + 1))
-    with pytest.raises(ConfigurationError, match=r"toml: it is larger than 1048576 bytes"):
-        read_config(path)
-    path.write_bytes(b"a = 1\nb = '\xff'")
-    with pytest.raises(ConfigurationError, match="toml: line 2: it is not UTF-8: invalid start"):
-        read_config(path)
-
-
-@pytest.mark.parametrize("text", ["a = " + "[" * 10_000, "a = " + "9" * 5000])
-def test_what_is_too_much_for_the_parser_is_refused(read: Read, text: str) -> None:
-    error_of(read, text)
-
-
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
 VALUE = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | TEXT | st.datetimes(),
@@ -260,12 +243,6 @@ def test_no_value_of_any_key_raises_anything_else(values: dict[str, Any]) -> Non
         _settings({"target": [table]} | values, Path("/none"))
     with suppress(ConfigurationError):
         _settings({"target": [table], "defaults": values}, Path("/none"))
-
-
-@given(TEXT)
-def test_no_text_raises_anything_else(text: str) -> None:
-    with suppress(ConfigurationError):
-        _parse(text)
 
 
 # The reference.

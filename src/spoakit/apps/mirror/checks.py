@@ -1,4 +1,4 @@
-"""Checks of what a mirror is told, by what it goes into: a range, a list, a header field, a path.
+"""Checks of what a mirror alone is told, by what it goes into: a header field, a host, a path.
 
 Each raises a `ConfigurationError` that names the option, the value and what is allowed. Options
 have the names of the configuration file's keys, as "timeouts.connect".
@@ -6,13 +6,10 @@ have the names of the configuration file's keys, as "timeouts.connect".
 
 import re
 from collections.abc import Iterable
-from typing import Final, TypeVar
+from typing import Final
 
 from spoakit.exceptions import ConfigurationError
 
-T = TypeVar("T", bound=str)
-
-_MAX_TEXT: Final = 255
 _MAX_PORT: Final = 65535
 
 # RFC 9110, 5.6.2 and 5.5
@@ -30,35 +27,6 @@ _FRAMING: Final = frozenset(("content-length", "transfer-encoding"))
 _HOP_BY_HOP: Final = frozenset(
     ("connection", "expect", "keep-alive", "proxy-connection", "te", "trailer", "upgrade")
 )
-
-
-def check_range(option: str, value: float, low: float, high: float) -> None:
-    """Refuse a number that is not in a range, both ends of which belong to it."""
-    if not low <= value <= high:
-        raise ConfigurationError(f"{option}: {value!r} is not in the range {low} to {high}")
-
-
-def check_percent(option: str, value: float) -> None:
-    """Refuse a share that is neither 0 nor 0.001 to 100 percent."""
-    check_range(option, value, 0, 100)
-    if 0 < value < 0.001:
-        raise ConfigurationError(f"{option}: {value!r} is neither 0 nor at least 0.001 percent")
-
-
-def choice(option: str, value: str, known: tuple[T, ...]) -> T:
-    """Return a word as one of those that are known, or refuse it."""
-    for word in known:
-        if word == value:
-            return word
-    raise ConfigurationError(f"{option}: {value!r} is not one of {', '.join(known)}")
-
-
-def check_text(option: str, text: str) -> None:
-    """Refuse a name that is empty, longer than 255 characters or not printable."""
-    if not 1 <= len(text) <= _MAX_TEXT or not text.isprintable():
-        raise ConfigurationError(
-            f"{option}: {text[:80]!r} is not 1 to {_MAX_TEXT} printable characters"
-        )
 
 
 def check_token(option: str, text: str) -> None:

@@ -9,6 +9,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from spoakit.apps.checks import check_percent, check_range, check_text, choice
 from spoakit.apps.mirror import checks
 from spoakit.apps.mirror.patterns import Pattern
 from spoakit.apps.mirror.url import TargetURL
@@ -62,7 +63,7 @@ class Selection:
     headers: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
-        checks.check_percent("sample", self.sample)
+        check_percent("sample", self.sample)
         _check_sample_by(self.sample_by)
         for method in self.methods:
             checks.check_token("match.methods", method)
@@ -135,7 +136,7 @@ class Rewrite:
             Pattern("path.pattern", self.path_pattern, self.path_replacement)
         elif self.path_replacement:
             raise ConfigurationError("path.replace: there is no path.pattern that it is for")
-        checks.choice("truncated", self.truncated, TRUNCATED)
+        choice("truncated", self.truncated, TRUNCATED)
         stripped = checks.clean_prefix("path.strip-prefix", self.strip_prefix)
         object.__setattr__(self, "strip_prefix", stripped)
         added = checks.clean_prefix("path.add-prefix", self.add_prefix)
@@ -160,11 +161,11 @@ class QueueSettings:
     rate: float | None = None
 
     def __post_init__(self) -> None:
-        checks.check_range("queue.length", self.length, 1, MAX_QUEUE_LENGTH)
-        checks.check_range("queue.bytes", self.bytes, MIN_QUEUE_BYTES, MAX_QUEUE_BYTES)
-        checks.choice("queue.overflow", self.overflow, OVERFLOWS)
+        check_range("queue.length", self.length, 1, MAX_QUEUE_LENGTH)
+        check_range("queue.bytes", self.bytes, MIN_QUEUE_BYTES, MAX_QUEUE_BYTES)
+        choice("queue.overflow", self.overflow, OVERFLOWS)
         if self.rate is not None:
-            checks.check_range("rate", self.rate, MIN_RATE, MAX_RATE)
+            check_range("rate", self.rate, MIN_RATE, MAX_RATE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,11 +190,11 @@ class PoolSettings:
     local_ports: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        checks.check_range("connections", self.connections, 1, MAX_CONNECTIONS)
+        check_range("connections", self.connections, 1, MAX_CONNECTIONS)
         _check_time("keep-alive", self.idle)
         _check_time("lifetime", self.lifetime)
         if self.interface is not None:
-            checks.check_text("interface", self.interface)
+            check_text("interface", self.interface)
         if self.local_ports is not None:
             checks.check_ports("local-ports", *self.local_ports)
 
@@ -296,8 +297,8 @@ class TargetSettings:
         if not self.name:
             object.__setattr__(self, "name", str(self.url))
         elif self.name != str(self.url):
-            checks.check_text("name", self.name)
-        checks.choice("http", self.http, HTTP_VERSIONS)
+            check_text("name", self.name)
+        choice("http", self.http, HTTP_VERSIONS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,8 +318,8 @@ class LogSettings:
     buffered: bool = True
 
     def __post_init__(self) -> None:
-        checks.choice("log.format", self.format, LOG_FORMATS)
-        checks.check_percent("log.sample", self.sample)
+        choice("log.format", self.format, LOG_FORMATS)
+        check_percent("log.sample", self.sample)
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,8 +340,8 @@ class MirrorSettings:
     processing_delay: float = 0.0
 
     def __post_init__(self) -> None:
-        checks.check_range("drain", self.drain, 0, _DAY)
-        checks.check_range("processing-delay", self.processing_delay, 0, MAX_PROCESSING_DELAY)
+        check_range("drain", self.drain, 0, _DAY)
+        check_range("processing-delay", self.processing_delay, 0, MAX_PROCESSING_DELAY)
         if len(self.targets) > MAX_TARGETS:
             raise ConfigurationError(
                 f"target: there are {len(self.targets)}, more than {MAX_TARGETS}"
@@ -359,7 +360,7 @@ def _version(path: str | None) -> tuple[int, ...] | None:
 
 
 def _check_time(option: str, seconds: float) -> None:
-    checks.check_range(option, seconds, _SHORTEST, _DAY)
+    check_range(option, seconds, _SHORTEST, _DAY)
 
 
 def _check_sample_by(text: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from spoakit.apps.mirror import checks
+from spoakit.apps.checks import choice
 from spoakit.apps.mirror.settings import (
     HTTP_VERSIONS,
     LOG_FORMATS,
@@ -26,7 +26,9 @@ from spoakit.apps.mirror.settings import (
     TlsSettings,
 )
 from spoakit.apps.mirror.url import TargetURL
-from spoakit.apps.mirror.values import Seconds, Size, parse_field, parse_ports
+from spoakit.apps.mirror.values import parse_field, parse_ports
+from spoakit.apps.toml import Table, readable_file
+from spoakit.apps.values import Seconds, Size
 from spoakit.exceptions import ConfigurationError
 
 _SELECTION: Final = Selection()
@@ -38,20 +40,16 @@ _LOG: Final = LogSettings()
 _MIRROR: Final = MirrorSettings()
 
 
-class Table(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, rename="kebab"):
-    """A table of the file; its attributes are the keys, with "_" for "-"."""
-
-
 class _Match(Table, frozen=True):
     methods: tuple[str, ...] = ()
     path: str | None = None
     host: tuple[str, ...] = ()
-    header: dict[str, str] = {}
+    header: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class _Headers(Table, frozen=True):
-    set: dict[str, str] = {}
-    add: dict[str, str] = {}
+    set: dict[str, str] = msgspec.field(default_factory=dict)
+    add: dict[str, str] = msgspec.field(default_factory=dict)
     remove: tuple[str, ...] = ()
     secrets: str = "keep"
 
@@ -94,7 +92,7 @@ class Log(Table, frozen=True):
 
     def settings(self) -> LogSettings:
         """Return the settings of the access log."""
-        log_format = checks.choice("log.format", self.format, LOG_FORMATS)
+        log_format = choice("log.format", self.format, LOG_FORMATS)
         return LogSettings(log_format, self.sample, self.quiet)
 
 
@@ -127,13 +125,13 @@ class Defaults(Table, frozen=True, kw_only=True):
         return TargetSettings(
             url=url,
             name=name,
-            http=checks.choice("http", self.http, HTTP_VERSIONS),
+            http=choice("http", self.http, HTTP_VERSIONS),
             selection=self._selection(),
             rewrite=self._rewrite(),
             queue=QueueSettings(
                 length=self.queue.length,
                 bytes=self.queue.bytes,
-                overflow=checks.choice("queue.overflow", self.queue.overflow, OVERFLOWS),
+                overflow=choice("queue.overflow", self.queue.overflow, OVERFLOWS),
                 rate=self.rate,
             ),
             pool=PoolSettings(
@@ -164,7 +162,7 @@ class Defaults(Table, frozen=True, kw_only=True):
         )
 
     def _rewrite(self) -> Rewrite:
-        secrets = checks.choice("headers.secrets", self.headers.secrets, ("keep", "strip"))
+        secrets = choice("headers.secrets", self.headers.secrets, ("keep", "strip"))
         return Rewrite(
             host=self.host,
             remove=self.headers.remove,
@@ -178,7 +176,7 @@ class Defaults(Table, frozen=True, kw_only=True):
             marker=self._marker(),
             forwarded_for=self.forwarded_for,
             request_id=self.request_id,
-            truncated=checks.choice("truncated", self.truncated, TRUNCATED),
+            truncated=choice("truncated", self.truncated, TRUNCATED),
         )
 
     def _marker(self) -> tuple[str, str] | None:
@@ -189,9 +187,9 @@ class Defaults(Table, frozen=True, kw_only=True):
     def _tls(self, folder: Path) -> TlsSettings:
         return TlsSettings(
             verify=self.tls.verify,
-            ca_file=_file("tls.ca-file", self.tls.ca_file, folder),
-            certificate=_file("tls.certificate", self.tls.certificate, folder),
-            key=_file("tls.key", self.tls.key, folder),
+            ca_file=readable_file("tls.ca-file", self.tls.ca_file, folder),
+            certificate=readable_file("tls.certificate", self.tls.certificate, folder),
+            key=readable_file("tls.key", self.tls.key, folder),
             server_name=self.tls.server_name,
         )
 
@@ -209,18 +207,5 @@ class File(Table, frozen=True):
     drain: Seconds = Seconds(_MIRROR.drain)
     processing_delay: Seconds = Seconds(_MIRROR.processing_delay)
     log: Log = Log()
-    defaults: dict[str, Any] = {}
+    defaults: dict[str, Any] = msgspec.field(default_factory=dict)
     target: tuple[dict[str, Any], ...] = ()
-
-
-def _file(option: str, name: str | None, folder: Path) -> str | None:
-    """Return the path of a file that can be read."""
-    if name is None:
-        return None
-    path = folder / name
-    try:
-        with open(path, "rb"):
-            return str(path)
-    except (OSError, ValueError) as error:  # the latter for a name with a NUL
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigurationError(f"{option}: {str(path)!r} cannot be read: {reason}") from None

@@ -1,0 +1,59 @@
+"""What the texts stand for that are times and sizes.
+
+What is allowed of it, the settings say.
+"""
+
+import re
+from typing import Final
+
+from spoakit.exceptions import ConfigurationError
+
+TIMES: Final = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+"""The units of times, in seconds."""
+
+_SIZES: Final = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
+_NUMBER: Final = r"([0-9]{1,15}(?:\.[0-9]{1,15})?)"
+_TIME: Final = re.compile(rf"{_NUMBER} ?({'|'.join(TIMES)})", re.ASCII)
+_SIZE: Final = re.compile(rf"{_NUMBER} ?({'|'.join(_SIZES)})", re.ASCII)
+
+
+class Seconds(float):
+    """A time: a number of seconds, or a text with a unit."""
+
+
+class Size(int):
+    """A size: a number of bytes, or a text with a unit."""
+
+
+def parse_seconds(value: object) -> Seconds:
+    """Return the time that a number of seconds or a text such as "1.5s" or "10m" stands for.
+
+    Raises:
+        ConfigurationError: it is no such thing.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return Seconds(value)
+    match = _TIME.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise ConfigurationError(
+            f"{value!r} is not a time: a number of seconds, or a text such as "
+            '"1.5s" with us, ms, s, m, h or d'
+        )
+    return Seconds(float(match[1]) * TIMES[match[2]])
+
+
+def parse_size(value: object) -> Size:
+    """Return the size that a number of bytes or a text such as "32MiB" stands for.
+
+    Raises:
+        ConfigurationError: it is no such thing.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return Size(value)
+    match = _SIZE.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise ConfigurationError(
+            f"{value!r} is not a size: a whole number of bytes, or a text such as "
+            '"32MiB" with B, KiB, MiB or GiB'
+        )
+    return Size(float(match[1]) * _SIZES[match[2]])
