@@ -1,0 +1,59 @@
+import pytest
+
+from spoakit.apps.iprep.lists import Columns
+from spoakit.apps.iprep.settings import (
+    MAX_SOURCES,
+    DatabaseSettings,
+    DnsblSettings,
+    ReputationSettings,
+    SourceSettings,
+    parse_nameserver,
+)
+from spoakit.exceptions import ConfigurationError
+
+
+@pytest.mark.parametrize(
+    ("text", "server"),
+    [
+        ("127.0.0.1", ("127.0.0.1", 53)),
+        ("127.0.0.1:5353", ("127.0.0.1", 5353)),
+        ("::1", ("::1", 53)),
+        ("[::1]:5353", ("::1", 5353)),
+    ],
+)
+def test_name_servers_are_addresses_with_a_port_or_not(text: str, server: tuple[str, int]) -> None:
+    assert parse_nameserver(text) == server
+
+
+@pytest.mark.parametrize("text", ["", "x", "127.0.0.1:x", "127.0.0.1:70000", "[::1"])
+def test_what_is_no_name_server_is_refused(text: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^nameservers: .* is not an address"):
+        parse_nameserver(text)
+
+
+@pytest.mark.parametrize("zone", ["", ".", "a b", "a..b", "x." * 100, "-.x"])
+def test_a_zone_is_a_domain_that_leaves_room_for_an_address(zone: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^zone: .* is not a domain"):
+        DnsblSettings(zone)
+
+
+@pytest.mark.parametrize("columns", [Columns(0), Columns(""), Columns(delimiter=";;")])
+def test_columns_are_names_or_numbers_from_1(columns: Columns) -> None:
+    with pytest.raises(ConfigurationError, match=r"^(columns|delimiter): "):
+        SourceSettings("a", "csv", "a", columns=columns)
+
+
+def test_the_best_number_is_not_the_worst() -> None:
+    with pytest.raises(ConfigurationError, match=r"best: 1 is worst too"):
+        SourceSettings("a", "csv", "a", columns=Columns(best=1, worst=1))
+
+
+def test_a_field_has_no_empty_names() -> None:
+    with pytest.raises(ConfigurationError, match=r"field: 'a\.\.b' has an empty name"):
+        DatabaseSettings("a..b")
+
+
+def test_sources_are_bounded() -> None:
+    sources = tuple(SourceSettings(f"{n}", "list", "a") for n in range(MAX_SOURCES + 1))
+    with pytest.raises(ConfigurationError, match="source: there are 65, more than 64"):
+        ReputationSettings(sources)
