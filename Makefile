@@ -30,7 +30,7 @@ $(PURE)/.ready: pyproject.toml setup.py $(shell find src -name '*.py')
 	$(PYTHON) -m venv $(PURE)
 	$(PURE)/bin/python -m pip install -q --upgrade 'pip>=25.1'
 	rm -rf build
-	SPOAKIT_EXT=disable $(PURE)/bin/pip install -q '.[testing]' hypothesis grpcio pytest-xdist
+	SPOAKIT_EXT=disable $(PURE)/bin/pip install -q '.[testing]' hypothesis grpcio mmdb-writer pytest-xdist
 	touch $@
 
 # The HAProxy versions that are tested with, fetched once into .cache/haproxy.

@@ -1,0 +1,170 @@
+"""A DNSBL as a source: asked by DNS (RFC 5782), and its answers kept."""
+
+import asyncio
+import logging
+import time
+from ipaddress import IPv4Address, IPv4Network
+from typing import Final, NamedTuple
+
+import aiodns
+import pycares
+
+from spoakit.agent.parameters import IPAddress
+from spoakit.apps.iprep.addresses import address_of, number_of
+from spoakit.apps.iprep.policy import Say, State, score_of
+from spoakit.apps.iprep.settings import SourceSettings
+from spoakit.logs import Throttle
+
+# What a resolver waits for one answer, and how often it asks; the deadline of who waits for the
+# answer is another, shorter one.
+_TIMEOUT: Final = 2.0
+_TRIES: Final = 2
+# After so many failures in a row nothing is asked for so many seconds.
+_MAX_FAILURES: Final = 10
+_PAUSE: Final = 1.0
+_LISTED: Final = IPv4Network("127.0.0.0/8")
+# 127.255.255.254 is a query by a public resolver, 127.255.255.255 are too many queries, and so on.
+_ERRORS: Final = IPv4Network("127.255.255.0/24")
+_NOT_LISTED: Final = (pycares.errno.ARES_ENOTFOUND, pycares.errno.ARES_ENODATA)
+
+throttle = Throttle(logging.getLogger("spoakit.iprep"))
+
+
+class _Kept(NamedTuple):
+    say: Say
+    until: float
+
+
+class Dnsbl:
+    """Asks a DNSBL, each address once at a time, and keeps what it answers.
+
+    Made within the event loop in which it is used. While the DNSBL does not answer, it is left
+    alone for a second after each ten failures, so that nobody waits for it.
+
+    Args:
+        source: what the DNSBL is, with its `dnsbl` settings.
+
+    Attributes:
+        asked: how many questions were sent.
+        failures: how many had no answer that can be used.
+        refused: how many were not sent, since too many waited or the DNSBL failed.
+        late: how often the deadline came before the answer.
+    """
+
+    def __init__(self, source: SourceSettings) -> None:
+        assert source.dnsbl is not None
+        self._source = source
+        self._settings = source.dnsbl
+        self._resolver = aiodns.DNSResolver(
+            list(self._settings.nameservers) or None, timeout=_TIMEOUT, tries=_TRIES
+        )
+        self._kept: dict[tuple[int, int], _Kept] = {}
+        self._pending: dict[tuple[int, int], asyncio.Task[Say]] = {}
+        self._failed = Say(source, State.FAILED)
+        self._absent = Say(source, State.ABSENT)
+        self._failures_in_a_row = 0
+        self._paused_until = 0.0
+        self.asked = 0
+        self.failures = 0
+        self.refused = 0
+        self.late = 0
+
+    def __len__(self) -> int:
+        """Return the number of answers that are kept."""
+        return len(self._kept)
+
+    def known(self, address: IPAddress) -> Say | None:
+        """Return the answer that is kept of an address, if one is."""
+        key = number_of(address)
+        kept = self._kept.get(key)
+        if kept is None:
+            return None
+        if kept.until > time.monotonic():
+            return kept.say
+        del self._kept[key]
+        return None
+
+    async def ask(self, address: IPAddress) -> Say:
+        """Return what the DNSBL says of an address, within the deadline.
+
+        An answer that comes later is kept for the next time.
+        """
+        kept = self.known(address)
+        if kept is not None:
+            return kept
+        key = number_of(address)
+        task = self._pending.get(key)
+        if task is None:
+            if len(self._pending) >= self._settings.max_pending or self._is_paused():
+                self.refused += 1
+                return self._failed
+            task = self._pending[key] = asyncio.create_task(self._answer(key))
+        done, _ = await asyncio.wait((task,), timeout=self._settings.deadline)
+        if done:
+            return task.result()
+        self.late += 1
+        return self._failed
+
+    async def close(self) -> None:
+        """Give up what is asked."""
+        tasks = tuple(self._pending.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._resolver.close()
+
+    def _is_paused(self) -> bool:
+        return time.monotonic() < self._paused_until
+
+    async def _answer(self, key: tuple[int, int]) -> Say:
+        self.asked += 1
+        try:
+            name = f"{reversed_name(*key)}.{self._settings.zone}"
+            result = await self._resolver.query_dns(name, "A")
+        except aiodns.error.DNSError as error:
+            if error.args[0] in _NOT_LISTED:
+                return self._keep(key, self._absent, 0)
+            return self._fail(str(error.args[-1]))
+        else:
+            return self._read(key, result)
+        finally:
+            del self._pending[key]
+
+    def _read(self, key: tuple[int, int], result: pycares.DNSResult) -> Say:
+        # CNAMEs may be among them, and are none.
+        found = {
+            IPv4Address(each.data.addr): each.ttl
+            for each in result.answer
+            if isinstance(each.data, pycares.ARecordData)
+        }
+        for code in found:
+            if code in _ERRORS or code not in _LISTED:
+                return self._fail(f"it answered {code}, which is an error")
+        if not found:
+            return self._keep(key, self._absent, 0)
+        says = (Say(self._source, State.LISTED, None, str(code)) for code in found)
+        return self._keep(key, min(says, key=score_of), min(found.values()))
+
+    def _keep(self, key: tuple[int, int], say: Say, ttl: float) -> Say:
+        self._failures_in_a_row = 0
+        settings = self._settings
+        if len(self._kept) >= settings.cache_size:
+            del self._kept[next(iter(self._kept))]  # the oldest
+        lifetime = min(max(ttl, settings.min_ttl), settings.max_ttl)
+        self._kept[key] = _Kept(say, time.monotonic() + lifetime)
+        return say
+
+    def _fail(self, reason: str) -> Say:
+        self.failures += 1
+        self._failures_in_a_row += 1
+        if self._failures_in_a_row >= _MAX_FAILURES:
+            self._failures_in_a_row = 0
+            self._paused_until = time.monotonic() + _PAUSE
+        throttle.warning(self._source.name, "source %s: %s", self._source.name, reason)
+        return self._failed
+
+
+def reversed_name(version: int, number: int) -> str:
+    """Return what an address, 4 or 6 and its number, is called in a zone (RFC 5782, 2)."""
+    pointer = address_of(version, number).reverse_pointer
+    return pointer.removesuffix(".in-addr.arpa").removesuffix(".ip6.arpa")

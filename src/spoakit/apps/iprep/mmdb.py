@@ -1,0 +1,97 @@
+"""A MaxMind DB as a source: one value of what it has of an address."""
+
+import os
+from typing import Final
+
+import maxminddb
+
+from spoakit.agent.parameters import IPAddress
+from spoakit.apps.iprep.exceptions import SourceError
+from spoakit.apps.iprep.policy import Say, State
+from spoakit.apps.iprep.settings import DatabaseSettings, SourceSettings
+
+TRUE: Final = "true"
+"""What stands for a boolean that is true; a false one is no value."""
+
+_MAX_VALUE: Final = 255
+
+
+class Database:
+    """A database, mapped into memory, which all processes that have it open share.
+
+    Close it when it is no longer used. A new version must be put in the file's place by renaming:
+    one that is written into it changes what is mapped.
+
+    Args:
+        source: what the database is, with its `database` settings.
+        path: the file.
+
+    Raises:
+        SourceError: it cannot be read, or is no such database.
+    """
+
+    def __init__(self, source: SourceSettings, path: str | os.PathLike[str]) -> None:
+        settings = source.database or DatabaseSettings("country.iso_code")
+        self._source = source
+        self._way = tuple(
+            int(name) if name.isdecimal() else name for name in settings.field.split(".")
+        )
+        self._scored = frozenset(name for name, _ in source.scores)
+        self._lists = bool(self._scored) or settings.provides is None
+        self._absent = Say(source, State.ABSENT)
+        try:
+            self._reader = maxminddb.open_database(path)
+        except (OSError, ValueError, maxminddb.InvalidDatabaseError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise SourceError(f"it cannot be opened: {reason}") from None
+        metadata = self._reader.metadata()
+        self._families = 6 if metadata.ip_version == 6 else 4
+        self.built: float = metadata.build_epoch
+        """When it was made, in seconds since the epoch."""
+        self.nodes: int = metadata.node_count
+        """The size of its tree, which has no count of entries."""
+
+    def value(self, address: IPAddress) -> str:
+        """Return the value of an address as a text, at most 255 characters; "" without one.
+
+        Raises:
+            SourceError: the database is damaged.
+        """
+        if address.version == 6:
+            address = address.ipv4_mapped or address
+        if address.version > self._families:
+            return ""
+        try:
+            found: object = self._reader.get(address)
+        except (maxminddb.InvalidDatabaseError, ValueError) as error:
+            raise SourceError(f"it is damaged: {error}") from None
+        for step in self._way:
+            if isinstance(found, dict):
+                found = found.get(str(step))
+            elif isinstance(found, list) and isinstance(step, int) and step < len(found):
+                found = found[step]
+            else:
+                return ""
+        return _text(found)
+
+    def say(self, address: IPAddress) -> Say:
+        """Return what the database says of an address."""
+        if not self._lists:
+            return self._absent
+        try:
+            value = self.value(address)
+        except SourceError:
+            return Say(self._source, State.FAILED)
+        if not value or (self._scored and value not in self._scored):
+            return self._absent
+        return Say(self._source, State.LISTED, None, value if value != TRUE else "")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._reader.close()
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return TRUE if value else ""
+    return str(value)[:_MAX_VALUE] if isinstance(value, str | int | float) else ""
