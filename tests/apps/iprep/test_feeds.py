@@ -1,0 +1,241 @@
+import gzip
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from spoakit.apps.iprep.exceptions import SourceError
+from spoakit.apps.iprep.feeds import Feed, Outcome
+from spoakit.apps.iprep.lists import PlainReader
+from spoakit.apps.iprep.settings import FeedSettings
+
+LIST = b"192.0.2.1\n" * 100
+
+
+@dataclass
+class Page:
+    """What the web server answers, and what it was asked."""
+
+    body: bytes = LIST
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    size: int | None = None
+    asked: list[dict[str, str]] = field(default_factory=list)
+    pause: float = 0.0
+    url: str = ""
+
+
+class Handler(BaseHTTPRequestHandler):
+    page: Page
+
+    def do_GET(self) -> None:
+        page = self.page
+        page.asked.append(dict(self.headers))
+        etag = page.headers.get("ETag")
+        status = 304 if etag and self.headers["If-None-Match"] == etag else page.status
+        body = b"" if status == 304 else page.body
+        self.send_response(status)
+        for name, value in page.headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body) if page.size is None else page.size))
+        self.end_headers()
+        for start in range(0, len(body), 4096):
+            time.sleep(page.pause)
+            try:
+                self.wfile.write(body[start : start + 4096])
+            except OSError:
+                return
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def page() -> Iterator[Page]:
+    page = Page()
+    handler = type("PageHandler", (Handler,), {"page": page})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        page.url = f"http://127.0.0.1:{server.server_port}/list"
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield page
+        server.shutdown()
+        thread.join()
+
+
+def count(path: Path) -> int:
+    with open(path, "rb") as file:
+        return len(PlainReader().read(file))
+
+
+def feed_of(page: Page, folder: Path, **settings: Any) -> Feed:
+    return Feed(page.url, FeedSettings(**settings), folder / "feeds", count)
+
+
+def make_due(feed: Feed) -> None:
+    path = feed.path.with_suffix(".json")
+    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(feed.state(), due=0)))
+
+
+def refused(feed: Feed, reason: str) -> None:
+    """Hold that a feed is refused for a reason, and that its copy stays."""
+    before = feed.path.read_bytes() if feed.path.exists() else None
+    with pytest.raises(SourceError, match=reason) as caught:
+        feed.fetch()
+    assert (feed.path.read_bytes() if feed.path.exists() else None) == before
+    assert feed.state().error == str(caught.value)
+    assert not list(feed.path.parent.glob("*.new"))
+
+
+def test_a_feed_is_downloaded_and_kept(page: Page, tmp_path: Path) -> None:
+    feed = feed_of(page, tmp_path)
+    assert feed.fetch() is Outcome.NEW
+    assert feed.path.read_bytes() == LIST
+    again = feed_of(page, tmp_path)
+    assert again.state().entries == 100
+    assert again.path.read_bytes() == LIST
+
+
+def test_what_has_not_changed_is_not_sent_again(page: Page, tmp_path: Path) -> None:
+    page.headers = {"ETag": '"1"', "Last-Modified": "Sat, 01 Jan 2022 00:00:00 GMT"}
+    feed = feed_of(page, tmp_path)
+    feed.fetch()
+    checked = feed.state().checked
+    make_due(feed)
+    assert feed.fetch() is Outcome.UNCHANGED
+    assert page.asked[1]["If-None-Match"] == '"1"'
+    assert page.asked[1]["If-Modified-Since"] == "Sat, 01 Jan 2022 00:00:00 GMT"
+    assert feed.state().checked > checked
+    make_due(feed)
+    page.headers = {"ETag": '"2"'}
+    assert feed.fetch() is Outcome.NEW
+
+
+def test_a_copy_that_was_removed_is_downloaded_anew(page: Page, tmp_path: Path) -> None:
+    page.headers = {"ETag": '"1"'}
+    feed = feed_of(page, tmp_path)
+    feed.fetch()
+    feed.path.unlink()
+    make_due(feed)
+    assert feed.fetch() is Outcome.NEW
+
+
+def test_nothing_is_asked_for_before_it_is_due_and_chance_puts_it_off(
+    page: Page, tmp_path: Path
+) -> None:
+    feed = feed_of(page, tmp_path, interval=1000)
+    start = time.time()
+    feed.fetch()
+    assert feed_of(page, tmp_path).fetch() is Outcome.NOT_DUE
+    assert len(page.asked) == 1
+    assert start + 1000 <= feed.state().due <= time.time() + 1100
+
+
+def test_a_failure_is_not_repeated_at_once(page: Page, tmp_path: Path) -> None:
+    page.status = 503
+    feed = feed_of(page, tmp_path)
+    refused(feed, "the server answered 503 Service Unavailable")
+    assert feed.fetch() is Outcome.NOT_DUE
+    assert feed.state().due > time.time() + 50
+
+
+def test_processes_do_not_download_at_the_same_time(page: Page, tmp_path: Path) -> None:
+    page.pause = 0.2
+    outcomes: list[Outcome] = []
+    threads = [
+        threading.Thread(target=lambda: outcomes.append(feed_of(page, tmp_path).fetch()))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(page.asked) == 1
+    assert outcomes.count(Outcome.NEW) == 1
+    assert set(outcomes) <= {Outcome.NEW, Outcome.BUSY, Outcome.NOT_DUE}
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        (b"\xef\xbb\xbf\n <!DOCTYPE html>\n192.0.2.1\n", {}),
+        (gzip.compress(b"<html>\n192.0.2.1\n"), {}),
+        (LIST, {"Content-Type": "text/html; charset=utf-8"}),
+    ],
+)
+def test_html_is_refused(page: Page, tmp_path: Path, body: bytes, headers: dict[str, str]) -> None:
+    feed = feed_of(page, tmp_path)
+    feed.fetch()
+    make_due(feed)
+    page.body, page.headers = body, headers
+    refused(feed, "the server answered with a page of HTML")
+
+
+def test_what_is_cut_off_is_refused(page: Page, tmp_path: Path) -> None:
+    page.size = 5000
+    refused(feed_of(page, tmp_path), "it is cut off: 1000 of 5000 bytes came")
+
+
+def test_gzip_that_is_cut_off_is_refused(page: Page, tmp_path: Path) -> None:
+    page.body = gzip.compress(os.urandom(1000).hex().encode())[:-5]
+    refused(feed_of(page, tmp_path), "it is cut off: its gzip has no end")
+
+
+def test_what_is_too_large_is_refused(page: Page, tmp_path: Path) -> None:
+    page.body = LIST * 10
+    refused(feed_of(page, tmp_path, max_size=5000), "it is larger than 5000 bytes")
+
+
+def test_what_shrinks_by_more_than_the_limit_is_refused(page: Page, tmp_path: Path) -> None:
+    feed = feed_of(page, tmp_path, max_shrink=20)
+    feed.fetch()
+    make_due(feed)
+    page.body = b"192.0.2.1\n" * 79
+    refused(feed, "it shrank from 100 entries to 79, by more than 20 percent")
+    make_due(feed)
+    page.body = b"192.0.2.1\n" * 80
+    assert feed.fetch() is Outcome.NEW
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"), [(b"", "it is empty"), (b"x\n", "none of its 1 lines")]
+)
+def test_what_has_no_entries_is_refused(
+    page: Page, tmp_path: Path, body: bytes, reason: str
+) -> None:
+    page.body = body
+    refused(feed_of(page, tmp_path), reason)
+
+
+def test_a_server_that_drips_is_given_up(page: Page, tmp_path: Path) -> None:
+    page.body, page.pause = LIST * 100, 0.05
+    refused(feed_of(page, tmp_path, timeout=0.2), "it took longer than 0.2 s")
+
+
+def test_a_server_that_hangs_is_given_up(page: Page, tmp_path: Path) -> None:
+    page.pause = 1
+    refused(feed_of(page, tmp_path, timeout=0.1), "it cannot be downloaded: .*timed out")
+
+
+def test_a_server_that_is_not_there_is_named_with_the_reason(tmp_path: Path) -> None:
+    feed = Feed("http://127.0.0.1:1/", FeedSettings(), tmp_path, count)
+    refused(feed, "it cannot be downloaded: .*refused")
+
+
+def test_a_redirection_leads_to_http_only(page: Page, tmp_path: Path) -> None:
+    page.status, page.headers = 302, {"Location": "file:///etc/passwd"}
+    refused(feed_of(page, tmp_path), "the server answered 302")
+
+
+def test_a_state_that_is_damaged_is_none(page: Page, tmp_path: Path) -> None:
+    feed = feed_of(page, tmp_path)
+    feed.fetch()
+    feed.path.with_suffix(".json").write_bytes(b"{")
+    assert feed.fetch() is Outcome.NEW
