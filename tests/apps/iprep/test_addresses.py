@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spoakit.apps.iprep.addresses import address_of, number_of, parse_number, parse_range
+from spoakit.apps.iprep.addresses import address_of, is_public, number_of, parse_number, parse_range
 
 
 @given(st.ip_addresses())
@@ -33,6 +33,23 @@ def test_ipv4_mapped_into_ipv6_is_ipv4() -> None:
     assert parse_range("::ffff:192.0.2.0/120") == (4, 0xC0000200, 0xC00002FF, False)
     assert parse_range("::ffff:192.0.2.0/64")[0] == 6
     assert parse_range("::/0") == (6, 0, 2**128 - 1, False)
+
+
+@given(st.ip_addresses(v=4))
+def test_public_are_the_addresses_of_the_internets_hosts(address: object) -> None:
+    one = ip_address(str(address))
+    if one not in ip_network("192.0.0.0/24"):  # in which single addresses differ by Python's age
+        assert is_public(4, int(one)) == (one.is_global and not one.is_multicast)
+
+
+@pytest.mark.parametrize("text", ["64:ff9b::808:808", "2001:4860::1", "2a00::", "3ffe::1"])
+def test_public_addresses_of_ipv6(text: str) -> None:
+    assert is_public(6, int(ip_address(text)))
+
+
+@pytest.mark.parametrize("text", ["::", "::1", "2001:db8::1", "fc00::", "fe80::1", "ff02::1"])
+def test_other_addresses_of_ipv6(text: str) -> None:
+    assert not is_public(6, int(ip_address(text)))
 
 
 @pytest.mark.parametrize(

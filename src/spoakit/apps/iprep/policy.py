@@ -3,10 +3,9 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from ipaddress import IPv4Address, IPv6Address
 
 from spoakit.agent.parameters import IPAddress
-from spoakit.apps.iprep.addresses import number_of
+from spoakit.apps.iprep.addresses import is_public, number_of
 from spoakit.apps.iprep.settings import MAX_SCORE, PolicySettings, SourceSettings, parse_ranges
 
 
@@ -93,6 +92,14 @@ class Policy:
                 return Verdict(MAX_SCORE, Rule.ALLOW, say.source.name, _category(say), says)
         if not self._settings.block_private and not is_public(version, number):
             return Verdict(self._settings.unknown, Rule.PRIVATE, says=says)
+        return self.weigh(says)
+
+    def weigh(self, says: Iterable[Say]) -> Verdict:
+        """Return the verdict on any public address of which sources say so, none of those to allow.
+
+        It depends on nothing else, so that who asks often can keep it.
+        """
+        says = tuple(says)
         counting = [say for say in says if _counts(say)]
         if not counting:
             return Verdict(self._settings.unknown, Rule.UNKNOWN, says=says)
@@ -111,12 +118,6 @@ class Policy:
         return Verdict(
             max(0, round(score)), Rule.WEIGHTED, heaviest.source.name, _category(heaviest), says
         )
-
-
-def is_public(version: int, number: int) -> bool:
-    """Whether an address, 4 or 6 and its number, is one of the public Internet's hosts."""
-    address = IPv4Address(number) if version == 4 else IPv6Address(number)
-    return address.is_global and not address.is_multicast
 
 
 def _lowest(counting: Sequence[Say], says: tuple[Say, ...]) -> Verdict:
