@@ -18,7 +18,7 @@ from tests.certificates import make_authority, make_certificate
 
 import spoakit
 from spoakit.agent import Agent
-from spoakit.apps.mirror.agent import LiveSettings
+from spoakit.apps.live import LiveSettings
 from spoakit.apps.mirror.settings import (
     LogSettings,
     MirrorSettings,
@@ -154,7 +154,7 @@ class Given:
     """What the program runs with, instead of running."""
 
     settings: ServerSettings
-    live: LiveSettings
+    live: LiveSettings[MirrorSettings]
     hooks: Hooks
 
     @property
@@ -179,7 +179,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
         given.settings, given.hooks = settings, hooks
         return 0
 
-    def create(live: LiveSettings) -> Agent:
+    def create(live: LiveSettings[MirrorSettings]) -> Agent:
         given.live = live
         return Agent("mirror")
 

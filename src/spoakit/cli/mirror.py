@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
-from spoakit.apps.mirror.agent import LiveSettings, create_agent
+from spoakit.apps.mirror.agent import create_agent, live_settings
 from spoakit.apps.mirror.config import read_config
 from spoakit.apps.mirror.settings import (
     MirrorSettings,
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     given = parser.read(options)
     try:
-        live = LiveSettings(_settings_reader(given))
+        live = live_settings(_settings_reader(given))
         settings = _server_settings(given, live.current)
         hooks = Hooks(reload=live.reload) if given["config"] else Hooks()
         configure_logging(debug=given["debug"] != 0)

@@ -3,6 +3,9 @@
 import logging
 import os
 from collections.abc import Callable
+from typing import TypeAlias
+
+FileIdentity: TypeAlias = tuple[int, ...]
 
 logger = logging.getLogger("spoakit.server")
 
@@ -16,10 +19,10 @@ async def watch_file(path: str, on_change: Callable[[], object]) -> None:
     from watchfiles import awatch  # which takes time and memory that few processes need
 
     path = os.path.abspath(path)
-    before = _identity(path)
+    before = identity_of(path)
     try:
         async for _ in awatch(os.path.dirname(path), watch_filter=None, recursive=False):
-            now = _identity(path)
+            now = identity_of(path)
             if now not in (None, before):
                 before = now
                 on_change()
@@ -27,7 +30,8 @@ async def watch_file(path: str, on_change: Callable[[], object]) -> None:
         logger.error("watch: %s is not watched any more: %s", path, error)
 
 
-def _identity(path: str) -> tuple[int, ...] | None:
+def identity_of(path: str | os.PathLike[str]) -> FileIdentity | None:
+    """Return what a file is known by until it is replaced or written to; None without one."""
     try:
         status = os.stat(path)
     except OSError:

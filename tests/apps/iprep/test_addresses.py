@@ -4,7 +4,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spoakit.apps.iprep.addresses import address_of, is_public, number_of, parse_number, parse_range
+from spoakit.apps.iprep.addresses import (
+    PRIVATE,
+    address_of,
+    number_of,
+    parse_number,
+    parse_range,
+    unmapped,
+)
+
+
+def is_public(version: int, number: int) -> bool:
+    return not any(kind == version and first <= number <= last for kind, first, last, _ in PRIVATE)
 
 
 @given(st.ip_addresses())
@@ -32,6 +43,8 @@ def test_ranges_may_have_spaces_around_their_dash() -> None:
 def test_ipv4_mapped_into_ipv6_is_ipv4() -> None:
     assert parse_range("::ffff:192.0.2.0/120") == (4, 0xC0000200, 0xC00002FF, False)
     assert parse_range("::ffff:192.0.2.0/64")[0] == 6
+    assert unmapped(ip_address("::ffff:192.0.2.1")) == ip_address("192.0.2.1")
+    assert unmapped(ip_address("::1")) == ip_address("::1")
     assert parse_range("::/0") == (6, 0, 2**128 - 1, False)
 
 

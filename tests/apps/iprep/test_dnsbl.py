@@ -11,6 +11,7 @@ from tests.apps.iprep.dns_server import SERVFAIL, NameServer, name_server
 from spoakit.apps.iprep.dnsbl import Dnsbl, reversed_name
 from spoakit.apps.iprep.policy import Say, State, score_of
 from spoakit.apps.iprep.settings import DnsblSettings, SourceSettings
+from spoakit.metrics.counters import Counters
 
 Run: TypeAlias = Callable[[Coroutine[Any, Any, None]], None]
 ADDRESS = ip_address("192.0.2.7")
@@ -41,7 +42,8 @@ async def asking(**settings: Any) -> AsyncIterator[tuple[Dnsbl, NameServer]]:
                 dnsbl=DnsblSettings(
                     "bl.example", nameservers=(server.address,), **({"deadline": 5} | settings)
                 ),
-            )
+            ),
+            Counters(1).row(0),
         )
         try:
             yield dnsbl, server

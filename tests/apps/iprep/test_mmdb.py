@@ -81,20 +81,20 @@ def test_any_field_can_be_looked_up(
 
 def test_who_has_the_value_is_listed(opened: list[Database], path: Path) -> None:
     database = open_it(opened, path, source("is_anonymous"))
-    assert database.say(ip_address("8.8.8.8")).state is State.LISTED
-    assert database.say(ip_address("9.9.9.9")).state is State.ABSENT
+    assert database.say(database.value(ip_address("8.8.8.8"))).state is State.LISTED
+    assert database.say(database.value(ip_address("9.9.9.9"))).state is State.ABSENT
 
 
 def test_with_scores_only_their_values_are_listed(opened: list[Database], path: Path) -> None:
     database = open_it(opened, path, source("country.iso_code", "country", (("XX", 30),)))
-    say = database.say(ip_address("9.9.9.9"))
+    say = database.say(database.value(ip_address("9.9.9.9")))
     assert (say.state, say.category) == (State.LISTED, "XX")
-    assert database.say(ip_address("8.8.8.8")).state is State.ABSENT
+    assert database.say(database.value(ip_address("8.8.8.8"))).state is State.ABSENT
 
 
 def test_what_only_provides_lists_nobody(opened: list[Database], path: Path) -> None:
     database = open_it(opened, path, source("country.iso_code", "country"))
-    assert database.say(ip_address("9.9.9.9")).state is State.ABSENT
+    assert database.say(database.value(ip_address("9.9.9.9"))).state is State.ABSENT
 
 
 def test_a_database_of_ipv4_knows_nothing_of_ipv6(opened: list[Database], tmp_path: Path) -> None:

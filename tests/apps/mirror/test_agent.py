@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from tests.apps.mirror.conftest import Run, free_port, origin, until
 
-from spoakit.apps.mirror.agent import LiveSettings, Mirror, create_agent
+from spoakit.apps.live import LiveSettings
+from spoakit.apps.mirror.agent import Mirror, create_agent, live_settings
 from spoakit.apps.mirror.settings import LogSettings, MirrorSettings, TargetSettings, TlsSettings
 from spoakit.apps.mirror.target import Target
 from spoakit.apps.mirror.url import TargetURL
@@ -81,7 +82,10 @@ def settings_for(*ports: int, drain: float = 10, delay: float = 0) -> MirrorSett
 
 @asynccontextmanager
 async def mirror(
-    *ports: int, drain: float = 10, delay: float = 0, live: LiveSettings | None = None
+    *ports: int,
+    drain: float = 10,
+    delay: float = 0,
+    live: LiveSettings[MirrorSettings] | None = None,
 ) -> AsyncIterator[EngineSocket]:
     """Serve the mirror of these targets, or of live settings, to one engine."""
     agent = create_agent(live or settings_for(*ports, drain=drain, delay=delay))
@@ -258,7 +262,7 @@ def test_a_reload_keeps_targets_makes_new_ones_and_drains_the_others(run: Run) -
     async def scenario() -> None:
         async with origin() as kept, origin() as removed, origin() as new:
             wanted = settings_for(kept.port, removed.port)
-            live = LiveSettings(lambda: wanted)
+            live = live_settings(lambda: wanted)
             async with mirror(live=live) as engine:
                 await engine.notify(*arguments())
                 await until(lambda: len(kept.requests) == len(removed.requests) == 1)
@@ -284,7 +288,7 @@ def test_a_reload_that_cannot_be_read_changes_nothing(run: Run) -> None:
                     raise ConfigurationError("mirror.toml, line 1: nothing there")
                 return wanted[0]
 
-            live = LiveSettings(read)
+            live = live_settings(read)
             async with mirror(live=live) as engine:
                 wanted.clear()
                 with pytest.raises(ConfigurationError):
@@ -302,7 +306,7 @@ def test_a_certificate_that_cannot_be_read_is_found_before_anything_changes(
         url = TargetURL.parse("https://localhost:1/")
         return MirrorSettings((TargetSettings(url, tls=TlsSettings(ca_file=str(certificate))),))
 
-    live = LiveSettings(read)
+    live = live_settings(read)
     in_force = live.current
     certificate.write_text("no certificate")
     with pytest.raises(ConfigurationError, match="ca-file"):
@@ -323,7 +327,7 @@ def test_a_target_that_cannot_be_made_leaves_all_as_they_are(
     async def scenario() -> None:
         async with origin() as kept, origin() as new:
             wanted = settings_for(kept.port)
-            live = LiveSettings(lambda: wanted)
+            live = live_settings(lambda: wanted)
             async with mirror(live=live) as engine:
                 wanted = settings_for(new.port, free_port())
                 made: list[object] = []
@@ -350,7 +354,7 @@ def test_targets_that_differ_by_their_names_are_each_kept(run: Run) -> None:
         async with origin() as server:
             [one] = settings_for(server.port).targets
             wanted = MirrorSettings((one, replace(one, name="another")))
-            live = LiveSettings(lambda: wanted)
+            live = live_settings(lambda: wanted)
             async with mirror(live=live) as engine:
                 live.reload()
                 await asyncio.sleep(0)
@@ -372,7 +376,7 @@ def test_what_takes_a_restart_is_said_and_stays(
     caplog: pytest.LogCaptureFixture, other: MirrorSettings, what: str
 ) -> None:
     wanted = MirrorSettings()
-    live = LiveSettings(lambda: wanted)
+    live = live_settings(lambda: wanted)
     wanted = other
     live.reload()
     assert f"another {what} takes a restart" in caplog.text

@@ -1,7 +1,6 @@
 """Addresses, networks and ranges of them, as texts and as numbers."""
 
 import re
-from bisect import bisect_right
 from ipaddress import IPv4Address, IPv6Address
 from socket import AF_INET, AF_INET6, inet_pton
 from typing import Final, TypeAlias
@@ -62,11 +61,9 @@ def number_of(address: IPAddress) -> tuple[int, int]:
     return _unmapped(int(address)) if address.version == 6 else (4, int(address))
 
 
-def is_public(version: int, number: int) -> bool:
-    """Whether an address, 4 or 6 and its number, may be that of a host of the public Internet."""
-    first, last = _NOT_PUBLIC[version]
-    place = bisect_right(first, number) - 1
-    return place < 0 or number > last[place]
+def unmapped(address: IPAddress) -> IPAddress:
+    """Return an address, and one that is mapped into IPv6 as the IPv4 address that it is."""
+    return (address.ipv4_mapped or address) if address.version == 6 else address
 
 
 def _unmapped(number: int) -> tuple[int, int]:
@@ -100,36 +97,33 @@ def _parse_span(text: str) -> Range:
     return version, first, last, False
 
 
-def _ranges(*texts: str) -> tuple[list[int], list[int]]:
-    ranges = sorted(map(parse_range, texts))
-    return [first for _, first, _, _ in ranges], [last for _, _, last, _ in ranges]
-
-
 # IANA's registries of special-purpose addresses, multicast, and what is not given out. Of IPv6 only
 # 2000::/3 is, and the prefix of NAT64 stands for addresses of IPv4.
-_NOT_PUBLIC: Final = {
-    4: _ranges(
-        "0.0.0.0/8",
-        "10.0.0.0/8",
-        "100.64.0.0/10",
-        "127.0.0.0/8",
-        "169.254.0.0/16",
-        "172.16.0.0/12",
-        "192.0.0.0/24",
-        "192.0.2.0/24",
-        "192.168.0.0/16",
-        "198.18.0.0/15",
-        "198.51.100.0/24",
-        "203.0.113.0/24",
-        "224.0.0.0/3",
-    ),
-    6: _ranges(
-        "::-64:ff9a:ffff:ffff:ffff:ffff:ffff:ffff",
-        "64:ff9b::1:0:0-1fff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
-        "2001:2::/48",
-        "2001:10::/28",
-        "2001:db8::/32",
-        "3fff::/20",
-        "4000::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
-    ),
-}
+PRIVATE: Final = tuple(
+    map(
+        parse_range,
+        (
+            "0.0.0.0/8",
+            "10.0.0.0/8",
+            "100.64.0.0/10",
+            "127.0.0.0/8",
+            "169.254.0.0/16",
+            "172.16.0.0/12",
+            "192.0.0.0/24",
+            "192.0.2.0/24",
+            "192.168.0.0/16",
+            "198.18.0.0/15",
+            "198.51.100.0/24",
+            "203.0.113.0/24",
+            "224.0.0.0/3",
+            "::-64:ff9a:ffff:ffff:ffff:ffff:ffff:ffff",
+            "64:ff9b::1:0:0-1fff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+            "2001:2::/48",
+            "2001:10::/28",
+            "2001:db8::/32",
+            "3fff::/20",
+            "4000::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+        ),
+    )
+)
+"""The addresses that are not those of hosts of the public Internet."""

@@ -1,20 +1,156 @@
-"""The agent: one message, one variable."""
+"""The agent: scores addresses by what an edition, DNSBLs and bans have of them."""
 
-from random import random
-from typing import Final
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Annotated, Any, Final, TypeAlias
 
 from spoakit.agent.agent import Agent
-from spoakit.agent.parameters import IPAddress
-from spoakit.spop._encode_cy import Action
+from spoakit.agent.handlers import Actions
+from spoakit.agent.parameters import Fetch, IPAddress
+from spoakit.agent.variables import Variable
+from spoakit.apps.iprep.addresses import unmapped
+from spoakit.apps.iprep.bans import BanError
+from spoakit.apps.iprep.commands import timed_ban
+from spoakit.apps.iprep.policy import Rule
+from spoakit.apps.iprep.reputation import Finding, Reputation
+from spoakit.apps.iprep.service import open_reputation
+from spoakit.apps.iprep.settings import Answer, AnswerSettings, BanSettings, ReputationSettings
+from spoakit.apps.live import LiveSettings
+from spoakit.logs import Throttle
+from spoakit.metrics.counters import CounterRow
 from spoakit.spop.constants import DataType
 
-MAX_SCORE: Final = 100
+throttle = Throttle(logging.getLogger("spoakit.iprep"))
 
-iprep = Agent("iprep")
-ip_score = iprep.variable("sess.ip_score", DataType.UINT32)
+Check: TypeAlias = Callable[..., Actions]
+Ask: TypeAlias = Callable[..., Coroutine[Any, Any, Actions]]
+
+_TYPES: Final[dict[Answer, Any]] = {
+    "ip_score": DataType.UINT32,
+    "ip_list": DataType.STRING,
+    "ip_asn": DataType.UINT32,
+    "ip_country": DataType.STRING,
+    "ip_category": DataType.STRING,
+}
+# Beyond the deadlines of the DNSBLs.
+_PATIENCE: Final = 1.0
 
 
-@iprep.message("check-client-ip", event="on-client-session")
-def check_client_ip(src: IPAddress, /) -> Action:
-    """Set `sess.iprep.ip_score` to a random score, 0 (worst) to 100, whatever the address."""
-    return ip_score.set(int(random() * (MAX_SCORE + 1)))
+class Answers:
+    """Makes actions of findings.
+
+    Args:
+        agent: gets the variables.
+        settings: which, and their scope.
+    """
+
+    def __init__(self, agent: Agent, settings: AnswerSettings) -> None:
+        self._variables: list[tuple[Answer, Variable[Any]]] = [
+            (name, agent.variable(f"{settings.scope}.{name}", _TYPES[name]))
+            for name in settings.variables
+        ]
+
+    def of(self, finding: Finding) -> Actions:
+        """Return what sets the variables, and unsets those of which nothing is known."""
+        actions = tuple(variable.set(_value(name, finding)) for name, variable in self._variables)
+        finding.answer = actions if len(actions) > 1 else actions[0]  # one is sent sooner
+        return finding.answer
+
+
+def create_agent(live: LiveSettings[ReputationSettings], folder: Path, delay: float = 0.0) -> Agent:
+    """Return the agent that answers ``check-client-ip`` as the settings say.
+
+    The message has an address, named or not, and where the settings trust proxies the argument
+    with their X-Forwarded-For. ``ban-client-ip``, where the settings have it, has an address and a
+    number of seconds.
+
+    Args:
+        live: the settings.
+        folder: for editions, of all workers together.
+        delay: seconds that each check waits without holding up others.
+    """
+    settings = live.current
+    agent = Agent("iprep")
+    answers = Answers(agent, settings.answers)
+
+    @agent.resource
+    async def reputation(row: CounterRow) -> AsyncIterator[Reputation]:
+        async with open_reputation(live, folder, row) as reputation:
+            yield reputation
+
+    argument = settings.forwarded.argument
+    check, ask = (
+        _handlers(answers) if argument is None else _handlers_behind_proxies(answers, argument)
+    )
+    if settings.asks:
+        timeout = _patience(settings)
+        agent.message("check-client-ip", event="on-client-session", timeout=timeout)(ask)
+    else:
+        agent.message("check-client-ip", event="on-client-session")(check)
+    if settings.bans.message:
+        _add_ban_message(agent, settings.bans)
+    return agent
+
+
+def _handlers(answers: Answers) -> tuple[Check, Ask]:
+    """Return what answers without asking anybody, and what asks."""
+
+    def check(src: IPAddress, /, reputation: Reputation) -> Actions:
+        finding = reputation.find(src)
+        return finding.answer or answers.of(finding)
+
+    async def ask(src: IPAddress, /, reputation: Reputation) -> Actions:
+        finding = await reputation.ask(src)
+        return finding.answer or answers.of(finding)
+
+    return check, ask
+
+
+def _handlers_behind_proxies(answers: Answers, argument: str) -> tuple[Check, Ask]:
+    """Return the same where an argument may name who is behind a proxy."""
+
+    def check(src: IPAddress, /, reputation: Reputation, *, forwarded: str = "") -> Actions:
+        finding = reputation.find(reputation.client_of(src, forwarded))
+        return finding.answer or answers.of(finding)
+
+    async def ask(src: IPAddress, /, reputation: Reputation, *, forwarded: str = "") -> Actions:
+        finding = await reputation.ask(reputation.client_of(src, forwarded))
+        return finding.answer or answers.of(finding)
+
+    # The argument's name is the user's choice.
+    fetch = Fetch("req.fhdr(x-forwarded-for)", name=argument)
+    check.__annotations__["forwarded"] = ask.__annotations__["forwarded"] = Annotated[str, fetch]
+    return check, ask
+
+
+def _patience(settings: ReputationSettings) -> float:
+    deadlines = [source.dnsbl.deadline for source in settings.sources if source.dnsbl is not None]
+    return max(deadlines) + _PATIENCE
+
+
+def _add_ban_message(agent: Agent, settings: BanSettings) -> None:
+    """Let HAProxy's own rules ban."""
+
+    @agent.message("ban-client-ip")
+    def ban(address: IPAddress, seconds: int, /, *, reputation: Reputation) -> None:
+        try:
+            new = timed_ban(ip_network(unmapped(address)), seconds, settings, reason="HAProxy")
+            reputation.ban(new)
+        except BanError as error:
+            throttle.warning("ban", "ban-client-ip for %s: %s", address, error)
+
+
+def _value(name: Answer, finding: Finding) -> int | str | None:
+    """Return a variable's value; None where nothing is known."""
+    verdict = finding.verdict
+    if name == "ip_score":
+        return verdict.score
+    if name == "ip_list":
+        return (Rule.BAN.value if verdict.rule is Rule.BAN else verdict.source) or None
+    if name == "ip_asn":
+        return finding.asn
+    if name == "ip_country":
+        return finding.country or None
+    return verdict.category or None

@@ -135,7 +135,8 @@ class BanStore:
         self._path = path
         self._limit = limit
         self._clock = clock
-        self._bans = BanList()
+        self.bans = BanList()
+        """Those in memory; some may have just ended."""
         self._version = -1
         try:
             path.touch(mode=0o600)
@@ -151,13 +152,13 @@ class BanStore:
 
     def find(self, address: IPAddress) -> Ban | None:
         """Return the ban that an address is under now."""
-        return self._bans.find(address, self._clock())
+        return self.bans.find(address, self._clock())
 
     def current(self) -> list[Ban]:
         """Return the bans that have not ended, the next to end first."""
         self.refresh()
         now = self._clock()
-        return sorted((ban for ban in self._bans if ban.until > now), key=lambda ban: ban.until)
+        return sorted((ban for ban in self.bans if ban.until > now), key=lambda ban: ban.until)
 
     def ban(self, ban: Ban) -> None:
         """Make a ban, or replace that of the same network; when this returns, it is kept.
@@ -173,7 +174,7 @@ class BanStore:
             if count >= self._limit and not self._db.execute(known, row[:1]).fetchone():
                 raise BanError(f"there are {count} bans already, which is the limit")
             self._db.execute("INSERT OR REPLACE INTO bans VALUES (?, ?, ?, ?)", row)
-        self._bans.add(ban)
+        self.bans.add(ban)
 
     def unban(self, network: IPNetwork) -> bool:
         """End a ban; return whether there was one of just this network.
@@ -213,7 +214,7 @@ class BanStore:
         rows = self._db.execute("SELECT * FROM bans WHERE until > ?", (self._clock(),))
         for network, score, until, reason in rows:
             bans.add(Ban(ip_network(network), score, until, reason))
-        self._bans = bans
+        self.bans = bans
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

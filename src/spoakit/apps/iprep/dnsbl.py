@@ -14,6 +14,12 @@ from spoakit.apps.iprep.addresses import address_of, number_of
 from spoakit.apps.iprep.policy import Say, State, score_of
 from spoakit.apps.iprep.settings import SourceSettings
 from spoakit.logs import Throttle
+from spoakit.metrics.counters import CounterRow, counter
+
+ASKED = counter("spoakit_iprep_dnsbl_questions_total", "Questions sent to DNSBLs.")
+FAILURES = counter("spoakit_iprep_dnsbl_failures_total", "Questions without a usable answer.")
+REFUSED = counter("spoakit_iprep_dnsbl_refused_total", "Questions not sent: too many, or it fails.")
+LATE = counter("spoakit_iprep_dnsbl_late_total", "Answers that missed the deadline.")
 
 # What a resolver waits for one answer, and how often it asks; the deadline of who waits for the
 # answer is another, shorter one.
@@ -43,17 +49,13 @@ class Dnsbl:
 
     Args:
         source: what the DNSBL is, with its `dnsbl` settings.
-
-    Attributes:
-        asked: how many questions were sent.
-        failures: how many had no answer that can be used.
-        refused: how many were not sent, since too many waited or the DNSBL failed.
-        late: how often the deadline came before the answer.
+        row: the worker's counters.
     """
 
-    def __init__(self, source: SourceSettings) -> None:
+    def __init__(self, source: SourceSettings, row: CounterRow) -> None:
         assert source.dnsbl is not None
         self._source = source
+        self._row = row
         self._settings = source.dnsbl
         self._resolver = aiodns.DNSResolver(
             list(self._settings.nameservers) or None, timeout=_TIMEOUT, tries=_TRIES
@@ -64,10 +66,27 @@ class Dnsbl:
         self._absent = Say(source, State.ABSENT)
         self._failures_in_a_row = 0
         self._paused_until = 0.0
-        self.asked = 0
-        self.failures = 0
-        self.refused = 0
-        self.late = 0
+        self._counts = dict.fromkeys((ASKED, FAILURES, REFUSED, LATE), 0)
+
+    @property
+    def asked(self) -> int:
+        """How many questions were sent."""
+        return self._counts[ASKED]
+
+    @property
+    def failures(self) -> int:
+        """How many had no answer that can be used."""
+        return self._counts[FAILURES]
+
+    @property
+    def refused(self) -> int:
+        """How many were not sent, since too many waited or the DNSBL failed."""
+        return self._counts[REFUSED]
+
+    @property
+    def late(self) -> int:
+        """How often the deadline came before the answer."""
+        return self._counts[LATE]
 
     def __len__(self) -> int:
         """Return the number of answers that are kept."""
@@ -96,13 +115,13 @@ class Dnsbl:
         task = self._pending.get(key)
         if task is None:
             if len(self._pending) >= self._settings.max_pending or self._is_paused():
-                self.refused += 1
+                self._count(REFUSED)
                 return self._failed
             task = self._pending[key] = asyncio.create_task(self._answer(key))
         done, _ = await asyncio.wait((task,), timeout=self._settings.deadline)
         if done:
             return task.result()
-        self.late += 1
+        self._count(LATE)
         return self._failed
 
     async def close(self) -> None:
@@ -113,11 +132,15 @@ class Dnsbl:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._resolver.close()
 
+    def _count(self, slot: int) -> None:
+        self._counts[slot] += 1
+        self._row.add(slot)
+
     def _is_paused(self) -> bool:
         return time.monotonic() < self._paused_until
 
     async def _answer(self, key: tuple[int, int]) -> Say:
-        self.asked += 1
+        self._count(ASKED)
         try:
             name = f"{reversed_name(*key)}.{self._settings.zone}"
             result = await self._resolver.query_dns(name, "A")
@@ -155,7 +178,7 @@ class Dnsbl:
         return say
 
     def _fail(self, reason: str) -> Say:
-        self.failures += 1
+        self._count(FAILURES)
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= _MAX_FAILURES:
             self._failures_in_a_row = 0

@@ -74,15 +74,9 @@ class Database:
                 return ""
         return _text(found)
 
-    def say(self, address: IPAddress) -> Say:
-        """Return what the database says of an address."""
-        if not self._lists:
-            return self._absent
-        try:
-            value = self.value(address)
-        except SourceError:
-            return Say(self._source, State.FAILED)
-        if not value or (self._scored and value not in self._scored):
+    def say(self, value: str) -> Say:
+        """Return what the database says of addresses that have a value."""
+        if not self._lists or not value or (self._scored and value not in self._scored):
             return self._absent
         return Say(self._source, State.LISTED, None, value if value != TRUE else "")
 

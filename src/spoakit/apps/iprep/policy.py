@@ -4,9 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from spoakit.agent.parameters import IPAddress
-from spoakit.apps.iprep.addresses import is_public, number_of
-from spoakit.apps.iprep.settings import MAX_SCORE, PolicySettings, SourceSettings, parse_ranges
+from spoakit.apps.iprep.settings import MAX_SCORE, PolicySettings, SourceSettings
 
 
 class State(Enum):
@@ -21,6 +19,7 @@ class Rule(Enum):
     """What decided about an address."""
 
     ALLOW = "allow"
+    BAN = "ban"
     PRIVATE = "private"
     LOWEST = "lowest"
     WEIGHTED = "weighted"
@@ -73,44 +72,34 @@ class Policy:
 
     def __init__(self, settings: PolicySettings) -> None:
         self._settings = settings
-        self._allowed = parse_ranges("policy.allow", settings.allow)
 
-    def judge(self, address: IPAddress, says: Iterable[Say]) -> Verdict:
-        """Return the verdict on an address, given what each source says of it.
+    def judge(
+        self, says: Iterable[Say], *, allowed: bool = False, private: bool = False
+    ) -> Verdict:
+        """Return the verdict on an address.
 
         First come those that are allowed, then those that are not of the public Internet, then
-        the sources.
+        the sources. It depends on nothing else, so that who asks often can keep it.
+
+        Args:
+            says: what each source says of the address.
+            allowed: whether it is in `PolicySettings.allow`.
+            private: whether it is not of the public Internet.
         """
         says = tuple(says)
-        version, number = number_of(address)
-        if any(
-            kind == version and first <= number <= last for kind, first, last, _ in self._allowed
-        ):
+        if allowed:
             return Verdict(MAX_SCORE, Rule.ALLOW, says=says)
         for say in says:
             if say.source.allow and say.state is State.LISTED:
                 return Verdict(MAX_SCORE, Rule.ALLOW, say.source.name, _category(say), says)
-        if not self._settings.block_private and not is_public(version, number):
+        if private and not self._settings.block_private:
             return Verdict(self._settings.unknown, Rule.PRIVATE, says=says)
-        return self.weigh(says)
-
-    def weigh(self, says: Iterable[Say]) -> Verdict:
-        """Return the verdict on any public address of which sources say so, none of those to allow.
-
-        It depends on nothing else, so that who asks often can keep it.
-        """
-        says = tuple(says)
         counting = [say for say in says if _counts(say)]
         if not counting:
             return Verdict(self._settings.unknown, Rule.UNKNOWN, says=says)
         if self._settings.combine == "lowest":
             return _lowest(counting, says)
         return self._weighted(counting, says)
-
-    def _allows(self, version: int, number: int) -> bool:
-        return any(
-            kind == version and first <= number <= last for kind, first, last, _ in self._allowed
-        )
 
     def _weighted(self, counting: Sequence[Say], says: tuple[Say, ...]) -> Verdict:
         heaviest = max(counting, key=_weight)  # the first of equal ones

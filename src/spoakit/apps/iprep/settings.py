@@ -322,6 +322,11 @@ class ReputationSettings:
     control: ControlSettings = field(default_factory=ControlSettings)
     cache: str | None = None
 
+    @property
+    def asks(self) -> bool:
+        """Whether there are sources that are asked for each address: DNSBLs."""
+        return any(source.dnsbl is not None for source in self.sources)
+
     def __post_init__(self) -> None:
         if len(self.sources) > MAX_SOURCES:
             raise ConfigurationError(

@@ -4,13 +4,13 @@ import asyncio
 import functools
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import replace
 from random import randrange
 from typing import Final, ParamSpec
 
 from spoakit.agent.agent import Agent
 from spoakit.agent.headers import Headers
 from spoakit.agent.parameters import IPAddress
+from spoakit.apps.live import LiveSettings
 from spoakit.apps.mirror._access_log_cy import AccessLog
 from spoakit.apps.mirror._request_cy import Original
 from spoakit.apps.mirror.dialer import check_tls
@@ -47,8 +47,13 @@ class Mirror:
         self._row = row
         self._drain = settings.drain
         self._closing: set[asyncio.Task[None]] = set()
+        self._applying: asyncio.Task[None] | None = None
         self._is_closed = False
         self.targets = tuple(self._make(target) for target in settings.targets)
+
+    def apply(self, settings: MirrorSettings) -> None:
+        """Reconfigure, and log it if that fails."""
+        self._applying = asyncio.create_task(self._apply(settings))
 
     async def reconfigure(self, settings: MirrorSettings) -> None:
         """Copy to other targets from now on, without losing what waits.
@@ -88,6 +93,14 @@ class Mirror:
         finally:
             self._access_log.close()
 
+    async def _apply(self, settings: MirrorSettings) -> None:
+        try:
+            await self.reconfigure(settings)
+        except ConfigurationError as error:
+            logger.error("reload refused, going on as before: %s", error)
+        except Exception:
+            logger.exception("reload failed; going on as before")
+
     def _close_behind(self, targets: list[Target]) -> None:
         for target in targets:
             task = asyncio.create_task(target.aclose(self._drain))
@@ -98,67 +111,25 @@ class Mirror:
         return Target(settings, self._access_log, self._row)
 
 
-class LiveSettings:
-    """The settings in force, which a reload replaces.
-
-    The supervisor has them for the workers it forks; a worker has its mirror follow them.
+def live_settings(read: Callable[[], MirrorSettings]) -> LiveSettings[MirrorSettings]:
+    """Return settings that a reload reads again.
 
     Args:
-        read: gives the settings, anew for each reload. It raises ConfigurationError, or OSError,
-            where they cannot be had; those in force stay then, as they do where certificates
-            cannot be read.
-
-    Attributes:
-        current: the settings in force.
+        read: gives them. They are refused where it raises ConfigurationError or OSError, and where
+            certificates cannot be read.
     """
 
-    def __init__(self, read: Callable[[], MirrorSettings]) -> None:
-        self._read = read
-        self._mirror: Mirror | None = None
-        self._applying: asyncio.Task[None] | None = None
-        self.current = self._read_checked()
-
-    def follow(self, mirror: Mirror) -> None:
-        """Have a worker's mirror reconfigured by each reload."""
-        self._mirror = mirror
-
-    def reload(self) -> None:
-        """Read the settings again and use their targets; in a worker, in its event loop.
-
-        What else differs is warned of, and stays.
-
-        Raises:
-            ConfigurationError, OSError: they cannot be had; nothing has changed.
-        """
-        settings = self._read_checked()
-        for option in _FOR_GOOD:
-            if getattr(settings, option) != getattr(self.current, option):
-                logger.warning("reload: another %s takes a restart", option.replace("_", " "))
-        kept = {option: getattr(self.current, option) for option in _FOR_GOOD}
-        self.current = settings = replace(settings, **kept)
-        if self._mirror is None:
-            logger.info("reload: %d targets from now on", len(settings.targets))
-        else:
-            self._applying = asyncio.get_running_loop().create_task(_apply(self._mirror, settings))
-
-    def _read_checked(self) -> MirrorSettings:
-        """Find out what a worker could not do, before it is told to, or forked for it."""
-        settings = self._read()
+    def read_checked() -> MirrorSettings:
+        # Find out what a worker could not do, before it is told to, or forked for it.
+        settings = read()
         for target in settings.targets:
             check_tls(target)
         return settings
 
-
-async def _apply(mirror: Mirror, settings: MirrorSettings) -> None:
-    try:
-        await mirror.reconfigure(settings)
-    except ConfigurationError as error:
-        logger.error("reload refused, going on as before: %s", error)
-    except Exception:
-        logger.exception("reload failed; going on as before")
+    return LiveSettings(read_checked, _FOR_GOOD, logger)
 
 
-def create_agent(settings: MirrorSettings | LiveSettings) -> Agent:
+def create_agent(settings: MirrorSettings | LiveSettings[MirrorSettings]) -> Agent:
     """Return the agent that copies requests as the settings say.
 
     The arguments of its message ``mirror`` are those of the C program, and after them, where the
@@ -167,13 +138,13 @@ def create_agent(settings: MirrorSettings | LiveSettings) -> Agent:
     arg_key (what makes samples coherent). The C program's messages ``check-client-ip`` and ``test``
     are taken as well.
     """
-    live = settings if isinstance(settings, LiveSettings) else LiveSettings(lambda: settings)
+    live = settings if isinstance(settings, LiveSettings) else live_settings(lambda: settings)
     agent = Agent("mirror")
 
     @agent.resource
     async def mirror(row: CounterRow) -> AsyncIterator[Mirror]:
         mirror = Mirror(live.current, AccessLog(LogWriter(), row.index + 1, live.current.log), row)
-        live.follow(mirror)
+        live.follow(mirror.apply)
         try:
             yield mirror
         finally:

@@ -1,0 +1,236 @@
+"""Makes editions: reads what has changed, keeps what can still be used, builds the table.
+
+It takes seconds of computing, and memory that is not given back: it is for a process of its own
+(see `jobs`).
+"""
+
+import hashlib
+import os
+import pickle
+import shutil
+import time
+from array import array
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from spoakit.apps.iprep.addresses import PRIVATE as PRIVATE_RANGES
+from spoakit.apps.iprep.addresses import Range
+from spoakit.apps.iprep.edition import ALLOWED, PRIVATE, Edition, SourceReport, publish
+from spoakit.apps.iprep.entries import Entries
+from spoakit.apps.iprep.exceptions import SourceError
+from spoakit.apps.iprep.mmdb import Database
+from spoakit.apps.iprep.settings import ReputationSettings, SourceSettings, parse_ranges
+from spoakit.apps.iprep.sources import feed_of, file_of, read_entries
+from spoakit.apps.iprep.table_builder import Ranges, TableBuilder
+from spoakit.server.watch import FileIdentity, identity_of
+
+
+class _Kept(NamedTuple):
+    """What was read of a source, beside the table in the edition's folder."""
+
+    identity: FileIdentity | None
+    modified: float
+    entries: Entries
+
+
+def build_edition(folder: Path, settings: ReputationSettings, before: Edition | None) -> Edition:
+    """Make an edition of what the sources' files have now.
+
+    Of a file that cannot be used, what was read of it before is used again.
+
+    Args:
+        folder: where editions are.
+        settings: the sources and the policy.
+        before: the edition that is there.
+
+    Raises:
+        TableError: the table cannot be built.
+        OSError: the folder cannot be written.
+    """
+    builder = TableBuilder()
+    reports = tuple(
+        _Reading(folder, source, settings.cache).add_to(builder, number)
+        for number, source in enumerate(settings.sources)
+    )
+    _add_ranges(builder, ALLOWED, parse_ranges("policy.allow", settings.policy.allow))
+    _add_ranges(builder, PRIVATE, PRIVATE_RANGES)
+    generation = 1 if before is None else before.generation + 1
+    edition = Edition(
+        generation=generation,
+        settings=settings,
+        reports=_with_asn_check(settings, reports),
+        table=f"table-{generation}",
+        size=0,
+        built=time.time(),
+    )
+    edition = publish(folder, builder, edition)
+    _remove_unused(folder, edition)
+    return edition
+
+
+def _kept_name(source: SourceSettings, cache: str | None) -> str:
+    """Return what the names of a source's files in the edition's folder begin with."""
+    what = (source.type, str(file_of(source, cache)), source.columns, source.database)
+    return f"source-{hashlib.sha256(repr(what).encode()).hexdigest()[:24]}"
+
+
+class _Reading:
+    """Reads one source."""
+
+    def __init__(self, folder: Path, source: SourceSettings, cache: str | None) -> None:
+        self._source = source
+        self._path = file_of(source, cache)
+        self._feed = feed_of(source, cache)
+        self._kept_path = folder / _kept_name(source, cache)
+
+    def add_to(self, builder: TableBuilder, number: int) -> SourceReport:
+        """Add the source's entries to a table, under its number; return what became of it."""
+        if self._path is None:
+            return SourceReport(loaded=True)  # a DNSBL is asked
+        if self._source.type == "mmdb":
+            return self._database(self._path)
+        kept, error = self._entries(self._path)
+        if kept is None:
+            return SourceReport(error=error)
+        _add_entries(builder, number, kept.entries)
+        entries = kept.entries
+        return SourceReport(
+            loaded=True,
+            entries=len(entries),
+            values=entries.values,
+            asns=tuple(
+                zip(entries.asns, entries.asn_values or [0] * len(entries.asns), strict=True)
+            ),
+            modified=self._modified(kept.modified),
+            failed_lines=entries.failed,
+            masked=entries.masked,
+            line_errors=tuple(map(str, entries.errors)),
+            error=error,
+        )
+
+    def _entries(self, path: Path) -> tuple[_Kept | None, str]:
+        """Return what is to be used, and what is wrong with what there is now."""
+        kept = self._kept()
+        identity = identity_of(path)
+        if kept is not None and kept.identity == identity:
+            return kept, ""
+        try:
+            entries = read_entries(self._source, path)
+        except SourceError as error:
+            return kept, f"{path}: {error}"
+        kept = _Kept(identity, _modified(path), entries)
+        self._kept_path.write_bytes(pickle.dumps(kept, pickle.HIGHEST_PROTOCOL))
+        return kept, ""
+
+    def _kept(self) -> _Kept | None:
+        try:
+            kept: _Kept = pickle.loads(self._kept_path.read_bytes())
+        except (OSError, pickle.UnpicklingError, EOFError):
+            return None
+        return kept
+
+    def _database(self, path: Path) -> SourceReport:
+        """Copy a database, so that nobody writes into what the workers have mapped."""
+        copy, new = self._kept_path, self._kept_path.with_suffix(".new")
+        error = ""
+        try:
+            shutil.copyfile(path, new)
+            shutil.copystat(path, new)
+            Database(self._source, new).close()
+            os.replace(new, copy)
+        except OSError as problem:
+            error = f"{path}: it cannot be read: {problem.strerror or problem}"
+        except SourceError as problem:
+            error = f"{path}: {problem}"
+        new.unlink(missing_ok=True)
+        if not copy.exists():
+            return SourceReport(error=error)
+        database = Database(self._source, copy)
+        database.close()
+        return SourceReport(
+            loaded=True,
+            entries=database.nodes,
+            file=copy.name,
+            modified=self._modified(_modified(copy)),
+            error=error,
+        )
+
+    def _modified(self, of_file: float) -> float:
+        """Return when the source's data were new: of a download, when the server had no others."""
+        return of_file if self._feed is None else self._feed.state().checked
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _add_ranges(builder: TableBuilder, number: int, ranges: tuple[Range, ...]) -> None:
+    for version, first, last, _ in ranges:
+        builder.add(number, 0, first, last, 4 if version == 4 else 6)
+
+
+def _add_entries(builder: TableBuilder, number: int, entries: Entries) -> None:
+    builder.extend(
+        number,
+        4,
+        Ranges(entries.first4, entries.last4, _values(entries.values4, len(entries.first4))),
+    )
+    builder.extend(
+        number,
+        6,
+        Ranges(
+            _interleaved(entries.first6),
+            _interleaved(entries.last6),
+            _values(entries.values6, len(entries.first6[0])),
+        ),
+    )
+
+
+def _networks(entries: Entries) -> tuple[tuple[int, int], ...]:
+    values = entries.asn_values or [0] * len(entries.asns)
+    return tuple(zip(entries.asns, values, strict=True))
+
+
+def _values(places: "array[int]", count: int) -> "array[int]":
+    return array("I", places) if places else array("I", bytes(4 * count))
+
+
+def _interleaved(halves: "tuple[array[int], array[int]]") -> "array[int]":
+    upper, lower = halves
+    words = array("Q", bytes(16 * len(upper)))
+    words[0::2] = upper
+    words[1::2] = lower
+    return words
+
+
+def _with_asn_check(
+    settings: ReputationSettings, reports: tuple[SourceReport, ...]
+) -> tuple[SourceReport, ...]:
+    """Say of sources with numbers of networks that nobody knows whose addresses they are."""
+    if any(source.database and source.database.provides == "asn" for source in settings.sources):
+        return reports
+    return tuple(
+        msgspec.structs.replace(
+            report,
+            error=report.error
+            or f"its {len(report.asns)} numbers of networks are of no use without a source of the "
+            "type 'mmdb' that provides 'asn'",
+        )
+        if report.asns
+        else report
+        for report in reports
+    )
+
+
+def _remove_unused(folder: Path, edition: Edition) -> None:
+    """Remove what was kept of sources that are not among the settings' any more."""
+    cache = edition.settings.cache
+    used = {_kept_name(source, cache) for source in edition.settings.sources}
+    for kept in folder.glob("source-*"):
+        if kept.name not in used:
+            kept.unlink(missing_ok=True)

@@ -1,0 +1,200 @@
+"""What the control socket can be asked: bans, and explanations."""
+
+import time
+from ipaddress import ip_address, ip_network
+from typing import Any, Final
+
+from spoakit.apps.iprep.bans import Ban, BanError, BanStore, IPNetwork
+from spoakit.apps.iprep.control import Answer, ControlError, Request
+from spoakit.apps.iprep.edition import SourceReport
+from spoakit.apps.iprep.keeper import Keeper
+from spoakit.apps.iprep.policy import Rule, Say, State, score_of
+from spoakit.apps.iprep.reputation import Reputation
+from spoakit.apps.iprep.settings import BanSettings, SourceSettings
+
+_DEFAULT_BAN: Final = 3600.0
+_MAX_SHOWN: Final = 80
+
+
+class Commands:
+    """Answers requests.
+
+    Args:
+        reputation: what is known of addresses.
+        keeper: who keeps the sources.
+        bans: where bans are kept; None without.
+        settings: how long bans may be.
+    """
+
+    def __init__(
+        self,
+        reputation: Reputation,
+        keeper: Keeper,
+        bans: BanStore | None,
+        settings: BanSettings,
+    ) -> None:
+        self._reputation = reputation
+        self._keeper = keeper
+        self._bans = bans
+        self._settings = settings
+        self._commands = {
+            "ban": self._ban,
+            "unban": self._unban,
+            "bans": self._list,
+            "lookup": self._lookup,
+            "sources": self._sources,
+        }
+
+    async def handle(self, request: Request) -> Answer:
+        """Answer a request, an object with a "command".
+
+        Raises:
+            SpoakitError: it cannot be done; the text says why.
+        """
+        command = self._commands.get(str(request.get("command")))
+        if command is None:
+            raise ControlError(f"there is no command {str(request.get('command'))[:_MAX_SHOWN]!r}")
+        return await command(request)
+
+    async def _ban(self, request: Request) -> Answer:
+        network = _network(request)
+        ban = timed_ban(
+            network,
+            _number(request, "seconds", _DEFAULT_BAN),
+            self._settings,
+            score=round(_number(request, "score", 0)),
+            reason=str(request.get("reason", "")),
+        )
+        self._store().ban(ban)
+        answer = _shown(ban)
+        if self._reputation.find(network.network_address).verdict.rule is Rule.ALLOW:
+            answer["note"] = "it is among those that are always allowed, so the ban has no effect"
+        return answer
+
+    async def _unban(self, request: Request) -> Answer:
+        network = _network(request)
+        if not self._store().unban(network):
+            raise BanError(f"{_name(network)} is not banned")
+        return {"address": _name(network)}
+
+    async def _list(self, request: Request) -> Answer:
+        return {"bans": [_shown(ban) for ban in self._store().current()]}
+
+    async def _lookup(self, request: Request) -> Answer:
+        text = str(request.get("address", ""))
+        try:
+            address = ip_address(text)
+        except ValueError:
+            raise ControlError(f"address: {text[:_MAX_SHOWN]!r} is not an address") from None
+        finding = await self._reputation.ask(address)
+        verdict, edition = finding.verdict, self._reputation.edition.description
+        return {
+            "address": str(address),
+            "score": verdict.score,
+            "rule": verdict.rule.value,
+            "source": verdict.source,
+            "category": verdict.category,
+            "asn": finding.asn,
+            "country": finding.country,
+            "ban": None if finding.ban is None else _shown(finding.ban),
+            "says": [_say(say) for say in verdict.says],
+            "table": {"built": edition.built, "entries": edition.entries},
+        }
+
+    async def _sources(self, request: Request) -> Answer:
+        edition = self._reputation.edition.description
+        return {
+            "sources": [
+                self._source(source, report)
+                for source, report in zip(edition.settings.sources, edition.reports, strict=True)
+            ],
+            "table": {
+                "built": edition.built,
+                "entries": edition.entries,
+                "size": edition.size,
+                "generation": edition.generation,
+            },
+        }
+
+    def _source(self, source: SourceSettings, report: SourceReport) -> Answer:
+        dnsbl = self._reputation.dnsbls.get(source)
+        feed = self._keeper.feeds.get(source.name)
+        error = report.error or ("" if feed is None else feed.error)
+        state = "failed" if not report.loaded or error else "ok"
+        if self._keeper.is_stale(source, report):
+            state = "stale"
+        zone = "" if source.dnsbl is None else source.dnsbl.zone
+        return {
+            "name": source.name,
+            "type": source.type,
+            "place": source.path or source.url or zone,
+            "state": state,
+            "entries": report.entries if dnsbl is None else None,
+            "age": self._keeper.age(source, report),
+            "failed_lines": report.failed_lines,
+            "line_errors": report.line_errors,
+            "error": error,
+            "asked": None if dnsbl is None else dnsbl.asked,
+            "failures": None if dnsbl is None else dnsbl.failures,
+        }
+
+    def _store(self) -> BanStore:
+        if self._bans is None:
+            raise ControlError("there are no bans: the configuration has no bans.path")
+        return self._bans
+
+
+def timed_ban(
+    network: IPNetwork,
+    seconds: float,
+    settings: BanSettings,
+    *,
+    score: int = 0,
+    reason: str = "",
+) -> Ban:
+    """Return a ban that begins now.
+
+    Raises:
+        BanError: it is longer than the settings allow, or wrong in another way.
+    """
+    if not 0 < seconds <= settings.max_time:
+        raise BanError(
+            f"{seconds:g} s is not a time above 0 and up to {settings.max_time:g} s (bans.max-time)"
+        )
+    return Ban(network, score, time.time() + seconds, reason)
+
+
+def _network(request: Request) -> IPNetwork:
+    text = str(request.get("address", ""))
+    try:
+        return ip_network(text)
+    except ValueError:
+        raise ControlError(
+            f"address: {text[:_MAX_SHOWN]!r} is neither an address nor a network without host bits"
+        ) from None
+
+
+def _number(request: Request, name: str, default: float) -> float:
+    value = request.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ControlError(f"{name}: {str(value)[:_MAX_SHOWN]!r} is not a number")
+    return value
+
+
+def _name(network: IPNetwork) -> str:
+    whole = network.prefixlen == network.max_prefixlen
+    return str(network.network_address) if whole else str(network)
+
+
+def _shown(ban: Ban) -> dict[str, Any]:
+    return {"address": ban.name, "score": ban.score, "until": ban.until, "reason": ban.reason}
+
+
+def _say(say: Say) -> dict[str, Any]:
+    listed = say.state is State.LISTED
+    return {
+        "source": say.source.name,
+        "state": say.state.value,
+        "score": score_of(say) if listed and not say.source.allow else None,
+        "category": (say.category or say.source.category) if listed else "",
+    }

@@ -1,0 +1,127 @@
+"""Editions: what all sources came to at one time, made by one process and used by all workers.
+
+An edition is a table and a description, two files in a folder of the service's own. The
+description is replaced at once, by renaming, and names the table that belongs to it: whoever reads
+it has the settings, the sources and the table of one and the same time.
+"""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from spoakit.apps.iprep.entries import Value
+from spoakit.apps.iprep.settings import ReputationSettings
+from spoakit.apps.iprep.table_builder import MAX_SOURCE, TableBuilder
+
+ALLOWED: Final = MAX_SOURCE
+"""The table's source that is `PolicySettings.allow`; the others are those of the settings."""
+
+PRIVATE: Final = MAX_SOURCE - 1
+"""The table's source that is the addresses which are not of the public Internet."""
+
+_DESCRIPTION: Final = "edition.json"
+
+
+class SourceReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a source.
+
+    Attributes:
+        loaded: whether there is anything of it, be it of an earlier time.
+        entries: how many entries it has, of a MaxMind DB how many nodes.
+        values: what is said of entries: the table's values are places in here.
+        asns: numbers of autonomous systems, with places in `values`.
+        file: the copy of a MaxMind DB, in the edition's folder; "" for none.
+        modified: when what is used was new, in seconds since the epoch.
+        failed_lines: how many lines did not parse.
+        masked: how many networks had bits set behind their prefix.
+        line_errors: the first ten lines that did not parse.
+        error: why what there is now could not be used; "" if it could.
+    """
+
+    loaded: bool = False
+    entries: int = 0
+    values: tuple[Value, ...] = ()
+    asns: tuple[tuple[int, int], ...] = ()
+    file: str = ""
+    modified: float = 0.0
+    failed_lines: int = 0
+    masked: int = 0
+    line_errors: tuple[str, ...] = ()
+    error: str = ""
+
+
+class Edition(msgspec.Struct, frozen=True, kw_only=True):
+    """The description.
+
+    Attributes:
+        generation: counts editions, from 1.
+        settings: those it was made with.
+        reports: one for each source of the settings.
+        table: the name of the table's file, in the same folder.
+        size: its size in bytes.
+        built: when it was, in seconds since the epoch.
+    """
+
+    generation: int
+    settings: ReputationSettings
+    reports: tuple[SourceReport, ...]
+    table: str
+    size: int
+    built: float
+
+    @property
+    def entries(self) -> int:
+        """How many entries its sources have."""
+        return sum(report.entries for report in self.reports)
+
+
+def encode(described: msgspec.Struct) -> bytes:
+    """Return settings, and what has some, as JSON."""
+    return msgspec.json.encode(described, enc_hook=_plain)
+
+
+def _plain(value: object) -> float:
+    if isinstance(value, float | int):  # a time or a size, which have types of their own
+        return +value
+    raise NotImplementedError(f"{type(value).__name__} has no form in JSON")
+
+
+def description_of(folder: Path) -> Path:
+    """Return the file that changes with each edition."""
+    return folder / _DESCRIPTION
+
+
+def read_edition(folder: Path) -> Edition | None:
+    """Return the edition in a folder, None before the first.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with suppress(FileNotFoundError):
+        return msgspec.json.decode(description_of(folder).read_bytes(), type=Edition)
+    return None
+
+
+def publish(folder: Path, builder: TableBuilder, edition: Edition) -> Edition:
+    """Build an edition's table, and put both in the place of the one before.
+
+    Returns:
+        The edition with the table's size.
+
+    Raises:
+        TableError: the table cannot be built or written.
+        OSError: the description cannot be written.
+    """
+    stats = builder.build(folder / edition.table)
+    edition = msgspec.structs.replace(edition, size=stats.size)
+    description = description_of(folder)
+    new = description.with_suffix(".new")
+    new.write_bytes(encode(edition))
+    os.replace(new, description)
+    for table in folder.glob("table-*"):
+        if table.name != edition.table:
+            table.unlink()  # what is mapped stays
+    return edition

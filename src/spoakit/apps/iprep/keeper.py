@@ -1,0 +1,266 @@
+"""Keeps the sources: has feeds downloaded and editions made, and tells of what grows stale.
+
+Of all workers one is the keeper: whoever holds a lock, which ends with its process, so that
+another takes over. Everything that takes long is done in processes of their own (see `jobs`).
+"""
+
+import asyncio
+import fcntl
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from spoakit.apps.iprep import jobs
+from spoakit.apps.iprep.bans import BanStore
+from spoakit.apps.iprep.edition import Edition, SourceReport, read_edition
+from spoakit.apps.iprep.feeds import FeedState, Outcome
+from spoakit.apps.iprep.jobs import JobError
+from spoakit.apps.iprep.settings import ReputationSettings, SourceSettings
+from spoakit.apps.iprep.sources import feed_of, file_of
+from spoakit.metrics.counters import CounterRow, counter, gauge
+from spoakit.server.watch import FileIdentity, identity_of
+
+logger = logging.getLogger("spoakit.iprep")
+
+EDITIONS = counter("spoakit_iprep_editions_total", "Tables that were built.")
+EDITION_FAILURES = counter("spoakit_iprep_edition_failures_total", "Tables that were not built.")
+FETCHES = counter("spoakit_iprep_downloads_total", "Downloads of sources that were new.")
+FETCH_FAILURES = counter("spoakit_iprep_download_failures_total", "Downloads that failed.")
+ENTRIES = gauge("spoakit_iprep_entries", "Entries of all sources.")
+FAILED = gauge("spoakit_iprep_failed_sources", "Sources whose data cannot be used as they are.")
+BANS = gauge("spoakit_iprep_bans", "Bans in force.")
+STALE = gauge("spoakit_iprep_stale_sources", "Sources older than their max-age.")
+
+_LOOK_INTERVAL: Final = 1.0
+_RETRY_INTERVAL: Final = 10.0
+_MAX_FETCHES: Final = 4
+
+Identities = dict[str, FileIdentity | None]
+
+
+@contextmanager
+def keepers_lock(folder: Path, name: str = "keeper.lock") -> Iterator[bool]:
+    """Say whether this process has a lock; it ends with the block, or the process."""
+    with open(folder / name, "wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+class _Look(msgspec.Struct, frozen=True):
+    """What there is at a time.
+
+    Attributes:
+        files: what each source's file is known by, by the sources' names.
+        feeds: what is known of each feed.
+    """
+
+    files: Identities
+    feeds: dict[str, FeedState]
+
+
+class Keeper:
+    """Keeps the sources of one service.
+
+    Args:
+        folder: where editions go.
+        settings: what there is to keep.
+        row: the worker's counters.
+        bans: those to count; None without.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: ReputationSettings,
+        row: CounterRow,
+        bans: BanStore | None = None,
+    ) -> None:
+        self._folder = folder
+        self._settings = settings
+        self._row = row
+        self._bans = bans
+        self._fetches: dict[str, asyncio.Task[None]] = {}
+        self._slots = asyncio.Semaphore(_MAX_FETCHES)
+        self._woken = asyncio.Event()
+        self._forced = True
+        self._tried: set[str] = set()
+        self._built: Identities | None = None
+        self._retry_at = 0.0
+        self._before: _Look | None = None
+        self._stale: set[str] = set()
+        self._errors: dict[str, str] = {}
+        self.edition: Edition | None = None
+        """The last one that was made."""
+        self.feeds: dict[str, FeedState] = {}
+        """What is known of the feeds, by the names of their sources."""
+
+    def reconfigure(self, settings: ReputationSettings) -> None:
+        """Make an edition with other settings, or the same and all files read anew."""
+        self._settings = settings
+        self._forced = True
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Keep the sources until cancelled."""
+        self.edition = await asyncio.to_thread(read_edition, self._folder)
+        try:
+            while True:
+                await self._turn()
+                self._woken.clear()
+                try:
+                    async with asyncio.timeout(_LOOK_INTERVAL):
+                        await self._woken.wait()
+                except TimeoutError:
+                    pass
+        finally:
+            for task in self._fetches.values():
+                task.cancel()
+            await asyncio.gather(*self._fetches.values(), return_exceptions=True)
+
+    def is_stale(self, source: SourceSettings, report: SourceReport) -> bool:
+        """Whether what is used of a source is older than it may be."""
+        age = self.age(source, report)
+        return source.max_age is not None and age is not None and age > source.max_age
+
+    def age(self, source: SourceSettings, report: SourceReport) -> float | None:
+        """Return how old what is used of a source is, in seconds; None without an age."""
+        feed = self.feeds.get(source.name)
+        modified = report.modified if feed is None else max(feed.checked, report.modified)
+        return max(0.0, time.time() - modified) if modified else None
+
+    # --- a turn ------------------------------------------------------------------------
+
+    async def _turn(self) -> None:
+        look = await asyncio.to_thread(self._look)
+        self.feeds = look.feeds
+        self._start_fetches(look)
+        if self._is_due(look):
+            await self._build(look)
+        self._before = look
+        self._tell_stale()
+        if self._bans is not None:
+            self._row.set(BANS, len(self._bans.bans))
+
+    def _look(self) -> _Look:
+        files: Identities = {}
+        feeds: dict[str, FeedState] = {}
+        for source in self._settings.sources:
+            path = file_of(source, self._settings.cache)
+            if path is not None:
+                files[source.name] = identity_of(path)
+            feed = feed_of(source, self._settings.cache)
+            if feed is not None:
+                feeds[source.name] = feed.state()
+        return _Look(files, feeds)
+
+    def _is_due(self, look: _Look) -> bool:
+        """Whether there is something to make an edition of."""
+        if self._forced:
+            # The very first one waits for what has no copy yet, but for one attempt only.
+            return self.edition is not None or all(
+                look.files[name] is not None or name in self._tried for name in look.feeds
+            )
+        if look.files == self._built or time.monotonic() < self._retry_at:
+            return False
+        # A file that changes is let be until it has not for one turn: it may be half written.
+        return self._before is not None and self._before.files == look.files
+
+    async def _build(self, look: _Look) -> None:
+        self._forced = False
+        start = time.monotonic()
+        try:
+            edition = await jobs.build(jobs.Build(str(self._folder), self._settings))
+        except JobError as error:
+            self._row.add(EDITION_FAILURES)
+            self._retry_at = time.monotonic() + _RETRY_INTERVAL
+            logger.error("no new table, going on as before: %s", error)
+            return
+        self._built = look.files
+        self.edition = edition
+        self._row.add(EDITIONS)
+        self._row.set(ENTRIES, edition.entries)
+        self._row.set(FAILED, sum(bool(report.error) for report in edition.reports))
+        logger.info(
+            "table %d: %d entries of %d sources, %.1f MB, made in %.1f s",
+            edition.generation,
+            edition.entries,
+            len(edition.reports),
+            edition.size / 1e6,
+            time.monotonic() - start,
+        )
+        for source, report in zip(edition.settings.sources, edition.reports, strict=True):
+            self._tell(source, report)
+
+    def _tell(self, source: SourceSettings, report: SourceReport) -> None:
+        """Log what is wrong with a source, unless that is known already."""
+        if report.error and self._errors.get(source.name) != report.error:
+            what = "what was read of it before stays in use" if report.loaded else "it has nothing"
+            logger.error("source %s: %s; %s", source.name, report.error, what)
+        elif report.failed_lines and not report.error:
+            logger.warning(
+                "source %s: %d lines do not parse: %s",
+                source.name,
+                report.failed_lines,
+                "; ".join(report.line_errors),
+            )
+        self._errors[source.name] = report.error
+
+    def _tell_stale(self) -> None:
+        if self.edition is None:
+            return
+        sources, reports = self.edition.settings.sources, self.edition.reports
+        stale = {
+            source.name
+            for source, report in zip(sources, reports, strict=True)
+            if self.is_stale(source, report)
+        }
+        for name in sorted(stale - self._stale):
+            logger.warning("source %s: it is stale, older than its max-age", name)
+        for name in sorted(self._stale - stale):
+            logger.info("source %s: it is not stale any more", name)
+        self._stale = stale
+        self._row.set(STALE, len(stale))
+
+    # --- downloads ---------------------------------------------------------------------
+
+    def _start_fetches(self, look: _Look) -> None:
+        now = time.time()
+        for source in self._settings.sources:
+            feed = look.feeds.get(source.name)
+            if feed is not None and feed.due <= now and source.name not in self._fetches:
+                self._fetches[source.name] = asyncio.create_task(self._fetch(source))
+
+    async def _fetch(self, source: SourceSettings) -> None:
+        try:
+            async with self._slots:
+                outcome = await self._attempt(source)
+            self._tried.add(source.name)
+            self._woken.set()
+            if outcome not in (Outcome.NEW, Outcome.UNCHANGED):
+                await asyncio.sleep(_RETRY_INTERVAL)
+        finally:
+            del self._fetches[source.name]
+
+    async def _attempt(self, source: SourceSettings) -> Outcome | None:
+        """Have a source downloaded; return what became of it, None for a failure."""
+        try:
+            fetched = await jobs.fetch(jobs.Fetch(source, self._settings.cache or ""))
+            outcome, error = fetched.outcome, fetched.error
+        except JobError as failure:
+            outcome, error = None, str(failure)
+        if outcome is None:
+            self._row.add(FETCH_FAILURES)
+            logger.error("source %s: %s: %s", source.name, source.url, error)
+        elif outcome is Outcome.NEW:
+            self._row.add(FETCHES)
+            logger.info("source %s: %s was downloaded", source.name, source.url)
+        return outcome

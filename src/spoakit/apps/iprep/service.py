@@ -1,0 +1,169 @@
+"""The service as it runs in a worker: a reputation that follows editions, and maybe the keeper."""
+
+import asyncio
+import logging
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from spoakit.apps.iprep.bans import BanStore
+from spoakit.apps.iprep.commands import Commands
+from spoakit.apps.iprep.control import serve_control
+from spoakit.apps.iprep.keeper import Keeper, keepers_lock
+from spoakit.apps.iprep.reputation import Reputation
+from spoakit.apps.iprep.settings import ReputationSettings
+from spoakit.apps.live import LiveSettings
+from spoakit.exceptions import ConfigurationError, StartupError
+from spoakit.logs import Throttle
+from spoakit.metrics.counters import CounterRow
+
+logger = logging.getLogger("spoakit.iprep")
+throttle = Throttle(logger)
+
+_PREFIX: Final = "spoa-iprep-"
+_IN_USE: Final = "service.lock"
+_ELECTION_INTERVAL: Final = 0.5
+_RETRY_INTERVAL: Final = 10.0
+# What the server is bound by.
+_FOR_GOOD: Final = ("answers", "forwarded", "bans", "control")
+
+
+def live_settings(read: Callable[[], ReputationSettings]) -> LiveSettings[ReputationSettings]:
+    """Return settings that a reload reads again.
+
+    Args:
+        read: gives them; they are refused where it raises ConfigurationError or OSError, and where
+            DNSBLs come to a service that had none.
+    """
+    first: ReputationSettings | None = None
+
+    def read_checked() -> ReputationSettings:
+        nonlocal first
+        settings = read()
+        if first is None:
+            first = settings
+        elif settings.asks and not first.asks:
+            raise ConfigurationError("source: the first one of the type 'dnsbl' takes a restart")
+        return settings
+
+    return LiveSettings(read_checked, _FOR_GOOD, logger)
+
+
+@contextmanager
+def editions_folder() -> Iterator[Path]:
+    """Make a folder for editions, among other temporary files, and remove it at the end.
+
+    Those that others left behind because they were killed are removed, too.
+    """
+    _remove_abandoned(Path(tempfile.gettempdir()))
+    with tempfile.TemporaryDirectory(prefix=_PREFIX) as name:
+        folder = Path(name)
+        with keepers_lock(folder, _IN_USE):
+            yield folder
+
+
+@asynccontextmanager
+async def open_reputation(
+    live: LiveSettings[ReputationSettings], folder: Path, row: CounterRow
+) -> AsyncIterator[Reputation]:
+    """Run the service in a worker as long as the context lasts.
+
+    The context is entered when the first edition is in use.
+
+    Raises:
+        StartupError: the file of the bans or the control socket cannot be had.
+    """
+    settings = live.current
+    async with AsyncExitStack() as stack:
+        bans = None
+        if settings.bans.path is not None:
+            bans = stack.enter_context(closing(BanStore(Path(settings.bans.path))))
+        reputation = Reputation(folder, bans, row)
+        stack.push_async_callback(reputation.aclose)
+        candidate = _Candidate(live, folder, row, reputation, bans)
+        background = [reputation.follow(), candidate.stand()]
+        if bans is not None:
+            background.append(bans.follow())
+        tasks = [asyncio.create_task(each) for each in background]
+        stack.push_async_callback(_cancel, tasks)
+        await _wait_or_fail(reputation, tasks)
+        yield reputation
+
+
+class _Candidate:
+    """A worker that becomes the keeper as soon as no other one is."""
+
+    def __init__(
+        self,
+        live: LiveSettings[ReputationSettings],
+        folder: Path,
+        row: CounterRow,
+        reputation: Reputation,
+        bans: BanStore | None,
+    ) -> None:
+        self._live = live
+        self._folder = folder
+        self._row = row
+        self._reputation = reputation
+        self._bans = bans
+
+    async def stand(self) -> None:
+        """Be the keeper whenever nobody else is, until cancelled.
+
+        Raises:
+            StartupError: the control socket cannot be had, and nobody is answered yet.
+        """
+        while True:
+            with keepers_lock(self._folder) as elected:
+                try:
+                    if elected:
+                        await self._keep()
+                except StartupError as error:
+                    if not self._reputation.is_ready:
+                        raise
+                    throttle.error("control", "%s; trying on", error)
+                except Exception:
+                    logger.exception("the keeper of the sources failed; it is tried again")
+                    await asyncio.sleep(_RETRY_INTERVAL)
+            await asyncio.sleep(_ELECTION_INTERVAL)
+
+    async def _keep(self) -> None:
+        keeper = Keeper(self._folder, self._live.current, self._row, self._bans)
+        self._live.follow(keeper.reconfigure)
+        settings = self._live.current
+        commands = Commands(self._reputation, keeper, self._bans, settings.bans)
+        control = settings.control
+        async with AsyncExitStack() as stack:
+            if control.path is not None:
+                await stack.enter_async_context(
+                    serve_control(control.path, control.mode, commands.handle)
+                )
+            await keeper.run()
+
+
+async def _wait_or_fail(reputation: Reputation, tasks: list[asyncio.Task[None]]) -> None:
+    """Wait for the first edition, or for the error of a task."""
+    ready = asyncio.create_task(reputation.wait())
+    try:
+        done, _ = await asyncio.wait((ready, *tasks), return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        await _cancel([ready])
+
+
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _remove_abandoned(parent: Path) -> None:
+    for folder in parent.glob(f"{_PREFIX}*"):
+        # One that is not ours cannot be opened, and one in use is locked.
+        with suppress(OSError), keepers_lock(folder, _IN_USE) as abandoned:
+            if abandoned:
+                shutil.rmtree(folder)

@@ -1,0 +1,66 @@
+"""Sources that are files: where they are, what reads them, and how many entries they have."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from spoakit.apps.iprep.entries import Entries
+from spoakit.apps.iprep.exceptions import SourceError
+from spoakit.apps.iprep.feeds import Feed
+from spoakit.apps.iprep.lists import Columns, CsvReader, DropReader, ListReader, PlainReader
+from spoakit.apps.iprep.mmdb import Database
+from spoakit.apps.iprep.settings import SourceSettings
+
+
+def feed_of(source: SourceSettings, cache: str | None) -> Feed | None:
+    """Return the feed of a source that has a URL.
+
+    Args:
+        source: its settings.
+        cache: the folder for downloads.
+    """
+    if source.url is None or cache is None:
+        return None
+    return Feed(source.url, source.feed, Path(cache), _counter(source))
+
+
+def file_of(source: SourceSettings, cache: str | None) -> Path | None:
+    """Return where a source's file is, if it is one: its own, or the copy of a download."""
+    feed = feed_of(source, cache)
+    if feed is not None:
+        return feed.path
+    return None if source.path is None else Path(source.path)
+
+
+def read_entries(source: SourceSettings, path: Path) -> Entries:
+    """Read a list.
+
+    Raises:
+        SourceError: nothing of it can be used.
+    """
+    try:
+        with open(path, "rb") as file:
+            entries = _reader(source).read(file, source.feed.max_size)
+    except OSError as error:
+        raise SourceError(f"it cannot be read: {error.strerror or error}") from None
+    if not entries.lines:
+        raise SourceError("it is empty; a list that is meant to be so needs a comment in it")
+    return entries
+
+
+def _counter(source: SourceSettings) -> Callable[[Path], int]:
+    def count(path: Path) -> int:
+        if source.type != "mmdb":
+            return len(read_entries(source, path))
+        database = Database(source, path)
+        database.close()
+        return database.nodes
+
+    return count
+
+
+def _reader(source: SourceSettings) -> ListReader:
+    if source.type == "drop":
+        return DropReader()
+    if source.type == "csv":
+        return CsvReader(source.columns or Columns())
+    return PlainReader()
