@@ -120,6 +120,8 @@ class Commands:
         dnsbl = self._reputation.dnsbls.get(source)
         feed = self._keeper.feeds.get(source.name)
         error = report.error or ("" if feed is None else feed.error)
+        if dnsbl is not None:
+            error = dnsbl.error
         state = "failed" if not report.loaded or error else "ok"
         if self._keeper.is_stale(source, report):
             state = "stale"

@@ -50,6 +50,9 @@ class Dnsbl:
     Args:
         source: what the DNSBL is, with its `dnsbl` settings.
         row: the worker's counters.
+
+    Attributes:
+        error: why the last question had no usable answer; "" if it had.
     """
 
     def __init__(self, source: SourceSettings, row: CounterRow) -> None:
@@ -66,6 +69,7 @@ class Dnsbl:
         self._absent = Say(source, State.ABSENT)
         self._failures_in_a_row = 0
         self._paused_until = 0.0
+        self.error = ""
         self._counts = dict.fromkeys((ASKED, FAILURES, REFUSED, LATE), 0)
 
     @property
@@ -170,6 +174,7 @@ class Dnsbl:
 
     def _keep(self, key: tuple[int, int], say: Say, ttl: float) -> Say:
         self._failures_in_a_row = 0
+        self.error = ""
         settings = self._settings
         if len(self._kept) >= settings.cache_size:
             del self._kept[next(iter(self._kept))]  # the oldest
@@ -179,6 +184,7 @@ class Dnsbl:
 
     def _fail(self, reason: str) -> Say:
         self._count(FAILURES)
+        self.error = reason
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= _MAX_FAILURES:
             self._failures_in_a_row = 0
