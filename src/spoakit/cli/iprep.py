@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from spoakit.apps.iprep import iprep
+from spoakit.apps.iprep.random_score import random_agent
 from spoakit.cli.options import Parser, open_standard_streams, version
 from spoakit.exceptions import ConfigurationError
 from spoakit.logs import configure_logging
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigurationError as error:
         parser.error(str(error))
     configure_logging(options.debug)
-    return run([iprep], settings)
+    return run([random_agent()], settings)
 
 
 def _settings(options: argparse.Namespace) -> ServerSettings:
