@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn, TypeAlias
 
 from spoakit.cli import values
@@ -49,12 +50,13 @@ class Option:
     def add_to(self, parser: argparse.ArgumentParser) -> None:
         """Add it to a parser, which leaves its value as text."""
         flags = [*self.flags.split(", "), *([self.alias] if self.alias else [])]
+        add = partial(parser.add_argument, *flags, dest=self.name, help=self.help)
         if not self.value:
-            parser.add_argument(*flags, dest=self.name, action="store_true")
+            add(action="store_true")
         elif self.repeated:
-            parser.add_argument(*flags, dest=self.name, action="append", default=[])
+            add(metavar=self.value, action="append", default=[])
         else:
-            parser.add_argument(*flags, dest=self.name, default=self.default)
+            add(metavar=self.value, default=self.default)
 
     def read_from(self, options: argparse.Namespace) -> Any:
         """Return its value: None if it has none, a list if it is repeated, or a bool.

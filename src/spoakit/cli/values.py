@@ -24,17 +24,17 @@ class NotAllowedError(ConfigurationError):
     """
 
 
-def time(low: float, high: float) -> Callable[[str], float]:
+def time(low: float, high: float, unit: str = "ms") -> Callable[[str], float]:
     """Return what reads a time of `low` to `high` seconds such as "500", "500ms" or "7d".
 
-    A number has the unit us, ms, s, m, h or d, and ms without one.
+    A number has the unit us, ms, s, m, h or d, or without one that which is given here.
     """
 
     def read(text: str) -> float:
         match = _TIME.fullmatch(text)
         if match is None:
             raise NotAllowedError(f"allowed: a number with {', '.join(TIMES)} or none of these")
-        seconds = float(match[1]) * TIMES[match[2] or "ms"]
+        seconds = float(match[1]) * TIMES[match[2] or unit]
         if not low <= seconds <= high:
             raise NotAllowedError(f"allowed range [{_show(low)}, {_show(high)}]")
         return seconds
