@@ -1,87 +1,229 @@
 import os
+import re
 import signal
 import subprocess
 import sys
-from ipaddress import IPv6Address
+from collections.abc import Callable, Sequence
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from pathlib import Path
 
 import pytest
 
 import spoakit
+from spoakit.agent import Agent
 from spoakit.cli import iprep
-from spoakit.server import ServerSettings
+from spoakit.server import Drain, Hooks, Limits, Listen, ListenTls, Logfile, ServerSettings
 from spoakit.spop import DataType
-from spoakit.testing import EngineClient
+from spoakit.testing import Engine, EngineClient
+
+USAGE = """
+Usage: spoa-iprep { -h --help }
+       spoa-iprep { -V --version }
+       spoa-iprep [OPTION]...
+       spoa-iprep { ban | unban | bans | lookup | sources } [-h]
+
+For help type: spoa-iprep -h
+
+"""
 
 
-def test_the_help_is_that_of_the_c_program(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        iprep.main(["-h"])
-    assert caught.value.code == 0
+def test_the_help_has_the_options_of_the_c_program_and_goes_on(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert iprep.main(["-h"]) == 0
     shown = capsys.readouterr().out
+    assert shown.startswith(USAGE.removesuffix("For help type: spoa-iprep -h\n\n"))
     for line in (
-        "    -h                  Print this message\n",
-        "    -d                  Enable the debug mode",
-        "    -p <port>           Specify the port to listen on (default: 12345)\n",
-        "    -n <num-workers>    Specify the number of workers (default: 5)\n",
-        "Note: A worker is a process.\n",
+        "  -d, --debug                     Enable the debug mode: log each frame.",
+        "  -f, --frames=VALUE              Close a connection after so many frames "
+        "(default: never).",
+        "  -h, --help                      Show this text.",
+        "  -m, --max-frame-size=VALUE      Specify the maximum frame size "
+        "(default: that of HAProxy).",
+        "  -n, --num-workers=VALUE         Specify the number of workers (default: 5).",
+        "  -p, --port=VALUE                Specify the port to listen on (default: 12345; 0: any).",
+        "  -t, --processing-delay=TIME     Set a delay to process a message (default: 0).",
+        "      --config=FILE               Score as this TOML file says.",
+        "Supported event backends: auto, uvloop, asyncio, select, poll, epoll, linuxaio.",
     ):
-        assert line in shown
+        assert f"{line}\n" in shown
+    assert max(map(len, shown.splitlines())) <= 100
 
 
-def test_it_tells_its_version(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        iprep.main(["--version"])
-    assert caught.value.code == 0
-    assert capsys.readouterr().out.startswith(f"spoa-iprep v{spoakit.__version__} (")
-
-
-def test_the_defaults_are_those_of_the_c_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[ServerSettings] = []
-
-    def run(agents: object, settings: ServerSettings) -> int:
-        given.append(settings)
-        return 0
-
-    monkeypatch.setattr(iprep, "run", run)
-    monkeypatch.setattr(iprep, "configure_logging", lambda debug: None)
-    assert iprep.main([]) == 0
-    assert (given[0].listen.address, given[0].listen.port) == ("0.0.0.0", 12345)
-    assert given[0].workers == 5
+def test_the_version_tells_the_form(capsys: pytest.CaptureFixture[str]) -> None:
+    assert iprep.main(["--version"]) == 0
+    shown = capsys.readouterr().out
+    assert re.fullmatch(rf"\nspoa-iprep v{spoakit.__version__} \(.*compiled.*\)\n\n", shown)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error"),
+    ("arguments", "errors"),
     [
-        (["-p", "70000"], "ERROR: port: 70000 is not in the range 0 to 65535"),
-        (["-p", "x"], "ERROR: argument -p: invalid int value: 'x'"),
-        (["-n", "0"], "ERROR: workers: 0 is not in the range 1 to 1024"),
-        (["-x"], "ERROR: unrecognized arguments: -x"),
+        (["-p", "70000"], ["invalid port '70000' (--port: allowed range [0, 65535])"]),
+        (["-p", "x"], ["invalid port 'x' (--port: allowed range [0, 65535])"]),
+        (["-n", "0"], ["invalid num workers '0' (--num-workers: allowed range [1, 1000])"]),
+        (["-f0"], ["invalid frames '0' (--frames: allowed range [1, 1000000000])"]),
+        (
+            ["-m1"],
+            ["invalid max frame size '1' (--max-frame-size: allowed range [512, 268435456])"],
+        ),
+        (
+            ["-t", "1001ms"],
+            ["invalid processing delay '1001ms' (--processing-delay: allowed range [0, 1.00s])"],
+        ),
+        (
+            ["-t", "1w"],
+            [
+                "invalid processing delay '1w' (--processing-delay: allowed: a number with us, ms, "
+                "s, m, h, d or none of these)"
+            ],
+        ),
+        (
+            ["-Bfoo", "-c", "foo"],
+            [
+                "invalid event backend 'foo' (--event-backend: allowed: auto, uvloop, asyncio, "
+                "select, poll, epoll, linuxaio)",
+                "invalid capability 'foo' (--capability: allowed: fragmentation, pipelining, "
+                "async, and no- before any of them)",
+            ],
+        ),
+        (
+            ["--allow=1.2.3.4/8"],
+            [
+                "--allow: '1.2.3.4/8' is neither an address nor a CIDR network: 1.2.3.4/8 has host "
+                "bits set"
+            ],
+        ),
+        (["-x"], ["unrecognized arguments: -x"]),
+        (["stray"], ["unrecognized arguments: stray"]),
+        (["-p"], ["argument -p/--port: expected one argument"]),
+        (["--tls-key=x"], ["--tls-key 'x': --tls-cert is missing"]),
+        (["--watch"], ["--watch: there is nothing to watch without --config"]),
+        (["--control=x"], ["--control: there is nothing to control without --config"]),
+        (["--config=/absent/i.toml"], ["/absent/i.toml: No such file or directory"]),
+        (
+            ["--config=i.toml", "--random"],
+            ["--random: with --config, 'i.toml' is where scores come from"],
+        ),
     ],
 )
-def test_a_wrong_option_is_named_and_ends_with_64(
-    arguments: list[str], error: str, capsys: pytest.CaptureFixture[str]
+def test_all_that_is_wrong_is_named_and_the_exit_code_is_64(
+    arguments: list[str], errors: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
         iprep.main(arguments)
     assert caught.value.code == 64
-    assert capsys.readouterr().err.startswith(error)
+    shown = capsys.readouterr()
+    assert shown.err.splitlines() == [f"ERROR: {error}" for error in errors]
+    assert shown.out == USAGE
 
 
-def test_it_scores_addresses_and_shows_frames_in_debug_mode() -> None:
-    with subprocess.Popen(
-        [sys.executable, "-m", "spoakit.cli.iprep", "-d", "-a", "127.0.0.1", "-p0", "-n2"],
+class Given:
+    """What the program runs with, instead of running."""
+
+    agent: Agent
+    settings: ServerSettings
+    hooks: Hooks
+    debug: bool
+
+
+Run = Callable[[str], Given]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Run:
+    given = Given()
+
+    def pretend(agents: Sequence[Agent], settings: ServerSettings, hooks: Hooks) -> int:
+        [given.agent] = agents
+        given.settings, given.hooks = settings, hooks
+        return 0
+
+    def configure(debug: bool) -> None:
+        given.debug = debug
+
+    monkeypatch.setattr(iprep, "run", pretend)
+    monkeypatch.setattr(iprep, "configure_logging", configure)
+
+    def run(arguments: str) -> Given:
+        assert iprep.main(arguments.split()) == 0
+        return given
+
+    return run
+
+
+@pytest.mark.parametrize("arguments", ["", "--random"])
+def test_the_defaults_are_those_of_the_c_program(run: Run, arguments: str) -> None:
+    given = run(arguments)
+    assert given.settings == ServerSettings(workers=5)
+    assert (given.settings.listen.address, given.settings.listen.port) == ("0.0.0.0", 12345)
+    assert given.settings.limits.frames == 0
+    assert given.hooks == Hooks()
+    assert not given.debug
+    with Engine(given.agent) as engine:
+        assert engine.call("check-client-ip", IPv4Address("192.0.2.1")).keys() == {"sess.ip_score"}
+
+
+SHORT = "-a {0} -b {1} -B {2} -c {3} -F {4} -f {5} -i {6} -l {7} -m {8} -n {9} -p {10} -r {11} -dD"
+LONG = (
+    "--address={0} --connection-backlog={1} --event-backend={2} --capability={3} --pidfile={4} "
+    "--frames={5} --monitor-interval={6} --logfile={7} --max-frame-size={8} --num-workers={9} "
+    "--port={10} --runtime={11} --debug --daemonize"
+)
+VALUES = ("::1", "3", "POLL", "async", "a.pid", "7", "2s", "w:a.log", "2097152", "2", "0", "500")
+
+
+@pytest.mark.parametrize("form", [SHORT, SHORT.replace(" {", "{"), LONG, LONG.replace("=", " ")])
+def test_all_that_the_server_offers_can_be_said(run: Run, form: str) -> None:
+    given = run(form.format(*VALUES))
+    assert given.settings == ServerSettings(
+        listen=Listen("::1", 0, backlog=3),
+        limits=Limits(frame_size=2097152, frame_size_cap=2097152, frames=7),
+        workers=2,
+        capabilities=("fragmentation", "pipelining", "async"),
+        runtime=0.5,
+        pidfile="a.pid",
+        daemonize=True,
+        logfile=Logfile("a.log", truncate=True),
+        monitor=2.0,
+        loop="poll",
+    )
+    assert given.debug
+
+
+def test_the_listening_socket_and_the_end(run: Run) -> None:
+    given = run(
+        "--unix=/run/i.sock --allow=192.0.2.0/24 --allow=::1 --tls-cert=c --tls-key=k --tls-ca=a "
+        "--drain=3s --drain-checks=500"
+    )
+    assert given.settings.listen == Listen(
+        unix="/run/i.sock",
+        allow=(ip_network("192.0.2.0/24"), ip_network("::1")),
+        tls=ListenTls("c", "k", "a"),
+    )
+    assert given.settings.drain == Drain(3.0, 0.5)
+
+
+def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "spoakit.cli.iprep", *arguments],
         stderr=subprocess.PIPE,
         text=True,
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": str(Path(spoakit.__file__).parent.parent)},
-    ) as process:
-        assert process.stderr is not None
-        port = 0
-        for line in process.stderr:
-            if "listening on 127.0.0.1:" in line:
-                port = int(line.split("127.0.0.1:")[1].split()[0])
-                break
-        with EngineClient(port=port) as engine:
+    )
+
+
+def wait_for(process: "subprocess.Popen[str]", text: str) -> str:
+    """Return the line of its log that has a text."""
+    assert process.stderr is not None
+    return next(line for line in process.stderr if text in line)
+
+
+def test_it_scores_addresses_and_shows_frames_in_debug_mode(tmp_path: Path) -> None:
+    with start(tmp_path, "-d", "-a", "127.0.0.1", "-p0", "-n2") as process:
+        line = wait_for(process, "listening on 127.0.0.1:")
+        with EngineClient(port=int(line.split("127.0.0.1:")[1].split()[0])) as engine:
             engine.hello()
             reply = engine.call("check-client-ip", IPv6Address("2001:db8::7"))
         [action] = reply.actions
@@ -90,6 +232,22 @@ def test_it_scores_addresses_and_shows_frames_in_debug_mode() -> None:
         assert isinstance(action.value, int)
         assert 0 <= action.value <= 100
         process.send_signal(signal.SIGTERM)
-        rest = process.stderr.read()
-        assert process.wait(10) == 0
+        _, rest = process.communicate(timeout=20)
+        assert process.returncode == 0
     assert "2001:db8::7" in rest
+
+
+def test_on_a_unix_socket_it_closes_connections_after_so_many_frames(tmp_path: Path) -> None:
+    with start(tmp_path, "--unix=i.sock", "-n1", "-f2", "-t1ms") as process:
+        wait_for(process, "listening on")
+        for _ in range(3):
+            with EngineClient(unix=str(tmp_path / "i.sock")) as engine:
+                engine.hello()
+                for _ in range(2):
+                    reply = engine.call("check-client-ip", IPv4Address("192.0.2.1"))
+                    assert reply.keys() == {"sess.ip_score"}
+                farewell = engine.wait_for_disconnect()
+                assert farewell.message == "the connection has had its 2 frames"
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=20)
+        assert process.returncode == 0

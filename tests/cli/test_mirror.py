@@ -78,24 +78,33 @@ NO_RUNTIME = "runtime value not set: give -r, with 0 for unlimited"
     [
         ([], [NO_RUNTIME]),
         (["-u", "http://h/"], [NO_RUNTIME]),
-        (["-r0", "-p0"], ["--port: invalid value '0' (allowed range [1, 65535])"]),
-        (["-r0", "-n1001"], ["--num-workers: invalid value '1001' (allowed range [1, 1000])"]),
-        (["-r0", "-b-1"], ["--connection-backlog: invalid value '-1' (allowed range [1, 65535])"]),
+        (["-r0", "-p0"], ["invalid port '0' (--port: allowed range [1, 65535])"]),
+        (
+            ["-r0", "-n1001"],
+            ["invalid num workers '1001' (--num-workers: allowed range [1, 1000])"],
+        ),
+        (
+            ["-r0", "-b-1"],
+            ["invalid connection backlog '-1' (--connection-backlog: allowed range [1, 65535])"],
+        ),
         (
             ["-r0", "-m511"],
-            ["--max-frame-size: invalid value '511' (allowed range [512, 268435456])"],
+            ["invalid max frame size '511' (--max-frame-size: allowed range [512, 268435456])"],
         ),
         (
             ["-r8d"],
-            ["--runtime: wrong amount of time (allowed range [0, 604800.00s]): '8d'"],
+            ["invalid runtime '8d' (--runtime: allowed range [0, 604800.00s])"],
         ),
         (
             ["-r0", "-i999"],
-            ["--monitor-interval: wrong amount of time (allowed range [1.00s, 3600.00s]): '999'"],
+            [
+                "invalid monitor interval '999' "
+                "(--monitor-interval: allowed range [1.00s, 3600.00s])"
+            ],
         ),
         (
             ["-r0", "-t", "2s"],
-            ["--processing-delay: wrong amount of time (allowed range [0, 1.00s]): '2s'"],
+            ["invalid processing delay '2s' (--processing-delay: allowed range [0, 1.00s])"],
         ),
         (
             ["-r0", "-ufoo"],
@@ -111,10 +120,10 @@ NO_RUNTIME = "runtime value not set: give -r, with 0 for unlimited"
         (
             ["-p0", "-n0", "-cfoo"],
             [
-                "--capability: unsupported capability 'foo' (allowed: fragmentation, pipelining, "
+                "invalid capability 'foo' (--capability: allowed: fragmentation, pipelining, "
                 "async, and no- before any of them)",
-                "--num-workers: invalid value '0' (allowed range [1, 1000])",
-                "--port: invalid value '0' (allowed range [1, 65535])",
+                "invalid num workers '0' (--num-workers: allowed range [1, 1000])",
+                "invalid port '0' (--port: allowed range [1, 65535])",
                 NO_RUNTIME,
             ],
         ),

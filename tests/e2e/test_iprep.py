@@ -104,6 +104,19 @@ def test_haproxy_rejects_some_and_lets_the_others_through(
     assert min(int(score) for score in shown if score) >= 20
 
 
+def test_connections_that_are_closed_every_few_frames_cost_no_score(
+    haproxy: StartHAProxy, start: Start
+) -> None:
+    agent = start("spoakit.cli.iprep", "-d", "-a127.0.0.1", "-p0", "-n1", "-f3")
+    patient = SPOE.replace("15ms", "5s").replace("100ms", "5s")
+    running = haproxy(
+        CONFIG % "", files={"spoe-ip-reputation.conf": patient}, variables={"AGENT": agent.address}
+    )
+    shown = scores(running)
+    assert {int(score) for score in shown} <= set(range(101))
+    assert agent.log.count("HELLO from ") >= CONNECTIONS / 3
+
+
 class Origin(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_response(200)

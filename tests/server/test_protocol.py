@@ -509,6 +509,78 @@ def test_a_connection_that_says_nothing_is_closed_with_status_2(
     assert caplog.text.count("ended with status 2: no HELLO within 0.1 s") == 1
 
 
+ALL_HAD = Disconnected(0, "the connection has had its 3 frames")
+
+
+def test_a_connection_is_closed_after_as_many_frames_as_it_may_have(
+    subject: Subject, serve: Serve, connect_engine: ConnectEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = serve(subject.agent, frames=3)
+    for _ in range(2):
+        engine = connected(server, connect_engine)
+        for n in range(3):
+            assert engine.call("echo", n) == {"txn.number": n}
+        assert engine.wait_for_disconnect() == ALL_HAD
+        engine.wait_for_close()
+    wait_until_connections(server, 0)
+    assert caplog.text.count("WARNING") == 0
+
+
+def test_frames_over_the_limit_that_came_with_the_last_are_answered_in_the_same_write(
+    subject: Subject, serve: Serve, connect_engine: ConnectEngine, writes: list[bytes]
+) -> None:
+    engine = connected(serve(subject.agent, frames=3), connect_engine)
+    del writes[:]
+    sent = engine.notify_each([echo(n)] for n in range(5))
+    assert engine.wait_for_disconnect() == ALL_HAD
+    assert [engine.ack(ids) for ids in sent] == [{"txn.number": n} for n in range(5)]
+    assert len(writes) == 1
+
+
+def test_the_last_frame_is_counted_when_all_its_fragments_have_come(
+    subject: Subject, serve: Serve, connect_engine: ConnectEngine
+) -> None:
+    engine = connected(serve(subject.agent, frames=3), connect_engine)
+    engine.abort(echo(0))
+    assert [engine.ack(engine.notify(echo(n), fragment_size=4)) for n in range(3)] == [
+        {"txn.number": n} for n in range(3)
+    ]
+    assert engine.wait_for_disconnect() == ALL_HAD
+
+
+def test_frames_that_wait_are_answered_before_the_connection_is_closed(
+    subject: Subject, serve: Serve, connect_engine: ConnectEngine
+) -> None:
+    server = serve(subject.agent, frames=3, in_flight=2)
+    engine = connected(server, connect_engine)
+    sent = engine.notify_each([[wait(1)], [wait(2)], [wait(3)], [echo(4)]])
+    wait_until(lambda: subject.started == [1, 2])
+    # What comes after the limit is not read any more.
+    engine.notify(echo(5))
+    open_gates(server, subject, 2, 1)
+    wait_until(lambda: subject.started == [1, 2, 3])
+    open_gates(server, subject, 3)
+    assert engine.wait_for_disconnect() == ALL_HAD
+    assert [engine.ack(ids) for ids in sent] == [{"txn.number": n} for n in (1, 2, 3, 4)]
+    engine.wait_for_close()
+    wait_until_connections(server, 0)
+
+
+def test_the_engines_own_reason_prevails_over_the_limit(
+    subject: Subject, serve: Serve, connect_engine: ConnectEngine
+) -> None:
+    server = serve(subject.agent, frames=1)
+    engine = connected(server, connect_engine)
+    payload = Disconnect(42, "bye").encode()
+    engine.send_raw(
+        notify_frame(encode_messages([echo(1)]))
+        + encode_frame(FrameType.HAPROXY_DISCONNECT, payload)
+    )
+    assert engine.read_frame().type == FrameType.ACK
+    assert engine.wait_for_disconnect() == Disconnected(42, "bye")
+    wait_until_connections(server, 0)
+
+
 # --- bad input -----------------------------------------------------------------------------
 
 

@@ -87,17 +87,28 @@ class TlsEngine:
         return self.read()
 
     def ask(self) -> Event:
+        [answer] = self.ask_and_read(1)
+        return answer
+
+    def ask_and_read(self, count: int) -> list[Event]:
         self._engine.send_notify([Message("ask")], stream_id=1)
-        return self.read()
+        return self.read_all(count)
 
     def read(self) -> Event:
+        [event] = self.read_all(1)
+        return event
+
+    def read_all(self, count: int) -> list[Event]:
+        """Send what is due, and return so many events."""
         self.socket.sendall(self._engine.data_to_send())
-        while not (events := self._engine.events_received()):
+        events = [*self._engine.events_received()]
+        while len(events) < count:
             received = self.socket.recv(65536)
             if not received:
                 raise ConnectionAbortedError
             self._engine.receive_data(received)
-        return events[0]
+            events += self._engine.events_received()
+        return events
 
     def close(self) -> None:
         self.socket.close()
@@ -145,6 +156,22 @@ def test_an_engine_that_leaves_is_let_go(
     with AgentServer(agent, settings=settings) as server:
         with closing(TlsEngine(server.port, authority)) as engine:
             engine.hello()
+        end = time.monotonic() + BOUND
+        while server.call(lambda: server.server.connection_count):
+            assert time.monotonic() < end
+            time.sleep(0.005)
+
+
+def test_a_connection_that_has_had_its_frames_is_closed(
+    agent: Agent, settings: ServerSettings, authority: Pem
+) -> None:
+    with AgentServer(agent, settings=replace(settings, limits=Limits(frames=1))) as server:
+        with closing(TlsEngine(server.port, authority)) as engine:
+            engine.hello()
+            answer, farewell = engine.ask_and_read(2)
+            assert isinstance(answer, Acknowledged)
+            assert isinstance(farewell, Disconnected)
+            assert engine.socket.recv(1) == b""
         end = time.monotonic() + BOUND
         while server.call(lambda: server.server.connection_count):
             assert time.monotonic() < end

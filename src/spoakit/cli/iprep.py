@@ -1,56 +1,93 @@
-"""spoa-iprep: the options of the C program, -a and -V."""
+"""spoa-iprep: the options of the C program and more, and commands for a running one."""
 
-import argparse
 import sys
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from ipaddress import ip_address
+from typing import Any
 
-from spoakit.apps.iprep import iprep
-from spoakit.cli.options import Parser, open_standard_streams, version
+from spoakit.agent import Agent
+from spoakit.apps.iprep.agent import create_agent
+from spoakit.apps.iprep.config import read_config
+from spoakit.apps.iprep.random_score import random_agent
+from spoakit.apps.iprep.service import editions_folder, live_settings
+from spoakit.apps.iprep.settings import ReputationSettings
+from spoakit.cli.common_options import server_settings
+from spoakit.cli.iprep_commands import COMMANDS, run_command
+from spoakit.cli.iprep_options import iprep_parser
+from spoakit.cli.options import open_standard_streams
 from spoakit.exceptions import ConfigurationError
 from spoakit.logs import configure_logging
-from spoakit.server import Listen, ServerSettings, run
-
-_HELP: Final = """\
-Usage: spoa-iprep [-h] [-V] [-d] [-a <address>] [-p <port>] [-n <num-workers>]
-    -h                  Print this message
-    -V                  Print the version
-    -d                  Enable the debug mode: log each frame
-    -a <address>        Specify the address to listen on (default: 0.0.0.0)
-    -p <port>           Specify the port to listen on (default: 12345)
-    -n <num-workers>    Specify the number of workers (default: 5)
-
-Note: A worker is a process.
-"""
-
-
-class _Parser(Parser):
-    def format_help(self) -> str:
-        return _HELP
+from spoakit.server import Hooks, ServerSettings, run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run spoa-iprep; return its exit code, 64 for a wrong command line."""
+    """Run spoa-iprep or one of its commands; return the exit code, 64 for a wrong command line."""
     open_standard_streams()
-    parser = _Parser("spoa-iprep", allow_abbrev=False)
-    shown = f"spoa-iprep v{version()}"
-    parser.add_argument("-V", "--version", action="version", version=shown)
-    parser.add_argument("-d", dest="debug", action="store_true")
-    parser.add_argument("-a", dest="address", default="0.0.0.0")
-    parser.add_argument("-p", dest="port", type=int, default=12345)
-    parser.add_argument("-n", dest="workers", type=int, default=5)
-    options = parser.parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] in COMMANDS:
+        return run_command(arguments)
+    parser = iprep_parser()
+    given = parser.read(arguments)
+    if given is None:
+        return 0
+    with ExitStack() as stack:
+        try:
+            settings = _server_settings(given)
+            agent, hooks = _agent(given, settings, stack)
+            configure_logging(given["debug"])
+            return run([agent], settings, hooks)
+        except ConfigurationError as error:
+            parser.error(str(error))
+
+
+def _agent(
+    given: Mapping[str, Any], settings: ServerSettings, stack: ExitStack
+) -> tuple[Agent, Hooks]:
+    """Return the agent that is asked for, and what it does on signals."""
+    delay = given["processing_delay"] or 0.0
+    path = given["config"]
+    if path is None:
+        if given["control"] is not None:
+            raise ConfigurationError("--control: there is nothing to control without --config")
+        return random_agent(delay), Hooks()
+    if given["random"]:
+        raise ConfigurationError(f"--random: with --config, {path!r} is where scores come from")
+    live = live_settings(partial(_read, path, given["control"], settings))
+    folder = stack.enter_context(editions_folder())
+    return create_agent(live, folder, delay), Hooks(reload=live.reload)
+
+
+def _read(path: str, control: str | None, server: ServerSettings) -> ReputationSettings:
+    """Read the configuration file, which has to go together with the options."""
+    settings = read_config(path)
+    listen = server.listen
+    if settings.bans.message and listen.unix is None and not _is_loopback(listen.address):
+        raise ConfigurationError(
+            f"{path}: bans.message: whoever reaches {listen.address} could ban; listen on a Unix "
+            "socket (--unix) or on a loopback address (-a 127.0.0.1)"
+        )
+    if control is None:
+        return settings
+    return replace(settings, control=replace(settings.control, path=control))
+
+
+def _is_loopback(address: str) -> bool:
     try:
-        settings = _settings(options)
-    except ConfigurationError as error:
-        parser.error(str(error))
-    configure_logging(options.debug)
-    return run([iprep], settings)
+        return ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
 
 
-def _settings(options: argparse.Namespace) -> ServerSettings:
-    listen = Listen(address=options.address, port=options.port)
-    return ServerSettings(listen=listen, workers=options.workers)
+def _server_settings(given: Mapping[str, Any]) -> ServerSettings:
+    settings = server_settings(given)
+    return replace(
+        settings,
+        limits=replace(settings.limits, frames=given["frames"] or 0),
+        loop=given["event_backend"],
+    )
 
 
 if __name__ == "__main__":

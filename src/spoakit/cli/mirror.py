@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 from spoakit.apps.mirror.agent import create_agent, live_settings
 from spoakit.apps.mirror.config import read_config
@@ -18,29 +18,23 @@ from spoakit.apps.mirror.settings import (
     TlsSettings,
 )
 from spoakit.apps.mirror.url import TargetURL
-from spoakit.cli.mirror_options import OF_TARGETS, MirrorParser, help_text
-from spoakit.cli.options import open_standard_streams, read_tls, version
+from spoakit.cli.common_options import server_settings
+from spoakit.cli.mirror_options import OF_TARGETS, mirror_parser
+from spoakit.cli.options import open_standard_streams
 from spoakit.exceptions import ConfigurationError
 from spoakit.logs import configure_logging
-from spoakit.server import Drain, Hooks, Limits, Listen, ServerSettings, run
+from spoakit.server import Hooks, ServerSettings, run
 
 logger = logging.getLogger("spoakit.mirror")
-
-_DEFAULTS: Final = ServerSettings()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run spoa-mirror; return its exit code, 64 for a wrong command line."""
     open_standard_streams()
-    parser = MirrorParser()
-    options = parser.parse_args(arguments)
-    if options.help:
-        print(help_text())
+    parser = mirror_parser()
+    given = parser.read(arguments)
+    if given is None:
         return 0
-    if options.version:
-        print(f"\nspoa-mirror v{version()}\n")
-        return 0
-    given = parser.read(options)
     try:
         live = live_settings(_settings_reader(given))
         settings = _server_settings(given, live.current)
@@ -57,8 +51,6 @@ def _settings_reader(given: Mapping[str, Any]) -> "partial[MirrorSettings]":
     """Return what reads the mirror's settings, from the options or again and again from a file."""
     path = given["config"]
     if path is None:
-        if given["watch"]:
-            raise ConfigurationError("--watch: there is nothing to watch without --config")
         return partial(_with_options, MirrorSettings(_targets(given)), given)
     for option in OF_TARGETS:
         if given[option.name] not in (None, False, []):
@@ -125,40 +117,13 @@ def _made(kind: Any, **fields: Any) -> Any:
 
 
 def _server_settings(given: Mapping[str, Any], mirror: MirrorSettings) -> ServerSettings:
-    frame_size = given["max_frame_size"] or 0
-    drain = _DEFAULTS.drain.timeout if given["drain"] is None else given["drain"]
-    return ServerSettings(
-        listen=Listen(
-            given["address"],
-            given["port"],
-            unix=given["unix"],
-            backlog=given["connection_backlog"],
-            allow=tuple(given["allow"]),
-            tls=read_tls(given["tls_cert"], given["tls_key"], given["tls_ca"]),
-        ),
-        limits=Limits(
-            frame_size=frame_size,
-            frame_size_cap=max(frame_size, _DEFAULTS.limits.frame_size_cap),
-        ),
-        drain=Drain(
-            drain, given["drain_checks"], resources=mirror.drain if mirror.targets else 0.0
-        ),
-        workers=given["num_workers"],
-        capabilities=_capabilities(given["capability"]),
-        runtime=given["runtime"] or None,
-        pidfile=given["pidfile"],
-        daemonize=given["daemonize"],
-        logfile=given["logfile"],
-        monitor=given["monitor_interval"],
-        watch=given["config"] if given["watch"] else None,
+    settings = server_settings(given)
+    queues = mirror.drain if mirror.targets else 0.0
+    return replace(
+        settings,
+        drain=replace(settings.drain, resources=queues),
         loop=given["libev_backend"],
     )
-
-
-def _capabilities(switches: Sequence[tuple[str, bool]]) -> tuple[str, ...]:
-    """Return what is to be announced; of several switches for one, the last counts."""
-    wanted = dict.fromkeys(_DEFAULTS.capabilities, True) | dict(switches)
-    return tuple(name for name, is_on in wanted.items() if is_on)
 
 
 if __name__ == "__main__":

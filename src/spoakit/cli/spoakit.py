@@ -83,6 +83,7 @@ def _settings(options: argparse.Namespace) -> ServerSettings:
         frame_size_cap=options.frame_size_cap,
         reassembled_size=options.max_reassembled,
         hello_timeout=options.hello_timeout,
+        frames=options.max_frames,
     )
     return ServerSettings(
         listen=listen,
@@ -196,6 +197,13 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         default=limits.hello_timeout,
         metavar="SECONDS",
         help="for a connection's HELLO",
+    )
+    add(
+        "--max-frames",
+        type=int,
+        default=limits.frames,
+        metavar="N",
+        help="of a connection, which is closed then; 0 for any number",
     )
 
 

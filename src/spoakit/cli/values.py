@@ -1,4 +1,4 @@
-"""What the values of spoa-mirror's options may be: each function reads the text of one kind."""
+"""What the values of options may be: each function reads the text of one kind."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -17,23 +17,26 @@ _MAX_PORT: Final = 65535
 _LEAST_PERCENT: Final = 0.001
 
 
-def time(low: float, high: float) -> Callable[[str], float]:
+class NotAllowedError(ConfigurationError):
+    """A value that an option cannot have; the text says what is allowed.
+
+    The value and the option's name are for whoever knows the option to add.
+    """
+
+
+def time(low: float, high: float, unit: str = "ms") -> Callable[[str], float]:
     """Return what reads a time of `low` to `high` seconds such as "500", "500ms" or "7d".
 
-    A number has the unit us, ms, s, m, h or d, and ms without one.
+    A number has the unit us, ms, s, m, h or d, or without one that which is given here.
     """
 
     def read(text: str) -> float:
         match = _TIME.fullmatch(text)
         if match is None:
-            raise ConfigurationError(
-                f"invalid time format: {text!r} is no number with us, ms, s, m, h or d"
-            )
-        seconds = float(match[1]) * TIMES[match[2] or "ms"]
+            raise NotAllowedError(f"allowed: a number with {', '.join(TIMES)} or none of these")
+        seconds = float(match[1]) * TIMES[match[2] or unit]
         if not low <= seconds <= high:
-            raise ConfigurationError(
-                f"wrong amount of time (allowed range [{_show(low)}, {_show(high)}]): {text!r}"
-            )
+            raise NotAllowedError(f"allowed range [{_show(low)}, {_show(high)}]")
         return seconds
 
     return read
@@ -48,7 +51,7 @@ def number(low: int, high: int) -> Callable[[str], int]:
 
     def read(text: str) -> int:
         if not re.fullmatch("-?[0-9]{1,10}", text) or not low <= int(text) <= high:
-            raise ConfigurationError(f"invalid value {text!r} (allowed range [{low}, {high}])")
+            raise NotAllowedError(f"allowed range [{low}, {high}]")
         return int(text)
 
     return read
@@ -62,9 +65,7 @@ def percent(text: str) -> float:
     match = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]+)?)%?", text)
     share = float(match[1]) if match else -1.0
     if share and not _LEAST_PERCENT <= share <= 100:
-        raise ConfigurationError(
-            f"invalid percentage {text!r} (allowed: 0 and the range [{_LEAST_PERCENT}, 100])"
-        )
+        raise NotAllowedError(f"allowed: 0 and the range [{_LEAST_PERCENT}, 100]")
     return share
 
 
@@ -73,7 +74,7 @@ def choice(names: Sequence[str]) -> Callable[[str], str]:
 
     def read(text: str) -> str:
         if text.lower() not in names:
-            raise ConfigurationError(f"unsupported value {text!r} (allowed: {', '.join(names)})")
+            raise NotAllowedError(f"allowed: {', '.join(names)}")
         return text.lower()
 
     return read
@@ -98,8 +99,8 @@ def ports(text: str) -> tuple[int, int] | None:
         first, last = parse_ports(text)
         check_ports("local-ports", first, last)
     except ConfigurationError:
-        raise ConfigurationError(
-            f"invalid port range: {text!r} is no port or range FIRST-LAST within [1, {_MAX_PORT}]"
+        raise NotAllowedError(
+            f"allowed: 0, a port, or a range FIRST-LAST within [1, {_MAX_PORT}]"
         ) from None
     return first, last
 

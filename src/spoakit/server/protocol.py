@@ -70,6 +70,9 @@ class SpopProtocol(Inlet, asyncio.Protocol):
         self._frame_size_cap = hub.limits.frame_size_cap
         self._in_flight = hub.limits.in_flight
         self._debug = hub.debug
+        self._frames_left = hub.limits.frames or None
+        # Frames are logged or counted one by one.
+        self._is_watched = hub.debug or hub.limits.frames > 0
         self._connection = AgentConnection(hub.agent_settings)
         self.outgoing = self._connection.outgoing
         self.max_frame_size = self._connection.max_frame_size
@@ -105,10 +108,15 @@ class SpopProtocol(Inlet, asyncio.Protocol):
         if rest is None:
             connection.receive_data(data)
             rest = connection.events_received()
+            if self._frames_left is not None:
+                frames = sum(type(event) is Notify for event in rest)
+                self._frames_left = max(0, self._frames_left - frames)
         if self._backlog:
             self._backlog.extend(rest)
         elif rest:
             self._handle(rest)
+        if self._frames_left == 0 and self._farewell is None:
+            self._end_service()
         if self.outgoing and not self._transport.is_closing():
             self._transport.write(connection.data_to_send())
         if len(data) >= _TURN and not self._transport.is_closing():
@@ -117,8 +125,8 @@ class SpopProtocol(Inlet, asyncio.Protocol):
         self.is_clear = self._is_between_frames()
 
     def _is_between_frames(self) -> bool:
-        """Return whether the next read may begin with a frame, and needs not wait or be logged."""
-        hindered = self._frames or self._backlog or self._write_paused or self._debug
+        """Return whether the next read may begin with a frame, and needs not wait or be watched."""
+        hindered = self._frames or self._backlog or self._write_paused or self._is_watched
         return self._connection.is_between_frames and not hindered
 
     def eof_received(self) -> bool:
@@ -276,7 +284,9 @@ class SpopProtocol(Inlet, asyncio.Protocol):
             self._close()
         if self.outgoing:
             self._write_outgoing()
-        if not self._backlog and not self._write_paused and not self._transport.is_closing():
+        ends_service = self._frames_left == 0 and self._lingering is None
+        must_wait = self._backlog or self._write_paused or ends_service
+        if not must_wait and not self._transport.is_closing():
             self._transport.resume_reading()
         owes_nothing = not self._frames and not self._backlog
         if self._connection.is_closing and owes_nothing and self._lingering is None:
@@ -288,6 +298,17 @@ class SpopProtocol(Inlet, asyncio.Protocol):
             self._transport.write(data)
 
     # --- the end -----------------------------------------------------------------------
+
+    def _end_service(self) -> None:
+        """Leave, because the connection has had as many frames as it may.
+
+        All whole frames of the last read are answered, those over the limit too: to the engine a
+        frame without an ACK is an error. None is read after them, or frames that take long might
+        follow each other without end.
+        """
+        self._transport.pause_reading()
+        frames = self._hub.limits.frames
+        self._say_farewell(StatusCode.NORMAL, f"the connection has had its {frames} frames")
 
     def _fail(self, error: ProtocolError) -> None:
         self._hub.failed(self.peer, error)

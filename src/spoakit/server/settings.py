@@ -24,6 +24,7 @@ MAX_REASSEMBLED_SIZE: Final = 1024 * 1024 * 1024
 MAX_WORKERS: Final = 1024
 MAX_CONNECTIONS: Final = 1_000_000
 MAX_IN_FLIGHT: Final = 1_000_000
+MAX_FRAMES: Final = 1_000_000_000
 _DAY: Final = 86400.0
 # sun_path holds 108 bytes on Linux and 104 on macOS, the final NUL included.
 _MAX_UNIX_PATH: Final = 103
@@ -123,6 +124,9 @@ class Limits:
         reassembled_size: a NOTIFY put together from fragments, 256 bytes to 1 GiB.
         hello_timeout: time a new connection has to complete its HELLO, and TLS before it, up to a
             day.
+        frames: NOTIFYs that a connection may send before the agent answers them, disconnects with
+            status 0 and closes, 1 to 1,000,000,000; 0 for any number. What the engine has sent by
+            then and the agent has not read gets no answer; without pipelining that is nothing.
     """
 
     connections: int = 4096
@@ -131,6 +135,7 @@ class Limits:
     frame_size_cap: int = 1024 * 1024
     reassembled_size: int = 4 * 1024 * 1024
     hello_timeout: float = 10.0
+    frames: int = 0
 
     def __post_init__(self) -> None:
         _check("max connections", self.connections, 1, MAX_CONNECTIONS)
@@ -140,6 +145,7 @@ class Limits:
             _check("max frame size", self.frame_size, MIN_FRAME_SIZE, self.frame_size_cap)
         _check("max reassembled size", self.reassembled_size, MIN_FRAME_SIZE, MAX_REASSEMBLED_SIZE)
         _check("hello timeout", self.hello_timeout, 0.001, _DAY)
+        _check("max frames", self.frames, 0, MAX_FRAMES)
 
 
 @dataclass(frozen=True, slots=True)

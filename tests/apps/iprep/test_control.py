@@ -138,3 +138,19 @@ def test_callers_that_say_nothing_do_not_hold_up_the_end(path: str) -> None:
 def test_where_nobody_answers_that_is_said(path: str) -> None:
     with pytest.raises(ControlError, match="is it running"):
         ask(path, {})
+
+
+@pytest.mark.parametrize("answer", [b"", b'{"bans": ['])
+def test_an_answer_that_is_cut_off_is_none(path: str, answer: bytes) -> None:
+    async def break_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(answer)
+        writer.close()
+        await writer.wait_closed()
+
+    async def scenario() -> None:
+        async with await asyncio.start_unix_server(break_off, path):
+            with pytest.raises(ControlError, match="closed the connection without an answer"):
+                await asked(path, {})
+
+    asyncio.run(scenario())

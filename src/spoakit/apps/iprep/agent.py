@@ -1,5 +1,6 @@
 """The agent: scores addresses by what an edition, DNSBLs and bans have of them."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from ipaddress import ip_network
@@ -10,6 +11,7 @@ from spoakit.agent.agent import Agent
 from spoakit.agent.handlers import Actions
 from spoakit.agent.parameters import Fetch, IPAddress
 from spoakit.agent.variables import Variable
+from spoakit.apps.delay import DEADLINE
 from spoakit.apps.iprep.addresses import unmapped
 from spoakit.apps.iprep.bans import BanError
 from spoakit.apps.iprep.commands import timed_ban
@@ -34,8 +36,6 @@ _TYPES: Final[dict[Answer, Any]] = {
     "ip_country": DataType.STRING,
     "ip_category": DataType.STRING,
 }
-# Beyond the deadlines of the DNSBLs.
-_PATIENCE: Final = 1.0
 
 
 class Answers:
@@ -69,7 +69,7 @@ def create_agent(live: LiveSettings[ReputationSettings], folder: Path, delay: fl
     Args:
         live: the settings.
         folder: for editions, of all workers together.
-        delay: seconds that each check waits without holding up others.
+        delay: how long each check waits, in seconds, without holding up others.
     """
     settings = live.current
     agent = Agent("iprep")
@@ -82,33 +82,37 @@ def create_agent(live: LiveSettings[ReputationSettings], folder: Path, delay: fl
 
     argument = settings.forwarded.argument
     check, ask = (
-        _handlers(answers) if argument is None else _handlers_behind_proxies(answers, argument)
+        _handlers(answers, delay)
+        if argument is None
+        else _handlers_behind_proxies(answers, delay, argument)
     )
-    if settings.asks:
-        timeout = _patience(settings)
-        agent.message("check-client-ip", event="on-client-session", timeout=timeout)(ask)
+    name = "check-client-ip"
+    if settings.asks or delay:
+        timeout = delay + settings.patience + DEADLINE
+        agent.message(name, event="on-client-session", timeout=timeout)(ask)
     else:
-        agent.message("check-client-ip", event="on-client-session")(check)
+        agent.message(name, event="on-client-session")(check)
     if settings.bans.message:
         _add_ban_message(agent, settings.bans)
     return agent
 
 
-def _handlers(answers: Answers) -> tuple[Check, Ask]:
-    """Return what answers without asking anybody, and what asks."""
+def _handlers(answers: Answers, delay: float) -> tuple[Check, Ask]:
+    """Return what answers at once, and what may wait: for DNSBLs, and as long as it is told."""
 
     def check(src: IPAddress, /, reputation: Reputation) -> Actions:
         finding = reputation.find(src)
         return finding.answer or answers.of(finding)
 
     async def ask(src: IPAddress, /, reputation: Reputation) -> Actions:
+        await asyncio.sleep(delay)
         finding = await reputation.ask(src)
         return finding.answer or answers.of(finding)
 
     return check, ask
 
 
-def _handlers_behind_proxies(answers: Answers, argument: str) -> tuple[Check, Ask]:
+def _handlers_behind_proxies(answers: Answers, delay: float, argument: str) -> tuple[Check, Ask]:
     """Return the same where an argument may name who is behind a proxy."""
 
     def check(src: IPAddress, /, reputation: Reputation, *, forwarded: str = "") -> Actions:
@@ -116,6 +120,7 @@ def _handlers_behind_proxies(answers: Answers, argument: str) -> tuple[Check, As
         return finding.answer or answers.of(finding)
 
     async def ask(src: IPAddress, /, reputation: Reputation, *, forwarded: str = "") -> Actions:
+        await asyncio.sleep(delay)
         finding = await reputation.ask(reputation.client_of(src, forwarded))
         return finding.answer or answers.of(finding)
 
@@ -123,11 +128,6 @@ def _handlers_behind_proxies(answers: Answers, argument: str) -> tuple[Check, As
     fetch = Fetch("req.fhdr(x-forwarded-for)", name=argument)
     check.__annotations__["forwarded"] = ask.__annotations__["forwarded"] = Annotated[str, fetch]
     return check, ask
-
-
-def _patience(settings: ReputationSettings) -> float:
-    deadlines = [source.dnsbl.deadline for source in settings.sources if source.dnsbl is not None]
-    return max(deadlines) + _PATIENCE
 
 
 def _add_ban_message(agent: Agent, settings: BanSettings) -> None:

@@ -158,7 +158,7 @@ def ask(path: str, request: Request, timeout: float = _PATIENCE) -> Answer:
                 f"no spoa-iprep answers at {path!r}: {reason}; is it running, with this control "
                 "socket, and may you use it?"
             ) from None
-    if not line:
+    if not line.endswith(b"\n"):
         raise ControlError(f"spoa-iprep at {path!r} closed the connection without an answer")
     answer: Answer = json.loads(line)
     if "error" in answer:

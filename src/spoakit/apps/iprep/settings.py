@@ -49,6 +49,7 @@ _MAX_NUMBER: Final = 1e12
 _MAX_CACHE: Final = 10_000_000
 # RFC 1035, 2.3.4, less the longest reversed address (that of IPv6) and its dot.
 _MAX_ZONE: Final = 253 - 64
+_NO_ARGUMENT: Final = re.compile(r"[\s=#\"'\\]")
 _ZONE: Final = re.compile(r"(?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.)*[A-Za-z0-9-]+")
 
 
@@ -256,6 +257,10 @@ class ForwardedSettings:
     def __post_init__(self) -> None:
         if self.argument is not None:
             check_text("forwarded.argument", self.argument)
+            if _NO_ARGUMENT.search(self.argument):
+                raise ConfigurationError(
+                    f"forwarded.argument: {self.argument!r} has a space or one of = # \" ' \\"
+                )
             if not self.trusted:
                 raise ConfigurationError(
                     "forwarded.trusted: it is empty, so that nobody would be believed"
@@ -321,6 +326,14 @@ class ReputationSettings:
     bans: BanSettings = field(default_factory=BanSettings)
     control: ControlSettings = field(default_factory=ControlSettings)
     cache: str | None = None
+
+    @property
+    def patience(self) -> float:
+        """The longest time that a DNSBL is waited for, in seconds; 0 without any."""
+        return max(
+            (source.dnsbl.deadline for source in self.sources if source.dnsbl is not None),
+            default=0.0,
+        )
 
     @property
     def asks(self) -> bool:

@@ -1,15 +1,15 @@
 """The agent: one message, observed, and two of the C program's for debugging."""
 
 import asyncio
-import functools
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from random import randrange
-from typing import Final, ParamSpec
+from typing import Final
 
 from spoakit.agent.agent import Agent
 from spoakit.agent.headers import Headers
 from spoakit.agent.parameters import IPAddress
+from spoakit.apps.delay import DEADLINE, delayed
 from spoakit.apps.live import LiveSettings
 from spoakit.apps.mirror._access_log_cy import AccessLog
 from spoakit.apps.mirror._request_cy import Original
@@ -26,13 +26,9 @@ from spoakit.spop.messages import MAX_ARGUMENTS, Message
 
 logger = logging.getLogger("spoakit.mirror")
 
-# Beyond the processing delay: when a message counts as late.
-_DEADLINE: Final = 1.0
 _SCORES: Final = 101
 # What the server is bound by, or what began with it.
 _FOR_GOOD: Final = ("drain", "log", "processing_delay")
-
-P = ParamSpec("P")
 
 
 class Mirror:
@@ -178,22 +174,11 @@ def create_agent(settings: MirrorSettings | LiveSettings[MirrorSettings]) -> Age
 
     delay = live.current.processing_delay
     if delay:
-        agent.message("mirror", timeout=delay + _DEADLINE)(_delayed(copy, delay))
+        agent.message("mirror", timeout=delay + DEADLINE)(delayed(copy, delay))
     else:
         agent.observe("mirror")(copy)
     _add_debugging_messages(agent)
     return agent
-
-
-def _delayed(copy: Callable[P, None], delay: float) -> Callable[P, Coroutine[None, None, None]]:
-    """Return what does the same `delay` seconds later; the ACK waits, other frames do not."""
-
-    @functools.wraps(copy)
-    async def copy_later(*args: P.args, **kwargs: P.kwargs) -> None:
-        await asyncio.sleep(delay)
-        copy(*args, **kwargs)
-
-    return copy_later
 
 
 def _add_debugging_messages(agent: Agent) -> None:

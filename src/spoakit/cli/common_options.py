@@ -1,0 +1,193 @@
+"""The options that spoa-mirror and spoa-iprep have in common, and what they say of the server."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from spoakit.cli import values
+from spoakit.cli.option_table import Group, Option
+from spoakit.cli.options import read_tls
+from spoakit.cli.values import NotAllowedError
+from spoakit.exceptions import ConfigurationError
+from spoakit.server import Drain, Limits, Listen, ServerSettings
+from spoakit.server.settings import CAPABILITIES, LOOPS, MAX_FRAME_SIZE_CAP, parse_network
+
+MAX_WORKERS: Final = 1000
+_DAY: Final = 86400.0
+_MAX_RUNTIME: Final = 7 * _DAY
+_OFF: Final = ("no-", "!")
+_DEFAULTS: Final = ServerSettings()
+
+
+def capability(text: str) -> tuple[str, bool]:
+    """Read the name of a capability, and whether it is to be announced or switched off."""
+    name = text.lower()
+    prefix = next((prefix for prefix in _OFF if name.startswith(prefix)), "")
+    name = name.removeprefix(prefix)
+    if name not in CAPABILITIES:
+        raise NotAllowedError(f"allowed: {', '.join(CAPABILITIES)}, and no- before any of them")
+    return name, not prefix
+
+
+ADDRESS: Final = Option(
+    "-a, --address",
+    "NAME",
+    'Specify the address to listen on (default: "0.0.0.0").',
+    default="0.0.0.0",
+)
+EVENT_BACKEND: Final = Option(
+    "-B, --event-backend",
+    "TYPE",
+    "Specify the event loop (default: AUTO).",
+    values.choice(LOOPS),
+    "auto",
+)
+BACKLOG: Final = Option(
+    "-b, --connection-backlog",
+    "VALUE",
+    "Specify the connection backlog size (default: 1024).",
+    values.number(1, 65535),
+    "1024",
+)
+CAPABILITY: Final = Option(
+    "-c, --capability",
+    "NAME",
+    "Enable the specified capability, or disable it: no-NAME.",
+    capability,
+    repeated=True,
+)
+DAEMONIZE: Final = Option("-D, --daemonize", "", "Run this program as a daemon.")
+PIDFILE: Final = Option("-F, --pidfile", "FILE", "Specifies a file to write the process-id to.")
+HELP: Final = Option("-h, --help", "", "Show this text.")
+MONITOR_INTERVAL: Final = Option(
+    "-i, --monitor-interval",
+    "TIME",
+    "Log each worker's counters at this interval (default: never).",
+    values.time(1, 3600),
+)
+LOGFILE: Final = Option(
+    "-l, --logfile",
+    "[MODE:]FILE",
+    "Log all messages to logfile (default: stdout/stderr).",
+    values.logfile,
+)
+MAX_FRAME_SIZE: Final = Option(
+    "-m, --max-frame-size",
+    "VALUE",
+    "Specify the maximum frame size (default: that of HAProxy).",
+    values.number(512, MAX_FRAME_SIZE_CAP),
+)
+NUM_WORKERS: Final = Option(
+    "-n, --num-workers",
+    "VALUE",
+    "Specify the number of workers (default: 5).",
+    values.number(1, MAX_WORKERS),
+    "5",
+)
+PORT: Final = Option(
+    "-p, --port",
+    "VALUE",
+    "Specify the port to listen on (default: 12345).",
+    values.port,
+    "12345",
+)
+RUNTIME: Final = Option(
+    "-r, --runtime",
+    "TIME",
+    "Run this program for the specified time (0 = unlimited).",
+    values.time(0, _MAX_RUNTIME),
+)
+PROCESSING_DELAY: Final = Option(
+    "-t, --processing-delay",
+    "TIME",
+    "Set a delay to process a message (default: 0).",
+    values.time(0, 1),
+)
+VERSION: Final = Option("-V, --version", "", "Show program version.")
+
+WATCH: Final = Option("--watch", "", "Reload the file when it changes, as on SIGHUP.")
+LISTENING: Final[Group] = (
+    "Listening:",
+    (
+        Option("--unix", "PATH", "Listen on this Unix socket instead."),
+        Option(
+            "--allow",
+            "CIDR",
+            "Only this network may connect; repeat it for more.",
+            parse_network,
+            repeated=True,
+        ),
+        Option("--tls-cert", "FILE", "Take TLS connections only, with this certificate."),
+        Option("--tls-key", "FILE", "Its key, if it is not in the same file."),
+        Option("--tls-ca", "FILE", "Ask for certificates that come from these authorities."),
+    ),
+)
+DRAIN: Final = Option(
+    "--drain", "TIME", "Time for connections to end (default: 10s).", values.time(0, _DAY)
+)
+DRAIN_CHECKS: Final = Option(
+    "--drain-checks",
+    "TIME",
+    "Before that, refuse health checks and serve on (default: 0).",
+    values.time(0, _DAY),
+    "0",
+)
+
+CAPABILITY_NOTE: Final = f"""\
+Supported capabilities: {", ".join(CAPABILITIES)}.  The first two are
+enabled unless they are switched off, as with -c no-pipelining.
+"""
+LOGFILE_NOTE: Final = """\
+Allowed logging file opening modes: a, w.  The 'a' mode allows opening or
+creating file for writing at end-of-file.  The 'w' mode allows truncating the
+file to zero length or creating a new file.  The default is 'a'."""
+TIME_NOTE: Final = """\
+The time delay/interval is specified in milliseconds by default, but can be
+in any other unit if the number is suffixed by a unit (us, ms, s, m, h, d).
+"""
+SIGNAL_NOTE: Final = """\
+Signals: TERM and INT stop, HUP reloads the configuration, USR1
+reopens the logfile, USR2 logs all counters.
+
+SPDX-License-Identifier: Apache-2.0
+"""
+
+
+def server_settings(given: Mapping[str, Any]) -> ServerSettings:
+    """Return what the values of these options say, by their names, of the server.
+
+    Raises:
+        ConfigurationError: they do not go together.
+    """
+    if given["watch"] and given["config"] is None:
+        raise ConfigurationError("--watch: there is nothing to watch without --config")
+    frame_size = given["max_frame_size"] or 0
+    drain = _DEFAULTS.drain.timeout if given["drain"] is None else given["drain"]
+    return ServerSettings(
+        listen=Listen(
+            given["address"],
+            given["port"],
+            unix=given["unix"],
+            backlog=given["connection_backlog"],
+            allow=tuple(given["allow"]),
+            tls=read_tls(given["tls_cert"], given["tls_key"], given["tls_ca"]),
+        ),
+        limits=Limits(
+            frame_size=frame_size,
+            frame_size_cap=max(frame_size, _DEFAULTS.limits.frame_size_cap),
+        ),
+        drain=Drain(drain, given["drain_checks"]),
+        workers=given["num_workers"],
+        capabilities=_capabilities(given["capability"]),
+        runtime=given["runtime"] or None,
+        pidfile=given["pidfile"],
+        daemonize=given["daemonize"],
+        logfile=given["logfile"],
+        monitor=given["monitor_interval"],
+        watch=given["config"] if given["watch"] else None,
+    )
+
+
+def _capabilities(switches: Sequence[tuple[str, bool]]) -> tuple[str, ...]:
+    """Return what is to be announced; of several switches for one, the last counts."""
+    wanted = dict.fromkeys(_DEFAULTS.capabilities, True) | dict(switches)
+    return tuple(name for name, is_on in wanted.items() if is_on)

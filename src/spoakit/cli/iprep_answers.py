@@ -1,0 +1,235 @@
+"""The answers of a running spoa-iprep to its commands, as texts for people.
+
+Texts in them are partly those of lists and databases, which come from others: what could steer a
+terminal is not shown.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Final, TypeVar
+
+import msgspec
+
+from spoakit.apps.iprep.control import Answer, ControlError
+
+_RULES: Final = {
+    "ban": "it is banned",
+    "allow": "it is allowed, whatever else is known",
+    "private": "it is not of the public Internet, so that sources do not count",
+    "lowest": "the lowest of the sources that have it",
+    "weighted": "what the sources that have it say, by their weights",
+    "unknown": "no source has it",
+}
+_UNITS: Final = (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1))
+_SIZES: Final = ("B", "KiB", "MiB", "GiB")
+_MAX_TEXT: Final = 200
+
+T = TypeVar("T")
+
+
+class _Ban(msgspec.Struct, frozen=True):
+    address: str
+    score: int
+    until: float
+    reason: str = ""
+
+    def time_left(self, now: float) -> str:
+        return duration(max(0.0, self.until - now))
+
+
+class _Unban(msgspec.Struct, frozen=True):
+    address: str
+
+
+class _Bans(msgspec.Struct, frozen=True):
+    bans: tuple[_Ban, ...]
+
+
+class _Table(msgspec.Struct, frozen=True):
+    built: float
+    entries: int
+    size: int | None = None
+    generation: int | None = None
+
+    def show(self, now: float) -> str:
+        shown = f"table: {self.entries:,} entries"
+        if self.size is not None:
+            shown += f", {_size(self.size)}"
+        shown += f", built {duration(now - self.built)} ago"
+        if self.generation is not None:
+            shown += f", generation {self.generation}"
+        return shown
+
+
+class _Say(msgspec.Struct, frozen=True):
+    source: str
+    state: str
+    score: int | None = None
+    category: str = ""
+
+
+class _Lookup(msgspec.Struct, frozen=True):
+    address: str
+    score: int
+    rule: str
+    says: tuple[_Say, ...]
+    table: _Table
+    source: str = ""
+    category: str = ""
+    asn: int | None = None
+    country: str = ""
+    ban: _Ban | None = None
+
+
+class _Source(msgspec.Struct, frozen=True):
+    name: str
+    type: str
+    place: str
+    state: str
+    entries: int | None = None
+    age: float | None = None
+    failed_lines: int = 0
+    line_errors: tuple[str, ...] = ()
+    error: str = ""
+    asked: int | None = None
+    failures: int | None = None
+
+
+class _Sources(msgspec.Struct, frozen=True):
+    sources: tuple[_Source, ...]
+    table: _Table
+
+
+def show_ban(answer: Answer, now: float) -> str:
+    """Show the ban that was made.
+
+    Raises:
+        ControlError: (as all functions here) the answer has another form.
+    """
+    ban = _read(answer, _Ban)
+    until = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(ban.until))
+    return f"{_clean(ban.address)} has a score of {ban.score} until {until}"
+
+
+def show_unban(answer: Answer, now: float) -> str:
+    """Show whose ban was ended."""
+    return f"{_clean(_read(answer, _Unban).address)} is banned no more"
+
+
+def show_bans(answer: Answer, now: float) -> str:
+    """Show all bans with the time that is left of each."""
+    bans = _read(answer, _Bans).bans
+    if not bans:
+        return "there are no bans"
+    rows = [(ban.address, str(ban.score), ban.time_left(now), ban.reason) for ban in bans]
+    return columns(("ADDRESS", "SCORE", "LEFT", "REASON"), rows, right=(1, 2))
+
+
+def show_lookup(answer: Answer, now: float) -> str:
+    """Show the score of an address, what decided, and what each source says."""
+    found = _read(answer, _Lookup)
+    rule = _RULES.get(found.rule, found.rule)
+    lines = [
+        f"{_clean(found.address)} has a score of {found.score}: {_clean(rule)}",
+        *_facts(found, now),
+        "",
+    ]
+    if found.says:
+        rows = [(say.source, say.state, _number(say.score), say.category) for say in found.says]
+        lines += [columns(("SOURCE", "SAYS", "SCORE", "CATEGORY"), rows, right=(2,)), ""]
+    return "\n".join((*lines, found.table.show(now)))
+
+
+def _facts(found: _Lookup, now: float) -> Iterable[str]:
+    if found.ban is not None:
+        ban = found.ban
+        reason = f": {_clean(ban.reason)}" if ban.reason else ""
+        yield f"banned as {_clean(ban.address)} for another {ban.time_left(now)}{reason}"
+    named = (
+        ("source", found.source),
+        ("category", found.category),
+        ("autonomous system", "" if found.asn is None else str(found.asn)),
+        ("country", found.country),
+    )
+    for name, value in named:
+        if value:
+            yield f"{name}: {_clean(value)}"
+
+
+def show_sources(answer: Answer, now: float) -> str:
+    """Show the sources in a table, and below it the lines that could not be read."""
+    found = _read(answer, _Sources)
+    header = ["NAME", "TYPE", "STATE", "ENTRIES", "AGE", "ASKED", "FAILED", "PLACE", "ERROR"]
+    rows = [
+        (
+            each.name,
+            each.type,
+            each.state,
+            _number(each.entries),
+            "-" if each.age is None else duration(each.age),
+            _number(each.asked),
+            _number(each.failures),
+            each.place,
+            each.error or "-",
+        )
+        for each in found.sources
+    ]
+    lines = [columns(header, rows, right=(3, 4, 5, 6)), ""]
+    for each in found.sources:
+        if each.failed_lines:
+            lines.append(f"{_clean(each.name)}: {each.failed_lines:,} lines could not be read")
+            lines += [f"  {_clean(error)}" for error in each.line_errors]
+            lines.append("")
+    return "\n".join((*lines, found.table.show(now)))
+
+
+def duration(seconds: float) -> str:
+    """Return a time in its two largest units: "3d 4h", "12m 30s", "0s"."""
+    rest = max(0, int(seconds))
+    parts = []
+    for unit, size in _UNITS:
+        count, rest = divmod(rest, size)
+        parts.append((count, unit))
+    first = next((index for index, (count, _) in enumerate(parts) if count), len(parts) - 1)
+    shown = [f"{count}{unit}" for count, unit in parts[first : first + 2] if count]
+    return " ".join(shown) or "0s"
+
+
+def columns(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int]) -> str:
+    """Return lines of aligned columns; those whose places are in `right` end at their edge."""
+    lines = [tuple(header), *(tuple(map(_clean, row)) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            text.rjust(width) if place in right else text.ljust(width)
+            for place, (text, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _read(answer: Answer, kind: type[T]) -> T:
+    try:
+        return msgspec.convert(answer, kind)
+    except msgspec.ValidationError as error:
+        raise ControlError(
+            f"the answer is not understood: {error}; is that a spoa-iprep of this version?"
+        ) from None
+
+
+def _clean(text: str) -> str:
+    if len(text) > _MAX_TEXT:
+        text = f"{text[:_MAX_TEXT]}..."
+    return "".join(each if each.isprintable() else "?" for each in text)
+
+
+def _number(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def _size(size: float) -> str:
+    unit = 0
+    while size >= 1024 and unit < len(_SIZES) - 1:
+        size /= 1024
+        unit += 1
+    return f"{size:.1f} {_SIZES[unit]}" if unit else f"{size:.0f} B"

@@ -1,0 +1,79 @@
+"""The options of spoa-iprep: one table, from which they are parsed and explained."""
+
+from dataclasses import replace
+from typing import Final
+
+from spoakit.cli import common_options as common
+from spoakit.cli import values
+from spoakit.cli.option_table import Group, Option, OptionParser
+from spoakit.server.settings import LOOPS, MAX_FRAMES
+
+_SYNOPSIS: Final = """\
+Usage: spoa-iprep { -h --help }
+       spoa-iprep { -V --version }
+       spoa-iprep [OPTION]...
+       spoa-iprep { ban | unban | bans | lookup | sources } [-h]
+"""
+_NOTES: Final = f"""\
+Commands speak to a running spoa-iprep; -h behind one explains it.
+
+Supported event backends: {", ".join(LOOPS)}.
+auto is uvloop where it is installed.
+
+{common.CAPABILITY_NOTE}
+{common.LOGFILE_NOTE}
+
+{common.TIME_NOTE}
+Without a file (--config), scores go by chance.  A worker is a
+process.  {common.SIGNAL_NOTE}"""
+
+_COMMON: Final = (
+    common.ADDRESS,
+    common.EVENT_BACKEND,
+    common.BACKLOG,
+    common.CAPABILITY,
+    common.DAEMONIZE,
+    Option("-d, --debug", "", "Enable the debug mode: log each frame."),
+    common.PIDFILE,
+    Option(
+        "-f, --frames",
+        "VALUE",
+        "Close a connection after so many frames (default: never).",
+        values.number(1, MAX_FRAMES),
+    ),
+    common.HELP,
+    common.MONITOR_INTERVAL,
+    common.LOGFILE,
+    common.MAX_FRAME_SIZE,
+    common.NUM_WORKERS,
+    replace(
+        common.PORT,
+        help="Specify the port to listen on (default: 12345; 0: any).",
+        read=values.number(0, 65535),
+    ),
+    replace(
+        common.RUNTIME,
+        help="Run this program for the specified time (default: unlimited).",
+    ),
+    common.PROCESSING_DELAY,
+    common.VERSION,
+)
+_SCORES: Final = (
+    Option("--config", "FILE", "Score as this TOML file says."),
+    common.WATCH,
+    Option("--control", "PATH", "Socket for the commands, instead of the file's control.path."),
+    Option("--random", "", "Score by chance, as is done without a file."),
+)
+
+
+_GROUPS: Final[tuple[Group, ...]] = (
+    ("Options are:", _COMMON),
+    ("Where scores come from:", _SCORES),
+    common.LISTENING,
+    ("Stopping:", (common.DRAIN, common.DRAIN_CHECKS)),
+)
+
+
+def iprep_parser() -> OptionParser:
+    """Return what reads them."""
+    return OptionParser("spoa-iprep", _SYNOPSIS, _GROUPS, _NOTES)

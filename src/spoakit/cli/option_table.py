@@ -1,0 +1,154 @@
+"""Options in a table, from which they are parsed and explained."""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NoReturn, TypeAlias
+
+from spoakit.cli import values
+from spoakit.cli.options import EX_USAGE, Parser, version
+from spoakit.cli.values import NotAllowedError, Reader
+from spoakit.exceptions import ConfigurationError
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """An option.
+
+    Attributes:
+        flags: "-a, --address", or the long one alone.
+        value: what its value is called in the help; empty for a switch.
+        help: a sentence or two.
+        read: makes the value from its text.
+        default: the text that it has when it is not given.
+        repeated: all values count, not only the last.
+        alias: another long flag.
+        missing: what is said where it is not given; empty for an option that need not be.
+    """
+
+    flags: str
+    value: str
+    help: str
+    read: Reader = values.text
+    default: str | None = None
+    repeated: bool = False
+    alias: str = ""
+    missing: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its name as a key: "monitor_interval"."""
+        return self.flag.removeprefix("--").replace("-", "_")
+
+    @property
+    def flag(self) -> str:
+        """The long flag."""
+        return self.flags.rpartition(" ")[2]
+
+    def add_to(self, parser: argparse.ArgumentParser) -> None:
+        """Add it to a parser, which leaves its value as text."""
+        flags = [*self.flags.split(", "), *([self.alias] if self.alias else [])]
+        add = partial(parser.add_argument, *flags, dest=self.name, help=self.help)
+        if not self.value:
+            add(action="store_true")
+        elif self.repeated:
+            add(metavar=self.value, action="append", default=[])
+        else:
+            add(metavar=self.value, default=self.default)
+
+    def read_from(self, options: argparse.Namespace) -> Any:
+        """Return its value: None if it has none, a list if it is repeated, or a bool.
+
+        Raises:
+            ConfigurationError: the value is wrong or missing; the text names the option.
+        """
+        given = getattr(options, self.name)
+        if given is None and self.missing:
+            raise ConfigurationError(self.missing)
+        if not self.value or given is None:
+            return given
+        return [self._read(text) for text in given] if self.repeated else self._read(given)
+
+    def _read(self, text: str) -> object:
+        try:
+            return self.read(text)
+        except NotAllowedError as error:
+            words = self.name.replace("_", " ")
+            raise ConfigurationError(f"invalid {words} {text!r} ({self.flag}: {error})") from None
+        except ConfigurationError as error:
+            reason = str(error).removeprefix(self.flag.removeprefix("--") + ": ")
+            raise ConfigurationError(f"{self.flag}: {reason}") from None
+
+    def explain(self) -> str:
+        """Return its line of the help."""
+        shown = f"    {self.flags}" if self.flags.startswith("--") else self.flags
+        shown += f"={self.value}" if self.value else ""
+        return f"  {shown:<32}{self.help}"
+
+
+Group: TypeAlias = tuple[str, tuple[Option, ...]]
+"""Options under a title of the help."""
+
+
+class OptionParser(Parser):
+    """Reads a program's options; all that is wrong with their values is found in one place.
+
+    Args:
+        program: its name.
+        synopsis: how it is called, which help and errors show.
+        groups: the options, with "help" and "version" among them.
+        notes: what the help ends with.
+    """
+
+    def __init__(self, program: str, synopsis: str, groups: Sequence[Group], notes: str) -> None:
+        super().__init__(program, add_help=False)
+        self._synopsis = synopsis
+        self._groups = groups
+        self._notes = notes
+        for option in self._options():
+            option.add_to(self)
+
+    def read(self, arguments: Sequence[str] | None) -> dict[str, Any] | None:
+        """Return the values by the options' names; leave if some of them are wrong.
+
+        Returns:
+            None if help or the version was asked for, which has been shown.
+        """
+        options = self.parse_args(arguments)
+        if options.help:
+            print(self._help_text())
+            return None
+        if options.version:
+            print(f"\n{self.prog} v{version()}\n")
+            return None
+        found: dict[str, Any] = {}
+        errors: list[str] = []
+        for option in self._options():
+            try:
+                found[option.name] = option.read_from(options)
+            except ConfigurationError as error:
+                errors.append(str(error))
+        if errors:
+            self.error("\n".join(errors))
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong, a line each, and how the program is called, and leave."""
+        for line in message.splitlines():
+            sys.stderr.write(f"ERROR: {line}\n")
+        sys.stdout.write(f"\n{self._synopsis}\nFor help type: {self.prog} -h\n\n")
+        self.exit(EX_USAGE)
+
+    def _options(self) -> Iterator[Option]:
+        """Yield the options in the order of the help."""
+        for _, options in self._groups:
+            yield from options
+
+    def _help_text(self) -> str:
+        tables = (
+            "\n".join((title, *(option.explain() for option in options)))
+            for title, options in self._groups
+        )
+        return "\n\n".join((f"\n{self._synopsis.rstrip()}", *tables, self._notes))
