@@ -11,7 +11,7 @@ PYTEST ?= -q -n 2 --dist loadfile
 # What tests run beside HAProxy.
 SERVERS := openssl nghttpd=nghttp2-server
 
-.PHONY: venv venv-pure demo test test-compiled test-pure test-all lint bench fuzz soak haproxy clean
+.PHONY: venv venv-pure demo demo-iprep test test-compiled test-pure test-all lint bench fuzz soak haproxy clean
 
 venv: $(VENV)/.ready
 venv-pure: $(PURE)/.ready
@@ -41,6 +41,10 @@ haproxy: venv
 demo: venv
 	$(BIN)/python scripts/fetch_haproxy.py 2.6
 	$(BIN)/python examples/mirror/demo.py
+
+demo-iprep: venv
+	$(BIN)/python scripts/fetch_haproxy.py 2.6
+	$(BIN)/python examples/ip-reputation/demo.py
 
 test: test-compiled test-pure
 

@@ -1,0 +1,327 @@
+"""spoa-iprep with a configuration file scores the clients of a real HAProxy."""
+
+import http.client
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from mmdb_writer import MMDBWriter
+from netaddr import IPSet
+from tests.e2e.configuration import haproxy_cfg, show, spoe_cfg
+from tests.e2e.programs import BOUND, Program, Start, ask, wait_until
+
+from spoakit.testing.haproxy import HAProxy
+from spoakit.testing.pytest_plugin import StartHAProxy
+
+EXAMPLE = Path(__file__).parents[2] / "examples/ip-reputation"
+CLI = "spoakit.cli.iprep"
+LISTEN = ("-a", "127.0.0.1", "-p", "0")
+CONTROL = '[control]\npath = "control.sock"\n'
+CHECK = "spoe-message check-client-ip\n    args {}\n    event {}\n"
+with_one_haproxy = pytest.mark.parametrize("haproxy_binary", ["2.6"], indirect=True)
+VARIABLES = "ip_score ip_list ip_asn ip_country ip_category"
+
+
+def command(folder: Path, *arguments: str) -> str:
+    """Run a command on the spoa-iprep whose control socket is in a folder."""
+    control = ("--control", str(folder / "control.sock"))
+    done = subprocess.run(
+        [sys.executable, "-m", CLI, *arguments, *control],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=BOUND,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def is_let_in(haproxy: HAProxy, address: str) -> bool:
+    """Return whether a request from an address of this machine is answered."""
+    port = haproxy.ports["FRONTEND"]
+    client = http.client.HTTPConnection(
+        "127.0.0.1", port, timeout=BOUND, source_address=(address, 0)
+    )
+    with closing(client):
+        try:
+            client.request("GET", "/")
+            return client.getresponse().status == 200
+        except (http.client.HTTPException, ConnectionError):
+            return False
+
+
+def shown(haproxy: HAProxy, address: str, headers: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the headers of the answer to a request from an address of this machine."""
+    port = haproxy.ports["FRONTEND"]
+    client = http.client.HTTPConnection(
+        "127.0.0.1", port, timeout=BOUND, source_address=(address, 0)
+    )
+    with closing(client):
+        return ask(client, "/", headers)
+
+
+def balance(haproxy: StartHAProxy, program: Program) -> HAProxy:
+    """Run the example's SPOE and its rule, with an origin of HAProxy's own."""
+    configuration = haproxy_cfg(
+        "tcp-request content reject if { var(sess.iprep.ip_score) -m int lt 20 }",
+        agents=("ip-reputation",),
+    )
+    spoe = (EXAMPLE / "spoe.cfg").read_text()
+    return haproxy(
+        configuration.replace("backend agents", "backend iprep-backend"),
+        # 15 ms are not always enough on a busy machine.
+        files={"spoe.cfg": spoe.replace("processing 15ms", "processing 2s")},
+        variables={"AGENT": program.address},
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where `start` runs programs, with the example's files."""
+    for name in ("iprep.toml", "blocked.txt"):
+        shutil.copy(EXAMPLE / name, tmp_path)
+    return tmp_path
+
+
+def test_the_example_rejects_who_is_on_its_list_and_who_is_banned(
+    start: Start, haproxy: StartHAProxy, folder: Path
+) -> None:
+    program = start(CLI, "--config", "iprep.toml", "-n", "2", *LISTEN)
+    running = balance(haproxy, program)
+    assert is_let_in(running, "127.0.0.1")
+    assert not is_let_in(running, "127.0.0.2")
+    assert "score of 0" in command(folder, "lookup", "127.0.0.2")
+
+    # A ban, seen by both workers, and its end.
+    command(folder, "ban", "127.0.0.3", "--for", "1h")
+    wait_until(lambda: not any(is_let_in(running, "127.0.0.3") for _ in range(4)), "the ban")
+    command(folder, "unban", "127.0.0.3")
+    wait_until(lambda: all(is_let_in(running, "127.0.0.3") for _ in range(4)), "its end")
+    command(folder, "ban", "127.0.0.4", "--for", "1s")
+    wait_until(lambda: is_let_in(running, "127.0.0.4"), "the end of the ban")
+
+    # Another list, and one that is broken.
+    (folder / "blocked.txt").write_text("127.0.0.5\n")
+    wait_until(lambda: not is_let_in(running, "127.0.0.5"), "the new list")
+    wait_until(lambda: is_let_in(running, "127.0.0.2"), "the new list in both workers")
+    (folder / "blocked.txt").write_text("a\nb\n")
+    program.wait_for(r"ERROR .*source mine: .*blocked\.txt: .*line 1: 'a' is not an address")
+    assert not is_let_in(running, "127.0.0.5")
+    assert "stays in use" in program.log
+    assert program.stop() == 0
+    assert not (folder / "control.sock").exists()
+
+
+@pytest.mark.parametrize("workers", ["1", "3"])
+@with_one_haproxy
+def test_bans_survive_a_kill(
+    start: Start, haproxy: StartHAProxy, folder: Path, workers: str
+) -> None:
+    program = start(CLI, "--config", "iprep.toml", "-n", workers, *LISTEN)
+    command(folder, "ban", "127.0.0.0/29", "--for", "1h", "--reason", "a network")
+    program.kill()
+    again = start(CLI, "--config", "iprep.toml", "-n", workers, *LISTEN)
+    running = balance(haproxy, again)
+    assert not is_let_in(running, "127.0.0.1")
+    assert is_let_in(running, "127.0.0.9")
+    assert "127.0.0.0/29" in command(folder, "bans")
+
+
+@with_one_haproxy
+def test_another_worker_keeps_the_sources_when_the_keeper_is_killed(
+    start: Start, haproxy: StartHAProxy, folder: Path
+) -> None:
+    program = start(CLI, "--config", "iprep.toml", "-n", "2", *LISTEN)
+    keeper = program.wait_for(r"\[(\d+)\] INFO spoakit.iprep: table 1: ")[1]
+    subprocess.run(["kill", "-9", keeper], check=True)
+    (folder / "blocked.txt").write_text("127.0.0.7\n")
+    program.wait_for("its successor follows")
+    running = balance(haproxy, program)
+    wait_until(lambda: not any(is_let_in(running, "127.0.0.7") for _ in range(4)), "the new list")
+    assert "score of 0" in command(folder, "lookup", "127.0.0.7")
+
+
+class Hanging(BaseHTTPRequestHandler):
+    """Answers with a list once it may."""
+
+    may = threading.Event()
+
+    def do_GET(self) -> None:
+        self.may.wait(BOUND)
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"127.0.0.2\n")
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def feed() -> Iterator[str]:
+    """The address of a feed that hangs until `Hanging.may` is set."""
+    Hanging.may.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hanging) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/list"
+        Hanging.may.set()
+        server.shutdown()
+        thread.join()
+
+
+def test_health_checks_fail_until_there_is_a_table(
+    haproxy: StartHAProxy, folder: Path, feed: str
+) -> None:
+    (folder / "iprep.toml").write_text(
+        f'cache = "cache"\n[[source]]\nname = "feed"\ntype = "list"\nurl = "{feed}"\n'
+    )
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    port = address.rpartition(":")[2]
+    program = Program(folder, CLI, "--config", "iprep.toml", "-a127.0.0.1", f"-p{port}", "-n2")
+    try:
+        running = haproxy(
+            haproxy_cfg(server="inter 100ms fall 1 rise 1", backend="timeout check 300ms"),
+            files={
+                "spoe.cfg": spoe_cfg(
+                    CHECK.format("src", "on-client-session"), messages="check-client-ip"
+                )
+            },
+            variables={"AGENT": address},
+        )
+        wait_until(lambda: running.server_status("agents", "agent") == "DOWN", "failing checks")
+        assert "listening" not in program.log
+        Hanging.may.set()
+        wait_until(lambda: running.server_status("agents", "agent") == "UP", "good checks")
+        program.wait_for("1 entries of 1 sources")
+        assert program.stop() == 0
+    finally:
+        program.kill()
+
+
+@pytest.fixture
+def databases(folder: Path) -> None:
+    """Put a database of countries and one of autonomous systems into the folder."""
+    for name, record in (
+        ("country", {"country": {"iso_code": "XX"}}),
+        ("asn", {"autonomous_system_number": 64500}),
+    ):
+        writer = MMDBWriter(6, "Test", ipv4_compatible=True)
+        writer.insert_network(IPSet(["203.0.113.0/24"]), record)
+        writer.to_db_file(str(folder / f"{name}.mmdb"))
+
+
+@pytest.mark.usefixtures("databases")
+def test_all_variables_of_the_client_behind_trusted_proxies(
+    start: Start, haproxy: StartHAProxy, folder: Path
+) -> None:
+    (folder / "drop.json").write_text('{"asn": 64500}\n{"type": "metadata", "records": 1}\n')
+    names = VARIABLES.split()
+    (folder / "iprep.toml").write_text(
+        f"""
+        [policy]
+        block-private = true
+        [answers]
+        variables = {names}
+        scope = "txn"
+        [forwarded]
+        argument = "xff"
+        trusted = ["127.0.0.8/30"]
+        [[source]]
+        name = "country"
+        type = "mmdb"
+        path = "country.mmdb"
+        provides = "country"
+        scores = {{ XX = 60 }}
+        [[source]]
+        name = "asn"
+        type = "mmdb"
+        path = "asn.mmdb"
+        provides = "asn"
+        [[source]]
+        name = "drop"
+        type = "drop"
+        path = "drop.json"
+        score = 7
+        category = "hijacked"
+        """
+    )
+    program = start(CLI, "--config", "iprep.toml", "-n", "1", *LISTEN)
+    arguments = "src xff=req.fhdr(x-forwarded-for)"
+    running = haproxy(
+        haproxy_cfg(
+            *show(**{f"x_{name}": f"var(txn.iprep.{name})" for name in names}), agents=("iprep",)
+        ),
+        files={
+            "spoe.cfg": spoe_cfg(
+                CHECK.format(arguments, "on-frontend-http-request"),
+                messages="check-client-ip",
+                agent="iprep",
+            )
+        },
+        variables={"AGENT": program.address},
+    )
+
+    def seen(address: str, forwarded: str) -> list[str]:
+        headers = shown(running, address, {"X-Forwarded-For": forwarded})
+        return [headers.get(f"x-{name.replace('_', '-')}", "").strip() for name in names]
+
+    listed = ["7", "drop", "64500", "XX", "hijacked"]
+    assert seen("127.0.0.9", "198.51.100.1, 203.0.113.5") == listed
+    assert seen("127.0.0.9", "198.51.100.1, 203.0.113.5:4711, 127.0.0.10") == listed
+    assert seen("127.0.0.9", "203.0.113.5, 198.51.100.1") == ["100", "", "", "", ""]
+    assert seen("127.0.0.1", "203.0.113.5") == ["100", "", "", "", ""]
+
+
+def test_haproxys_own_rules_ban(start: Start, haproxy: StartHAProxy, folder: Path) -> None:
+    (folder / "iprep.toml").write_text('[bans]\npath = "bans.db"\nmessage = true\n' + CONTROL)
+    start(CLI, "--config", "iprep.toml", "-n", "2", "--unix", "agent.sock")
+    ban = (
+        "spoe-message ban-client-ip\n    args src int(3600)\n"
+        "    event on-frontend-http-request if { path /wp-login.php }\n"
+    )
+    running = haproxy(
+        haproxy_cfg(
+            "http-request deny if { var(sess.iprep.ip_score) -m int 0 }", agents=("iprep",)
+        ),
+        files={
+            "spoe.cfg": spoe_cfg(
+                CHECK.format("src", "on-client-session") + ban,
+                messages="check-client-ip ban-client-ip",
+                agent="iprep",
+            )
+        },
+        variables={"AGENT": f"unix@{folder / 'agent.sock'}"},
+    )
+    assert is_let_in(running, "127.0.0.2")
+    port = running.ports["FRONTEND"]
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=BOUND)) as client:
+        ask(client, "/wp-login.php")
+    wait_until(lambda: not any(is_let_in(running, "127.0.0.1") for _ in range(4)), "the ban")
+    assert is_let_in(running, "127.0.0.2")
+    assert "127.0.0.1" in command(folder, "bans")
+
+
+@with_one_haproxy
+def test_a_reload_changes_scores_and_a_bad_one_nothing(
+    start: Start, haproxy: StartHAProxy, folder: Path
+) -> None:
+    program = start(CLI, "--config", "iprep.toml", "-n", "2", *LISTEN)
+    running = balance(haproxy, program)
+    good = (folder / "iprep.toml").read_text()
+    (folder / "iprep.toml").write_text(good.replace("score = 0", "score = 101"))
+    program.process.send_signal(signal.SIGHUP)
+    program.wait_for(r"reload refused.*iprep\.toml: source\[1\]\.score: 101 is not in the range")
+    assert not is_let_in(running, "127.0.0.2")
+    (folder / "iprep.toml").write_text(good.replace("score = 0", "score = 50"))
+    program.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: all(is_let_in(running, "127.0.0.2") for _ in range(4)), "the new score")
+    assert program.stop() == 0
