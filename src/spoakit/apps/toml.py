@@ -3,6 +3,7 @@
 import os
 import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -14,6 +15,7 @@ from spoakit.exceptions import ConfigurationError
 MAX_SIZE: Final = 1024 * 1024
 """The most bytes a configuration file may have."""
 
+S = TypeVar("S")
 T = TypeVar("T", bound=msgspec.Struct)
 
 
@@ -21,14 +23,22 @@ class Table(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tru
     """A table of the file; its attributes are the keys, with "_" for "-"."""
 
 
-def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return what is in a file.
+def read_settings(
+    path: str | os.PathLike[str], settings_of: Callable[[dict[str, Any], Path], S]
+) -> S:
+    """Return the settings that are in a file.
+
+    Args:
+        path: the file, of 1 MiB at most.
+        settings_of: makes them of what is in it, and the folder that names of files are relative
+            to: the file's.
 
     Raises:
-        ConfigurationError: it cannot be read, has more than 1 MiB, or is not TOML; the text names
-            the line and the reason, and not the file.
+        ConfigurationError: it cannot be read, is not TOML, or says what cannot be; the text names
+            the file, the line or the key, and the reason. Places in lists are counted from 1.
     """
-    return parse_toml(_read(path))
+    with Prefix(f"{os.fspath(path)}: "):
+        return settings_of(parse_toml(_read(path)), Path(path).parent)
 
 
 def _read(path: str | os.PathLike[str]) -> str:

@@ -74,4 +74,4 @@ class Inlet:
 
     def receive(self, data: bytes) -> None:
         """Handle a read of any kind."""
-        raise NotImplementedError
+        raise NotImplementedError("what handles the other reads is the protocol's")

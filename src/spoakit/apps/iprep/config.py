@@ -7,23 +7,17 @@ from typing import Any
 from spoakit.apps.checks import choice
 from spoakit.apps.iprep.settings import SOURCE_TYPES, ReputationSettings, SourceSettings
 from spoakit.apps.iprep.tables import SOURCES, File
-from spoakit.apps.toml import Prefix, convert, read_toml
+from spoakit.apps.toml import Prefix, convert, read_settings
 from spoakit.exceptions import ConfigurationError
 
 
 def read_config(path: str | os.PathLike[str]) -> ReputationSettings:
-    """Read a configuration file.
-
-    Args:
-        path: the file, of 1 MiB at most. Names of files in it are relative to where it is.
+    """Read a configuration file, of 1 MiB at most; names of files are relative to where it is.
 
     Raises:
-        ConfigurationError: it cannot be read, is not TOML, or says what cannot be; the text names
-            the file, the line or the key, and the reason. Sources and the places in lists are
-            counted from 1.
+        ConfigurationError: see `spoakit.apps.toml.read_settings`.
     """
-    with Prefix(f"{os.fspath(path)}: "):
-        return settings_of(read_toml(path), Path(path).parent)
+    return read_settings(path, settings_of)
 
 
 def settings_of(document: dict[str, Any], folder: Path) -> ReputationSettings:

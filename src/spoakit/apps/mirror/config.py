@@ -7,7 +7,7 @@ from typing import Any, Final
 from spoakit.apps.mirror.settings import MirrorSettings, TargetSettings
 from spoakit.apps.mirror.tables import Defaults, File, Target
 from spoakit.apps.mirror.url import TargetURL
-from spoakit.apps.toml import Prefix, convert, read_toml
+from spoakit.apps.toml import Prefix, convert, read_settings
 from spoakit.exceptions import ConfigurationError
 
 # What a table of defaults is checked with.
@@ -15,18 +15,12 @@ _ANY_URL: Final = TargetURL.parse("http://localhost")
 
 
 def read_config(path: str | os.PathLike[str]) -> MirrorSettings:
-    """Read a configuration file.
-
-    Args:
-        path: the file, of 1 MiB at most. Names of files in it are relative to where it is.
+    """Read a configuration file, of 1 MiB at most; names of files are relative to where it is.
 
     Raises:
-        ConfigurationError: it cannot be read, is not TOML, or says what cannot be; the text names
-            the file, the line or the key, and the reason. Targets and the places in lists are
-            counted from 1.
+        ConfigurationError: see `spoakit.apps.toml.read_settings`.
     """
-    with Prefix(f"{os.fspath(path)}: "):
-        return _settings(read_toml(path), Path(path).parent)
+    return read_settings(path, _settings)
 
 
 def _settings(document: dict[str, Any], folder: Path) -> MirrorSettings:
