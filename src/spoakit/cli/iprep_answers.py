@@ -32,6 +32,7 @@ class _Ban(msgspec.Struct, frozen=True):
     score: int
     until: float
     reason: str = ""
+    note: str = ""
 
     def time_left(self, now: float) -> str:
         return duration(max(0.0, self.until - now))
@@ -108,7 +109,8 @@ def show_ban(answer: Answer, now: float) -> str:
     """
     ban = _read(answer, _Ban)
     until = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(ban.until))
-    return f"{_clean(ban.address)} has a score of {ban.score} until {until}"
+    shown = f"{_clean(ban.address)} has a score of {ban.score} until {until}"
+    return f"{shown}; note that {_clean(ban.note)}" if ban.note else shown
 
 
 def show_unban(answer: Answer, now: float) -> str:
