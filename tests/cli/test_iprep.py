@@ -3,7 +3,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from pathlib import Path
 
@@ -204,14 +205,20 @@ def test_the_listening_socket_and_the_end(run: Run) -> None:
     assert given.settings.drain == Drain(3.0, 0.5)
 
 
-def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
+@contextmanager
+def start(folder: Path, *arguments: str) -> "Iterator[subprocess.Popen[str]]":
+    """Run it; whatever happens to the test, it ends."""
+    with subprocess.Popen(
         [sys.executable, "-m", "spoakit.cli.iprep", *arguments],
         stderr=subprocess.PIPE,
         text=True,
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(Path(spoakit.__file__).parent.parent)},
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def wait_for(process: "subprocess.Popen[str]", text: str) -> str:

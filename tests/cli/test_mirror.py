@@ -7,7 +7,8 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
@@ -353,14 +354,20 @@ def serve_once(server: socket.socket, received: list[bytes]) -> None:
         connection.recv(1)
 
 
-def start(*arguments: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
+@contextmanager
+def start(*arguments: str) -> "Iterator[subprocess.Popen[str]]":
+    """Run it; whatever happens to the test, it ends."""
+    with subprocess.Popen(
         [sys.executable, "-m", "spoakit.cli.mirror", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(Path(spoakit.__file__).parent.parent)},
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def test_it_copies_a_request_and_logs_it() -> None:

@@ -126,7 +126,8 @@ class Limits:
             day.
         frames: NOTIFYs that a connection may send before the agent answers them, disconnects with
             status 0 and closes, 1 to 1,000,000,000; 0 for any number. What the engine has sent by
-            then and the agent has not read gets no answer; without pipelining that is nothing.
+            then and the agent has not read gets no answer: some frames with pipelining, hardly one
+            without.
     """
 
     connections: int = 4096
