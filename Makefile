@@ -65,8 +65,10 @@ lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# What does not install is left out, and its row in the table says so.
 bench: venv
 	sh scripts/require_system.sh $(PYTHON) wrk
+	-$(BIN)/python -m pip install -q --group bench
 	-$(BIN)/python scripts/fetch_haproxy.py
 	$(BIN)/python -m tests.benchmarks.run $(BENCH)
 

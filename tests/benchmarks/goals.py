@@ -7,6 +7,7 @@ from tests.benchmarks.mirroring import BARE, COST
 from tests.benchmarks.production import TROUBLED, UNFILTERED
 from tests.benchmarks.results import Results
 from tests.benchmarks.subjects import OWN
+from tests.benchmarks.tables import UNCOMPILED
 
 FRAME_COST = "CPU us/frame"
 
@@ -56,6 +57,13 @@ def goals(results: Results, references: Sequence[str]) -> list[Goal]:
         Goal("production, requests not mirrored", own("production", "lost"), 0),
         Goal("production, 4 targets, p99 ms", own("production", "p99 ms", TROUBLED), 10),
         Goal("production, 4 targets, healthy one lost", own("production", "lost", TROUBLED), 0),
+    ]
+    found += [
+        Goal("table of 1.4 million, us a lookup", own("iprep-table", "lookup us"), 0.5),
+        Goal("table, uncompiled", own("iprep-table", "lookup us", UNCOMPILED), 2.0),
+        Goal("table, memory MB", own("iprep-table", "memory MB"), 40),
+        Goal("table, loaded from text in s", own("iprep-table", "load s"), 6),
+        Goal("table, peak MB while it is loaded", own("iprep-table", "peak MB"), 250),
     ]
     for target in ("closed", "silent"):
         label = f"{OWN}, {target}"

@@ -47,7 +47,7 @@ class Process:
         for pid, dead_children in _session(self.popen.pid):
             with suppress(OSError):  # it ended meanwhile
                 cpu += _cpu_seconds(pid) + dead_children
-                peak += _peak_rss(pid)
+                peak += peak_rss(pid)
         return Usage(cpu, peak)
 
     def log_text(self) -> str:
@@ -59,12 +59,18 @@ class Process:
 
 @contextmanager
 def running(
-    command: Sequence[str], *, port: int, log: Path, environment: Mapping[str, str] | None = None
+    command: Sequence[str],
+    *,
+    port: int,
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    timeout: float = START_TIMEOUT,
 ) -> Iterator[Process]:
     """Run a command, its output in a file, ready once its port accepts; end it at exit.
 
     Raises:
-        BenchmarkError: there is no such command, or it ended, or is not ready in 15 seconds.
+        BenchmarkError: there is no such command, or it ended, or does not accept in `timeout`
+            seconds.
     """
     with log.open("wb") as output:
         try:
@@ -80,7 +86,7 @@ def running(
             raise BenchmarkError(f"cannot run {command[0]}: {error.strerror}") from error
     process = Process(popen, log)
     try:
-        if not wait_until(lambda: process.ended() or _accepts(port), START_TIMEOUT):
+        if not wait_until(lambda: process.ended() or _accepts(port), timeout):
             raise BenchmarkError(f"{command[0]} does not listen on port {port}")
         if process.ended():
             last = process.log_text().strip().splitlines()[-1:] or ["no output"]
@@ -140,6 +146,16 @@ def free_ports(count: int) -> list[int]:
         return [bound.getsockname()[1] for bound in sockets]
 
 
+def peak_rss(pid: int | None = None) -> float:
+    """Return the peak RSS of a process, by default this one, in MB (VmHWM)."""
+    return _figure(f"/proc/{pid or 'self'}/status", "VmHWM")
+
+
+def proportional_set_size(pid: int | None = None) -> float:
+    """Return the PSS of a process in MB: its memory, of what is shared only its share."""
+    return _figure(f"/proc/{pid or 'self'}/smaps_rollup", "Pss")
+
+
 def _accepts(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(1)
@@ -169,8 +185,9 @@ def _cpu_seconds(pid: int) -> float:
     return time.clock_gettime(clock.value)
 
 
-def _peak_rss(pid: int) -> float:
-    for line in Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines():
-        if line.startswith("VmHWM:"):
+def _figure(path: str, key: str) -> float:
+    """Return a figure of /proc that is given in kB, in MB; 0 where there is none."""
+    for line in Path(path).read_text(errors="replace").splitlines():
+        if line.startswith(f"{key}:"):
             return int(line.split()[1]) / 1024
     return 0.0

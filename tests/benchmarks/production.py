@@ -12,18 +12,16 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from tests.benchmarks.measure import BenchmarkError, free_ports, wait_until
 from tests.benchmarks.resetting import resetting
 from tests.benchmarks.results import Case, Measurement, Scenario
-from tests.benchmarks.subjects import OWN, REPOSITORY, Bench, Subject
+from tests.benchmarks.subjects import HAPROXY_VERSIONS, OWN, Bench, Subject, newest_haproxy
 from tests.benchmarks.tools import MARGIN
 
-from spoakit.testing.haproxy import HAProxy, find_haproxy, haproxy_version
+from spoakit.testing.haproxy import HAProxy, haproxy_version
 
-WANTED = "3.2"
-VERSIONS = (WANTED, "3.0", "2.6")
+WANTED = HAPROXY_VERSIONS[0]
 CONNECTIONS = 32
 SECONDS = 5
 UNFILTERED = "no filter"
@@ -79,7 +77,7 @@ _UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}  # in milliseconds
 
 def scenarios(bench: Bench) -> list[Scenario]:
     """Return the scenario; its title says which HAProxy there is."""
-    binary = _haproxy()
+    binary = newest_haproxy()
     version = f"HAProxy {haproxy_version(binary)}" if binary else "no HAProxy"
     if not version.startswith(f"HAProxy {WANTED}."):
         version += f" ({WANTED} is wanted: scripts/fetch_haproxy.py {WANTED})"
@@ -102,11 +100,6 @@ def scenarios(bench: Bench) -> list[Scenario]:
     ]
 
 
-def _haproxy() -> Path | None:
-    cache = REPOSITORY / ".cache"
-    return next(filter(None, (find_haproxy(version, cache=cache) for version in VERSIONS)), None)
-
-
 @contextmanager
 def _with_troubled_targets(bench: Bench, subject: Subject) -> Iterator[Subject]:
     """Yield the subject with three more targets: a slow one, a dead one, a resetting one."""
@@ -119,7 +112,7 @@ def _with_troubled_targets(bench: Bench, subject: Subject) -> Iterator[Subject]:
 def _production(
     bench: Bench, subject: Subject | None, *, dead: bool = False, troubled: bool = False
 ) -> Measurement:
-    if (binary := _haproxy()) is None:
+    if (binary := newest_haproxy()) is None:
         raise BenchmarkError("no HAProxy: install haproxy, or run scripts/fetch_haproxy.py")
     with ExitStack() as stack:
         origin = stack.enter_context(bench.tools.sink(bench.new_log()))

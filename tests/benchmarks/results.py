@@ -21,10 +21,17 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One row of a table: who is measured, and how."""
+    """One row of a table: who is measured, and how.
+
+    Attributes:
+        label: the row's name.
+        measure: makes one round.
+        max_rounds: the most rounds that are made, of what takes long and only stands beside.
+    """
 
     label: str
     measure: Callable[[], Measurement]
+    max_rounds: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +70,7 @@ class Results:
         failed: set[str] = set()
         for number in range(1, rounds + 1):
             for case in scenario.cases:
-                if case.label in failed:
+                if case.label in failed or number > (case.max_rounds or rounds):
                     continue
                 try:
                     measured = case.measure()

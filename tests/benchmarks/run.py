@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.benchmarks import http2, mirroring, production, reputation
+from tests.benchmarks import http2, mirroring, production, reputation, tables
 from tests.benchmarks.goals import goals
 from tests.benchmarks.measure import BenchmarkError
 from tests.benchmarks.results import Results
@@ -45,7 +45,7 @@ def main() -> int:
 
 def _measure(bench: Bench, only: list[str], rounds: int) -> Results:
     results = Results()
-    for room in (reputation, mirroring, http2, production):
+    for room in (reputation, tables, mirroring, http2, production):
         for scenario in room.scenarios(bench):
             if only and not any(scenario.name.startswith(name) for name in only):
                 continue
@@ -80,8 +80,8 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME",
-        help="scenarios whose names start so (reputation, churn, mirror, mirror-full, dead-target,"
-        " http2, production); may be repeated",
+        help="scenarios whose names start so (reputation, churn, iprep, mirror, mirror-full,"
+        " dead-target, http2, production); may be repeated",
     )
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each scenario (3)")
     parser.add_argument("--quick", action="store_true", help="one round, a fifth of the load")

@@ -11,8 +11,11 @@ from tempfile import NamedTemporaryFile
 from tests.benchmarks.measure import BenchmarkError, Process, free_ports, running
 from tests.benchmarks.tools import Tools
 
+from spoakit.testing.haproxy import find_haproxy
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 OWN = "spoakit"
+HAPROXY_VERSIONS = ("3.2", "3.0", "2.6")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,13 @@ def own_subjects() -> tuple[Subject, ...]:
             f"{programs}/spoa-mirror -r0 -n1 -a 127.0.0.1 -p {{port}} -u http://127.0.0.1:{{target}}/",
         ),
     )
+
+
+def newest_haproxy() -> Path | None:
+    """Return the newest HAProxy of those that the tests use."""
+    cache = REPOSITORY / ".cache"
+    found = (find_haproxy(version, cache=cache) for version in HAPROXY_VERSIONS)
+    return next(filter(None, found), None)
 
 
 def compared(text: str) -> Subject:
