@@ -1,11 +1,13 @@
 # cython: wraparound=False
-"""Reading the lines that nearly all lines of a list are: an IPv4 address or network. Hot code.
+"""Reading the lines that nearly all lines of a list are: an address or network. Hot code.
 
 Plain Python that compiles to C (see ``spoakit._cython``).
 """
 
 from __future__ import annotations
 
+from socket import AF_INET6, inet_pton
+from struct import Struct
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,20 +22,31 @@ COMPILED: bool = cython.compiled
 
 _NEWLINE = cython.declare(cython.uint, 0x0A)
 # As a literal it would have 32 bits.
-_ONE = cython.declare(cython.longlong, 1)
+_ONE = cython.declare(cython.ulonglong, 1)
+_LOWER_HALF = cython.declare(cython.ulonglong, 2**64 - 1)
+# The upper 96 bits of an IPv4 address in an IPv6 address (RFC 4291, 2.5.5.2).
+_MAPPED = cython.declare(cython.ulonglong, 0xFFFF)
+_HALVES: Struct = Struct(">QQ")
 
 
 def read_common_lines(
-    data: bytes, first: list[int], last: list[int], others: list[tuple[int, bytes]]
+    data: bytes,
+    first4: list[int],
+    last4: list[int],
+    first6: list[int],
+    last6: list[int],
+    others: list[tuple[int, bytes]],
 ) -> tuple[int, int]:
-    """Read the lines that are an IPv4 address or network and nothing else, and hand back others.
+    """Read the lines that are an address or network and nothing else, and hand back others.
 
     Uncompiled it hands back all lines, which is the fastest way for that form.
 
     Args:
         data: whole lines, each of which ends with LF.
-        first: gets the first address of each entry.
-        last: gets the last one.
+        first4: gets the first address of each IPv4 entry.
+        last4: gets the last one.
+        first6: gets the first address of each IPv6 entry: its upper 64 bits, and its lower ones.
+        last6: gets the last one, likewise.
         others: gets the lines that are anything else but empty, or a comment from its start, and
             their numbers, from 0. A CR at their ends is left.
 
@@ -84,14 +97,19 @@ def read_common_lines(
             address = address << 8 | octet
             bits: cython.longlong = (_ONE << free) - 1
             masked += (address & bits) != 0
-            first.append(address & ~bits)
-            last.append(address | bits)
+            first4.append(address & ~bits)
+            last4.append(address | bits)
         else:
             position = start
             while data[position] != _NEWLINE:
                 position += 1
             if not _is_empty(data, start, position):
-                others.append((count, data[start:position]))
+                line: bytes = data[start:position]
+                masks: cython.Py_ssize_t = _read_ipv6(line, first6, last6)
+                if masks < 0:
+                    others.append((count, line))
+                else:
+                    masked += masks
         start = position + 1
         count += 1
     return count, masked
@@ -112,6 +130,47 @@ def _free_bits(data: bytes, position: cython.Py_ssize_t) -> cython.longlong:
         return 32 - digit
     length: cython.longlong = digit * 10 + second
     return 32 - length if 10 <= length <= 32 else -1
+
+
+@cython.cfunc
+@cython.exceptval(-2)
+def _read_ipv6(line: bytes, first: list[int], last: list[int]) -> cython.Py_ssize_t:
+    """Read an IPv6 address or network; return whether bits were masked, -1 if it is none."""
+    if b":" not in line:
+        return -1
+    text, slash, prefix = line.removesuffix(b"\r").decode("latin-1").partition("/")
+    try:
+        address = inet_pton(AF_INET6, text)
+    except (OSError, ValueError):
+        return -1
+    upper: cython.ulonglong
+    lower: cython.ulonglong
+    upper, lower = _HALVES.unpack(address)
+    if upper == 0 and lower >> 32 == _MAPPED:
+        return -1
+    free: cython.Py_ssize_t = 0
+    if slash:
+        if not (len(prefix) <= 3 and prefix.isascii() and prefix.isdigit()):
+            return -1
+        free = 128 - int(prefix)
+        if free < 0:
+            return -1
+    upper_bits: cython.ulonglong = _lowest_bits(free - 64)
+    lower_bits: cython.ulonglong = _lowest_bits(free)
+    first.append(upper & ~upper_bits)
+    first.append(lower & ~lower_bits)
+    last.append(upper | upper_bits)
+    last.append(lower | lower_bits)
+    return (upper & upper_bits) != 0 or (lower & lower_bits) != 0
+
+
+@cython.cfunc
+@cython.exceptval(check=False)
+def _lowest_bits(count: cython.Py_ssize_t) -> cython.ulonglong:
+    """Return so many of the lowest of 64 bits: none below 0, all above 64."""
+    if count <= 0:
+        return 0
+    return (_ONE << count) - 1 if count < 64 else _LOWER_HALF
 
 
 @cython.cfunc

@@ -50,12 +50,17 @@ class PlainReader:
         """See `ListReader.read`."""
         entries = Entries()
         for piece in pieces_of(file, max_size):
-            first: list[int] = []
-            last: list[int] = []
+            first4: list[int] = []
+            last4: list[int] = []
+            first6: list[int] = []
+            last6: list[int] = []
             others: list[tuple[int, bytes]] = []
-            lines, masked = read_common_lines(piece, first, last, others)
-            entries.first4.fromlist(first)
-            entries.last4.fromlist(last)
+            lines, masked = read_common_lines(piece, first4, last4, first6, last6, others)
+            entries.first4.fromlist(first4)
+            entries.last4.fromlist(last4)
+            for half in (0, 1):
+                entries.first6[half].fromlist(first6[half::2])
+                entries.last6[half].fromlist(last6[half::2])
             for number, line in others:
                 _read_line(entries, entries.lines + number + 1, line)
             entries.lines += lines

@@ -9,13 +9,13 @@ import os
 import zlib
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from operator import gt
 from typing import Any, BinaryIO, Final, Literal, TypeAlias
 
-from spoakit.apps.iprep._sweep_cy import Merger, flatten, sorted_ranges
+from spoakit.apps.iprep._sweep_cy import Addresses, Merger, Steps, flatten, packed
 from spoakit.apps.iprep._table_cy import (
     BYTE_ORDER,
     CHECKED_FROM,
@@ -34,6 +34,7 @@ Family: TypeAlias = Literal[4, 6]
 MAX_SOURCE: Final = 2**8 - 1
 MAX_VALUE: Final = VALUE_MASK - 1
 
+_FAMILIES: Final[tuple[Family, ...]] = (4, 6)
 _BITS: Final[dict[int, int]] = {4: 32, 6: 128}
 _LOWER_HALF: Final = 2**64 - 1
 
@@ -151,14 +152,10 @@ class TableBuilder:
         """
         ranges = sum(len(each.values) for each in self._ranges.values())
         merger = Merger()
-        sections = _Sections()
-        for positions, numbers in merger.merge(self._layers(4)):
-            sections.starts.extend(positions)
-            sections.numbers4.extend(numbers)
-        for positions, numbers in merger.merge(self._layers(6)):
-            sections.upper.extend([each >> 64 for each in positions])
-            sections.lower.extend([each & _LOWER_HALF for each in positions])
-            sections.numbers6.extend(numbers)
+        starts4, starts6 = (merger.merge(self._changes(family)) for family in _FAMILIES)
+        for starts in (starts4, starts6):
+            starts.trim()
+        sections = _Sections(starts4, starts6)
         sections.add_combinations(merger.combinations)
         try:
             if isinstance(target, int):
@@ -170,8 +167,8 @@ class TableBuilder:
             raise TableError(f"table {target!r} cannot be written: {error.strerror}") from None
         return TableStats(
             ranges,
-            len(sections.starts),
-            len(sections.upper),
+            starts4.count,
+            starts6.count,
             len(merger.combinations),
             size,
         )
@@ -183,31 +180,27 @@ class TableBuilder:
             self._ranges[family, source] = Ranges.of(family)
         return self._ranges[family, source]
 
-    def _layers(self, family: Family) -> list[Sequence[int]]:
+    def _changes(self, family: Family) -> Steps:
         """Take the ranges of a family, and return the changes of each source."""
-        layers: list[Sequence[int]] = []
-        bits = _BITS[family]
-        for source in [source for of, source in self._ranges if of == family]:
+        sources = [source for of, source in self._ranges if of == family]
+        count = sum(len(self._ranges[family, source].values) for source in sources)
+        changes = Steps(2 * count, family == 6)
+        for source in sources:
             ranges = self._ranges.pop((family, source))
-            addresses = zip(
-                _addresses(ranges.firsts, family), _addresses(ranges.lasts, family), strict=True
-            )
-            # Changes of IPv4 have 64 bits, which an array keeps in a seventh of a list's memory.
-            changes: Any = array("Q") if family == 4 else []
-            flatten(sorted_ranges(addresses, bits), ranges.values, source, bits, changes)
-            layers.append(changes)
-        return layers
+            firsts, lasts = _columns(ranges.firsts, family), _columns(ranges.lasts, family)
+            flatten(source, firsts, lasts, ranges.values, changes)
+        changes.trim()
+        return changes
 
 
 class _Sections:
     """What a table is made of."""
 
-    def __init__(self) -> None:
-        self.upper = array("Q")
-        self.lower = array("Q")
-        self.starts = array("I")
-        self.numbers4 = array("I")
-        self.numbers6 = array("I")
+    def __init__(self, starts4: Steps, starts6: Steps) -> None:
+        self.starts = starts4.addresses.lower
+        self.upper, self.lower = starts6.addresses
+        self.numbers4 = starts4.numbers
+        self.numbers6 = starts6.numbers
         self.offsets = array("I")
         self.marks = array("I")
 
@@ -236,8 +229,7 @@ class _Sections:
     def _all(self, wide: bool) -> Iterator[array[int]]:
         yield from (self.upper, self.lower, self.upper[::FENCE_DISTANCE])
         yield from (_index(self.starts), self.offsets, self.marks)
-        starts = zip(self.starts, self.numbers4, strict=True)
-        yield array("I", ((start & 0xFFFF) << 16 | number & 0xFFFF for start, number in starts))
+        yield packed(self.starts, self.numbers4)
         yield array("H", (number & 0xFFFF for number in self.numbers6))
         if wide:
             yield array("H", (number >> 16 for number in self.numbers4))
@@ -262,7 +254,13 @@ def _addresses(words: array[int], family: Family) -> Iterator[Any]:
     if family == 4:
         return iter(words)
     halves = iter(words)
-    return (upper << 64 | lower for upper, lower in zip(halves, halves, strict=True))
+    return zip(halves, halves, strict=True)
+
+
+def _columns(words: array[int], family: Family) -> Addresses:
+    if family == 4:
+        return Addresses(array("Q"), array("Q", words))
+    return Addresses(words[0::2], words[1::2])
 
 
 def _index(starts: array[int]) -> array[int]:
