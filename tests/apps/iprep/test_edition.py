@@ -58,7 +58,7 @@ def test_sizes_and_times_of_a_file_are_plain_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"generation": 1}'])
 def test_one_that_is_damaged_is_said_to_be(tmp_path: Path, content: bytes) -> None:
     description_of(tmp_path).write_bytes(content)
-    with pytest.raises(SourceError, match="edition.json is damaged"):
+    with pytest.raises(SourceError, match=r"edition\.json is damaged"):
         read_edition(tmp_path)
 
 
@@ -66,13 +66,13 @@ def test_one_with_settings_that_cannot_be_is_damaged(tmp_path: Path) -> None:
     build_edition(tmp_path, EVERYTHING, None)
     path = description_of(tmp_path)
     path.write_bytes(path.read_bytes().replace(b'"combine":"weighted"', b'"combine":"best"'))
-    with pytest.raises(SourceError, match="edition.json is damaged"):
+    with pytest.raises(SourceError, match=r"edition\.json is damaged"):
         read_edition(tmp_path)
 
 
 def test_one_that_cannot_be_read_is_said_to_be(tmp_path: Path) -> None:
     description_of(tmp_path).mkdir()
-    with pytest.raises(SourceError, match="edition.json: Is a directory"):
+    with pytest.raises(SourceError, match=r"edition\.json: Is a directory"):
         read_edition(tmp_path)
 
 

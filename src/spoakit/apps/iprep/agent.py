@@ -1,5 +1,6 @@
 """The agent: scores addresses by what an edition, DNSBLs and bans have of them."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from ipaddress import ip_network
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, TypeAlias
 
 from spoakit.agent.agent import Agent
-from spoakit.agent.handlers import Actions
+from spoakit.agent.handlers import Actions, Event
 from spoakit.agent.parameters import Fetch, IPAddress
 from spoakit.agent.variables import Variable
 from spoakit.apps.iprep.addresses import unmapped
@@ -16,7 +17,13 @@ from spoakit.apps.iprep.commands import timed_ban
 from spoakit.apps.iprep.policy import Rule
 from spoakit.apps.iprep.reputation import Finding, Reputation
 from spoakit.apps.iprep.service import open_reputation
-from spoakit.apps.iprep.settings import Answer, AnswerSettings, BanSettings, ReputationSettings
+from spoakit.apps.iprep.settings import (
+    MAX_DEADLINE,
+    Answer,
+    AnswerSettings,
+    BanSettings,
+    ReputationSettings,
+)
 from spoakit.apps.live import LiveSettings
 from spoakit.logs import Throttle
 from spoakit.metrics.counters import CounterRow
@@ -34,8 +41,8 @@ _TYPES: Final[dict[Answer, Any]] = {
     "ip_country": DataType.STRING,
     "ip_category": DataType.STRING,
 }
-# Beyond the deadlines of the DNSBLs.
-_PATIENCE: Final = 1.0
+# DNSBLs have deadlines of their own, of up to 10 s, which a reload may change.
+_TIMEOUT: Final = MAX_DEADLINE + 1.0
 
 
 class Answers:
@@ -82,33 +89,46 @@ def create_agent(live: LiveSettings[ReputationSettings], folder: Path, delay: fl
 
     argument = settings.forwarded.argument
     check, ask = (
-        _handlers(answers) if argument is None else _handlers_behind_proxies(answers, argument)
+        _handlers(answers, delay)
+        if argument is None
+        else _handlers_behind_proxies(answers, delay, argument)
     )
-    if settings.asks:
-        timeout = _patience(settings)
-        agent.message("check-client-ip", event="on-client-session", timeout=timeout)(ask)
+    event = _event(settings)
+    if settings.asks or delay:
+        agent.message("check-client-ip", event=event, timeout=delay + _TIMEOUT)(ask)
     else:
-        agent.message("check-client-ip", event="on-client-session")(check)
+        agent.message("check-client-ip", event=event)(check)
     if settings.bans.message:
         _add_ban_message(agent, settings.bans)
     return agent
 
 
-def _handlers(answers: Answers) -> tuple[Check, Ask]:
-    """Return what answers without asking anybody, and what asks."""
+def _event(settings: ReputationSettings) -> Event:
+    """Return the first event at which there is what is asked for, and variables can be set."""
+    if settings.answers.scope == "res":
+        return "on-http-response"
+    if settings.forwarded.argument is None:
+        return "on-client-session"
+    return "on-frontend-http-request"
+
+
+def _handlers(answers: Answers, delay: float) -> tuple[Check, Ask]:
+    """Return what answers at once, and what asks or waits."""
 
     def check(src: IPAddress, /, reputation: Reputation) -> Actions:
         finding = reputation.find(src)
         return finding.answer or answers.of(finding)
 
     async def ask(src: IPAddress, /, reputation: Reputation) -> Actions:
+        if delay:
+            await asyncio.sleep(delay)
         finding = await reputation.ask(src)
         return finding.answer or answers.of(finding)
 
     return check, ask
 
 
-def _handlers_behind_proxies(answers: Answers, argument: str) -> tuple[Check, Ask]:
+def _handlers_behind_proxies(answers: Answers, delay: float, argument: str) -> tuple[Check, Ask]:
     """Return the same where an argument may name who is behind a proxy."""
 
     def check(src: IPAddress, /, reputation: Reputation, *, forwarded: str = "") -> Actions:
@@ -116,6 +136,8 @@ def _handlers_behind_proxies(answers: Answers, argument: str) -> tuple[Check, As
         return finding.answer or answers.of(finding)
 
     async def ask(src: IPAddress, /, reputation: Reputation, *, forwarded: str = "") -> Actions:
+        if delay:
+            await asyncio.sleep(delay)
         finding = await reputation.ask(reputation.client_of(src, forwarded))
         return finding.answer or answers.of(finding)
 
@@ -123,11 +145,6 @@ def _handlers_behind_proxies(answers: Answers, argument: str) -> tuple[Check, As
     fetch = Fetch("req.fhdr(x-forwarded-for)", name=argument)
     check.__annotations__["forwarded"] = ask.__annotations__["forwarded"] = Annotated[str, fetch]
     return check, ask
-
-
-def _patience(settings: ReputationSettings) -> float:
-    deadlines = [source.dnsbl.deadline for source in settings.sources if source.dnsbl is not None]
-    return max(deadlines) + _PATIENCE
 
 
 def _add_ban_message(agent: Agent, settings: BanSettings) -> None:
