@@ -142,8 +142,9 @@ def readable_file(option: str, name: str | None, folder: Path) -> str | None:
         return None
     path = folder / name
     try:
-        with open(path, "rb"):
-            return str(path)
+        # A pipe that nobody writes into is not waited for.
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+        return str(path)
     except (OSError, ValueError) as error:  # the latter for a name with a NUL
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigurationError(f"{option}: {str(path)!r} cannot be read: {reason}") from None

@@ -1,6 +1,7 @@
 import asyncio
 import os
 import signal
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -205,3 +206,92 @@ def test_the_smallest_network_is_found_as_by_looking_at_all(
     found = bans.find(address, 0.0)
     assert (found and found.network) == max(within, key=lambda each: each.prefixlen, default=None)
     assert len(bans) == len(set(banned))
+
+
+def test_memory_has_no_more_bans_than_the_file(path: Path) -> None:
+    now = 0.0
+    store = BanStore(path, limit=10, clock=lambda: now)
+    for number in range(1000):
+        now = float(number)
+        store.ban(ban(str(IPv4Address(number)), until=now + 2))
+    assert len(store.bans) <= 10
+    store.close()
+
+
+def test_a_follower_forgets_what_has_ended(path: Path) -> None:
+    async def scenario() -> None:
+        store = BanStore(path)
+        store.ban(ban(until=time.time() + 0.01))
+        following = asyncio.create_task(store.follow())
+        async with asyncio.timeout(10):
+            while len(store.bans):
+                await asyncio.sleep(0.01)
+        following.cancel()
+        store.close()
+
+    asyncio.run(scenario())
+
+
+def test_of_many_bans_only_what_has_changed_is_read(path: Path) -> None:
+    writer, reader = BanStore(path), BanStore(path)
+    with sqlite3.connect(path) as db:
+        db.executemany(
+            "INSERT INTO bans (network, score, until, reason) VALUES (?, 0, 1e12, '')",
+            ((f"{IPv4Address(number)}/32",) for number in range(20_000)),
+        )
+    db.close()
+    writer.refresh()
+    reader.refresh()
+    assert len(reader.bans) == 20_000
+    start = time.perf_counter()
+    for number in range(10):
+        writer.ban(ban(f"192.0.2.{number}"))
+        reader.refresh()
+    seconds = time.perf_counter() - start
+    assert len(reader.bans) == 20_010
+    assert seconds < 0.5  # reading all of them ten times takes more than four seconds
+    writer.close()
+    reader.close()
+
+
+def test_who_was_held_up_still_sees_that_a_ban_was_ended(path: Path) -> None:
+    now = 0.0
+    writer, reader = (BanStore(path, clock=lambda: now) for _ in range(2))
+    writer.ban(ban())
+    reader.refresh()
+    writer.unban(ip_network("192.0.2.7"))
+    now = 1000.0
+    writer.ban(ban("192.0.2.8"))  # removes what ended long ago
+    assert reader.find(ADDRESS) is not None
+    reader.refresh()
+    assert reader.find(ADDRESS) is None
+    writer.close()
+    reader.close()
+
+
+@pytest.mark.parametrize(
+    "row", [("nonsense", 0, ""), ("192.0.2.9/32", 101, ""), ("192.0.2.9/32", 0, "x" * 201)]
+)
+def test_a_row_that_somebody_else_got_wrong_costs_no_other(
+    path: Path, row: tuple[str, int, str]
+) -> None:
+    store = BanStore(path)
+    with sqlite3.connect(path) as db:
+        db.execute(
+            "INSERT INTO bans (network, score, reason, until) VALUES (?, ?, ?, 1e12)",
+            row,
+        )
+    db.close()
+    store.ban(ban())
+    assert store.find(ADDRESS) is not None
+    store.close()
+    store = BanStore(path)
+    assert [each.name for each in store.current()] == ["192.0.2.7"]
+    store.close()
+
+
+def test_a_file_that_cannot_be_read_any_more_is_a_ban_error(path: Path) -> None:
+    store = BanStore(path)
+    store.close()
+    with pytest.raises(BanError, match="cannot be read"):
+        store.current()

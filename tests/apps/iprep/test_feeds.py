@@ -3,71 +3,23 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from tests.apps.iprep.web_server import LIST, Page, web_server
 
 from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.feeds import Feed, Outcome
 from spoakit.apps.iprep.lists import PlainReader
 from spoakit.apps.iprep.settings import FeedSettings
 
-LIST = b"192.0.2.1\n" * 100
-
-
-@dataclass
-class Page:
-    """What the web server answers, and what it was asked."""
-
-    body: bytes = LIST
-    status: int = 200
-    headers: dict[str, str] = field(default_factory=dict)
-    size: int | None = None
-    asked: list[dict[str, str]] = field(default_factory=list)
-    pause: float = 0.0
-    url: str = ""
-
-
-class Handler(BaseHTTPRequestHandler):
-    page: Page
-
-    def do_GET(self) -> None:
-        page = self.page
-        page.asked.append(dict(self.headers))
-        etag = page.headers.get("ETag")
-        status = 304 if etag and self.headers["If-None-Match"] == etag else page.status
-        body = b"" if status == 304 else page.body
-        self.send_response(status)
-        for name, value in page.headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body) if page.size is None else page.size))
-        self.end_headers()
-        for start in range(0, len(body), 4096):
-            time.sleep(page.pause)
-            try:
-                self.wfile.write(body[start : start + 4096])
-            except OSError:
-                return
-
-    def log_message(self, *_: object) -> None:
-        pass
-
 
 @pytest.fixture
 def page() -> Iterator[Page]:
-    page = Page()
-    handler = type("PageHandler", (Handler,), {"page": page})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        page.url = f"http://127.0.0.1:{server.server_port}/list"
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
+    with web_server() as page:
         yield page
-        server.shutdown()
-        thread.join()
 
 
 def count(path: Path) -> int:
@@ -239,3 +191,20 @@ def test_a_state_that_is_damaged_is_none(page: Page, tmp_path: Path) -> None:
     feed.fetch()
     feed.path.with_suffix(".json").write_bytes(b"{")
     assert feed.fetch() is Outcome.NEW
+
+
+def test_a_copy_that_vanished_is_due_at_once_but_not_where_the_server_fails(
+    page: Page, tmp_path: Path
+) -> None:
+    feed = feed_of(page, tmp_path)
+    feed.fetch()
+    feed.path.unlink()
+    page.status = 503
+    refused(feed, "503")
+    assert feed.fetch() is Outcome.NOT_DUE
+
+
+def test_an_interval_that_was_made_shorter_holds_at_once(page: Page, tmp_path: Path) -> None:
+    feed_of(page, tmp_path, interval=86_400).fetch()
+    assert feed_of(page, tmp_path, interval=80_000).fetch() is Outcome.NOT_DUE
+    assert feed_of(page, tmp_path, interval=3600).fetch() is Outcome.NEW

@@ -8,17 +8,22 @@ from pathlib import Path
 from typing import Annotated, Any, Final, TypeAlias
 
 from spoakit.agent.agent import Agent
-from spoakit.agent.handlers import Actions
+from spoakit.agent.handlers import Actions, Event
 from spoakit.agent.parameters import Fetch, IPAddress
 from spoakit.agent.variables import Variable
-from spoakit.apps.delay import DEADLINE
 from spoakit.apps.iprep.addresses import unmapped
 from spoakit.apps.iprep.bans import BanError
 from spoakit.apps.iprep.commands import timed_ban
 from spoakit.apps.iprep.policy import Rule
 from spoakit.apps.iprep.reputation import Finding, Reputation
 from spoakit.apps.iprep.service import open_reputation
-from spoakit.apps.iprep.settings import Answer, AnswerSettings, BanSettings, ReputationSettings
+from spoakit.apps.iprep.settings import (
+    MAX_DEADLINE,
+    Answer,
+    AnswerSettings,
+    BanSettings,
+    ReputationSettings,
+)
 from spoakit.apps.live import LiveSettings
 from spoakit.logs import Throttle
 from spoakit.metrics.counters import CounterRow
@@ -36,6 +41,8 @@ _TYPES: Final[dict[Answer, Any]] = {
     "ip_country": DataType.STRING,
     "ip_category": DataType.STRING,
 }
+# DNSBLs have deadlines of their own, of up to 10 s, which a reload may change.
+_TIMEOUT: Final = MAX_DEADLINE + 1.0
 
 
 class Answers:
@@ -69,7 +76,7 @@ def create_agent(live: LiveSettings[ReputationSettings], folder: Path, delay: fl
     Args:
         live: the settings.
         folder: for editions, of all workers together.
-        delay: how long each check waits, in seconds, without holding up others.
+        delay: seconds that each check waits without holding up others.
     """
     settings = live.current
     agent = Agent("iprep")
@@ -86,26 +93,35 @@ def create_agent(live: LiveSettings[ReputationSettings], folder: Path, delay: fl
         if argument is None
         else _handlers_behind_proxies(answers, delay, argument)
     )
-    name = "check-client-ip"
+    event = _event(settings)
     if settings.asks or delay:
-        timeout = delay + settings.patience + DEADLINE
-        agent.message(name, event="on-client-session", timeout=timeout)(ask)
+        agent.message("check-client-ip", event=event, timeout=delay + _TIMEOUT)(ask)
     else:
-        agent.message(name, event="on-client-session")(check)
+        agent.message("check-client-ip", event=event)(check)
     if settings.bans.message:
         _add_ban_message(agent, settings.bans)
     return agent
 
 
+def _event(settings: ReputationSettings) -> Event:
+    """Return the first event at which there is what is asked for, and variables can be set."""
+    if settings.answers.scope == "res":
+        return "on-http-response"
+    if settings.forwarded.argument is None:
+        return "on-client-session"
+    return "on-frontend-http-request"
+
+
 def _handlers(answers: Answers, delay: float) -> tuple[Check, Ask]:
-    """Return what answers at once, and what may wait: for DNSBLs, and as long as it is told."""
+    """Return what answers at once, and what asks or waits."""
 
     def check(src: IPAddress, /, reputation: Reputation) -> Actions:
         finding = reputation.find(src)
         return finding.answer or answers.of(finding)
 
     async def ask(src: IPAddress, /, reputation: Reputation) -> Actions:
-        await asyncio.sleep(delay)
+        if delay:
+            await asyncio.sleep(delay)
         finding = await reputation.ask(src)
         return finding.answer or answers.of(finding)
 
@@ -120,7 +136,8 @@ def _handlers_behind_proxies(answers: Answers, delay: float, argument: str) -> t
         return finding.answer or answers.of(finding)
 
     async def ask(src: IPAddress, /, reputation: Reputation, *, forwarded: str = "") -> Actions:
-        await asyncio.sleep(delay)
+        if delay:
+            await asyncio.sleep(delay)
         finding = await reputation.ask(reputation.client_of(src, forwarded))
         return finding.answer or answers.of(finding)
 

@@ -2,7 +2,8 @@
 
 They are kept in SQLite, which every worker has open, so that a ban that was answered survives a
 restart and a killed process. Each worker has all of them in memory, looks at the file's version a
-few times in a tenth of a second, and reads anew what another one has written.
+few times in a tenth of a second, and reads what others have changed since. Changes are numbered,
+and a ban that was ended early stays in the file for a minute, so that all workers see its end.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -28,15 +29,22 @@ MAX_REASON: Final = 200
 MAX_SCORE: Final = 100
 
 _LOOK_INTERVAL: Final = 0.04
-_BUSY_TIMEOUT: Final = 2.0
+# A worker that waits for the file answers nothing meanwhile.
+_BUSY_TIMEOUT: Final = 0.5
+_START_TIMEOUT: Final = 10.0  # while all workers make the file
+_PRUNE_INTERVAL: Final = 1.0
+_KEEP_ENDED: Final = 60.0
 
+# A change of a ban is a new row in the place of its old one, and no number comes twice.
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS bans (
-    network TEXT PRIMARY KEY,
+    change INTEGER PRIMARY KEY AUTOINCREMENT,
+    network TEXT NOT NULL UNIQUE,
     score INTEGER NOT NULL,
     until REAL NOT NULL,
     reason TEXT NOT NULL
-) WITHOUT ROWID
+);
+CREATE INDEX IF NOT EXISTS ends ON bans (until);
 """
 
 throttle = Throttle(logging.getLogger("spoakit.iprep"))
@@ -87,6 +95,7 @@ class BanList:
         # By version and prefix length, the longest first; the networks by their first addresses.
         self._levels: dict[tuple[int, int], dict[int, Ban]] = {}
         self._count = 0
+        self._first_end = float("inf")
 
     def __len__(self) -> int:
         return self._count
@@ -105,6 +114,23 @@ class BanList:
         level = self._levels[key]
         self._count += int(network.network_address) not in level
         level[int(network.network_address)] = ban
+        self._first_end = min(self._first_end, ban.until)
+
+    def get(self, network: IPNetwork) -> Ban | None:
+        """Return the ban of just this network, ended or not."""
+        level = self._levels.get((network.version, network.prefixlen), {})
+        return level.get(int(network.network_address))
+
+    def remove_ended(self, now: float) -> None:
+        """Remove those that have ended; this costs nothing as long as none has."""
+        if now < self._first_end:
+            return
+        left = [ban for ban in self if ban.until > now]
+        self._levels = {}
+        self._count = 0
+        self._first_end = float("inf")
+        for ban in left:
+            self.add(ban)
 
     def find(self, address: IPAddress, now: float) -> Ban | None:
         """Return the ban of an address at a time, in seconds since the epoch."""
@@ -138,14 +164,17 @@ class BanStore:
         self.bans = BanList()
         """Those in memory; some may have just ended."""
         self._version = -1
+        self._change = 0
+        self._read_at = 0.0
         try:
             path.touch(mode=0o600)
-            self._db = sqlite3.connect(path, timeout=_BUSY_TIMEOUT, isolation_level=None)
+            self._db = sqlite3.connect(path, timeout=_START_TIMEOUT, isolation_level=None)
             # A commit is in the kernel's hands when it returns: a system that crashes can lose it,
             # a process that is killed cannot.
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")
-            self._db.execute(_SCHEMA)
+            self._db.executescript(_SCHEMA)
+            self._db.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT * 1000:.0f}")
             self.refresh()
         except (OSError, sqlite3.Error) as error:
             raise StartupError(f"bans: {str(path)!r} cannot be used: {error}") from None
@@ -155,8 +184,15 @@ class BanStore:
         return self.bans.find(address, self._clock())
 
     def current(self) -> list[Ban]:
-        """Return the bans that have not ended, the next to end first."""
-        self.refresh()
+        """Return the bans that have not ended, the next to end first.
+
+        Raises:
+            BanError: the file cannot be read.
+        """
+        try:
+            self.refresh()
+        except sqlite3.Error as error:
+            raise BanError(f"{str(self._path)!r} cannot be read: {error}") from None
         now = self._clock()
         return sorted((ban for ban in self.bans if ban.until > now), key=lambda ban: ban.until)
 
@@ -167,14 +203,16 @@ class BanStore:
             BanError: there are as many as may be, or the file cannot be written.
         """
         with self._writing():
-            row = (str(ban.network), ban.score, ban.until, ban.reason)
-            self._db.execute("DELETE FROM bans WHERE until <= ?", (self._clock(),))
-            known = "SELECT 1 FROM bans WHERE network = ?"
-            [count] = self._db.execute("SELECT count(*) FROM bans").fetchone()
-            if count >= self._limit and not self._db.execute(known, row[:1]).fetchone():
+            self.refresh()
+            now = self._clock()
+            if len(self.bans) >= self._limit:
+                self.bans.remove_ended(now)
+            count = len(self.bans)
+            if count >= self._limit and self.bans.get(ban.network) is None:
                 raise BanError(f"there are {count} bans already, which is the limit")
-            self._db.execute("INSERT OR REPLACE INTO bans VALUES (?, ?, ?, ?)", row)
-        self.bans.add(ban)
+            self._db.execute("DELETE FROM bans WHERE until <= ?", (now - _KEEP_ENDED,))
+            change = self._write(ban)
+        self._note(change, ban)
 
     def unban(self, network: IPNetwork) -> bool:
         """End a ban; return whether there was one of just this network.
@@ -183,38 +221,77 @@ class BanStore:
             BanError: the file cannot be written.
         """
         with self._writing():
-            done = self._db.execute(
-                "DELETE FROM bans WHERE network = ? AND until > ?", (str(network), self._clock())
-            )
-        self._read()
-        return done.rowcount > 0
+            self.refresh()
+            now = self._clock()
+            known = self.bans.get(network)
+            if known is None or known.until <= now:
+                return False
+            ended = replace(known, until=now)
+            change = self._write(ended)
+        self._note(change, ended)
+        return True
 
     def refresh(self) -> None:
-        """Read what others have written since the last time, if anything."""
+        """Read what others have changed since the last time, if anything.
+
+        Raises:
+            sqlite3.Error: the file cannot be read.
+        """
+        now = self._clock()
         [version] = self._db.execute("PRAGMA data_version").fetchone()
         if version != self._version:
+            # Who was held up for long may have missed the end of a ban.
+            self._read(anew=not 0 <= now - self._read_at < _KEEP_ENDED / 2)
             self._version = version
-            self._read()
+        self._read_at = now
 
     async def follow(self) -> None:
         """Refresh again and again, so that each change is seen within 100 ms, until cancelled."""
+        prune_at = 0.0
         while True:
             await asyncio.sleep(_LOOK_INTERVAL)
             try:
                 self.refresh()
             except sqlite3.Error as error:
                 throttle.error("refresh", "bans: %s cannot be read: %s", self._path, error)
+            if time.monotonic() >= prune_at:
+                prune_at = time.monotonic() + _PRUNE_INTERVAL
+                self.bans.remove_ended(self._clock())
 
     def close(self) -> None:
         """Close the file."""
         self._db.close()
 
-    def _read(self) -> None:
-        bans = BanList()
-        rows = self._db.execute("SELECT * FROM bans WHERE until > ?", (self._clock(),))
-        for network, score, until, reason in rows:
-            bans.add(Ban(ip_network(network), score, until, reason))
+    def _read(self, *, anew: bool) -> None:
+        """Read all bans, or those that have changed."""
+        bans = BanList() if anew else self.bans
+        since = 0 if anew else self._change
+        rows = self._db.execute(
+            "SELECT change, network, score, until, reason FROM bans WHERE change > ? "
+            "ORDER BY change",
+            (since,),
+        )
+        for change, network, score, until, reason in rows:
+            self._change = change
+            try:
+                bans.add(Ban(ip_network(network), score, until, reason))
+            except (BanError, ValueError, TypeError) as error:  # somebody else wrote it
+                throttle.warning("row", "bans: %s has a wrong row: %s", self._path, error)
         self.bans = bans
+
+    def _write(self, ban: Ban) -> int:
+        """Put a ban into the file; return the number of the change."""
+        row = (str(ban.network), ban.score, ban.until, ban.reason)
+        written = self._db.execute(
+            "INSERT OR REPLACE INTO bans (network, score, until, reason) VALUES (?, ?, ?, ?)", row
+        )
+        assert written.lastrowid is not None
+        return written.lastrowid
+
+    def _note(self, change: int, ban: Ban) -> None:
+        """Have in memory what was written here."""
+        self._change = change
+        self.bans.add(ban)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

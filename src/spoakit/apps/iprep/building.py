@@ -10,8 +10,10 @@ import pickle
 import shutil
 import time
 from array import array
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -22,9 +24,11 @@ from spoakit.apps.iprep.entries import Entries
 from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.mmdb import Database
 from spoakit.apps.iprep.settings import ReputationSettings, SourceSettings, parse_ranges
-from spoakit.apps.iprep.sources import feed_of, file_of, read_entries
+from spoakit.apps.iprep.sources import feed_of, file_of, read_entries, refuse_no_file
 from spoakit.apps.iprep.table_builder import Ranges, TableBuilder
 from spoakit.server.watch import FileIdentity, identity_of
+
+_NEW: Final = ".new"
 
 
 class _Kept(NamedTuple):
@@ -38,7 +42,8 @@ class _Kept(NamedTuple):
 def build_edition(folder: Path, settings: ReputationSettings, before: Edition | None) -> Edition:
     """Make an edition of what the sources' files have now.
 
-    Of a file that cannot be used, what was read of it before is used again.
+    Of a file that cannot be used, what was read of it before is used again. It may be killed at
+    any time; only one process at a time may do it.
 
     Args:
         folder: where editions are.
@@ -49,9 +54,11 @@ def build_edition(folder: Path, settings: ReputationSettings, before: Edition | 
         TableError: the table cannot be built.
         OSError: the folder cannot be written.
     """
+    _remove_rest(folder)
     builder = TableBuilder()
+    copies = () if before is None else before.files
     reports = tuple(
-        _Reading(folder, source, settings.cache).add_to(builder, number)
+        _Reading(folder, source, settings.cache, copies).add_to(builder, number)
         for number, source in enumerate(settings.sources)
     )
     _add_ranges(builder, ALLOWED, parse_ranges("policy.allow", settings.policy.allow))
@@ -66,20 +73,27 @@ def build_edition(folder: Path, settings: ReputationSettings, before: Edition | 
         built=time.time(),
     )
     edition = publish(folder, builder, edition)
-    _remove_unused(folder, edition)
+    _remove_unused(folder, edition, copies)
     return edition
 
 
 def _kept_name(source: SourceSettings, cache: str | None) -> str:
     """Return what the names of a source's files in the edition's folder begin with."""
-    what = (source.type, str(file_of(source, cache)), source.columns, source.database)
-    return f"source-{hashlib.sha256(repr(what).encode()).hexdigest()[:24]}"
+    return f"source-{_digest(source.type, str(file_of(source, cache)), source.columns)}"
+
+
+def _digest(*what: object) -> str:
+    return hashlib.sha256(repr(what).encode(errors="surrogateescape")).hexdigest()[:24]
 
 
 class _Reading:
     """Reads one source."""
 
-    def __init__(self, folder: Path, source: SourceSettings, cache: str | None) -> None:
+    def __init__(
+        self, folder: Path, source: SourceSettings, cache: str | None, copies: Sequence[str]
+    ) -> None:
+        self._folder = folder
+        self._copies = copies
         self._source = source
         self._path = file_of(source, cache)
         self._feed = feed_of(source, cache)
@@ -100,9 +114,7 @@ class _Reading:
             loaded=True,
             entries=len(entries),
             values=entries.values,
-            asns=tuple(
-                zip(entries.asns, entries.asn_values or [0] * len(entries.asns), strict=True)
-            ),
+            asns=_networks(entries),
             modified=self._modified(kept.modified),
             failed_lines=entries.failed,
             masked=entries.masked,
@@ -119,34 +131,71 @@ class _Reading:
         try:
             entries = read_entries(self._source, path)
         except SourceError as error:
-            return kept, f"{path}: {error}"
+            return kept, _problem(path, error, kept is not None)
         kept = _Kept(identity, _modified(path), entries)
-        self._kept_path.write_bytes(pickle.dumps(kept, pickle.HIGHEST_PROTOCOL))
+        new = self._kept_path.with_suffix(_NEW)
+        new.write_bytes(pickle.dumps(kept, pickle.HIGHEST_PROTOCOL))
+        os.replace(new, self._kept_path)
         return kept, ""
 
     def _kept(self) -> _Kept | None:
         try:
             kept: _Kept = pickle.loads(self._kept_path.read_bytes())
-        except (OSError, pickle.UnpicklingError, EOFError):
+        except Exception:  # whatever comes of a damaged one
             return None
         return kept
 
     def _database(self, path: Path) -> SourceReport:
-        """Copy a database, so that nobody writes into what the workers have mapped."""
-        copy, new = self._kept_path, self._kept_path.with_suffix(".new")
-        error = ""
+        """Use a copy of a database, so that nobody writes into what the workers have mapped."""
         try:
+            return self._report(self._copy(path))
+        except SourceError as problem:
+            error = problem
+        for name in self._copies:
+            if name.startswith(self._kept_path.name):
+                with suppress(SourceError):
+                    report = self._report(self._folder / name)
+                    return msgspec.structs.replace(report, error=_problem(path, error, True))
+        return SourceReport(error=_problem(path, error, False))
+
+    def _copy(self, path: Path) -> Path:
+        """Return the copy of a database; each version has one of its own.
+
+        Raises:
+            SourceError: it cannot be copied.
+        """
+        identity = identity_of(path)
+        copy = self._kept_path.with_name(f"{self._kept_path.name}-{_digest(identity)}")
+        if identity is not None and self._is_good(copy):
+            return copy
+        new = copy.with_suffix(_NEW)
+        try:
+            refuse_no_file(path)
             shutil.copyfile(path, new)
             shutil.copystat(path, new)
+            if identity_of(path) != identity:
+                raise SourceError("it changed while it was read")
             Database(self._source, new).close()
             os.replace(new, copy)
-        except OSError as problem:
-            error = f"{path}: it cannot be read: {problem.strerror or problem}"
-        except SourceError as problem:
-            error = f"{path}: {problem}"
-        new.unlink(missing_ok=True)
-        if not copy.exists():
-            return SourceReport(error=error)
+        except OSError as error:
+            raise SourceError(f"it cannot be read: {error.strerror or error}") from None
+        finally:
+            new.unlink(missing_ok=True)
+        return copy
+
+    def _is_good(self, copy: Path) -> bool:
+        try:
+            Database(self._source, copy).close()
+        except SourceError:
+            return False
+        return True
+
+    def _report(self, copy: Path) -> SourceReport:
+        """Return the report on a copy of a database.
+
+        Raises:
+            SourceError: it cannot be used.
+        """
         database = Database(self._source, copy)
         database.close()
         return SourceReport(
@@ -154,12 +203,16 @@ class _Reading:
             entries=database.nodes,
             file=copy.name,
             modified=self._modified(_modified(copy)),
-            error=error,
         )
 
     def _modified(self, of_file: float) -> float:
         """Return when the source's data were new: of a download, when the server had no others."""
         return of_file if self._feed is None else self._feed.state().checked
+
+
+def _problem(path: Path, error: SourceError, kept: bool) -> str:
+    what = "what was read of it before stays in use" if kept else "nothing of it is in use"
+    return f"{path}: {error}; {what}"
 
 
 def _modified(path: Path) -> float:
@@ -227,10 +280,20 @@ def _with_asn_check(
     )
 
 
-def _remove_unused(folder: Path, edition: Edition) -> None:
-    """Remove what was kept of sources that are not among the settings' any more."""
+def _remove_unused(folder: Path, edition: Edition, before: Sequence[str]) -> None:
+    """Remove what belongs neither to an edition nor to the one before.
+
+    A worker may just have read the description of that one; what is mapped stays anyway.
+    """
     cache = edition.settings.cache
     used = {_kept_name(source, cache) for source in edition.settings.sources}
-    for kept in folder.glob("source-*"):
-        if kept.name not in used:
-            kept.unlink(missing_ok=True)
+    used.update(edition.files, before)
+    for file in (*folder.glob("source-*"), *folder.glob("table-*")):
+        if file.name not in used:
+            file.unlink(missing_ok=True)
+
+
+def _remove_rest(folder: Path) -> None:
+    """Remove what one that was killed was writing: it may be what fills the disk."""
+    for file in (*folder.glob(f"*{_NEW}"), *folder.glob("*.part")):
+        file.unlink(missing_ok=True)

@@ -1,9 +1,10 @@
 """What the control socket can be asked: bans, and explanations."""
 
 import time
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network
 from typing import Any, Final
 
+from spoakit.apps.iprep.addresses import address_of, parse_number, parse_range
 from spoakit.apps.iprep.bans import Ban, BanError, BanStore, IPNetwork
 from spoakit.apps.iprep.control import Answer, ControlError, Request
 from spoakit.apps.iprep.edition import SourceReport
@@ -14,6 +15,7 @@ from spoakit.apps.iprep.settings import BanSettings, SourceSettings
 
 _DEFAULT_BAN: Final = 3600.0
 _MAX_SHOWN: Final = 80
+_MAX_NUMBER: Final = 1e12
 
 
 class Commands:
@@ -83,9 +85,9 @@ class Commands:
     async def _lookup(self, request: Request) -> Answer:
         text = str(request.get("address", ""))
         try:
-            address = ip_address(text)
-        except ValueError:
-            raise ControlError(f"address: {text[:_MAX_SHOWN]!r} is not an address") from None
+            address = address_of(*parse_number(text))
+        except ValueError as error:
+            raise ControlError(f"address: {error}") from None
         finding = await self._reputation.ask(address)
         verdict, edition = finding.verdict, self._reputation.edition.description
         return {
@@ -169,18 +171,23 @@ def timed_ban(
 def _network(request: Request) -> IPNetwork:
     text = str(request.get("address", ""))
     try:
-        return ip_network(text)
-    except ValueError:
+        version, first, last, masked = parse_range(text)
+    except ValueError as error:
+        raise ControlError(f"address: {error}") from None
+    if masked or "-" in text:
         raise ControlError(
             f"address: {text[:_MAX_SHOWN]!r} is neither an address nor a network without host bits"
-        ) from None
+        )
+    prefix = address_of(version, first).max_prefixlen - (last - first).bit_length()
+    return IPv4Network((first, prefix)) if version == 4 else IPv6Network((first, prefix))
 
 
 def _number(request: Request, name: str, default: float) -> float:
     value = request.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (is_number and abs(value) < _MAX_NUMBER):  # which NaN is not
         raise ControlError(f"{name}: {str(value)[:_MAX_SHOWN]!r} is not a number")
-    return value
+    return float(value)
 
 
 def _name(network: IPNetwork) -> str:

@@ -28,7 +28,8 @@ _MAX_CONNECTIONS: Final = 32
 # Seconds that a caller has to send the rest of a request, or to take an answer.
 _PATIENCE: Final = 10.0
 
-throttle = Throttle(logging.getLogger("spoakit.iprep"))
+logger = logging.getLogger("spoakit.iprep")
+throttle = Throttle(logger)
 
 
 class ControlError(SpoakitError):
@@ -95,7 +96,7 @@ async def _converse(
 async def _answer(line: bytes, handle: Handle) -> Answer:
     try:
         request = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return {"error": f"the request is not JSON: {error}"}
     if not isinstance(request, dict):
         return {"error": "the request is not a JSON object"}
@@ -103,6 +104,9 @@ async def _answer(line: bytes, handle: Handle) -> Answer:
         return await handle(request)
     except SpoakitError as error:
         return {"error": str(error)}
+    except Exception as error:
+        logger.exception("control: a request failed")
+        return {"error": f"it failed: {type(error).__name__}: {error}"}
 
 
 def _listen(path: str, mode: int) -> socket.socket:

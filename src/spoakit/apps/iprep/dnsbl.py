@@ -123,6 +123,8 @@ class Dnsbl:
                 return self._failed
             task = self._pending[key] = asyncio.create_task(self._answer(key))
         done, _ = await asyncio.wait((task,), timeout=self._settings.deadline)
+        if task.cancelled():
+            return self._failed  # a reload has removed it
         if done:
             return task.result()
         self._count(LATE)

@@ -5,16 +5,18 @@ description is replaced at once, by renaming, and names the table that belongs t
 it has the settings, the sources and the table of one and the same time.
 """
 
+import fcntl
 import os
-from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import msgspec
 
 from spoakit.apps.iprep.entries import Value
+from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.settings import ReputationSettings
 from spoakit.apps.iprep.table_builder import MAX_SOURCE, TableBuilder
+from spoakit.exceptions import ConfigurationError
 
 ALLOWED: Final = MAX_SOURCE
 """The table's source that is `PolicySettings.allow`; the others are those of the settings."""
@@ -77,6 +79,11 @@ class Edition(msgspec.Struct, frozen=True, kw_only=True):
         """How many entries its sources have."""
         return sum(report.entries for report in self.reports)
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The names of the files that belong to it, beside the description."""
+        return (self.table, *(report.file for report in self.reports if report.file))
+
 
 def encode(described: msgspec.Struct) -> bytes:
     """Return settings, and what has some, as JSON."""
@@ -98,11 +105,16 @@ def read_edition(folder: Path) -> Edition | None:
     """Return the edition in a folder, None before the first.
 
     Raises:
-        OSError: it cannot be read.
+        SourceError: it cannot be read, or is damaged.
     """
-    with suppress(FileNotFoundError):
+    try:
         return msgspec.json.decode(description_of(folder).read_bytes(), type=Edition)
-    return None
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise SourceError(f"{description_of(folder)}: {error.strerror or error}") from None
+    except (msgspec.DecodeError, ConfigurationError) as error:
+        raise SourceError(f"{description_of(folder)} is damaged: {error}") from None
 
 
 def publish(folder: Path, builder: TableBuilder, edition: Edition) -> Edition:
@@ -121,7 +133,18 @@ def publish(folder: Path, builder: TableBuilder, edition: Edition) -> Edition:
     new = description.with_suffix(".new")
     new.write_bytes(encode(edition))
     os.replace(new, description)
-    for table in folder.glob("table-*"):
-        if table.name != edition.table:
-            table.unlink()  # what is mapped stays
     return edition
+
+
+def lock(file: BinaryIO | int, *, wait: bool = False) -> bool:
+    """Take a lock on an open file, which ends when it is closed, or its process ends.
+
+    Args:
+        file: which.
+        wait: whether to wait for who has it; otherwise False is returned.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

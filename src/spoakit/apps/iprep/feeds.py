@@ -92,9 +92,15 @@ class Feed:
     def state(self) -> FeedState:
         """Return what is known of the feed; of one that is not, nothing."""
         try:
-            return msgspec.json.decode(self._state_path.read_bytes(), type=FeedState)
+            state = msgspec.json.decode(self._state_path.read_bytes(), type=FeedState)
         except (OSError, msgspec.DecodeError):
             return FeedState()
+        if not state.error and not self.path.exists():
+            return FeedState()  # somebody removed the copy
+        if state.due > time.time() + self._settings.interval * (1 + _JITTER):
+            # The clock was wrong, or the interval was longer.
+            return msgspec.structs.replace(state, due=0.0)
+        return state
 
     def fetch(self) -> Outcome:
         """Download the feed if it is due and has changed, and no other process is at it.

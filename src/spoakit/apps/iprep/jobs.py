@@ -1,13 +1,15 @@
 """What takes long, done in processes of their own: downloads, and the making of editions.
 
-A job is a process that gets what to do as JSON on standard input, and says what became of it as
-JSON on standard output. It computes as much as it likes without holding up a frame, and what
-memory it took goes back with it.
+A job is a process that gets what to do as a line of JSON on standard input, and says what became
+of it as JSON on standard output. It computes as much as it likes without holding up a frame, and
+what memory it took goes back with it. When its standard input ends, so does the job: who wanted it
+is not there any more.
 """
 
 import asyncio
 import os
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
@@ -15,7 +17,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from spoakit.apps.iprep.building import build_edition
-from spoakit.apps.iprep.edition import Edition, encode, read_edition
+from spoakit.apps.iprep.edition import Edition, encode, lock, read_edition
 from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.feeds import Outcome
 from spoakit.apps.iprep.settings import ReputationSettings, SourceSettings
@@ -25,6 +27,8 @@ from spoakit.exceptions import SpoakitError
 # Others come first: those who answer frames are on the same cores.
 _NICENESS: Final = 10
 _MAX_SHOWN: Final = 500
+# Seconds, beside those for its download, in which a list must have been read, or an edition made.
+_PATIENCE: Final = 600.0
 
 
 class JobError(SpoakitError):
@@ -76,7 +80,7 @@ async def fetch(job: Fetch) -> Fetched:
     Raises:
         JobError: the process failed.
     """
-    return await _run(job, Fetched)
+    return await _run(job, Fetched, job.source.feed.timeout + _PATIENCE)
 
 
 async def build(job: Build) -> Edition:
@@ -85,12 +89,28 @@ async def build(job: Build) -> Edition:
     Raises:
         JobError: it could not be made.
     """
-    return await _run(job, Edition)
+    return await _run(job, Edition, _PATIENCE)
 
 
-async def _run(job: Fetch | Build, kind: type[T]) -> T:
+async def _run(job: Fetch | Build, kind: type[T], patience: float) -> T:
+    try:
+        async with asyncio.timeout(patience):
+            code, output, errors = await _talk(encode(job) + b"\n")
+        if code == 0:
+            return msgspec.json.decode(output, type=kind)
+    except TimeoutError:
+        raise JobError(f"its process took longer than {patience:g} s") from None
+    except (OSError, ValueError) as error:  # no process is to be had; it is no JSON
+        raise JobError(f"its process failed: {error}") from None
+    last = errors.decode(errors="replace").strip().rpartition("\n")[2]
+    raise JobError(last[:_MAX_SHOWN] or f"its process ended with {code}")
+
+
+async def _talk(request: bytes) -> tuple[int, bytes, bytes]:
+    """Have a process do a job; return its exit code, and what it wrote to its two outputs."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
+        "-P",  # nothing is imported from the working directory
         "-m",
         __name__,
         stdin=asyncio.subprocess.PIPE,
@@ -98,17 +118,20 @@ async def _run(job: Fetch | Build, kind: type[T]) -> T:
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,  # the terminal's signals are for the supervisor
     )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
     try:
-        output, errors = await process.communicate(encode(job))
+        process.stdin.write(request)
+        # Its standard input stays open, which is how it knows that it is waited for.
+        output, errors = await asyncio.gather(process.stdout.read(), process.stderr.read())
+        return await process.wait(), output, errors
     finally:
+        process.stdin.close()
         if process.returncode is None:
             with suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
-    if process.returncode != 0:
-        last = errors.decode(errors="replace").strip().rpartition("\n")[2]
-        raise JobError(last[:_MAX_SHOWN] or f"its process ended with {process.returncode}")
-    return msgspec.json.decode(output, type=kind)
 
 
 def _fetch(job: Fetch) -> Fetched:
@@ -122,19 +145,35 @@ def _fetch(job: Fetch) -> Fetched:
 
 def _build(job: Build) -> Edition:
     folder = Path(job.folder)
-    return build_edition(folder, job.settings, read_edition(folder))
+    with open(folder / "build.lock", "wb") as file:
+        # One whose keeper was killed may be at it still.
+        lock(file, wait=True)
+        try:
+            before = read_edition(folder)
+        except SourceError:
+            before = None  # it is damaged, and replaced
+        return build_edition(folder, job.settings, before)
+
+
+def _end_with_input() -> None:
+    """End the process when its standard input does."""
+    while os.read(sys.stdin.fileno(), 1024):
+        pass
+    os._exit(1)
 
 
 def main() -> int:
     """Do the job on standard input; return the exit code, 1 with the reason on standard error."""
     os.nice(_NICENESS)
-    job = msgspec.json.decode(sys.stdin.buffer.read(), type=Fetch | Build)
+    job = msgspec.json.decode(sys.stdin.buffer.readline(), type=Fetch | Build)
+    threading.Thread(target=_end_with_input, daemon=True).start()
     try:
         result = _fetch(job) if isinstance(job, Fetch) else _build(job)
     except (SpoakitError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     sys.stdout.buffer.write(encode(result))
+    sys.stdout.buffer.flush()
     return 0
 
 

@@ -5,11 +5,11 @@ another takes over. Everything that takes long is done in processes of their own
 """
 
 import asyncio
-import fcntl
 import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -17,10 +17,11 @@ import msgspec
 
 from spoakit.apps.iprep import jobs
 from spoakit.apps.iprep.bans import BanStore
-from spoakit.apps.iprep.edition import Edition, SourceReport, read_edition
+from spoakit.apps.iprep.edition import Edition, SourceReport, description_of, lock, read_edition
+from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.feeds import FeedState, Outcome
 from spoakit.apps.iprep.jobs import JobError
-from spoakit.apps.iprep.settings import ReputationSettings, SourceSettings
+from spoakit.apps.iprep.settings import MIN_INTERVAL, ReputationSettings, SourceSettings
 from spoakit.apps.iprep.sources import feed_of, file_of
 from spoakit.metrics.counters import CounterRow, counter, gauge
 from spoakit.server.watch import FileIdentity, identity_of
@@ -39,6 +40,11 @@ STALE = gauge("spoakit_iprep_stale_sources", "Sources older than their max-age."
 _LOOK_INTERVAL: Final = 1.0
 _RETRY_INTERVAL: Final = 10.0
 _MAX_FETCHES: Final = 4
+# A file that changes is let be until it has not for one turn, as it may be half written; but one
+# that changes all the time is read after so many seconds.
+_MAX_UNREST: Final = 10.0
+# The very first edition waits so many seconds for what has no copy yet.
+_FIRST_PATIENCE: Final = 30.0
 
 Identities = dict[str, FileIdentity | None]
 
@@ -47,12 +53,7 @@ Identities = dict[str, FileIdentity | None]
 def keepers_lock(folder: Path, name: str = "keeper.lock") -> Iterator[bool]:
     """Say whether this process has a lock; it ends with the block, or the process."""
     with open(folder / name, "wb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+        yield lock(file)
 
 
 class _Look(msgspec.Struct, frozen=True):
@@ -61,10 +62,12 @@ class _Look(msgspec.Struct, frozen=True):
     Attributes:
         files: what each source's file is known by, by the sources' names.
         feeds: what is known of each feed.
+        edition: what the files of the edition are known by.
     """
 
     files: Identities
     feeds: dict[str, FeedState]
+    edition: tuple[FileIdentity | None, ...]
 
 
 class Keeper:
@@ -75,6 +78,7 @@ class Keeper:
         settings: what there is to keep.
         row: the worker's counters.
         bans: those to count; None without.
+        patience: how long the very first edition waits for feeds that have no copy, in seconds.
     """
 
     def __init__(
@@ -83,21 +87,25 @@ class Keeper:
         settings: ReputationSettings,
         row: CounterRow,
         bans: BanStore | None = None,
+        patience: float = _FIRST_PATIENCE,
     ) -> None:
         self._folder = folder
         self._settings = settings
         self._row = row
         self._bans = bans
-        self._fetches: dict[str, asyncio.Task[None]] = {}
+        self._patient_until = time.monotonic() + patience
+        self._fetches: dict[SourceSettings, asyncio.Task[None]] = {}
         self._slots = asyncio.Semaphore(_MAX_FETCHES)
         self._woken = asyncio.Event()
         self._forced = True
         self._tried: set[str] = set()
-        self._built: Identities | None = None
+        self._built: Identities = {}
+        self._made: tuple[FileIdentity | None, ...] = ()
         self._retry_at = 0.0
         self._before: _Look | None = None
+        self._quiet_at = time.monotonic()
         self._stale: set[str] = set()
-        self._errors: dict[str, str] = {}
+        self._told: dict[str, str] = {}
         self.edition: Edition | None = None
         """The last one that was made."""
         self.feeds: dict[str, FeedState] = {}
@@ -107,24 +115,32 @@ class Keeper:
         """Make an edition with other settings, or the same and all files read anew."""
         self._settings = settings
         self._forced = True
+        self._retry_at = 0.0
+        for source, task in self._fetches.items():
+            if source not in settings.sources:
+                task.cancel()
         self._woken.set()
 
     async def run(self) -> None:
         """Keep the sources until cancelled."""
-        self.edition = await asyncio.to_thread(read_edition, self._folder)
+        try:
+            self.edition = await asyncio.to_thread(read_edition, self._folder)
+        except SourceError as error:
+            logger.error("there will be a new table: %s", error)
         try:
             while True:
-                await self._turn()
                 self._woken.clear()
+                await self._turn()
                 try:
                     async with asyncio.timeout(_LOOK_INTERVAL):
                         await self._woken.wait()
                 except TimeoutError:
                     pass
         finally:
-            for task in self._fetches.values():
+            tasks = tuple(self._fetches.values())
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*self._fetches.values(), return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def is_stale(self, source: SourceSettings, report: SourceReport) -> bool:
         """Whether what is used of a source is older than it may be."""
@@ -153,26 +169,42 @@ class Keeper:
     def _look(self) -> _Look:
         files: Identities = {}
         feeds: dict[str, FeedState] = {}
-        for source in self._settings.sources:
-            path = file_of(source, self._settings.cache)
+        settings = self._settings
+        for source in settings.sources:
+            path = file_of(source, settings.cache)
             if path is not None:
                 files[source.name] = identity_of(path)
-            feed = feed_of(source, self._settings.cache)
+            feed = feed_of(source, settings.cache)
             if feed is not None:
                 feeds[source.name] = feed.state()
-        return _Look(files, feeds)
+        return _Look(files, feeds, self._look_at_edition())
+
+    def _look_at_edition(self) -> tuple[FileIdentity | None, ...]:
+        names = () if self.edition is None else self.edition.files
+        return tuple(
+            map(identity_of, (description_of(self._folder), *map(self._folder.joinpath, names)))
+        )
 
     def _is_due(self, look: _Look) -> bool:
         """Whether there is something to make an edition of."""
-        if self._forced:
-            # The very first one waits for what has no copy yet, but for one attempt only.
-            return self.edition is not None or all(
-                look.files[name] is not None or name in self._tried for name in look.feeds
-            )
-        if look.files == self._built or time.monotonic() < self._retry_at:
+        now = time.monotonic()
+        if now < self._retry_at:
             return False
-        # A file that changes is let be until it has not for one turn: it may be half written.
-        return self._before is not None and self._before.files == look.files
+        if self._forced:
+            return self.edition is not None or now >= self._patient_until or self._has_tried(look)
+        if look.files == self._built:
+            self._quiet_at = now
+            return look.edition != self._made  # somebody removed or damaged it
+        is_quiet = self._before is not None and self._before.files == look.files
+        return is_quiet or now - self._quiet_at >= _MAX_UNREST
+
+    def _has_tried(self, look: _Look) -> bool:
+        """Whether each feed has a copy, or has been asked for once, be it by another process."""
+        now = time.time()
+        return all(
+            look.files[name] is not None or name in self._tried or feed.due > now
+            for name, feed in look.feeds.items()
+        )
 
     async def _build(self, look: _Look) -> None:
         self._forced = False
@@ -180,12 +212,15 @@ class Keeper:
         try:
             edition = await jobs.build(jobs.Build(str(self._folder), self._settings))
         except JobError as error:
+            self._forced = True
             self._row.add(EDITION_FAILURES)
             self._retry_at = time.monotonic() + _RETRY_INTERVAL
             logger.error("no new table, going on as before: %s", error)
             return
         self._built = look.files
+        self._quiet_at = time.monotonic()
         self.edition = edition
+        self._made = await asyncio.to_thread(self._look_at_edition)
         self._row.add(EDITIONS)
         self._row.set(ENTRIES, edition.entries)
         self._row.set(FAILED, sum(bool(report.error) for report in edition.reports))
@@ -197,22 +232,23 @@ class Keeper:
             edition.size / 1e6,
             time.monotonic() - start,
         )
-        for source, report in zip(edition.settings.sources, edition.reports, strict=True):
-            self._tell(source, report)
+        self._tell(edition)
 
-    def _tell(self, source: SourceSettings, report: SourceReport) -> None:
-        """Log what is wrong with a source, unless that is known already."""
-        if report.error and self._errors.get(source.name) != report.error:
-            what = "what was read of it before stays in use" if report.loaded else "it has nothing"
-            logger.error("source %s: %s; %s", source.name, report.error, what)
-        elif report.failed_lines and not report.error:
-            logger.warning(
-                "source %s: %d lines do not parse: %s",
-                source.name,
-                report.failed_lines,
-                "; ".join(report.line_errors),
-            )
-        self._errors[source.name] = report.error
+    def _tell(self, edition: Edition) -> None:
+        """Log what is wrong with sources, and what is not any more, unless it is known already."""
+        told: dict[str, str] = {}
+        for source, report in zip(edition.settings.sources, edition.reports, strict=True):
+            name, level, text = source.name, logging.ERROR, report.error
+            if report.failed_lines and not text:
+                lines = "; ".join(report.line_errors)
+                level, text = logging.WARNING, f"{report.failed_lines} lines do not parse: {lines}"
+            before = self._told.get(name, "")
+            if text and text != before:
+                logger.log(level, "source %s: %s", name, text)
+            elif before and not text:
+                logger.info("source %s: there is nothing wrong with it any more", name)
+            told[name] = text
+        self._told = told
 
     def _tell_stale(self) -> None:
         if self.edition is None:
@@ -236,19 +272,23 @@ class Keeper:
         now = time.time()
         for source in self._settings.sources:
             feed = look.feeds.get(source.name)
-            if feed is not None and feed.due <= now and source.name not in self._fetches:
-                self._fetches[source.name] = asyncio.create_task(self._fetch(source))
+            if feed is not None and feed.due <= now and source not in self._fetches:
+                task = self._fetches[source] = asyncio.create_task(self._fetch(source))
+                task.add_done_callback(partial(self._forget_fetch, source))
+
+    def _forget_fetch(self, source: SourceSettings, _: object) -> None:
+        del self._fetches[source]
 
     async def _fetch(self, source: SourceSettings) -> None:
-        try:
-            async with self._slots:
-                outcome = await self._attempt(source)
-            self._tried.add(source.name)
-            self._woken.set()
-            if outcome not in (Outcome.NEW, Outcome.UNCHANGED):
-                await asyncio.sleep(_RETRY_INTERVAL)
-        finally:
-            del self._fetches[source.name]
+        async with self._slots:
+            outcome = await self._attempt(source)
+        self._tried.add(source.name)
+        self._woken.set()
+        if outcome is None:
+            # The feed says itself when to ask again, but not if the disk is full.
+            await asyncio.sleep(MIN_INTERVAL)
+        elif outcome not in (Outcome.NEW, Outcome.UNCHANGED):
+            await asyncio.sleep(_RETRY_INTERVAL)
 
     async def _attempt(self, source: SourceSettings) -> Outcome | None:
         """Have a source downloaded; return what became of it, None for a failure."""

@@ -2,8 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -17,6 +16,7 @@ from spoakit.apps.iprep.edition import ALLOWED, PRIVATE, Edition, description_of
 from spoakit.apps.iprep.entries import Value
 from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.forwarded import Trusted
+from spoakit.apps.iprep.lists import MAX_ASN
 from spoakit.apps.iprep.mmdb import Database
 from spoakit.apps.iprep.policy import Policy, Rule, Say, State, Verdict
 from spoakit.apps.iprep.settings import Provides, SourceSettings
@@ -116,9 +116,7 @@ class OpenEdition:
 
     def find(self, address: IPAddress) -> Finding:
         """Return what is known of an address without asking anybody."""
-        key: Key = self._lookup(address)
-        if self._databases:
-            key = self._key(address)
+        key = self._key(address) if self._databases else self._lookup(address)
         return self._findings.get(key) or self._keep(key)
 
     async def ask(self, address: IPAddress) -> Finding:
@@ -164,7 +162,7 @@ class OpenEdition:
         combination, values = (key, ()) if isinstance(key, int) else (key[0], key[1:])
         assert isinstance(combination, int)
         asn, country = self._provided("asn", values), self._provided("country", values)
-        number = int(asn) if asn.isdecimal() else None
+        number = int(asn) if asn.isdecimal() and int(asn) <= MAX_ASN else None
         says = list(self._says)
         for source, (database, value) in zip(
             self._databases, zip(self._databases.values(), values, strict=True), strict=True
@@ -210,6 +208,7 @@ class Reputation:
         self._folder = folder
         self._bans = bans
         self._seen: FileIdentity | None = None
+        self._complaint = ""
         self._edition: OpenEdition | None = None
         self._dnsbls: dict[SourceSettings, Dnsbl] = {}
         self._ready = asyncio.Event()
@@ -267,15 +266,19 @@ class Reputation:
                 await self._look()
                 await asyncio.sleep(_LOOK_INTERVAL)
             except (OSError, TableError, SourceError) as error:
-                # Most likely yet another edition has taken its place in the meantime.
-                throttle.warning("edition", "an edition cannot be used: %s", error)
+                # Perhaps yet another edition has taken its place in the meantime. The keeper makes
+                # a new one of what is damaged.
+                self._complain(str(error))
+                await asyncio.sleep(_RETRY_INTERVAL)
+            except Exception:
+                logger.exception("an edition cannot be used")
                 await asyncio.sleep(_RETRY_INTERVAL)
 
     async def aclose(self) -> None:
         """Close what is open."""
         if self._edition is not None:
             self._edition.close()
-        await asyncio.gather(*(dnsbl.close() for dnsbl in self._dnsbls.values()))
+        await _close(self._dnsbls.values())
 
     def _with_ban(self, address: IPAddress, finding: Finding) -> Finding:
         """Return what a ban makes of a finding, if there is one and the address is not allowed."""
@@ -288,6 +291,12 @@ class Reputation:
         verdict = Verdict(ban.score, Rule.BAN, says=finding.verdict.says)
         return Finding(verdict, finding.asn, finding.country, ban)
 
+    def _complain(self, reason: str) -> None:
+        """Log why an edition cannot be used, once."""
+        if reason != self._complaint:
+            logger.warning("an edition cannot be used: %s", reason)
+        self._complaint = reason
+
     async def _look(self) -> None:
         seen = identity_of(description_of(self._folder))
         if seen is None or seen == self._seen:
@@ -296,17 +305,24 @@ class Reputation:
         if description is not None:
             await self._use(description)
             self._seen = seen
+            self._complaint = ""
 
     async def _use(self, description: Edition) -> None:
         dnsbls = self._dnsbls
         wanted = {source for source in description.settings.sources if source.dnsbl is not None}
         new = {source: dnsbls.get(source) or Dnsbl(source, self._row) for source in wanted}
-        edition = await asyncio.to_thread(OpenEdition, self._folder, description, new)
+        try:
+            edition = await asyncio.to_thread(OpenEdition, self._folder, description, new)
+        except BaseException:
+            await _close(new[source] for source in new.keys() - dnsbls.keys())
+            raise
         before, self._edition, self._dnsbls = self._edition, edition, new
         self._ready.set()
         logger.debug("edition %d is in use", description.generation)
         if before is not None:
             before.close()
-        for source in dnsbls.keys() - wanted:
-            with suppress(Exception):
-                await dnsbls[source].close()
+        await _close(dnsbls[source] for source in dnsbls.keys() - wanted)
+
+
+async def _close(dnsbls: Iterable[Dnsbl]) -> None:
+    await asyncio.gather(*(dnsbl.close() for dnsbl in dnsbls), return_exceptions=True)

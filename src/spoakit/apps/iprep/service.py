@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -12,19 +13,17 @@ from typing import Final
 from spoakit.apps.iprep.bans import BanStore
 from spoakit.apps.iprep.commands import Commands
 from spoakit.apps.iprep.control import serve_control
+from spoakit.apps.iprep.edition import lock
 from spoakit.apps.iprep.keeper import Keeper, keepers_lock
 from spoakit.apps.iprep.reputation import Reputation
 from spoakit.apps.iprep.settings import ReputationSettings
 from spoakit.apps.live import LiveSettings
 from spoakit.exceptions import ConfigurationError, StartupError
-from spoakit.logs import Throttle
 from spoakit.metrics.counters import CounterRow
 
 logger = logging.getLogger("spoakit.iprep")
-throttle = Throttle(logger)
 
 _PREFIX: Final = "spoa-iprep-"
-_IN_USE: Final = "service.lock"
 _ELECTION_INTERVAL: Final = 0.5
 _RETRY_INTERVAL: Final = 10.0
 # What the server is bound by.
@@ -59,10 +58,12 @@ def editions_folder() -> Iterator[Path]:
     Those that others left behind because they were killed are removed, too.
     """
     _remove_abandoned(Path(tempfile.gettempdir()))
-    with tempfile.TemporaryDirectory(prefix=_PREFIX) as name:
-        folder = Path(name)
-        with keepers_lock(folder, _IN_USE):
-            yield folder
+    folder, descriptor = _new_folder()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
 
 
 @asynccontextmanager
@@ -117,20 +118,23 @@ class _Candidate:
             StartupError: the control socket cannot be had, and nobody is answered yet.
         """
         while True:
-            with keepers_lock(self._folder) as elected:
-                try:
+            try:
+                with keepers_lock(self._folder) as elected:
                     if elected:
                         await self._keep()
-                except StartupError as error:
-                    if not self._reputation.is_ready:
-                        raise
-                    throttle.error("control", "%s; trying on", error)
-                except Exception:
-                    logger.exception("the keeper of the sources failed; it is tried again")
-                    await asyncio.sleep(_RETRY_INTERVAL)
+            except StartupError:
+                raise
+            except Exception:
+                logger.exception("the keeper of the sources failed; it is tried again")
+                await asyncio.sleep(_RETRY_INTERVAL)
             await asyncio.sleep(_ELECTION_INTERVAL)
 
     async def _keep(self) -> None:
+        """Keep the sources until cancelled.
+
+        Raises:
+            StartupError: see `stand`.
+        """
         keeper = Keeper(self._folder, self._live.current, self._row, self._bans)
         self._live.follow(keeper.reconfigure)
         settings = self._live.current
@@ -138,9 +142,14 @@ class _Candidate:
         control = settings.control
         async with AsyncExitStack() as stack:
             if control.path is not None:
-                await stack.enter_async_context(
-                    serve_control(control.path, control.mode, commands.handle)
-                )
+                try:
+                    await stack.enter_async_context(
+                        serve_control(control.path, control.mode, commands.handle)
+                    )
+                except StartupError as error:
+                    if not self._reputation.is_ready:
+                        raise
+                    logger.error("%s; the sources are kept, but nobody can ask for them", error)
             await keeper.run()
 
 
@@ -161,9 +170,33 @@ async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def _new_folder() -> tuple[Path, int]:
+    """Return a folder, and what holds the lock that says that it is in use.
+
+    The lock is one on the folder itself, which systemd-tmpfiles respects as well. All workers
+    inherit it.
+    """
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        # Before it is locked, one that starts at the same time may take it for abandoned.
+        with suppress(OSError):
+            descriptor = _open_folder(folder)
+            if lock(descriptor) and folder.exists():
+                return folder, descriptor
+            os.close(descriptor)
+
+
+def _open_folder(folder: Path) -> int:
+    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+
+
 def _remove_abandoned(parent: Path) -> None:
+    """Remove folders of ours that nobody has locked; in a folder of all users, trust no name."""
     for folder in parent.glob(f"{_PREFIX}*"):
-        # One that is not ours cannot be opened, and one in use is locked.
-        with suppress(OSError), keepers_lock(folder, _IN_USE) as abandoned:
-            if abandoned:
-                shutil.rmtree(folder)
+        with suppress(OSError):
+            descriptor = _open_folder(folder)
+            try:
+                if os.fstat(descriptor).st_uid == os.geteuid() and lock(descriptor):
+                    shutil.rmtree(folder)
+            finally:
+                os.close(descriptor)

@@ -40,6 +40,8 @@ MAX_SCORE: Final = 100
 MAX_SOURCES: Final = 64
 MIN_INTERVAL: Final = 60.0
 """The shortest time between two downloads of a feed, in seconds: its server is not ours."""
+MAX_DEADLINE: Final = 10.0
+"""The longest time that an answer of a DNSBL is waited for, in seconds."""
 
 _DAY: Final = 86_400.0
 _YEAR: Final = 366 * _DAY
@@ -105,7 +107,7 @@ class DnsblSettings:
             raise ConfigurationError(
                 f"zone: {self.zone[:80]!r} is not a domain of at most {_MAX_ZONE} characters"
             )
-        check_range("deadline", self.deadline, 0.001, 10)
+        check_range("deadline", self.deadline, 0.001, MAX_DEADLINE)
         for server in self.nameservers:
             parse_nameserver(server)
         check_range("cache-size", self.cache_size, 1, _MAX_CACHE)
@@ -326,14 +328,6 @@ class ReputationSettings:
     bans: BanSettings = field(default_factory=BanSettings)
     control: ControlSettings = field(default_factory=ControlSettings)
     cache: str | None = None
-
-    @property
-    def patience(self) -> float:
-        """The longest time that a DNSBL is waited for, in seconds; 0 without any."""
-        return max(
-            (source.dnsbl.deadline for source in self.sources if source.dnsbl is not None),
-            default=0.0,
-        )
 
     @property
     def asks(self) -> bool:

@@ -1,5 +1,6 @@
 """Sources that are files: where they are, what reads them, and how many entries they have."""
 
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def read_entries(source: SourceSettings, path: Path) -> Entries:
         SourceError: nothing of it can be used.
     """
     try:
+        refuse_no_file(path)
         with open(path, "rb") as file:
             entries = _reader(source).read(file, source.feed.max_size)
     except OSError as error:
@@ -45,6 +47,17 @@ def read_entries(source: SourceSettings, path: Path) -> Entries:
     if not entries.lines:
         raise SourceError("it is empty; a list that is meant to be so needs a comment in it")
     return entries
+
+
+def refuse_no_file(path: Path) -> None:
+    """Refuse what is there and is no file: a pipe, for instance, which would be waited for.
+
+    Raises:
+        SourceError: it is none.
+        OSError: there is nothing.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise SourceError("it is not a regular file")
 
 
 def _counter(source: SourceSettings) -> Callable[[Path], int]:

@@ -1,0 +1,62 @@
+"""A web server for tests: one page, which is answered as it is told."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+LIST = b"192.0.2.1\n" * 100
+
+
+@dataclass
+class Page:
+    """What the web server answers, and what it was asked."""
+
+    body: bytes = LIST
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    size: int | None = None
+    asked: list[dict[str, str]] = field(default_factory=list)
+    pause: float = 0.0
+    url: str = ""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    page: Page
+
+    def do_GET(self) -> None:
+        page = self.page
+        page.asked.append(dict(self.headers))
+        etag = page.headers.get("ETag")
+        status = 304 if etag and self.headers["If-None-Match"] == etag else page.status
+        body = b"" if status == 304 else page.body
+        self.send_response(status)
+        for name, value in page.headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body) if page.size is None else page.size))
+        self.end_headers()
+        for start in range(0, len(body), 4096):
+            time.sleep(page.pause)
+            try:
+                self.wfile.write(body[start : start + 4096])
+            except OSError:
+                return
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def web_server() -> Iterator[Page]:
+    """Serve a page, which may be changed at any time."""
+    page = Page()
+    handler = type("PageHandler", (_Handler,), {"page": page})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        page.url = f"http://127.0.0.1:{server.server_port}/list"
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield page
+        server.shutdown()
+        thread.join()
