@@ -28,6 +28,7 @@ from spoakit.apps.iprep.keeper import (
 from spoakit.apps.iprep.settings import PolicySettings, ReputationSettings, SourceSettings
 from spoakit.apps.iprep.sources import feed_of
 from spoakit.metrics.counters import Counters
+from spoakit.server.watch import identity_of
 
 
 class Kept:
@@ -147,7 +148,7 @@ def test_a_file_that_changes_all_the_time_is_read_after_a_while(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keeper, "_MAX_UNREST", 0.5)
-    real = keeper.identity_of
+    real = identity_of
 
     def identity(path: str | os.PathLike[str]) -> tuple[int, ...] | None:
         """Be told another one each time, as if somebody wrote without end."""
@@ -228,9 +229,10 @@ def test_what_is_wrong_is_said_once(site: Site, caplog: pytest.LogCaptureFixture
         sources = mine(site.list), mine(broken, "broken"), mine(none, "none")
         async with site.kept(*sources) as kept:
             await until(lambda: kept.entries == [1, 1, 0])
-            for count in range(2, 4):
-                put(site.list, "8.8.8.8\n" * count)
-                await until(lambda count=count: kept.entries[0] == count)
+            put(site.list, "8.8.8.8\n" * 2)
+            await until(lambda: kept.entries[0] == 2)
+            put(site.list, "8.8.8.8\n" * 3)
+            await until(lambda: kept.entries[0] == 3)
             put(broken, "8.8.8.8\n")
             put(none, "8.8.8.8\n")
             await until(lambda: kept.entries == [3, 1, 1])
