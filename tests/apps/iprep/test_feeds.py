@@ -118,7 +118,7 @@ def test_processes_do_not_download_at_the_same_time(page: Page, tmp_path: Path) 
     ("body", "headers"),
     [
         (b"\xef\xbb\xbf\n <!DOCTYPE html>\n192.0.2.1\n", {}),
-        (gzip.compress(b"<html>\n192.0.2.1\n"), {}),
+        (gzip.compress(b"<html>\n192.0.2.1\n", mtime=0), {}),
         (LIST, {"Content-Type": "text/html; charset=utf-8"}),
     ],
 )
