@@ -14,6 +14,7 @@ from tests.apps.iprep.web_server import Page, web_server
 
 from spoakit.apps.iprep import jobs, keeper
 from spoakit.apps.iprep.edition import Edition, description_of
+from spoakit.apps.iprep.jobs import JobError
 from spoakit.apps.iprep.keeper import (
     EDITION_FAILURES,
     EDITIONS,
@@ -85,8 +86,28 @@ class Site:
             await asyncio.gather(running, return_exceptions=True)
 
 
+async def _build(job: jobs.Build) -> Edition:
+    try:
+        return await asyncio.to_thread(jobs._build, job)
+    except OSError as error:
+        raise JobError(str(error)) from None
+
+
+async def _fetch(job: jobs.Fetch) -> jobs.Fetched:
+    return await asyncio.to_thread(jobs._fetch, job)
+
+
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """Have jobs done in threads, which is sooner; test_jobs.py has the processes."""
+    monkeypatch.setattr(keeper, "_LOOK_INTERVAL", 0.02)
+    monkeypatch.setattr(jobs, "build", _build)
+    monkeypatch.setattr(jobs, "fetch", _fetch)
+    return Site(tmp_path)
+
+
+@pytest.fixture
+def site_with_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     monkeypatch.setattr(keeper, "_LOOK_INTERVAL", 0.02)
     return Site(tmp_path)
 
@@ -318,8 +339,10 @@ def test_the_first_edition_waits_for_one_attempt_only(
 
 
 def test_a_feed_that_hangs_holds_up_the_first_edition_for_a_bounded_time(
-    site: Site, page: Page, hanging: str
+    site_with_processes: Site, page: Page, hanging: str
 ) -> None:
+    site = site_with_processes
+
     async def scenario() -> None:
         slow = feed(hanging, "slow", timeout=600)
         start = time.monotonic()
@@ -404,8 +427,10 @@ def test_one_url_may_be_several_sources_and_is_downloaded_once(site: Site, page:
 
 
 def test_a_reload_ends_the_download_of_what_is_no_source_any_more(
-    site: Site, page: Page, hanging: str
+    site_with_processes: Site, page: Page, hanging: str
 ) -> None:
+    site = site_with_processes
+
     async def scenario() -> None:
         async with site.kept(feed(hanging, timeout=600), patience=0.0) as kept:
             await until(lambda: kept.entries == [0])

@@ -1,0 +1,86 @@
+import logging
+from dataclasses import dataclass
+
+import pytest
+
+from spoakit.apps.live import LiveSettings
+from spoakit.exceptions import ConfigurationError
+
+logger = logging.getLogger("spoakit.tested")
+
+
+@dataclass(frozen=True)
+class Settings:
+    level: int = 1
+    log_file: str = "a"
+
+
+class File:
+    """What the settings are read from."""
+
+    def __init__(self) -> None:
+        self.settings = Settings()
+        self.error: Exception | None = None
+
+    def read(self) -> Settings:
+        if self.error is not None:
+            raise self.error
+        return self.settings
+
+
+@pytest.fixture
+def file() -> File:
+    return File()
+
+
+@pytest.fixture
+def live(file: File) -> LiveSettings[Settings]:
+    return LiveSettings(file.read, ("log_file",), logger)
+
+
+def test_a_reload_replaces_what_is_in_force(file: File, live: LiveSettings[Settings]) -> None:
+    assert live.current == Settings()
+    file.settings = Settings(level=2)
+    assert live.current == Settings()
+    live.reload()
+    assert live.current == Settings(level=2)
+
+
+def test_who_follows_gets_the_settings_of_each_reload(
+    file: File, live: LiveSettings[Settings]
+) -> None:
+    applied: list[Settings] = []
+    live.follow(applied.append)
+    assert applied == []
+    live.reload()  # nothing has changed, but files behind the settings may have
+    file.settings = Settings(level=2)
+    live.reload()
+    assert applied == [Settings(), Settings(level=2)]
+
+
+@pytest.mark.parametrize("error", [ConfigurationError("level: 9"), OSError("gone")])
+def test_settings_that_are_refused_leave_those_in_force(
+    file: File, live: LiveSettings[Settings], error: Exception
+) -> None:
+    applied: list[Settings] = []
+    live.follow(applied.append)
+    file.error = error
+    with pytest.raises(type(error)):
+        live.reload()
+    assert live.current == Settings()
+    assert applied == []
+
+
+def test_what_holds_for_good_stays_and_that_is_said(
+    file: File, live: LiveSettings[Settings], caplog: pytest.LogCaptureFixture
+) -> None:
+    file.settings = Settings(level=2, log_file="b")
+    live.reload()
+    assert live.current == Settings(level=2, log_file="a")
+    assert "reload: another log file takes a restart" in caplog.text
+
+
+def test_there_is_no_start_without_settings(file: File) -> None:
+    file.error = ConfigurationError("level: 9")
+    with pytest.raises(ConfigurationError, match="level: 9"):
+        LiveSettings(file.read, (), logger)
