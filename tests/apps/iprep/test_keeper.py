@@ -5,6 +5,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from spoakit.apps.iprep.keeper import (
 from spoakit.apps.iprep.settings import PolicySettings, ReputationSettings, SourceSettings
 from spoakit.apps.iprep.sources import feed_of
 from spoakit.metrics.counters import Counters
+from spoakit.server.watch import identity_of
 
 
 class Kept:
@@ -168,7 +170,7 @@ def test_a_file_that_changes_all_the_time_is_read_after_a_while(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keeper, "_MAX_UNREST", 0.5)
-    real = keeper.identity_of
+    real = identity_of
 
     def identity(path: str | os.PathLike[str]) -> tuple[int, ...] | None:
         """Be told another one each time, as if somebody wrote without end."""
@@ -251,7 +253,7 @@ def test_what_is_wrong_is_said_once(site: Site, caplog: pytest.LogCaptureFixture
             await until(lambda: kept.entries == [1, 1, 0])
             for count in range(2, 4):
                 put(site.list, "8.8.8.8\n" * count)
-                await until(lambda count=count: kept.entries[0] == count)
+                await until(partial(_has_first, kept, count))
             put(broken, "8.8.8.8\n")
             put(none, "8.8.8.8\n")
             await until(lambda: kept.entries == [3, 1, 1])
@@ -263,6 +265,10 @@ def test_what_is_wrong_is_said_once(site: Site, caplog: pytest.LogCaptureFixture
     assert log.count(f"source none: {none}: it cannot be read: No such file") == 1
     for name in ("broken", "none"):
         assert log.count(f"source {name}: there is nothing wrong with it any more") == 1
+
+
+def _has_first(kept: Kept, count: int) -> bool:
+    return kept.entries[0] == count
 
 
 def test_what_is_stale_is_said_once_and_counted(
