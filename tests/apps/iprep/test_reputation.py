@@ -313,7 +313,7 @@ def test_editions_are_swapped_whole(site: Site) -> None:
 
     async def scenario() -> None:
         build(next(states))
-        seen = []
+        seen: list[str] = []
         async with site.used() as reputation:
             building = asyncio.create_task(_alternate())
             while not building.done():

@@ -56,6 +56,8 @@ class Commands:
         command = self._commands.get(str(request.get("command")))
         if command is None:
             raise ControlError(f"there is no command {str(request.get('command'))[:_MAX_SHOWN]!r}")
+        if not self._reputation.is_ready:
+            raise ControlError("the first table is being made; try again")
         return await command(request)
 
     async def _ban(self, request: Request) -> Answer:
