@@ -251,16 +251,9 @@ def test_what_is_wrong_is_said_once(site: Site, caplog: pytest.LogCaptureFixture
         sources = mine(site.list), mine(broken, "broken"), mine(none, "none")
         async with site.kept(*sources) as kept:
             await until(lambda: kept.entries == [1, 1, 0])
-<<<<<<< HEAD
-            put(site.list, "8.8.8.8\n" * 2)
-            await until(lambda: kept.entries[0] == 2)
-            put(site.list, "8.8.8.8\n" * 3)
-            await until(lambda: kept.entries[0] == 3)
-=======
             for count in range(2, 4):
                 put(site.list, "8.8.8.8\n" * count)
                 await until(partial(_has_first, kept, count))
->>>>>>> 0bb64593d9600877f6a228a3f54a26b190cf5eb2
             put(broken, "8.8.8.8\n")
             put(none, "8.8.8.8\n")
             await until(lambda: kept.entries == [3, 1, 1])
