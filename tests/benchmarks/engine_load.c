@@ -37,7 +37,7 @@ static struct {
     uint32_t connections, depth, frame_size;
     uint64_t count;
     double seconds, rate, stall;
-    bool churn, global_ids;
+    bool churn, global_ids, wide;
     const char *expect;
 } option = {.connections = 1, .depth = 1, .frame_size = 16380, .stall = 10};
 
@@ -165,7 +165,10 @@ static bool add_notify(struct connection *c, uint64_t now)
     memcpy(end, messages.data, messages.size);
     end += messages.size;
     if (vary_address) {
-        uint32_t address = htonl(0x0a000000 | (begun & 0xffffff));
+        /* Wide: steps of the golden ratio visit all addresses, and none near the one before. */
+        uint32_t address = option.wide ? (uint32_t)begun * 0x9e3779b1u
+                                       : 0x0a000000 | (begun & 0xffffff);
+        address = htonl(address);
         memcpy(end - sizeof address, &address, sizeof address);
     }
     write_head(frame, (size_t)(end - frame) - LENGTH_SIZE, NOTIFY);
@@ -450,6 +453,7 @@ static const char USAGE[] =
     "  -r, --rate=R             send R NOTIFYs a second instead of as many as are ACKed\n"
     "  -m, --message=NAME       iprep (default), mirror, or @FILE with a NOTIFY's messages\n"
     "  -b, --body=BYTES         mirror: size of the body (0)\n"
+    "  -w, --wide               iprep: ask for addresses of all of IPv4, not of 10.0.0.0/8\n"
     "  -e, --expect=VARIABLE    every ACK must set it first\n"
     "  -g, --global-ids         one count of stream-ids over all connections, as HAProxy <= 3.0\n"
     "  -x, --churn              one NOTIFY a connection\n"
@@ -464,11 +468,12 @@ static void parse_options(int argc, char **argv)
         {"count", 1, 0, 'n'},      {"seconds", 1, 0, 's'},     {"rate", 1, 0, 'r'},
         {"message", 1, 0, 'm'},    {"body", 1, 0, 'b'},        {"expect", 1, 0, 'e'},
         {"global-ids", 0, 0, 'g'}, {"churn", 0, 0, 'x'},       {"frame-size", 1, 0, 'f'},
-        {"stall", 1, 0, 't'},      {"help", 0, 0, 'h'},        {0, 0, 0, 0}};
+        {"stall", 1, 0, 't'},      {"wide", 0, 0, 'w'},        {"help", 0, 0, 'h'},
+        {0, 0, 0, 0}};
     const char *message = "iprep";
     size_t body = 0;
     int letter;
-    while ((letter = getopt_long(argc, argv, "p:c:d:n:s:r:m:b:e:gxf:t:h", names, NULL)) != -1)
+    while ((letter = getopt_long(argc, argv, "p:c:d:n:s:r:m:b:e:gxf:t:wh", names, NULL)) != -1)
         switch (letter) {
         case 'p': option.port = atoi(optarg); break;
         case 'c': option.connections = (uint32_t)atoi(optarg); break;
@@ -483,6 +488,7 @@ static void parse_options(int argc, char **argv)
         case 'x': option.churn = true; break;
         case 'f': option.frame_size = (uint32_t)atoi(optarg); break;
         case 't': option.stall = atof(optarg); break;
+        case 'w': option.wide = true; break;
         case 'h': fputs(USAGE, stdout); exit(0);
         default: fputs(USAGE, stderr); exit(2);
         }

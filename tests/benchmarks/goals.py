@@ -63,6 +63,8 @@ def goals(results: Results, references: Sequence[str]) -> list[Goal]:
         Goal("table, uncompiled", own("iprep-table", "lookup us", UNCOMPILED), 2.0),
         Goal("table, memory MB", own("iprep-table", "memory MB"), 40),
         Goal("table, loaded from text in s", own("iprep-table", "load s"), 6),
+        Goal("service with it (8,64), CPU us a frame", own("reputation-table", FRAME_COST), 2.5),
+        Goal("service, reload at 20,000/s, p99 ms", own("iprep-reload", "ACK p99 ms"), 20),
         Goal("table, peak MB while it is loaded", own("iprep-table", "peak MB"), 250),
     ]
     for target in ("closed", "silent"):

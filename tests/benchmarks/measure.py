@@ -1,7 +1,8 @@
 """Start commands, measure what they cost, and leave none behind.
 
-Each command leads a session of its own: the session's processes are what is measured (workers
-included) and what is ended. CPU is user and system time of all of them, dead children included.
+Each command leads a session of its own: the session's processes and their descendants are what is
+measured (workers included) and what is ended. A descendant that left the session must end by itself
+when its parent does. CPU is user and system time of all of them, dead children included.
 """
 
 import ctypes
@@ -44,11 +45,19 @@ class Process:
 
     def usage(self) -> Usage:
         cpu = peak = 0.0
-        for pid, dead_children in _session(self.popen.pid):
+        for pid, dead_children in _processes_of(self.popen.pid):
             with suppress(OSError):  # it ended meanwhile
                 cpu += _cpu_seconds(pid) + dead_children
                 peak += peak_rss(pid)
         return Usage(cpu, peak)
+
+    def memory(self) -> float:
+        """Return the PSS of all its processes together, in MB."""
+        total = 0.0
+        for pid, _ in _processes_of(self.popen.pid):
+            with suppress(OSError):
+                total += proportional_set_size(pid)
+        return total
 
     def log_text(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")
@@ -105,7 +114,7 @@ def stop(process: Process) -> None:
     except subprocess.TimeoutExpired:
         pass
     finally:
-        for pid, _ in _session(process.popen.pid):
+        for pid, _ in _processes_of(process.popen.pid):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         process.popen.wait()
@@ -162,19 +171,30 @@ def _accepts(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _session(leader: int) -> list[tuple[int, float]]:
-    """List the processes of a session, each with the CPU seconds of its dead children."""
-    members = []
+def _processes_of(leader: int) -> list[tuple[int, float]]:
+    """List a session's processes and their descendants, each with its dead children's CPU seconds.
+
+    Descendants count in whatever session they are: spoa-iprep's builders have one of their own.
+    """
+    parents: dict[int, int] = {}
+    dead_children: dict[int, float] = {}
+    members: set[int] = set()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdecimal():
             continue
         with suppress(OSError):
             # The name, in parentheses, may contain anything: fields count from behind it.
             fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
-            if int(fields[3]) == leader and fields[0] != "Z":
-                dead_children = (int(fields[13]) + int(fields[14])) / TICKS_PER_SECOND
-                members.append((int(entry.name), dead_children))
-    return members
+            if fields[0] == "Z":
+                continue
+            pid = int(entry.name)
+            parents[pid] = int(fields[1])
+            dead_children[pid] = (int(fields[13]) + int(fields[14])) / TICKS_PER_SECOND
+            if int(fields[3]) == leader:
+                members.add(pid)
+    while more := {pid for pid, parent in parents.items() if parent in members} - members:
+        members |= more
+    return [(pid, dead_children[pid]) for pid in sorted(members)]
 
 
 def _cpu_seconds(pid: int) -> float:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.benchmarks import http2, mirroring, production, reputation, tables
+from tests.benchmarks import http2, mirroring, production, reputation, service, tables
 from tests.benchmarks.goals import goals
 from tests.benchmarks.measure import BenchmarkError
 from tests.benchmarks.results import Results
@@ -45,7 +45,7 @@ def main() -> int:
 
 def _measure(bench: Bench, only: list[str], rounds: int) -> Results:
     results = Results()
-    for room in (reputation, tables, mirroring, http2, production):
+    for room in (reputation, tables, service, mirroring, http2, production):
         for scenario in room.scenarios(bench):
             if only and not any(scenario.name.startswith(name) for name in only):
                 continue

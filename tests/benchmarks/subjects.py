@@ -44,6 +44,10 @@ class Bench:
     subjects: tuple[Subject, ...]
     scale: float = 1.0  # of all counts and durations
 
+    @property
+    def has_own(self) -> bool:
+        return any(subject.name == OWN for subject in self.subjects)
+
     def mirrors(self) -> list[Subject]:
         return [subject for subject in self.subjects if subject.is_mirror]
 

@@ -51,6 +51,7 @@ def scenarios(bench: Bench) -> list[Scenario]:
                     max_rounds=None if label.startswith(OWN) else OTHERS_ROUNDS,
                 )
                 for label, figures in contenders.items()
+                if bench.has_own or not label.startswith(OWN)
             ],
         )
     ]
@@ -66,7 +67,8 @@ class Inputs:
     @cached_property
     def list(self) -> Path:
         path = self.directory / "blocklist.txt"
-        self.blocklist.write(path)
+        if not path.exists():
+            self.blocklist.write(path)
         return path
 
     @cached_property

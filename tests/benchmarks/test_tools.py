@@ -5,6 +5,7 @@ import shutil
 import socket
 import socketserver
 import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -94,6 +95,14 @@ def test_a_load_sends_the_notifies_it_counts_and_says_goodbye(tools: Tools) -> N
     assert len(served.messages) == len(addresses) == 1000
     assert IPv4Address("10.0.0.0") in addresses
     assert served.disconnects == 2
+
+
+def test_a_wide_load_asks_for_addresses_of_all_of_ipv4(tools: Tools) -> None:
+    with agent() as (served, port):
+        tools.engine_load(port, count=512, wide=True)
+    addresses = [message.arguments[0].value for message in served.messages]
+    assert len(set(addresses)) == 512
+    assert len({str(address).partition(".")[0] for address in addresses}) > 200
 
 
 def test_stream_ids_are_odd_and_counted_on_each_connection(tools: Tools) -> None:
@@ -224,6 +233,21 @@ def test_usage_is_that_of_all_processes_of_a_command_and_none_is_left(tmp_path: 
     assert usage.cpu > 0.05
     assert usage.peak_rss > 5
     assert wait_until(lambda: not _runs(sleeper), 5)
+
+
+def test_memory_is_that_of_children_in_other_sessions_too(tmp_path: Path) -> None:
+    [port] = free_ports(1)
+    # The child ends when the pipe to it closes, with its parent.
+    child = "import sys; held = bytes([1]) * 2**26; sys.stdin.read()"
+    parent = f"""
+import subprocess, sys
+from http.server import HTTPServer, BaseHTTPRequestHandler
+command = [sys.executable, "-c", {child!r}]
+subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+HTTPServer(("127.0.0.1", {port}), BaseHTTPRequestHandler).serve_forever()
+"""
+    with running([sys.executable, "-c", parent], port=port, log=tmp_path / "log") as process:
+        assert wait_until(lambda: process.memory() > 64, 10)
 
 
 def _runs(pid: int) -> bool:

@@ -77,6 +77,7 @@ class Tools:
         body: int = 0,
         expect: str = "",
         churn: bool = False,
+        wide: bool = False,
     ) -> Load:
         """Load an agent; errors of any kind are in the result's problems."""
         options = [f"-p{port}", f"-c{connections}", f"-d{depth}", f"-m{message}", f"-b{body}"]
@@ -84,6 +85,7 @@ class Tools:
         options += [f"-r{rate}"] if rate else []
         options += [f"-e{expect}"] if expect else []
         options += ["-x"] if churn else []
+        options += ["-w"] if wide else []
         # Paced runs take what they take; others are over sooner than at one frame in 100 us.
         duration = seconds + (count / rate if rate else count / 10_000)
         result = self._run("engine_load", options, duration)

@@ -1,0 +1,162 @@
+"""The reputation service with the list of `tables`: what a frame costs, and what a reload does.
+
+One worker, at the list's size. Agent and load generator have a core each, but a reload's process
+goes where the kernel puts it.
+"""
+
+import re
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+
+from tests.benchmarks.blocklist import Blocklist
+from tests.benchmarks.measure import (
+    BenchmarkError,
+    Process,
+    free_ports,
+    on_core,
+    running,
+    wait_until,
+)
+from tests.benchmarks.results import Case, Measurement, Scenario
+from tests.benchmarks.subjects import OWN, Bench
+from tests.benchmarks.tables import Inputs
+
+CONNECTIONS, DEPTH = 8, 64
+SECONDS = 2.0
+WARM_UP = 5_000
+RELOAD_RATE = 20_000
+RELOAD_SECONDS = 10.0
+RELOADS = 2
+TABLE_LIMIT = 60.0  # seconds to load the list
+TABLE_LINE = re.compile(r"table \d+: \d+ entries")
+VARIABLE = "ip_score"
+
+_CONFIG = """\
+[[source]]
+name = "blocklist"
+type = "list"
+path = "blocklist.txt"
+"""
+
+
+def scenarios(bench: Bench) -> list[Scenario]:
+    """Return both scenarios, or none where spoakit's own agents are left out."""
+    if not bench.has_own:
+        return []
+    inputs = Inputs(bench.directory, Blocklist().scaled(bench.scale))
+    entries = f"{len(inputs.blocklist):,} entries"
+    return [
+        Scenario(
+            "reputation-table",
+            f"spoa-iprep with a table of {entries}; {CONNECTIONS} connections, {DEPTH} NOTIFYs in"
+            " flight on each",
+            [Case(OWN, partial(_frames, bench, inputs))],
+        ),
+        Scenario(
+            "iprep-reload",
+            f"the same at {RELOAD_RATE:,}/s, while its list is changed and read again {RELOADS}"
+            " times",
+            [Case(OWN, partial(_reloads, bench, inputs))],
+        ),
+    ]
+
+
+def _frames(bench: Bench, inputs: Inputs) -> Measurement:
+    with ExitStack() as stack:
+        with on_core(0):
+            port, process, _ = stack.enter_context(_service(bench, inputs))
+        stack.enter_context(on_core(1))
+        bench.tools.engine_load(port, CONNECTIONS, DEPTH, count=WARM_UP, wide=True)
+        before = process.usage()
+        load = bench.tools.engine_load(
+            port, CONNECTIONS, DEPTH, seconds=SECONDS * bench.scale, expect=VARIABLE, wide=True
+        )
+        used = process.usage()
+        values = {
+            **load.values("frames"),
+            "CPU us/frame": (used.cpu - before.cpu) * 1e6 / max(load.done, 1),
+            "PSS MB": process.memory(),
+        }
+    return Measurement(values, load.problems)
+
+
+def _reloads(bench: Bench, inputs: Inputs) -> Measurement:
+    seconds = RELOAD_SECONDS * bench.scale
+    with ExitStack() as stack:
+        port, process, path = stack.enter_context(_service(bench, inputs))
+        pool = stack.enter_context(ThreadPoolExecutor(1))
+        bench.tools.engine_load(port, CONNECTIONS, DEPTH, count=WARM_UP, wide=True)
+        resting = process.memory()
+        loading = pool.submit(
+            bench.tools.engine_load,
+            *(port, CONNECTIONS, DEPTH),
+            seconds=seconds,
+            rate=RELOAD_RATE,
+            expect=VARIABLE,
+            wide=True,
+        )
+        reloads = [_reload(process, path, number) for number in range(RELOADS)]
+        load = loading.result()
+    return Measurement(
+        {
+            "frames/s": load.per_second,
+            "ACK p50 ms": load.p50 / 1e3,
+            "ACK p99 ms": load.p99 / 1e3,
+            "ACK max ms": load.maximum / 1e3,
+            "reload s": max(took for took, _ in reloads),
+            "PSS MB": resting,
+            "PSS MB in a reload": max(memory for _, memory in reloads),
+        },
+        load.problems,
+    )
+
+
+def _reload(process: Process, path: Path, number: int) -> tuple[float, float]:
+    """Change the list and have it read; return the seconds until it is, and the most PSS in MB."""
+    tables = _tables(process)
+    memory = 0.0
+
+    def is_read() -> bool:
+        nonlocal memory
+        memory = max(memory, process.memory())
+        return _tables(process) > tables
+
+    with path.open("a", encoding="ascii") as file:
+        file.write(f"192.0.2.{number}\n")
+    start = time.perf_counter()
+    process.popen.send_signal(signal.SIGHUP)
+    _wait(process, is_read)
+    return time.perf_counter() - start, memory
+
+
+@contextmanager
+def _service(bench: Bench, inputs: Inputs) -> Iterator[tuple[int, Process, Path]]:
+    """Run spoa-iprep with a copy of the list, which may be changed, until it has its table."""
+    [port] = free_ports(1)
+    with inputs.folder() as folder:
+        path, config = Path(folder, "blocklist.txt"), Path(folder, "iprep.toml")
+        shutil.copyfile(inputs.list, path)
+        config.write_text(_CONFIG, encoding="utf-8")
+        command = [str(Path(sys.executable).with_name("spoa-iprep")), "--config", str(config)]
+        command += ["-n", "1", "-a", "127.0.0.1", "-p", str(port)]
+        log = Path(folder, "log")
+        with running(command, port=port, log=log, timeout=TABLE_LIMIT) as process:
+            _wait(process, lambda: _tables(process) > 0)
+            yield port, process, path
+
+
+def _wait(process: Process, condition: Callable[[], bool]) -> None:
+    if not wait_until(lambda: process.ended() or condition(), TABLE_LIMIT) or process.ended():
+        last = process.log_text().strip().splitlines()[-1:] or ["nothing"]
+        raise BenchmarkError(f"no table in {TABLE_LIMIT:.0f} s; last logged: {last[0]}")
+
+
+def _tables(process: Process) -> int:
+    return len(TABLE_LINE.findall(process.log_text()))
