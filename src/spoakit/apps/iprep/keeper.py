@@ -177,10 +177,10 @@ class Keeper:
             feed = feed_of(source, settings.cache)
             if feed is not None:
                 feeds[source.name] = feed.state()
-        return _Look(files, feeds, self._look_at_edition())
+        return _Look(files, feeds, self._look_at(self.edition))
 
-    def _look_at_edition(self) -> tuple[FileIdentity | None, ...]:
-        names = () if self.edition is None else self.edition.files
+    def _look_at(self, edition: Edition | None) -> tuple[FileIdentity | None, ...]:
+        names = () if edition is None else edition.files
         return tuple(
             map(identity_of, (description_of(self._folder), *map(self._folder.joinpath, names)))
         )
@@ -194,7 +194,8 @@ class Keeper:
             return self.edition is not None or now >= self._patient_until or self._has_tried(look)
         if look.files == self._built:
             self._quiet_at = now
-            return look.edition != self._made  # somebody removed or damaged it
+            # Somebody may have removed or damaged it.
+            return look.edition != self._made or None in look.edition
         is_quiet = self._before is not None and self._before.files == look.files
         return is_quiet or now - self._quiet_at >= _MAX_UNREST
 
@@ -219,8 +220,8 @@ class Keeper:
             return
         self._built = look.files
         self._quiet_at = time.monotonic()
+        self._made = await asyncio.to_thread(self._look_at, edition)
         self.edition = edition
-        self._made = await asyncio.to_thread(self._look_at_edition)
         self._row.add(EDITIONS)
         self._row.set(ENTRIES, edition.entries)
         self._row.set(FAILED, sum(bool(report.error) for report in edition.reports))

@@ -1,0 +1,303 @@
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.apps.iprep.dns_server import NameServer, name_server
+from tests.apps.iprep.making import BOUND, database, dnsbl, mine, put, write_database
+
+from spoakit.agent import Agent
+from spoakit.apps.iprep.agent import create_agent
+from spoakit.apps.iprep.bans import BanStore
+from spoakit.apps.iprep.service import live_settings
+from spoakit.apps.iprep.settings import (
+    AnswerSettings,
+    BanSettings,
+    ForwardedSettings,
+    ReputationSettings,
+    SourceSettings,
+)
+from spoakit.spop import DataType
+from spoakit.testing import AgentServer, EngineClient, Reply
+from spoakit.testing.calls import make_message
+from spoakit.testing.pytest_plugin import ConnectEngine, ServeAgents
+
+BAD = IPv4Address("8.8.8.8")
+GOOD = IPv4Address("9.9.9.9")
+ALL = AnswerSettings(("ip_score", "ip_list", "ip_asn", "ip_country", "ip_category"))
+
+
+class Site:
+    """Where agents are made that are served in a thread."""
+
+    def __init__(self, root: Path, serve: ServeAgents, connect: ConnectEngine) -> None:
+        self.root = root
+        self.list = root / "list.txt"
+        self.list.write_text("8.8.8.8\n2001:4860::1\n")
+        self._serve = serve
+        self._connect = connect
+        self._served = 0
+        self.server: AgentServer | None = None
+
+    def agent(self, *sources: SourceSettings, delay: float = 0.0, **settings: Any) -> Agent:
+        folder = self.root / f"editions-{self._served}"
+        folder.mkdir()
+        self._served += 1
+        live = live_settings(lambda: ReputationSettings(sources, **settings))
+        return create_agent(live, folder, delay)
+
+    def serve(self, *sources: SourceSettings, **settings: Any) -> EngineClient:
+        self.server = self._serve(self.agent(*sources, **settings))
+        engine = self._connect(port=self.server.port)
+        engine.hello()
+        return engine
+
+
+@pytest.fixture
+def site(tmp_path: Path, serve_agents: ServeAgents, connect_engine: ConnectEngine) -> Site:
+    return Site(tmp_path, serve_agents, connect_engine)
+
+
+@contextmanager
+def answering() -> Iterator[NameServer]:
+    """Run a name server in a thread of its own."""
+    started = threading.Event()
+    found: list[Any] = []
+
+    async def serve() -> None:
+        async with name_server() as server:
+            ended = asyncio.Event()
+            found.extend((server, asyncio.get_running_loop(), ended))
+            started.set()
+            await ended.wait()
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    assert started.wait(BOUND)
+    server, loop, ended = found
+    try:
+        yield server
+    finally:
+        loop.call_soon_threadsafe(ended.set)
+        thread.join()
+
+
+def wait(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + BOUND
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def check(engine: EngineClient, address: IPv4Address | IPv6Address, **more: Any) -> Reply:
+    return engine.call("check-client-ip", address, **more)
+
+
+def test_an_address_has_a_score(site: Site) -> None:
+    engine = site.serve(mine(site.list, score=20))
+    for address, score in (
+        (BAD, 20),
+        (GOOD, 100),
+        (IPv6Address("::ffff:8.8.8.8"), 20),
+        (IPv6Address("2001:4860::1"), 20),
+        (IPv6Address("2001:4860::2"), 100),
+    ):
+        reply = check(engine, address)
+        assert reply == {"sess.ip_score": score}
+        assert reply.actions[0].data_type is DataType.UINT32
+    assert engine.call("check-client-ip", src=BAD) == {"sess.ip_score": 20}
+
+
+def test_all_variables_are_set_and_unset_where_nothing_is_known(site: Site) -> None:
+    asn, country = site.root / "asn.mmdb", site.root / "country.mmdb"
+    write_database(asn, {"8.8.8.0/24": 64500})
+    write_database(country, {"8.8.0.0/16": "US"})
+    engine = site.serve(
+        mine(site.list, category="spam"),
+        database(asn, "asn", "asn"),
+        database(country, "country", "country"),
+        answers=ALL,
+    )
+    assert check(engine, BAD) == {
+        "sess.ip_score": 0,
+        "sess.ip_list": "mine",
+        "sess.ip_asn": 64500,
+        "sess.ip_country": "US",
+        "sess.ip_category": "spam",
+    }
+    assert check(engine, GOOD) == {
+        "sess.ip_score": 100,
+        "sess.ip_list": None,
+        "sess.ip_asn": None,
+        "sess.ip_country": None,
+        "sess.ip_category": None,
+    }
+
+
+def test_a_list_that_changes_is_used_without_losing_a_frame(site: Site) -> None:
+    engine = site.serve(mine(site.list))
+    assert check(engine, GOOD) == {"sess.ip_score": 100}
+    put(site.list, "9.9.9.9\n")
+    wait(lambda: check(engine, GOOD) == {"sess.ip_score": 0})
+    assert check(engine, BAD) == {"sess.ip_score": 100}
+
+
+@pytest.mark.parametrize(
+    ("settings", "event"),
+    [
+        ({}, "on-client-session"),
+        ({"answers": AnswerSettings(scope="txn")}, "on-client-session"),
+        ({"answers": AnswerSettings(scope="res")}, "on-http-response"),
+        ({"forwarded": ForwardedSettings("xff", ("10.0.0.0/8",))}, "on-frontend-http-request"),
+    ],
+)
+def test_the_message_comes_when_there_is_what_it_needs(
+    site: Site, settings: dict[str, Any], event: str
+) -> None:
+    [handler] = site.agent(**settings).handlers
+    assert handler.sending.event == event
+
+
+def test_a_check_can_be_delayed_without_holding_up_others(site: Site) -> None:
+    engine = site.serve(mine(site.list), delay=0.3)
+    start = time.monotonic()
+    sent = [engine.notify(make_message("check-client-ip", (BAD,), {})) for _ in range(20)]
+    assert all(engine.ack(ids) == {"sess.ip_score": 0} for ids in sent)
+    assert 0.3 <= time.monotonic() - start < 3  # and not six
+
+
+# --- proxies -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_who_is_behind_a_trusted_proxy_is_checked(site: Site, asks: bool) -> None:
+    with answering() as server:
+        sources = [mine(site.list), *([dnsbl(server.address)] if asks else [])]
+        engine = site.serve(*sources, forwarded=ForwardedSettings("xff", ("10.0.0.0/8",)))
+        for source, header, score in (
+            ("10.0.0.1", "9.9.9.9, 8.8.8.8", 0),
+            ("10.0.0.1", "8.8.8.8, 9.9.9.9", 100),
+            ("10.0.0.1", "[2001:4860::1]:99, 10.1.1.1", 0),
+            ("9.9.9.9", "8.8.8.8", 100),
+            ("10.0.0.1", "nonsense", 100),
+            ("10.0.0.1", "", 100),
+        ):
+            reply = check(engine, IPv4Address(source), xff=header)
+            assert reply == {"sess.ip_score": score}
+        assert check(engine, IPv6Address("::ffff:10.0.0.1"), xff="8.8.8.8")["sess.ip_score"] == 0
+        # A request without the header.
+        assert check(engine, BAD, xff=None) == {"sess.ip_score": 0}
+        assert check(engine, BAD) == {"sess.ip_score": 0}
+
+
+# --- DNSBLs ------------------------------------------------------------------------------
+
+
+def test_a_dnsbl_that_is_slow_costs_no_frame_more_than_its_deadline(site: Site) -> None:
+    with answering() as server:
+        server.silent = True
+        engine = site.serve(mine(site.list, score=40), dnsbl(server.address, 0.1, score=20))
+        for address, score in ((BAD, 40), (GOOD, 100)):
+            start = time.monotonic()
+            assert check(engine, address) == {"sess.ip_score": score}
+            assert time.monotonic() - start < 1.5
+        assert site.server is not None
+        assert site.server.counters.totals()["spoakit_iprep_dnsbl_late_total"] == 2
+
+
+def test_what_a_dnsbl_answers_counts_and_its_errors_do_not(site: Site) -> None:
+    with answering() as server:
+        server.answers["8.8.8.8.bl.example"] = ["127.0.0.2"]
+        server.answers["9.9.9.9.bl.example"] = ["127.255.255.254"]
+        engine = site.serve(dnsbl(server.address, score=20), answers=ALL)
+        assert check(engine, BAD)["sess.ip_score"] == 20
+        assert check(engine, BAD)["sess.ip_list"] == "bl"
+        assert check(engine, GOOD)["sess.ip_score"] == 100
+
+
+def test_a_deadline_that_a_reload_makes_longer_is_waited_for(tmp_path: Path) -> None:
+    """The message's own time is not that of the settings it started with."""
+    folder = tmp_path / "editions"
+    folder.mkdir()
+    with answering() as server:
+        settings = ReputationSettings((dnsbl(server.address, 0.001),))
+        [handler] = create_agent(live_settings(lambda: settings), folder).handlers
+        assert handler.timeout is not None
+        assert handler.timeout > 10  # which is the longest that one can be
+
+
+# --- bans --------------------------------------------------------------------------------
+
+
+def banning(site: Site, **more: Any) -> BanSettings:
+    return BanSettings(str(site.root / "bans"), **more)
+
+
+def test_haproxy_may_ban_where_it_is_told_so(site: Site) -> None:
+    engine = site.serve(answers=ALL, bans=banning(site, message=True))
+    assert engine.call("ban-client-ip", BAD, 60) == {}
+    assert engine.call("ban-client-ip", ip=IPv6Address("2001:4860::1"), time=60) == {}
+    assert engine.call("ban-client-ip", IPv6Address("::ffff:9.9.9.9"), (DataType.UINT32, 60)) == {}
+    for address in (BAD, IPv6Address("::ffff:8.8.8.8"), IPv6Address("2001:4860::1"), GOOD):
+        reply = check(engine, address)
+        assert (reply["sess.ip_score"], reply["sess.ip_list"]) == (0, "ban")
+    store = BanStore(site.root / "bans")
+    assert len(store.current()) == 3
+    store.close()
+
+
+def test_haproxy_may_not_ban_elsewhere(site: Site) -> None:
+    assert [each.message for each in site.agent(bans=banning(site)).handlers] == ["check-client-ip"]
+
+
+def test_a_ban_that_makes_no_sense_is_logged_and_changes_nothing(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = site.serve(bans=banning(site, message=True, max_time=100))
+    for seconds in (0, -5, 101, 2**62):
+        assert engine.call("ban-client-ip", BAD, seconds) == {}
+    assert check(engine, BAD) == {"sess.ip_score": 100}
+    assert "ban-client-ip for 8.8.8.8: 0 s is not a time above 0 and up to 100 s" in caplog.text
+
+
+def test_a_ban_of_another_process_is_seen_soon_and_survives_a_kill(site: Site) -> None:
+    engine = site.serve(bans=banning(site))
+    program = (
+        "import sys, time; from pathlib import Path; from ipaddress import ip_network;"
+        "from spoakit.apps.iprep.bans import Ban, BanStore;"
+        "BanStore(Path(sys.argv[1])).ban(Ban(ip_network('8.8.8.8'), 7, time.time() + 600));"
+        "print(flush=True); time.sleep(600)"
+    )
+    path = str(site.root / "bans")
+    with subprocess.Popen([sys.executable, "-c", program, path], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        start = time.monotonic()
+        process.kill()
+    wait(lambda: check(engine, BAD) == {"sess.ip_score": 7})
+    assert time.monotonic() - start < 2  # 0.1 s on a machine that has time
+    another = site.serve(bans=banning(site))
+    assert check(another, BAD) == {"sess.ip_score": 7}
+
+
+def test_a_ban_ends_when_it_is_to_end(site: Site) -> None:
+    engine = site.serve(bans=banning(site, message=True))
+    start = time.monotonic()
+    engine.call("ban-client-ip", BAD, 1)
+    assert check(engine, BAD)["sess.ip_score"] == 0 or time.monotonic() - start > 1
+    wait(lambda: check(engine, BAD)["sess.ip_score"] == 100)
+    assert 0.99 <= time.monotonic() - start < 3
+
+
+def test_what_a_reply_says_can_be_shown(site: Site) -> None:
+    engine = site.serve(mine(site.list, "ünïcode", category="é"), answers=ALL)
+    reply = check(engine, BAD)
+    assert json.loads(json.dumps(dict(reply)))["sess.ip_list"] == "ünïcode"

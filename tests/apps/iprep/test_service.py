@@ -1,0 +1,454 @@
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.apps.iprep.making import BOUND, put
+from tests.apps.iprep.web_server import web_server
+
+import spoakit
+from spoakit.apps.iprep.control import ask
+from spoakit.apps.iprep.service import editions_folder, live_settings, open_reputation
+from spoakit.apps.iprep.settings import (
+    AnswerSettings,
+    BanSettings,
+    DnsblSettings,
+    PolicySettings,
+    ReputationSettings,
+    SourceSettings,
+)
+from spoakit.exceptions import ConfigurationError, SpoakitError, StartupError
+from spoakit.metrics.counters import Counters
+
+PROGRAM = """
+import sys
+from spoakit.apps.iprep.agent import create_agent
+from spoakit.apps.iprep.config import read_config
+from spoakit.apps.iprep.service import editions_folder, live_settings
+from spoakit.logs import configure_logging
+from spoakit.server import Hooks, Listen, ServerSettings, run
+
+configure_logging()
+live = live_settings(lambda: read_config(sys.argv[1]))
+with editions_folder() as folder:
+    settings = ServerSettings(listen=Listen("127.0.0.1", 0), workers=int(sys.argv[2]))
+    code = run([create_agent(live, folder)], settings, Hooks(reload=live.reload))
+sys.exit(code)
+"""
+
+
+class Service:
+    """The service as processes of its own, with what it leaves in a folder of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.temporary = root / "tmp"
+        self.temporary.mkdir(exist_ok=True)
+        self.control = str(root / "control")
+        self._log = root / "log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, config: str, workers: int = 2) -> "Service":
+        self.configure(config)
+        source = str(Path(spoakit.__file__).parent.parent)
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", PROGRAM, str(self.root / "iprep.toml"), str(workers)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PYTHONPATH": source, "TMPDIR": str(self.temporary)},
+                start_new_session=True,
+            )
+        return self
+
+    def configure(self, config: str) -> None:
+        put(self.root / "iprep.toml", f'control.path = "{self.control}"\n{config}')
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    @property
+    def folders(self) -> list[Path]:
+        return list(self.temporary.iterdir())
+
+    def ready(self) -> "Service":
+        return self.wait_for("listening on")
+
+    def wait_for(self, text: str, times: int = 1) -> "Service":
+        self.wait_until(lambda: self.log.count(text) >= times, text)
+        return self
+
+    def wait_until(self, condition: Callable[[], object], what: str) -> None:
+        end = time.monotonic() + BOUND
+        while not condition():
+            assert self.process is not None
+            if time.monotonic() > end or self.process.poll() is not None:
+                pytest.fail(f"not within {BOUND:g} s: {what}\n{self.log}")
+            time.sleep(0.01)
+
+    def ask(self, command: str, **request: Any) -> dict[str, Any]:
+        return ask(self.control, {"command": command, **request})
+
+    def score(self, address: str) -> int | None:
+        """Return the score that whoever is the keeper has; None where nobody is at present."""
+        try:
+            score: int = self.ask("lookup", address=address)["score"]
+        except SpoakitError:
+            return None
+        return score
+
+    def workers(self) -> list[int]:
+        assert self.process is not None
+        return children_of(self.process.pid)
+
+    def keeper(self) -> int:
+        """Return the process that has the keeper's lock."""
+        [folder] = self.folders
+        inode = (folder / "keeper.lock").stat().st_ino
+        for line in Path("/proc/locks").read_text().splitlines():
+            fields = line.split()
+            if "FLOCK" in fields and fields[5].rpartition(":")[2] == str(inode):
+                return int(fields[4])
+        return 0
+
+    def signal(self, signum: int) -> None:
+        assert self.process is not None
+        self.process.send_signal(signum)
+
+    def stop(self) -> int:
+        self.signal(signal.SIGTERM)
+        assert self.process is not None
+        return self.process.wait(BOUND)
+
+    def kill(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+def children_of(pid: int) -> list[int]:
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        try:
+            found.extend(map(int, (task / "children").read_text().split()))
+        except (OSError, ValueError):
+            continue  # it has just ended
+    return found
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    service = Service(tmp_path)
+    yield service
+    service.kill()
+
+
+def a_list(path: Path, name: str = "mine") -> str:
+    return f'[[source]]\nname = "{name}"\ntype = "list"\npath = "{path}"\n'
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "list.txt"
+    path.write_text("8.8.8.8\n")
+    return path
+
+
+# --- the service -------------------------------------------------------------------------
+
+
+def test_it_serves_follows_its_files_and_leaves_nothing(service: Service, path: Path) -> None:
+    service.start(a_list(path)).ready()
+    assert service.score("8.8.8.8") == 0
+    put(path, "9.9.9.9\n")
+    service.wait_until(lambda: service.score("9.9.9.9") == 0, "the new list")
+    assert service.score("8.8.8.8") == 100
+    assert service.stop() == 0
+    assert service.folders == []
+    assert not os.path.exists(service.control)
+    assert "Traceback" not in service.log
+
+
+def test_a_reload_adds_and_removes_sources(service: Service, path: Path) -> None:
+    service.start(a_list(path), workers=1).ready()
+    other = path.with_name("other.txt")
+    other.write_text("9.9.9.9\n")
+    service.configure(a_list(path) + a_list(other, "other"))
+    service.signal(signal.SIGHUP)
+    service.wait_until(lambda: service.score("9.9.9.9") == 0, "the other list")
+    service.configure(a_list(other, "other"))
+    service.signal(signal.SIGHUP)
+    service.wait_until(lambda: service.score("8.8.8.8") == 100, "no more of the first list")
+    assert service.score("9.9.9.9") == 0
+    assert service.stop() == 0
+
+
+def test_a_configuration_that_is_refused_leaves_the_one_in_force(
+    service: Service, path: Path
+) -> None:
+    service.start(a_list(path)).ready()
+    service.configure(a_list(path) + a_list(path.with_name("none"), "none"))
+    service.signal(signal.SIGHUP)
+    service.wait_for("source[2].path: ")
+    service.configure(a_list(path) + '[[source]]\nname = "bl"\ntype = "dnsbl"\nzone = "a.example"')
+    service.signal(signal.SIGHUP)
+    service.wait_for("source: the first one of the type 'dnsbl' takes a restart")
+    assert service.score("8.8.8.8") == 0
+    assert len(service.ask("sources")["sources"]) == 1
+    assert service.stop() == 0
+
+
+def test_a_keeper_that_is_killed_has_a_successor(service: Service, path: Path) -> None:
+    service.start(a_list(path)).ready()
+    first = service.keeper()
+    assert first in service.workers()
+    os.kill(first, signal.SIGKILL)
+    service.wait_until(lambda: service.keeper() not in (0, first), "another keeper")
+    put(path, "9.9.9.9\n")
+    service.wait_until(lambda: service.score("9.9.9.9") == 0, "the new list")
+    service.wait_until(lambda: len(service.workers()) == 2, "the successor")
+    assert service.stop() == 0
+    assert service.folders == []
+
+
+def test_what_is_killed_leaves_no_process_and_its_folder_goes_with_the_next_start(
+    service: Service, path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as hanging:
+        url = f"http://127.0.0.1:{hanging.getsockname()[1]}/"
+        config = f'cache = "cache"\n{a_list(path)}[[source]]\nname = "f"\ntype = "list"\n'
+        service.start(f'{config}url = "{url}"\ntimeout = 3000\n', workers=2)
+        connection, _ = hanging.accept()  # so there is a job
+        service.wait_until(lambda: service.keeper(), "a keeper")
+        workers = service.workers()
+        jobs = children_of(service.keeper())
+        assert jobs
+        service.signal(signal.SIGKILL)
+        assert service.process is not None
+        service.process.wait()
+        end = time.monotonic() + BOUND
+        while any(map(is_running, (*workers, *jobs))):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        connection.close()
+    [left] = service.folders
+    service.start(a_list(path)).ready()
+    assert left not in service.folders
+    assert service.stop() == 0
+
+
+def test_it_ends_at_once_while_it_waits_for_a_feed(service: Service, path: Path) -> None:
+    with web_server() as page:
+        page.pause = 5
+        service.start(
+            f'cache = "cache"\n{a_list(path)}[[source]]\nname = "f"\ntype = "list"\n'
+            f'url = "{page.url}"\n'
+        )
+        service.wait_until(lambda: page.asked, "the question")
+        jobs = children_of(service.keeper())
+        assert service.stop() == 0
+        assert not any(map(is_running, jobs))
+    assert service.folders == []
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ('bans.path = "none/bans"\n', "bans: "),
+        ('control.mode = "660"\nbans.path = "."\n', "bans: "),
+    ],
+)
+def test_what_cannot_be_had_is_an_error_at_the_start(
+    service: Service, config: str, reason: str
+) -> None:
+    service.start(config)
+    assert service.process is not None
+    assert service.process.wait(BOUND) == 1
+    assert reason in service.log
+    assert service.folders == []
+
+
+def test_a_control_socket_that_is_in_use_is_an_error_at_the_start(
+    service: Service, path: Path, tmp_path: Path
+) -> None:
+    service.start(a_list(path)).ready()
+    (tmp_path / "second").mkdir()
+    second = Service(tmp_path / "second")
+    second.control = service.control
+    try:
+        second.start(a_list(path))
+        assert second.process is not None
+        assert second.process.wait(BOUND) == 1
+        assert "control socket" in second.log
+    finally:
+        second.kill()
+    assert service.score("8.8.8.8") == 0
+    assert service.stop() == 0
+
+
+def test_without_its_control_socket_a_later_keeper_keeps_the_sources(
+    service: Service, path: Path
+) -> None:
+    sockets = path.with_name("sockets")
+    sockets.mkdir()
+    service.control = str(sockets / "control")
+    service.start(a_list(path)).ready()
+    first = service.keeper()
+    (sockets / "control").unlink()
+    (sockets / "control").mkdir()
+    os.kill(first, signal.SIGKILL)
+    service.wait_for("the sources are kept, but nobody can ask for them")
+    tables = service.log.count(": table ")
+    put(path, "9.9.9.9\n")
+    service.wait_for(": table ", tables + 1)
+    assert service.log.count("nobody can ask for them") == 1
+    (sockets / "control").rmdir()
+    assert service.stop() == 0
+
+
+# --- the folder --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def test_a_folder_in_use_stays_and_an_abandoned_one_goes(temporary: Path) -> None:
+    abandoned = temporary / "spoa-iprep-abandoned"
+    abandoned.mkdir()
+    (abandoned / "table-1").write_bytes(b"left")
+    other = temporary / "other"
+    other.mkdir()
+    with editions_folder() as first:
+        assert not abandoned.exists()
+        assert first.stat().st_mode & 0o777 == 0o700
+        (first / "table-1").write_bytes(b"used")
+        with editions_folder() as second:
+            assert (first / "table-1").exists()
+            assert first != second
+        assert not second.exists()
+        assert (first / "table-1").exists()
+    assert list(temporary.iterdir()) == [other]
+
+
+def test_no_trap_in_a_folder_of_all_users_is_fallen_into(temporary: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").write_text("precious")
+    (temporary / "spoa-iprep-link").symlink_to(precious)
+    trap = temporary / "spoa-iprep-trap"
+    trap.mkdir()
+    (trap / "service.lock").symlink_to(precious / "file")
+    (trap / "keeper.lock").symlink_to(precious / "file")
+    (trap / "folder").symlink_to(precious)
+    (temporary / "spoa-iprep-file").write_text("no folder")
+    with editions_folder():
+        pass
+    assert (precious / "file").read_text() == "precious"
+    assert (temporary / "spoa-iprep-file").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_folder_of_somebody_else_stays(temporary: Path) -> None:
+    theirs = temporary / "spoa-iprep-theirs"
+    theirs.mkdir()
+    os.chown(theirs, 65534, 65534)
+    with editions_folder():
+        assert theirs.exists()
+
+
+def test_many_that_start_at_the_same_time_get_along(temporary: Path) -> None:
+    program = (
+        "from spoakit.apps.iprep.service import editions_folder\n"
+        "import sys\n"
+        "for _ in range(100):\n"
+        "    with editions_folder() as folder:\n"
+        "        (folder / 'file').write_text('x')\n"
+        "        assert (folder / 'file').read_text() == 'x'\n"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program], env={**os.environ, "TMPDIR": str(temporary)}
+        )
+        for _ in range(3)
+    ]
+    assert [process.wait(BOUND) for process in processes] == [0, 0, 0]
+    with editions_folder():
+        pass
+    assert list(temporary.iterdir()) == []
+
+
+# --- settings ----------------------------------------------------------------------------
+
+
+def test_what_a_reload_cannot_change_stays(caplog: pytest.LogCaptureFixture) -> None:
+    bl = SourceSettings("bl", "dnsbl", dnsbl=DnsblSettings("bl.example"))
+    current = ReputationSettings()
+    live = live_settings(lambda: current)
+    current = ReputationSettings(
+        policy=PolicySettings(unknown=50), answers=AnswerSettings(("ip_list",))
+    )
+    live.reload()
+    assert live.current == ReputationSettings(policy=PolicySettings(unknown=50))
+    assert "another answers takes a restart" in caplog.text
+    current = ReputationSettings((bl,))
+    with pytest.raises(ConfigurationError, match="the first one of the type 'dnsbl'"):
+        live.reload()
+    assert live.current.policy.unknown == 50
+
+
+def test_where_there_was_a_dnsbl_others_may_come_and_go() -> None:
+    sources = [
+        SourceSettings(name, "dnsbl", dnsbl=DnsblSettings(f"{name}.example")) for name in "ab"
+    ]
+    current = ReputationSettings((sources[0],))
+    live = live_settings(lambda: current)
+    for chosen in ((), (sources[1],), tuple(sources)):
+        current = ReputationSettings(chosen)
+        live.reload()
+        assert live.current.sources == chosen
+
+
+def test_where_the_folder_is_gone_the_reason_is_logged_and_it_is_tried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        live = live_settings(ReputationSettings)
+        async with asyncio.timeout(0.5):
+            async with open_reputation(live, tmp_path / "none", Counters(1).row(0)):
+                pytest.fail("there cannot be an edition")
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(scenario())
+    assert "the keeper of the sources failed; it is tried again" in caplog.text
+
+
+def test_bans_that_cannot_be_kept_are_an_error(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        live = live_settings(lambda: ReputationSettings(bans=BanSettings(str(tmp_path))))
+        async with open_reputation(live, tmp_path, Counters(1).row(0)):
+            pytest.fail("there is a folder in the place of the bans")
+
+    with pytest.raises(StartupError, match="bans"):
+        asyncio.run(scenario())
