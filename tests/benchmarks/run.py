@@ -37,7 +37,7 @@ def main() -> int:
             results = _measure(bench, options.only, 1 if options.quick else options.rounds)
         except KeyboardInterrupt:
             return 128 + signal.SIGINT
-    _report(results, others)
+    _report(results, others, whole_list=not options.quick)
     if options.json:
         results.write(options.json)
     return int(any(problem.label.startswith(OWN) for problem in results.problems))
@@ -54,9 +54,10 @@ def _measure(bench: Bench, only: list[str], rounds: int) -> Results:
     return results
 
 
-def _report(results: Results, others: list[Subject]) -> None:
+def _report(results: Results, others: list[Subject], *, whole_list: bool) -> None:
     print("Figures are medians (lowest-highest) of the rounds.\n\nGoals:")
-    for goal in goals(results, [other.name for other in others if not other.is_mirror]):
+    references = [other.name for other in others if not other.is_mirror]
+    for goal in goals(results, references, whole_list=whole_list):
         print(goal)
     if results.problems:
         print("\nProblems:")

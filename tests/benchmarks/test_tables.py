@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from tests.benchmarks.blocklist import Blocklist, text_of
 from tests.benchmarks.contenders import OwnTable, PlainBisect, build, measured
+from tests.benchmarks.goals import goals
 from tests.benchmarks.haproxy_map import parsed_pools
 from tests.benchmarks.measure import BenchmarkError
 from tests.benchmarks.results import Case, Measurement, Results, Scenario
@@ -83,6 +84,14 @@ def test_what_haproxy_reports_of_its_pools_is_read() -> None:
     assert parsed_pools("Uptime: 1\nPoolAlloc_bytes: 1048576\nPoolUsed_bytes: 5\n") == 1.0
     with pytest.raises(BenchmarkError, match="has no PoolAlloc_bytes"):
         parsed_pools("Unknown command")
+
+
+def test_goals_of_the_table_are_those_of_the_whole_list() -> None:
+    results = Results(figures={"iprep-table": {"spoakit": {"load s": [5.0, 7.0, 4.0]}}})
+    whole = [str(goal) for goal in goals(results, [])]
+    assert "  ok     table, loaded from text in s: 5 (<= 6)" in whole
+    part = [str(goal) for goal in goals(results, [], whole_list=False)]
+    assert "  -     table, loaded from text in s: not measured (<= 6)" in part
 
 
 def test_a_case_is_measured_in_no_more_rounds_than_it_says() -> None:
