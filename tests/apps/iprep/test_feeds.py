@@ -206,5 +206,5 @@ def test_a_copy_that_vanished_is_due_at_once_but_not_where_the_server_fails(
 
 def test_an_interval_that_was_made_shorter_holds_at_once(page: Page, tmp_path: Path) -> None:
     feed_of(page, tmp_path, interval=86_400).fetch()
-    assert feed_of(page, tmp_path, interval=80_000).fetch() is Outcome.NOT_DUE
+    assert feed_of(page, tmp_path, interval=86_400).fetch() is Outcome.NOT_DUE
     assert feed_of(page, tmp_path, interval=3600).fetch() is Outcome.NEW
