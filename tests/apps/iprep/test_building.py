@@ -119,6 +119,7 @@ def test_bits_behind_a_prefix_are_counted(shop: Shop, path: Path) -> None:
         (gzip.compress(b"8.8.8.8\n" * 1000, mtime=0)[:-9], "it is cut off: its gzip has no end"),
         (None, "it cannot be read: No such file or directory"),
     ],
+    ids=["empty", "nonsense", "cut", "removed"],
 )
 def test_what_cannot_be_used_leaves_what_was_read_before(
     shop: Shop, path: Path, content: bytes | None, reason: str
