@@ -1,5 +1,6 @@
 """`spoakit.spop._decode_cy`, in both forms."""
 
+from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address
 from types import ModuleType
 from typing import Any
@@ -361,7 +362,17 @@ def test_another_shape_is_not_read_and_the_cursor_stays(decoding: ModuleType, ot
     assert cursor.message_shape()
     assert cursor.at_end()
     whole = decoding.Notify(b"\x01\x01", b"?" + other, 1, 1 + len(other))
-    assert not reader(decoding).read_whole(whole, [None] * 3)
+    assert run(decoding, [whole]) == (0, [], [])
+
+
+def run(
+    decoding: ModuleType, events: Sequence[object], first: int = 0, most: int = 10
+) -> tuple[int, list[bytes], list[list[object]]]:
+    """Read a run of frames: the index behind it, the ids, the values."""
+    ids: list[bytes] = []
+    calls: list[list[object]] = []
+    behind = reader(decoding).read_run(events, first, most, [None] * 3, ids, calls)
+    return behind, ids, calls
 
 
 def test_a_message_cut_short_is_never_taken_for_whole(decoding: ModuleType) -> None:
@@ -379,7 +390,7 @@ def test_a_message_cut_short_is_never_taken_for_whole(decoding: ModuleType) -> N
 
 def test_an_empty_notify_is_not_read_from_what_follows_it(decoding: ModuleType) -> None:
     empty = decoding.Notify(b"\x01\x01", MESSAGE, 0, 0)
-    assert not reader(decoding).read_whole(empty, [None] * 3)
+    assert run(decoding, [empty]) == (0, [], [])
 
 
 @pytest.mark.parametrize("reading", ["TEXT", "BYTES", "WRAPPED"])
@@ -399,18 +410,36 @@ def test_a_skipped_argument_whose_length_lies_is_invalid(decoding: ModuleType) -
             each.read(decoding.Cursor(lying, 0, len(lying)), [None])
 
 
-def test_a_frame_of_one_message_of_the_shape_is_read_whole(decoding: ModuleType) -> None:
-    values = [None] * 3
-    frame = decoding.Notify(b"\x01\x01", b"?" + MESSAGE + b"?", 1, 1 + len(MESSAGE))
-    assert reader(decoding).read_whole(frame, values)
-    assert values == [7, IPv4Address("127.0.0.1"), "hi"]
+VALUES_OF_MESSAGE = [7, IPv4Address("127.0.0.1"), "hi"]
 
 
-def test_a_frame_with_bytes_behind_its_message_is_not_read_whole(decoding: ModuleType) -> None:
-    for trailing in (b"\x00", MESSAGE):
-        data = MESSAGE + trailing
-        frame = decoding.Notify(b"\x01\x01", data, 0, len(data))
-        assert not reader(decoding).read_whole(frame, [None] * 3)
+def test_a_run_of_frames_of_one_message_of_the_shape_is_read(decoding: ModuleType) -> None:
+    size = len(MESSAGE)
+    frames = [
+        decoding.Notify(bytes((1, number)), b"?" + MESSAGE + b"?", 1, 1 + size)
+        for number in range(4)
+    ]
+    assert run(decoding, frames, first=1) == (
+        4,
+        [b"\x01\x01", b"\x01\x02", b"\x01\x03"],
+        [VALUES_OF_MESSAGE] * 3,
+    )
+    assert run(decoding, frames, most=2)[:2] == (2, [b"\x01\x00", b"\x01\x01"])
+    assert run(decoding, frames, first=4) == (4, [], [])
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"", b"\xff", MESSAGE + b"\x00", MESSAGE * 2, MESSAGE[:-1], MESSAGE.replace(b"eck", b"ess")],
+    ids=["empty", "unreadable", "a-byte-more", "two-messages", "cut", "another-message"],
+)
+def test_a_run_ends_in_front_of_what_is_no_such_frame(decoding: ModuleType, payload: bytes) -> None:
+    whole = decoding.Notify(b"\x01\x01", MESSAGE, 0, len(MESSAGE))
+    other = decoding.Notify(b"\x01\x02", payload, 0, len(payload))
+    for event in (other, None, b""):
+        events = [whole, event, whole]
+        assert run(decoding, events) == (1, [b"\x01\x01"], [VALUES_OF_MESSAGE])
+        assert run(decoding, events, first=1) == (1, [], [])
 
 
 def alone(payload: bytes, ids: bytes = b"\xf0\x00\x01") -> bytes:

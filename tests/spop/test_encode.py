@@ -240,6 +240,19 @@ def test_an_ack_that_exceeds_the_agreed_size_goes_empty(encoding: ModuleType) ->
     assert len(out) == 6 + 11 + 11
 
 
+def test_acks_of_several_frames_are_those_of_each(encoding: ModuleType) -> None:
+    variable = encoding.VariableEncoder(Scope.TXN, "x", DataType.STRING)
+    ids = [b"\x01\x01", b"\xf0\x00\x01", b"\x02\x01", b"\x03\x01"]
+    actions = [variable.set("a"), None, variable.set("x" * 300), (variable.set(None),) * 2]
+    together, each = bytearray(b"before"), bytearray(b"before")
+    assert encoding.append_acks(together, ids, actions, 256) == 1
+    fitted = [encoding.append_ack(each, *pair, 256) for pair in zip(ids, actions, strict=True)]
+    assert fitted == [True, True, False, True]
+    assert together == each
+    assert encoding.append_acks(together, [], [], 256) == 0
+    assert together == each
+
+
 def test_an_ack_is_encoded_where_it_fits(encoding: ModuleType) -> None:
     variable = encoding.VariableEncoder(Scope.TXN, "x", DataType.STRING)
     for size in (0, 100, 127, 128, 200):

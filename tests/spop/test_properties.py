@@ -118,8 +118,10 @@ def test_a_reader_made_from_a_messages_shape_reads_it(
     reader = decoding.ArgumentReader(
         name, shape, readings, range(len(shape)), lambda raw, binary: (raw, binary)
     )
-    values: list[Any] = [...] * len(shape)
-    assert reader.read_whole(decoding.Notify(b"\0\0", payload, 0, len(payload)), values)
+    calls: list[list[Any]] = []
+    frame = decoding.Notify(b"\0\0", payload, 0, len(payload))
+    assert reader.read_run([frame], 0, 1, [...] * len(shape), [], calls) == 1
+    [values] = calls
     for each, how, value in zip(message.arguments, readings, values, strict=True):
         raw, text = each.value, each.value
         if isinstance(raw, str):

@@ -99,15 +99,16 @@ class Mishaps:
         )
         self._tell(MismatchError(f"handler {handler.name} cannot be called: {reason}"))
 
-    def slow(self, seconds: float) -> None:
-        """Log that a call took long, on the event loop."""
+    def slow(self, seconds: float, calls: int) -> None:
+        """Log that a call, or several in a row, took long on the event loop."""
         name = self._handler.name
         throttle.warning(
             ("slow", name),
-            "handler %s took %.0f ms on the event loop, and everything waited: "
+            "handler %s took %.0f ms on the event loop%s, and everything waited: "
             "make it async def, or threaded=True",
             name,
             seconds * 1000,
+            f" for {calls} calls" if calls > 1 else "",
         )
 
     def _tell(self, error: BaseException) -> None:

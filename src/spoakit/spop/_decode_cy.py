@@ -432,7 +432,7 @@ def split_notifies(data: bytes, pos: int, limit: int, notifies: list[Any]) -> in
     # Not checked when it is sliced: the cursor does not pass the frame's end.
     received: cython.p_char = data
     notify: Notify
-    while size - start >= _SHORTEST and data.startswith(_WHOLE_NOTIFY, start + _LENGTH_SIZE):
+    while size - start >= _SHORTEST and _stands_at(data, start + _LENGTH_SIZE, size, _WHOLE_NOTIFY):
         length = _frame_length(data, start)
         if length > longest or length > size - start - _LENGTH_SIZE:
             break
@@ -511,13 +511,55 @@ class ArgumentReader:
         self._count = len(shape)
         self._wrap = wrap
 
-    def read_whole(self, notify: Notify, values: list[Any]) -> bool:
-        """Read the messages of a frame into ``values``, if it has one, of this shape.
+    def read_run(
+        self,
+        events: Sequence[Any],
+        first: int,
+        most: int,
+        template: list[Any],
+        ids: list[bytes],
+        calls: list[list[Any]],
+    ) -> int:
+        """Read consecutive frames that each have one message, of this shape.
 
-        Otherwise the same as `read`.
+        Args:
+            events: what was received.
+            first: the index of the first event to look at.
+            most: how many frames to read at most.
+            template: the values of a call before its arguments are filled in.
+            ids: gains STREAM-ID and FRAME-ID of each frame.
+            calls: gains the values of each frame's call.
+
+        Returns:
+            The index behind the last one that was read. It is in front of whatever is no such
+            frame, or cannot be read.
         """
+        index: cython.Py_ssize_t = first
+        end: cython.Py_ssize_t = min(len(events), index + most)
+        notify: Notify
+        values: list[Any]
+        while index < end:
+            event: Any = events[index]
+            if type(event) is not Notify:
+                break
+            notify = event
+            values = template[:]
+            if not self._fits(notify, values):
+                break
+            ids.append(notify._ids)
+            calls.append(values)
+            index += 1
+        return index
+
+    @cython.cfunc
+    @cython.exceptval(-1, check=False)
+    def _fits(self, notify: Notify, values: list[Any]) -> cython.bint:
+        """Read a frame into ``values``, if it has one message, of this shape; see `read`."""
         cursor: Cursor = _cursor(notify._data, notify._start, notify._end)
-        return self._read(cursor, values) and cursor.pos == cursor.end
+        try:
+            return self._read(cursor, values) and cursor.pos == cursor.end
+        except InvalidFrameError:
+            return False
 
     def read_alone(self, data: bytes, values: list[Any]) -> bytes | None:
         """Read a frame into ``values``, if it is a whole NOTIFY with one message of this shape.
@@ -535,7 +577,7 @@ class ArgumentReader:
         size: cython.Py_ssize_t = len(data)
         if size < _SHORTEST or _frame_length(data, 0) != size - _LENGTH_SIZE:
             return None
-        if not data.startswith(_WHOLE_NOTIFY, _LENGTH_SIZE):
+        if not _stands_at(data, _LENGTH_SIZE, size, _WHOLE_NOTIFY):
             return None
         start: cython.Py_ssize_t = _LENGTH_SIZE + len(_WHOLE_NOTIFY)
         cursor: Cursor = _cursor(data, start, size)

@@ -85,17 +85,23 @@ def _append_value(pieces: list[bytes], kind: cython.uint, value: Any) -> cython.
         pieces.append(_BYTES[0])
     elif kind == _BOOL:
         pieces.append(_BYTES[0x11 if value else 0x01])
-    elif kind in (_INT32, _INT64):
-        pieces.append(_BYTES[kind])
-        _append_varint(pieces, value & 0xFFFFFFFFFFFFFFFF)
-    elif kind <= _UINT64:
-        pieces.append(_BYTES[kind])
-        _append_varint(pieces, value)
-    elif kind in (_IPV4, _IPV6):
-        pieces.append(_BYTES[kind])
-        pieces.append(value.packed)
     else:
         pieces.append(_BYTES[kind])
+        _append_untyped(pieces, kind, value)
+    return 0
+
+
+@cython.cfunc
+@cython.exceptval(-1, check=False)
+def _append_untyped(pieces: list[bytes], kind: cython.uint, value: Any) -> cython.Py_ssize_t:
+    """Append what follows the type of a value that is neither NULL nor a BOOL."""
+    if kind in (_INT32, _INT64):
+        _append_varint(pieces, value & 0xFFFFFFFFFFFFFFFF)
+    elif kind <= _UINT64:
+        _append_varint(pieces, value)
+    elif kind in (_IPV4, _IPV6):
+        pieces.append(value.packed)
+    else:
         raw: bytes = value if type(value) is bytes else _raw(value)
         _append_bytes(pieces, raw)
     return 0
@@ -251,6 +257,7 @@ class VariableEncoder:
     _data_type: DataType
     _kind: cython.uint
     _set_head: bytes
+    _typed_head: bytes
     _unset: bytes
 
     def __init__(self, scope: Scope, name: str, data_type: DataType) -> None:
@@ -264,6 +271,8 @@ class VariableEncoder:
         # ACTION-TYPE, NB-ARGS, VAR-SCOPE, VAR-NAME (3.4).
         named = bytes((scope,)) + encode_string(raw)
         self._set_head = bytes((ActionType.SET_VAR, 3)) + named
+        # What stands before the value of all types but BOOL, whose first byte has the value too.
+        self._typed_head = self._set_head + bytes((data_type,))
         self._unset = bytes((ActionType.UNSET_VAR, 2)) + named
 
     def set(self, value: Value) -> Action:
@@ -274,7 +283,10 @@ class VariableEncoder:
             ValueError: the integer is out of the type's range, or the text cannot be UTF-8.
         """
         _check(self._kind, value)
-        return Action(self, value)
+        action: Action = Action.__new__(Action)
+        action._variable = self
+        action._value = value
+        return action
 
 
 @cython.cfunc
@@ -284,9 +296,11 @@ def _append_action(pieces: list[bytes], action: Action) -> cython.Py_ssize_t:
     if action._value is None:
         pieces.append(variable._unset)
         return 0
-    pieces.append(variable._set_head)
-    _append_value(pieces, variable._kind, action._value)
-    return 0
+    if variable._kind == _BOOL:
+        pieces.append(variable._set_head)
+        return _append_value(pieces, _BOOL, action._value)
+    pieces.append(variable._typed_head)
+    return _append_untyped(pieces, variable._kind, action._value)
 
 
 def check_actions(actions: object) -> None:
@@ -337,8 +351,8 @@ def encode_ack(ids: bytes, actions: Any, limit: int) -> bytes | None:
     Returns:
         None if it exceeds the limit.
     """
-    ack: bytes | None = _encode_ack(ids, actions, limit)
-    return ack
+    pieces: list[bytes] = []
+    return b"".join(pieces) if _append_ack(pieces, ids, actions, limit) else None
 
 
 def append_ack(out: bytearray, ids: bytes, actions: Any, limit: int) -> bool:
@@ -356,27 +370,55 @@ def append_ack(out: bytearray, ids: bytes, actions: Any, limit: int) -> bool:
     Returns:
         False if the actions did not fit.
     """
-    ack: Any = _encode_ack(ids, actions, limit)
-    if ack is not None:
-        out += ack
-        return True
-    out += _encode_ack(ids, None, limit)
-    return False
+    return append_acks(out, [ids], [actions], limit) == 0
+
+
+def append_acks(out: bytearray, ids: list[bytes], actions: list[Any], limit: int) -> int:
+    """Append the ACKs of several frames, each as `append_ack` does.
+
+    Args:
+        out: what is to be sent.
+        ids: STREAM-ID and FRAME-ID of each frame, as they came.
+        actions: what is in each ACK; as many as ``ids``.
+        limit: the agreed max-frame-size.
+
+    Returns:
+        How many ACKs went without their actions, which did not fit.
+    """
+    pieces: list[bytes] = []
+    oversized: cython.Py_ssize_t = 0
+    longest: cython.Py_ssize_t = limit
+    index: cython.Py_ssize_t
+    for index in range(len(ids)):
+        if not _append_ack(pieces, ids[index], actions[index], longest):
+            _append_ack(pieces, ids[index], None, longest)
+            oversized += 1
+    out += b"".join(pieces)
+    return oversized
 
 
 @cython.cfunc
-def _encode_ack(ids: bytes, actions: Any, limit: cython.Py_ssize_t) -> Any:
-    pieces: list[bytes] = [_BYTES[0], ids]
+@cython.exceptval(-1, check=False)
+def _append_ack(
+    pieces: list[bytes], ids: bytes, actions: Any, limit: cython.Py_ssize_t
+) -> cython.bint:
+    """Append an ACK; False, and nothing is appended, if it exceeds the limit."""
+    first: cython.Py_ssize_t = len(pieces)
+    pieces.append(ids)  # the head's place: it tells a length that is known at the end
+    pieces.append(ids)
     if type(actions) is Action:
         _append_action(pieces, actions)
     elif actions is not None:
         for action in actions:
             _append_action(pieces, action)
-    length: cython.Py_ssize_t = _BEFORE_IDS - 1
+    length: cython.Py_ssize_t = _BEFORE_IDS
+    index: cython.Py_ssize_t
     piece: bytes
-    for piece in pieces:
+    for index in range(first + 1, len(pieces)):
+        piece = pieces[index]
         length += len(piece)
     if length > limit:
-        return None
-    pieces[0] = _SHORT_HEADS[length] if length < _SHORT else _ack_head(length)
-    return b"".join(pieces)
+        del pieces[first:]
+        return False
+    pieces[first] = _SHORT_HEADS[length] if length < _SHORT else _ack_head(length)
+    return True
