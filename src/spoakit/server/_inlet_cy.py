@@ -1,15 +1,17 @@
 """Where reads come in: the compiled half of a connection to an engine. Hot code.
 
-Plain Python that compiles to C (see ``spoakit._cython``). A frame that comes alone costs
-mostly what is around it, so its way is kept short: a look at the clock, one call, one write.
+Plain Python that compiles to C (see ``spoakit._cython``). A read of few frames costs mostly what
+is around them, so its way is kept short: a look at the clock, one call or two, one write.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from spoakit.agent._dispatch_cy import Dispatcher
+from spoakit.exceptions import ProtocolError
 
 if TYPE_CHECKING:
     from spoakit import _cython as cython
@@ -24,21 +26,26 @@ COMPILED: bool = cython.compiled
 
 @cython.cclass
 class Inlet:
-    """Answers a frame that comes alone; whatever else is read goes to `receive`.
+    """Handles reads that are whole NOTIFYs, as nearly all are; others go to `receive`.
 
     Args:
-        dispatcher: knows what such a frame looks like.
-        longest: the longest read, in bytes, that may be answered here.
+        dispatcher: handles the frames.
+        frame_size_cap: the largest FRAME-LENGTH that is taken.
+        longest: the longest read, in bytes, that is handled here.
     """
 
     _answer: Any
+    _serve: Any
+    _frame_size_cap: cython.Py_ssize_t
     _longest: cython.Py_ssize_t
     _write: Any
     _received: cython.double
     _clear: cython.bint
 
-    def __init__(self, dispatcher: Dispatcher, longest: int) -> None:
+    def __init__(self, dispatcher: Dispatcher, frame_size_cap: int, longest: int) -> None:
         self._answer = dispatcher.answer
+        self._serve = dispatcher.serve
+        self._frame_size_cap = frame_size_cap
         self._longest = longest
         self._write = None
         self._received = monotonic()
@@ -65,13 +72,33 @@ class Inlet:
     def data_received(self, data: bytes) -> None:
         """Handle all frames of a read, and write what is due at once."""
         self._received = monotonic()
-        if self._clear and len(data) <= self._longest:
+        if not self._clear or len(data) > self._longest:
+            self.receive(data)
+            return
+        # FRAME-LENGTH does not count itself.
+        if len(data) - 4 <= self._frame_size_cap:
             ack = self._answer(data, self._received, self)
             if ack is not None:
                 self._write(ack)
                 return
-        self.receive(data)
+        try:
+            rest: Any = self._serve(data, self._frame_size_cap, self, self._write)
+        except ProtocolError as error:
+            self.refuse(error)
+            return
+        if rest is None:
+            self.receive(data)
+        elif rest:
+            self.go_on(rest)
 
     def receive(self, data: bytes) -> None:
         """Handle a read of any kind."""
-        raise NotImplementedError("what handles the other reads is the protocol's")
+        raise NotImplementedError("the protocol's")
+
+    def go_on(self, rest: Sequence[Any]) -> None:
+        """Handle the events of a read that `Dispatcher.serve` has left."""
+        raise NotImplementedError("the protocol's")
+
+    def refuse(self, error: ProtocolError) -> None:
+        """End the connection, because of what has been read."""
+        raise NotImplementedError("the protocol's")

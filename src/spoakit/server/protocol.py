@@ -58,16 +58,13 @@ class SpopProtocol(Inlet, asyncio.Protocol):
     """
 
     def __init__(self, hub: Hub) -> None:
-        # What takes its turn does not come alone; FRAME-LENGTH does not count itself.
-        super().__init__(hub.dispatcher, min(hub.limits.frame_size_cap + 4, _TURN - 1))
+        super().__init__(hub.dispatcher, hub.limits.frame_size_cap, _TURN - 1)
         self.peer = "?"
         self.engine_id: str | None = None
         self.deadline = self.received + hub.limits.hello_timeout
         self._hub = hub
         self._dispatcher = hub.dispatcher
         self._dispatch = hub.dispatcher.dispatch
-        self._serve = hub.dispatcher.serve
-        self._frame_size_cap = hub.limits.frame_size_cap
         self._in_flight = hub.limits.in_flight
         self._debug = hub.debug
         self._frames_left = hub.limits.frames or None
@@ -97,20 +94,18 @@ class SpopProtocol(Inlet, asyncio.Protocol):
 
     def receive(self, data: bytes) -> None:
         """Handle all frames of a read, and write what is due at once."""
-        connection = self._connection
-        rest: Sequence[Event] | None = None
-        if self._is_between_frames():
-            try:
-                rest = self._serve(data, self._frame_size_cap, self, self._transport.write)
-            except ProtocolError as error:
-                self._fail(error)
-                return
-        if rest is None:
-            connection.receive_data(data)
-            rest = connection.events_received()
-            if self._frames_left is not None:
-                frames = sum(type(event) is Notify for event in rest)
-                self._frames_left = max(0, self._frames_left - frames)
+        self._connection.receive_data(data)
+        events = self._connection.events_received()
+        if self._frames_left is not None:
+            frames = sum(type(event) is Notify for event in events)
+            self._frames_left = max(0, self._frames_left - frames)
+        self.go_on(events)
+        if len(data) >= _TURN and not self._transport.is_closing():
+            self._transport.pause_reading()
+            self._flush_soon()
+
+    def go_on(self, rest: Sequence[Event]) -> None:
+        """Handle what else was read, and write what is due at once."""
         if self._backlog:
             self._backlog.extend(rest)
         elif rest:
@@ -118,11 +113,18 @@ class SpopProtocol(Inlet, asyncio.Protocol):
         if self._frames_left == 0 and self._farewell is None:
             self._end_service()
         if self.outgoing and not self._transport.is_closing():
-            self._transport.write(connection.data_to_send())
-        if len(data) >= _TURN and not self._transport.is_closing():
-            self._transport.pause_reading()
-            self._flush_soon()
+            self._transport.write(self._connection.data_to_send())
         self.is_clear = self._is_between_frames()
+
+    def refuse(self, error: ProtocolError) -> None:
+        """Send a DISCONNECT with the error, and close."""
+        self._hub.failed(self.peer, error)
+        for frame in tuple(self._frames):
+            frame.cancel()
+        self._frames.clear()
+        self._waiting_size = 0
+        self._backlog.clear()
+        self._say_farewell(error.status_code, str(error))
 
     def _is_between_frames(self) -> bool:
         """Return whether the next read may begin with a frame, and needs not wait or be watched."""
@@ -134,7 +136,7 @@ class SpopProtocol(Inlet, asyncio.Protocol):
         self._connection.receive_eof()
         for event in self._connection.events_received():
             if isinstance(event, Failed):
-                self._fail(InputOutputError(str(event.error)))
+                self.refuse(InputOutputError(str(event.error)))
         owes = bool(self._frames or self._backlog)
         return owes and self._transport.can_write_eof()
 
@@ -182,7 +184,7 @@ class SpopProtocol(Inlet, asyncio.Protocol):
     def fail(self, frame: WaitingFrame, error: ProtocolError) -> None:
         """End the connection, because a frame that waited turned out broken."""
         self._forget(frame)
-        self._fail(error)
+        self.refuse(error)
         self._flush_soon()
 
     def _forget(self, frame: WaitingFrame) -> None:
@@ -199,7 +201,7 @@ class SpopProtocol(Inlet, asyncio.Protocol):
 
     def expire(self) -> None:
         """End a connection whose HELLO did not come in time."""
-        self._fail(TimedOutError(f"no HELLO within {self._hub.limits.hello_timeout:g} s"))
+        self.refuse(TimedOutError(f"no HELLO within {self._hub.limits.hello_timeout:g} s"))
 
     def refuse_health_checks(self) -> None:
         """Answer a health check with a DISCONNECT from now on."""
@@ -241,7 +243,7 @@ class SpopProtocol(Inlet, asyncio.Protocol):
                 elif len(self.outgoing) > MAX_OUTGOING:
                     self._write_outgoing()
         except ProtocolError as error:
-            self._fail(error)
+            self.refuse(error)
 
     def _is_full(self) -> bool:
         """Return whether as many frames wait as may."""
@@ -262,7 +264,7 @@ class SpopProtocol(Inlet, asyncio.Protocol):
                 self._hub.disconnected(self.peer, status_code, message)
                 self._say_farewell(status_code, message)
             case Failed(error):
-                self._fail(error)
+                self.refuse(error)
             case Aborted():
                 logger.debug("a NOTIFY in fragments from %s was aborted", self.peer)
             case Skipped(kind):
@@ -291,6 +293,7 @@ class SpopProtocol(Inlet, asyncio.Protocol):
         owes_nothing = not self._frames and not self._backlog
         if self._connection.is_closing and owes_nothing and self._lingering is None:
             self._transport.close()
+        self.is_clear = self._is_between_frames()
 
     def _write_outgoing(self) -> None:
         data = self._connection.data_to_send()
@@ -309,15 +312,6 @@ class SpopProtocol(Inlet, asyncio.Protocol):
         self._transport.pause_reading()
         frames = self._hub.limits.frames
         self._say_farewell(StatusCode.NORMAL, f"the connection has had its {frames} frames")
-
-    def _fail(self, error: ProtocolError) -> None:
-        self._hub.failed(self.peer, error)
-        for frame in tuple(self._frames):
-            frame.cancel()
-        self._frames.clear()
-        self._waiting_size = 0
-        self._backlog.clear()
-        self._say_farewell(error.status_code, str(error))
 
     def _say_farewell(self, status_code: int, message: str) -> None:
         """Send a DISCONNECT once all that is owed has been sent, and close."""
