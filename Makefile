@@ -20,6 +20,7 @@ venv-pure: $(PURE)/.ready
 # Compiled, and a failure to compile is an error: the uncompiled form must not sneak in.
 $(VENV)/.ready: pyproject.toml setup.py $(HOT)
 	sh scripts/require_system.sh $(PYTHON)
+	@echo "making $(VENV), compiled: some minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade 'pip>=25.1'
 	SPOAKIT_EXT=require $(BIN)/pip install -q -e '.[testing]' --group dev
