@@ -229,7 +229,8 @@ def test_a_thread_that_fails_is_answered_with_the_fallback(
         start = time.monotonic()
         assert engine.call("message") == {"txn.number": -1}
         assert time.monotonic() - start < DEFAULT_TIMEOUT
-    assert "failed, its fallback is sent: RuntimeError" in caplog.text
+    line = handle.__code__.co_firstlineno + 2
+    assert f"handle failed in line {line}, its fallback is sent: RuntimeError" in caplog.text
 
 
 def test_a_mismatch_before_and_behind_what_waits_costs_its_message_alone(agent: Agent) -> None:
