@@ -753,6 +753,20 @@ def test_many_failures_of_a_kind_are_one_line(
     assert caplog.text.count("an HTTP request") <= 2
 
 
+def test_failures_of_different_kinds_have_a_line_each(
+    subject: Subject,
+    serve: Serve,
+    connect_engine: ConnectEngine,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = serve(subject.agent)
+    for bad, code, reason in (BEFORE_HELLO["an HTTP request"], BEFORE_HELLO["a frame of no bytes"]):
+        engine = connect_engine(port=server.port)
+        engine.send_raw(bad)
+        assert engine.wait_for_disconnect().status_code == code
+        assert f"ended with status {code}: {reason}" in caplog.text
+
+
 @pytest.mark.parametrize("at", [1, 3, 4, 8, 20])
 def test_a_frame_cut_by_the_end_of_the_stream_is_told_with_status_1(
     subject: Subject,
