@@ -11,7 +11,8 @@ PYTEST ?= -q -n 2 --dist loadfile
 # What tests run beside HAProxy.
 SERVERS := openssl nghttpd=nghttp2-server
 
-.PHONY: venv venv-pure demo demo-iprep test test-compiled test-pure test-all lint bench fuzz soak haproxy clean
+.PHONY: venv venv-pure haproxy demo demo-iprep test test-system test-compiled test-pure test-all \
+	lint bench bench-system fuzz clean
 
 venv: $(VENV)/.ready
 venv-pure: $(PURE)/.ready
@@ -19,6 +20,7 @@ venv-pure: $(PURE)/.ready
 # Compiled, and a failure to compile is an error: the uncompiled form must not sneak in.
 $(VENV)/.ready: pyproject.toml setup.py $(HOT)
 	sh scripts/require_system.sh $(PYTHON)
+	@echo "making $(VENV), compiled: some minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade 'pip>=25.1'
 	SPOAKIT_EXT=require $(BIN)/pip install -q -e '.[testing]' --group dev
@@ -48,16 +50,18 @@ demo-iprep: venv
 
 test: test-compiled test-pure
 
-test-compiled: venv haproxy lint
+# First of all, so that whatever is missing is named at once and not after minutes.
+test-system:
 	sh scripts/require_system.sh $(PYTHON) $(SERVERS)
+
+test-compiled: test-system venv haproxy lint
 	SPOAKIT_EXPECT=compiled $(BIN)/python -m pytest $(PYTEST)
 
-test-pure: venv-pure haproxy
-	sh scripts/require_system.sh $(PYTHON) $(SERVERS)
+test-pure: test-system venv-pure haproxy
 	SPOAKIT_EXPECT=pure $(PURE)/bin/python -m pytest $(PYTEST)
 
 # The whole suite with every Python >= 3.11 that is installed.
-test-all:
+test-all: test-system
 	$(PYTHON) scripts/test_all.py
 
 lint: venv
@@ -65,9 +69,11 @@ lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# What does not install is left out, and its row in the table says so.
-bench: venv
+bench-system:
 	sh scripts/require_system.sh $(PYTHON) wrk
+
+# What does not install is left out, and its row in the table says so.
+bench: bench-system venv
 	-$(BIN)/python -m pip install -q --group bench
 	-$(BIN)/python scripts/fetch_haproxy.py
 	$(BIN)/python -m tests.benchmarks.run $(BENCH)

@@ -18,7 +18,9 @@ class Pem:
 
 def make_authority(folder: Path, name: str = "authority") -> Pem:
     """Make an authority, which signs itself."""
-    return _make(folder, name, "-addext", "basicConstraints=critical,CA:TRUE")
+    # Python 3.13 and later want its keyUsage (RFC 5280, 4.2.1.3).
+    usage = ("-addext", "keyUsage=critical,keyCertSign,cRLSign")
+    return _make(folder, name, *usage, "-addext", "basicConstraints=critical,CA:TRUE")
 
 
 def make_certificate(folder: Path, name: str, authority: Pem) -> Pem:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from spoakit.testing import HAProxy, find_haproxy
 
 HERE = Path(__file__).parent
 TIMEOUT = 10.0
+ARRIVAL = 10.0  # how long copies are waited for
 WIDTH = 60
 
 # What concerns one connection only, and so is made anew for each (RFC 9110, 7.6.1); the
@@ -108,6 +110,10 @@ class Server(socketserver.ThreadingTCPServer):
         if self.echo:
             print(f"--- {self.name} received", *request.show(), sep="\n    ", flush=True)
 
+    def stop(self) -> None:
+        self.shutdown()
+        self.server_close()
+
 
 @dataclass
 class Mirror:
@@ -116,6 +122,9 @@ class Mirror:
     process: subprocess.Popen[str]
     port: int
     lines: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.reader = threading.Thread(target=self.read, daemon=True)
 
     @classmethod
     def start(cls, target_port: int) -> "Mirror":
@@ -130,14 +139,15 @@ class Mirror:
             text=True,
         )
         mirror = cls(process, port)
-        threading.Thread(target=mirror.read, daemon=True).start()
+        mirror.reader.start()
         wait_for(lambda: mirror.listens or process.poll() is not None, "spoa-mirror's start")
         return mirror
 
     def read(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.append(line.rstrip())
+        with self.process.stdout as output:
+            for line in output:
+                self.lines.append(line.rstrip())
 
     @property
     def listens(self) -> bool:
@@ -146,16 +156,23 @@ class Mirror:
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(TIMEOUT)
+        self.reader.join(TIMEOUT)
 
 
-def wait_for(condition: object, what: str) -> None:
-    """Wait until a callable returns something true."""
-    assert callable(condition)
-    deadline = time.monotonic() + TIMEOUT
+def comes_true(condition: Callable[[], bool], timeout: float = TIMEOUT) -> bool:
+    """Wait for a condition; return whether it came true in time."""
+    deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
-            raise SystemExit(f"demo: waited {TIMEOUT:g} s in vain for {what}")
+            return False
         time.sleep(0.01)
+    return True
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    """Wait for a condition, and end the demo if it does not come true in time."""
+    if not comes_true(condition):
+        raise SystemExit(f"demo: waited {TIMEOUT:g} s in vain for {what}")
 
 
 def varied_requests() -> dict[str, bytes]:
@@ -195,15 +212,18 @@ def send(port: int, name: str, request: bytes) -> str:
         return connection.makefile("rb").readline().decode().strip()
 
 
-def show(name: str, original: Request, copy: Request | None) -> bool:
+def show(name: str, original: Request | None, copy: Request | None) -> bool:
     """Print an original beside its copy; return whether they are the same."""
-    same = copy is not None and copy.essence() == original.essence()
-    print(f"\n== {name}: {'same' if same else 'DIFFERENT'}")
-    left, right = original.show(), copy.show() if copy else ["(nothing)"]
+    if original is None or copy is None:
+        verdict = "MISSING"
+    else:
+        verdict = "same" if copy.essence() == original.essence() else "DIFFERENT"
+    print(f"\n== {name}: {verdict}")
+    left, right = (each.show() if each else ["(nothing)"] for each in (original, copy))
     for index in range(max(len(left), len(right))):
         one, other = (side[index] if index < len(side) else "" for side in (left, right))
         print(f"  {one[:WIDTH]:<{WIDTH}} | {other[:WIDTH]}")
-    return same
+    return verdict == "same"
 
 
 def main() -> int:
@@ -226,7 +246,8 @@ def main() -> int:
         ) as running:
             return demonstrate(running, origin, target, mirror)
     finally:
-        mirror.stop()
+        for each in (mirror, origin, target):
+            each.stop()
 
 
 def demonstrate(haproxy: HAProxy, origin: Server, target: Server, mirror: Mirror) -> int:
@@ -242,10 +263,12 @@ def demonstrate(haproxy: HAProxy, origin: Server, target: Server, mirror: Mirror
         if "200" not in status:
             print(f"{name}: HAProxy answered {status!r}")
     sent_in = time.perf_counter() - started
-    wait_for(lambda: len(target.requests) >= len(origin.requests), "the copies to arrive")
+    comes_true(lambda: len(target.requests) >= len(requests), ARRIVAL)  # or it is shown
 
     print(f"{'ORIGINAL, as the origin received it':<{WIDTH + 2}} | COPY, as the target received it")
-    same = sum(show(name, origin.requests[name], target.requests.get(name)) for name in requests)
+    same = sum(
+        show(name, origin.requests.get(name), target.requests.get(name)) for name in requests
+    )
     wait_for(lambda: sum(" ok" in line for line in mirror.lines) >= same, "the agent's log")
     print("\n== what spoa-mirror logged")
     for line in mirror.lines:

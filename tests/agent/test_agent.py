@@ -58,6 +58,15 @@ def test_a_message_that_haproxy_could_not_declare_is_refused(agent: Agent, name:
             register(name)
 
 
+def test_a_decorator_without_the_messages_name_is_told_what_it_lacks(agent: Agent) -> None:
+    def handle() -> None: ...
+
+    register: list[Any] = [agent.message, agent.observe]
+    for decorate in register:
+        with pytest.raises(RegistrationError, match=r'handle: .*: @agent\.message\("name"\)'):
+            decorate(handle)
+
+
 # --- handlers --------------------------------------------------------------------------
 
 

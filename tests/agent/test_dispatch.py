@@ -1,6 +1,7 @@
 """spoakit.agent._dispatch_cy: from a NOTIFY to its handlers and their actions."""
 
 import asyncio
+import re
 import time
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
@@ -443,7 +444,8 @@ def test_long_names_are_cut_in_logs(echoing: Agent, caplog: pytest.LogCaptureFix
     many = tuple(Argument.of(f"{n}-" + "y" * 1000, 1) for n in range(20))
     with Engine(echoing, raise_errors=False) as engine:
         engine.notify([Message("x" * 100_000), Message("echo", (*echo(1).arguments, *many))])
-    unknown, extra = (text for text in caplog.messages if "took" not in text)  # on a busy machine
+    # On a busy machine there may be a line about its slowness, too.
+    unknown, extra = (each for each in caplog.messages if " took " not in each)
     assert f"message '{'x' * 80}'... from" in unknown
     assert extra.endswith(f"'15-{'y' * 77}'... and 4 more")
 
@@ -554,12 +556,18 @@ def test_a_slow_handler_is_told_and_a_quick_one_is_not(
         await asyncio.sleep(0.02)
 
     with Engine(agent) as engine:
-        engine.notify([Message("async"), Message("quick")])
-        assert caplog.messages == []
-        engine.notify([Message("slow"), Message("quick")])
-    assert len(caplog.messages) == 1
-    assert "handle_slow took 1" in caplog.text
-    assert "make it async def, or threaded=True" in caplog.text
+        for _ in range(20):
+            engine.notify([Message("async"), Message("quick")])
+            if not caplog.messages:
+                break
+            # A busy machine can make anything slow, but not each time.
+            caplog.clear()
+            forget_throttled()
+        else:
+            pytest.fail("what is quick is told of each time")
+        engine.notify([Message("slow")])
+    [told] = caplog.messages
+    assert re.search(r"handle_slow took \d+ ms .*: make it async def, or threaded=True", told)
 
 
 def test_calls_in_a_row_that_are_slow_together_are_told(
@@ -634,7 +642,7 @@ def test_an_observer_with_unfitting_arguments_or_an_error_disturbs_no_other(
         for n in range(2):
             assert engine.call("message", n=n) == {}
     assert seen == [0, 1]
-    assert "failing failed: RuntimeError: on purpose" in caplog.text
+    assert re.search(r"failing failed in line \d+: RuntimeError: on purpose", caplog.text)
     assert "fallback is sent: RuntimeError" not in caplog.text
 
 

@@ -146,27 +146,32 @@ def test_an_answer_after_the_deadline_is_ignored(
     assert len(caplog.messages) == 3
 
 
-def test_the_time_before_a_handler_counts_too(agent: Agent) -> None:
+@pytest.mark.parametrize("before", ["inline", "waiting"])
+def test_the_time_before_a_handler_counts_too(agent: Agent, before: str) -> None:
     number = agent.variable("txn.number", int)
     deadlines: list[float | None] = []
 
-    @agent.message("first", timeout=0.1)
-    async def first(context: Context) -> None:
-        await asyncio.sleep(0.03)
+    @agent.message("inline")
+    def inline() -> None:
+        time.sleep(0.25)
 
-    @agent.message("second", timeout=0.02, fallback=number.set(-1))
-    async def second(context: Context) -> Action:
+    @agent.message("waiting")
+    async def waiting() -> None:
+        await asyncio.sleep(0.25)
+
+    @agent.message("handled", timeout=0.2, fallback=number.set(-1))
+    async def handled(context: Context) -> Action:
         assert context.deadline is not None
         deadlines.append(context.deadline - context.received)
         await asyncio.sleep(0.001)
         return number.set(1)
 
     with Engine(agent, raise_errors=False) as engine:
-        reply = engine.notify([Message("first"), Message("second")])
+        reply = engine.notify([Message(before), Message("handled")])
         assert reply == {"txn.number": -1}
         assert isinstance(reply.error, DeadlineError)
-        assert engine.call("second") == {"txn.number": 1}
-    assert deadlines == [pytest.approx(0.02), pytest.approx(0.02)]
+        assert engine.call("handled") == {"txn.number": 1}
+    assert deadlines == [pytest.approx(0.2), pytest.approx(0.2)]
 
 
 def test_handlers_that_do_not_say_have_a_second(agent: Agent) -> None:
@@ -229,7 +234,8 @@ def test_a_thread_that_fails_is_answered_with_the_fallback(
         start = time.monotonic()
         assert engine.call("message") == {"txn.number": -1}
         assert time.monotonic() - start < DEFAULT_TIMEOUT
-    assert "failed, its fallback is sent: RuntimeError" in caplog.text
+    line = handle.__code__.co_firstlineno + 2
+    assert f"handle failed in line {line}, its fallback is sent: RuntimeError" in caplog.text
 
 
 def test_a_mismatch_before_and_behind_what_waits_costs_its_message_alone(agent: Agent) -> None:

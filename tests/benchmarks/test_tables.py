@@ -76,7 +76,7 @@ def test_a_contender_has_all_figures(tmp_path: Path) -> None:
     assert set(figures) == {
         *("memory MB", "peak MB", "load s", "lookup us", "warm lookup us", "lookups/s")
     }
-    assert figures["lookup us"] > 0
+    assert figures["load s"] > 0
     assert figures["peak MB"] > 5
 
 

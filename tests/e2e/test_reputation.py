@@ -1,6 +1,7 @@
 """spoa-iprep with a configuration file scores the clients of a real HAProxy."""
 
 import http.client
+import os
 import shutil
 import signal
 import socket
@@ -141,7 +142,7 @@ def test_another_worker_keeps_the_sources_when_the_keeper_is_killed(
 ) -> None:
     program = start(CLI, "--config", "iprep.toml", "-n", "2", *LISTEN)
     keeper = program.wait_for(r"\[(\d+)\] INFO spoakit.iprep: table 1: ")[1]
-    subprocess.run(["kill", "-9", keeper], check=True)
+    os.kill(int(keeper), signal.SIGKILL)
     (folder / "blocked.txt").write_text("127.0.0.7\n")
     program.wait_for("its successor follows")
     running = balance(haproxy, program)

@@ -382,6 +382,8 @@ def test_frames_over_the_in_flight_limit_wait_and_none_is_lost(
 ) -> None:
     server = serve(subject.agent, in_flight=4)
     engine = connected(server, connect_engine)
+    engine.ack(engine.notify(echo(0)))
+    assert server.counters.totals()["spoakit_held_back_total"] == 0
     count = 3000
     sent = engine.notify_each([wait(n), echo(n)] for n in range(count))
     wait_until(lambda: len(subject.started) == 4)
@@ -390,6 +392,7 @@ def test_frames_over_the_in_flight_limit_wait_and_none_is_lost(
     wait_until(lambda: len(subject.started) == 5)
     server.run(asyncio.sleep(0))
     assert subject.started == [0, 1, 2, 3, 4]
+    assert server.counters.totals()["spoakit_held_back_total"] >= 1
     open_gates(server, subject, *range(count))
     for n, ids in enumerate(sent):
         if n != 3:
@@ -507,6 +510,7 @@ def test_a_connection_that_says_nothing_is_closed_with_status_2(
     wait_until_connections(server, 1)
     assert idle.call("echo", 1) == {"txn.number": 1}
     assert caplog.text.count("ended with status 2: no HELLO within 0.1 s") == 1
+    assert server.counters.totals()["spoakit_hello_timeouts_total"] == 2
 
 
 ALL_HAD = Disconnected(0, "the connection has had its 3 frames")
@@ -684,6 +688,7 @@ def test_bad_input_ends_its_connection_alone_with_status_and_reason(
 ) -> None:
     server, subject = shared
     number = len(subject.started)
+    too_big = server.counters.totals()["spoakit_too_big_total"]
     bystander = connected(server, connect_engine)
     pending = bystander.notify(wait(number))
     wait_until(lambda: number in subject.started)
@@ -705,6 +710,7 @@ def test_bad_input_ends_its_connection_alone_with_status_and_reason(
     assert len(lines) == 1
     assert lines[0].startswith(f"connection from {peer} ended with status {code}: ")
     assert reason in lines[0]
+    assert server.counters.totals()["spoakit_too_big_total"] == too_big + (code == 3)
     open_gates(server, subject, number)
     assert bystander.ack(pending) == {"txn.number": number}
     bystander.close()
@@ -745,6 +751,20 @@ def test_many_failures_of_a_kind_are_one_line(
         with pytest.raises(AgentDisconnected, match="status 3: an HTTP request"):
             engine.ack((1, 1))
     assert caplog.text.count("an HTTP request") <= 2
+
+
+def test_failures_of_different_kinds_have_a_line_each(
+    subject: Subject,
+    serve: Serve,
+    connect_engine: ConnectEngine,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = serve(subject.agent)
+    for bad, code, reason in (BEFORE_HELLO["an HTTP request"], BEFORE_HELLO["a frame of no bytes"]):
+        engine = connect_engine(port=server.port)
+        engine.send_raw(bad)
+        assert engine.wait_for_disconnect().status_code == code
+        assert f"ended with status {code}: {reason}" in caplog.text
 
 
 @pytest.mark.parametrize("at", [1, 3, 4, 8, 20])

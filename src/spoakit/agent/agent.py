@@ -367,6 +367,11 @@ class Agent:
     def _sending(
         self, message: str, event: Event | None, condition: str | None, group: str | None
     ) -> Sending:
+        if callable(message):
+            raise RegistrationError(
+                f"{describe(message)}: the decorator takes the message's name: "
+                '@agent.message("name")'
+            )
         if not SECTION_NAME.fullmatch(message):
             raise RegistrationError(
                 f"message {message!r}: a name has letters, digits and _ . : - only"

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from traceback import walk_tb
 from typing import Final
 
 from spoakit.agent.handlers import Handler, HandlerKind
@@ -21,6 +22,14 @@ def show_name(name: bytes) -> str:
         return "one without a name"
     shown = repr(name[:_MAX_NAME].decode("utf-8", "replace"))
     return shown if len(name) <= _MAX_NAME else f"{shown}..."
+
+
+def _place(error: BaseException, handler: str) -> str:
+    """Return which line of a handler an error left, as logs show it; "" if it came from outside."""
+    for frame, line in walk_tb(error.__traceback__):
+        if f"{frame.f_globals.get('__name__')}.{frame.f_code.co_qualname}" == handler:
+            return f" in line {line}"
+    return ""
 
 
 class Mishaps:
@@ -54,11 +63,12 @@ class Mishaps:
         """Count and log that a call raised, or returned what are no actions."""
         self.failures += 1
         name = self._handler.name
+        failed = f"{name} failed{_place(error, name)}"
         what = f"{type(error).__name__}: {error}"
         if self._handler.kind is HandlerKind.OBSERVER:
-            throttle.error(name, "observer %s failed: %s", name, what)
+            throttle.error(name, "observer %s: %s", failed, what)
         else:
-            throttle.error(name, "handler %s failed, its fallback is sent: %s", name, what)
+            throttle.error(name, "handler %s, its fallback is sent: %s", failed, what)
         logger.debug("%s failed", name, exc_info=error)
         self._tell(error)
 

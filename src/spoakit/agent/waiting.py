@@ -84,7 +84,8 @@ class Threads:
             future.set_result(result)
         elif isinstance(error, StopIteration):
             # Futures refuse it; out of a coroutine it comes as this, too.
-            future.set_exception(RuntimeError("the handler raised StopIteration"))
+            stopped = RuntimeError("the handler raised StopIteration")
+            future.set_exception(stopped.with_traceback(error.__traceback__))
         else:
             future.set_exception(error)
 

@@ -21,6 +21,9 @@ FRAMES = counter("spoakit_frames_total", "NOTIFY frames received whole.")
 HEALTH_CHECKS = counter("spoakit_health_checks_total", "Health checks received.")
 DISCONNECTS = counter("spoakit_disconnects_total", "DISCONNECT frames received with an error.")
 FAILURES = counter("spoakit_protocol_errors_total", "Connections ended for a protocol error.")
+TOO_BIG = counter("spoakit_too_big_total", "Of these: a frame or its fragments over the limit.")
+NO_HELLO = counter("spoakit_hello_timeouts_total", "Of these: no HELLO in time.")
+HELD_BACK = counter("spoakit_held_back_total", "Reads that had frames over the in-flight limit.")
 CALLS = counter("spoakit_calls_total", "Calls of handlers and observers.")
 CALL_FAILURES = counter("spoakit_call_failures_total", "Handlers that raised; fallback sent.")
 MISMATCHES = counter("spoakit_mismatches_total", "Messages whose arguments did not fit.")
@@ -30,6 +33,8 @@ OVERSIZED = counter("spoakit_oversized_acks_total", "ACKs that lost actions that
 UNKNOWN = counter("spoakit_unknown_messages_total", "Messages that no handler takes.")
 
 _KNOWN = frozenset(StatusCode)
+# The limits that a connection can end for.
+_LIMITS = {StatusCode.TOO_BIG: TOO_BIG, StatusCode.TIMEOUT: NO_HELLO}
 # HAProxy up to 3.0 ends idle connections with these, by "timeout server" and "timeout idle".
 _EVERYDAY = frozenset({StatusCode.NORMAL, StatusCode.IO, StatusCode.TIMEOUT})
 
@@ -110,6 +115,8 @@ class Hub:
     def failed(self, peer: str, error: ProtocolError) -> None:
         """Count and log that a connection is ended because of what the engine sent."""
         self._row.add(FAILURES)
+        if error.status_code in _LIMITS:
+            self._row.add(_LIMITS[error.status_code])
         self._throttle.warning(
             ("failed", error.status_code),
             "connection from %s ended with status %d: %s",
@@ -117,6 +124,10 @@ class Hub:
             error.status_code,
             error,
         )
+
+    def held_back(self) -> None:
+        """Count that frames of a read must wait, since as many are in flight as may be."""
+        self._row.add(HELD_BACK)
 
     def refuse_health_checks(self) -> None:
         """Answer health checks with a DISCONNECT from now on."""

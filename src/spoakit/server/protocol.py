@@ -110,6 +110,8 @@ class SpopProtocol(Inlet, asyncio.Protocol):
             self._backlog.extend(rest)
         elif rest:
             self._handle(rest)
+            if self._backlog and not self._write_paused:
+                self._hub.held_back()
         if self._frames_left == 0 and self._farewell is None:
             self._end_service()
         if self.outgoing and not self._transport.is_closing():

@@ -1,5 +1,6 @@
 import asyncio
 import shutil
+import socket
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -588,6 +589,13 @@ def test_a_peer_that_asks_and_does_not_read_is_given_up(run: Run) -> None:
     async def scenario() -> None:
         async with listening() as target, connected(target.port) as owner:
             target.peer.transport.pause_reading()
+            assert owner.connection._transport is not None
+            # The kernel is to keep few of the answers: each costs h2 some microseconds.
+            for transport, buffer in (
+                (target.peer.transport, socket.SO_RCVBUF),
+                (owner.connection._transport, socket.SO_SNDBUF),
+            ):
+                transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, buffer, 65536)
             while "closed" not in owner.calls:
                 target.peer.transport.write(frame(PING, bytes(8)) * 10_000)
                 await asyncio.sleep(0.001)

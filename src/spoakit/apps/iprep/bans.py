@@ -169,13 +169,11 @@ class BanStore:
         try:
             path.touch(mode=0o600)
             self._db = sqlite3.connect(path, timeout=_START_TIMEOUT, isolation_level=None)
-            # A commit is in the kernel's hands when it returns: a system that crashes can lose it,
-            # a process that is killed cannot.
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = NORMAL")
-            self._db.executescript(_SCHEMA)
-            self._db.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT * 1000:.0f}")
-            self.refresh()
+            try:
+                self._prepare()
+            except BaseException:
+                self._db.close()
+                raise
         except (OSError, sqlite3.Error) as error:
             raise StartupError(f"bans: {str(path)!r} cannot be used: {error}") from None
 
@@ -261,6 +259,16 @@ class BanStore:
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+    def _prepare(self) -> None:
+        """Make the tables where there are none, and read what there is."""
+        # A commit is in the kernel's hands when it returns: a system that crashes can lose it,
+        # a process that is killed cannot.
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        self._db.executescript(_SCHEMA)
+        self._db.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT * 1000:.0f}")
+        self.refresh()
 
     def _read(self, *, anew: bool) -> None:
         """Read all bans, or those that have changed."""
