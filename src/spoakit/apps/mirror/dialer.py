@@ -64,7 +64,8 @@ class Dialer:
         self._ssl: ssl.SSLContext | None = None
         if url.scheme == "https":
             self._ssl = client_context(settings.tls, self._http)
-            self._server_name = settings.tls.server_name or url.host
+            # RFC 6066, 3: what a name is looked up with is no part of it.
+            self._server_name = (settings.tls.server_name or url.host).removesuffix(".")
 
     async def connect(self, make: Callable[[str], asyncio.Protocol]) -> None:
         """Open a connection, with the protocol that `make` returns for the HTTP of its argument.

@@ -242,7 +242,8 @@ class TlsSettings:
         ca_file: certificates, in PEM, of those to trust instead of the system's.
         certificate: our own certificate, in PEM, with those that lead to its root behind it.
         key: its key, in PEM; None if it is in the file of the certificate.
-        server_name: the name to ask for (SNI) and to verify; None for the URL's.
+        server_name: the host name to ask for (SNI) and to verify, or the address to verify, IPv6
+            without brackets; None for the URL's.
         versions: what tells the files from others by the same names, so that settings with a
             renewed certificate are other settings.
     """
@@ -263,7 +264,7 @@ class TlsSettings:
         if self.key is not None and self.certificate is None:
             raise ConfigurationError("tls.key: there is no tls.certificate that it is for")
         if self.server_name is not None:
-            checks.check_host("tls.server-name", self.server_name)
+            checks.check_server_name("tls.server-name", self.server_name)
 
 
 @dataclass(frozen=True, slots=True)
