@@ -220,7 +220,7 @@ def test_nothing_is_lost_by_reloads_under_load(mirror: Mirror, workers: str) -> 
         count = int(workers[2:])
         with Load(running) as load:
             load.wait_for(30)
-            mirror.configure(table("second", second.address) + steady)
+            mirror.configure("drain = '11s'\n" + table("second", second.address) + steady)
             program.process.send_signal(signal.SIGHUP)
             wait_until(lambda: program.log.count("reloaded: ") >= count, "a reload")
             load.wait_for(30)
@@ -237,6 +237,7 @@ def test_nothing_is_lost_by_reloads_under_load(mirror: Mirror, workers: str) -> 
             wait_until(refused, "a refused reload")
             load.wait_for(30)
         assert program.stop() == 0
+        assert program.log.count("another drain takes a restart") == 1
         total = len(load.answers)
         assert not any(answer.error for answer in load.answers)
         assert len(always.requests) == total
