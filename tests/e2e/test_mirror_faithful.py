@@ -111,6 +111,19 @@ def test_the_argument_for_the_body_may_be_anything(
 
 
 @with_one_haproxy
+@pytest.mark.parametrize("expression", ["", "req.hdr(x-none)"])
+def test_where_no_body_is_asked_for_none_is_missing(
+    mirror: Mirror, target: Capture, expression: str
+) -> None:
+    program, running = mirror(target.address, arg_body=expression, **SIZE)
+    send(running, request("POST /", body=JSON))
+    program.wait_for(r'"POST .* HTTP/1\.1" 200 0/2 .* ok\n')
+    [copy] = target.requests
+    assert (copy.method, copy.body, copy.field(b"content-length")) == (b"POST", b"", b"0")
+    assert "WARNING" not in program.log
+
+
+@with_one_haproxy
 def test_what_would_break_out_of_a_request_is_refused_and_counted(
     mirror: Mirror, target: Capture
 ) -> None:
