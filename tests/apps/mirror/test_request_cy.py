@@ -164,9 +164,7 @@ def test_a_body_shorter_than_its_length_is_not_copied(building: ModuleType) -> N
         build(building, fields, body=b"hello")
 
 
-@pytest.mark.parametrize(
-    "framing", [(b"content-length", b"5"), (b"transfer-encoding", b"chunked")]
-)
+@pytest.mark.parametrize("framing", [(b"content-length", b"5"), (b"transfer-encoding", b"chunked")])
 def test_nothing_is_missing_where_no_body_is_asked_for(
     building: ModuleType, framing: tuple[bytes, bytes]
 ) -> None:
