@@ -193,6 +193,11 @@ def test_what_a_copy_may_be_told_is_taken() -> None:
     )
 
 
+def test_there_are_no_more_connections_than_ports_to_connect_from() -> None:
+    assert PoolSettings(local_ports=(20000, 20007)).connections == 8
+    assert PoolSettings(connections=4, local_ports=(20000, 20007)).connections == 4
+
+
 @pytest.mark.parametrize("name", ["a", "a_b.example.", "192.0.2.1", "2001:db8::1", "a" * 63])
 def test_names_and_addresses_are_asked_for_and_verified(name: str) -> None:
     assert TlsSettings(server_name=name).server_name == name

@@ -5,6 +5,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from errno import EADDRINUSE
 from functools import lru_cache
 from itertools import chain
 from random import randrange
@@ -125,7 +126,7 @@ class Dialer:
                 self._interface, None, family=family, type=socket.SOCK_STREAM
             )
             host = str(found[0][4][0])
-        error = OSError("no local port is free")
+        error: OSError | None = None
         for port in _shuffled(self._ports):
             try:
                 sock.bind((host, port))
@@ -133,6 +134,10 @@ class Dialer:
                 error = failure
             else:
                 return
+        assert error is not None
+        if self._ports is not None and error.errno == EADDRINUSE:
+            first, last = self._ports
+            raise OSError(f"none of the local ports {first}-{last} is free") from error
         raise error
 
 
