@@ -80,6 +80,18 @@ def test_what_holds_for_good_stays_and_that_is_said(
     assert "reload: another log file takes a restart" in caplog.text
 
 
+def test_what_the_supervisor_said_is_not_said_again_in_a_worker(
+    file: File, live: LiveSettings[Settings], caplog: pytest.LogCaptureFixture
+) -> None:
+    applied: list[Settings] = []
+    live.follow(applied.append)
+    file.settings = Settings(level=2, log_file="b")
+    live.reload_worker()
+    assert live.current == Settings(level=2, log_file="a")
+    assert applied == [live.current]
+    assert caplog.text == ""
+
+
 def test_there_is_no_start_without_settings(file: File) -> None:
     file.error = ConfigurationError("level: 9")
     with pytest.raises(ConfigurationError, match="level: 9"):

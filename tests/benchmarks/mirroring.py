@@ -67,11 +67,12 @@ def _pace_scenario(bench: Bench, name: str, rate: float, count: int, body: int) 
 def _bare(bench: Bench, rate: float, count: int, body: int) -> Measurement:
     count = count if rate else bench.count(BARE_UNPACED)
     with bench.tools.sink(bench.new_log()) as sink:
-        per_second, cpu, problems = bench.tools.bare_sender(
+        sent = bench.tools.bare_sender(
             sink.port, BARE_CONNECTIONS, count=count, rate=rate, body=body
         )
         lost = count - sink.wait_for(count)
-    return Measurement({"requests/s": per_second, COST: cpu, "lost": lost}, problems)
+    values = {"requests/s": sent.per_second, COST: sent.cpu, "lost": lost}
+    return Measurement(values, sent.problems)
 
 
 def _mirror(bench: Bench, subject: Subject, rate: float, count: int, body: int) -> Measurement:

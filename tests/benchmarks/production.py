@@ -1,19 +1,21 @@
 """Production through a real HAProxy: what its clients lose when every request is mirrored.
 
-HAProxy (one thread), wrk, origin, target and agent share the machine. Measured without the
+HAProxy (one thread), clients, origin, target and agent share the machine. Measured without the
 filter, with it, with three more targets that are slow, dead, and reset each connection, and with
-the filter's agent dead behind spop-check.
+the filter's agent dead behind spop-check: as many requests as there can be, which tells of
+throughput, and some at a fixed pace, which tells of latencies.
 """
 
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 
 from tests.benchmarks.measure import BenchmarkError, free_ports, wait_until
+from tests.benchmarks.mirroring import WARM_UP
 from tests.benchmarks.resetting import resetting
 from tests.benchmarks.results import Case, Measurement, Scenario
 from tests.benchmarks.subjects import HAPROXY_VERSIONS, OWN, Bench, Subject, newest_haproxy
@@ -24,6 +26,8 @@ from spoakit.testing.haproxy import HAProxy, haproxy_version
 WANTED = HAPROXY_VERSIONS[0]
 CONNECTIONS = 32
 SECONDS = 5
+PACES = (500, 2_000)  # requests a second
+PACED_CONNECTIONS = 64  # more than are busy at a time: no request waits for one, unmeasured
 UNFILTERED = "no filter"
 TROUBLED = f"{OWN}, 4 targets"
 SLOW_ANSWER = 2000  # milliseconds
@@ -72,31 +76,55 @@ spoe-message mirror
     event on-frontend-http-request
 """
 
+Values = dict[str, float]
+Load = Callable[[int], tuple[Values, tuple[str, ...]]]  # on HAProxy's port; what went wrong
+
 _UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}  # in milliseconds
 
 
 def scenarios(bench: Bench) -> list[Scenario]:
-    """Return the scenario; its title says which HAProxy there is."""
+    """Return one scenario for what is possible, and one for each pace."""
     binary = newest_haproxy()
     version = f"HAProxy {haproxy_version(binary)}" if binary else "no HAProxy"
     if not version.startswith(f"HAProxy {WANTED}."):
         version += f" ({WANTED} is wanted: scripts/fetch_haproxy.py {WANTED})"
+    seconds = max(1, round(SECONDS * bench.scale))
+    possible = partial(_wrk, seconds)
+    dead = Case("dead agent", partial(_production, bench, possible, None, dead=True))
     return [
         Scenario(
             "production",
             f"{version}, 1 thread; wrk with {CONNECTIONS} connections",
-            [
-                Case(UNFILTERED, partial(_production, bench, None)),
-                *(Case(s.name, partial(_production, bench, s)) for s in bench.mirrors()),
-                *(
-                    Case(TROUBLED, partial(_production, bench, s, troubled=True))
-                    for s in bench.mirrors()
-                    if s.name == OWN
-                ),
-                Case("dead agent", partial(_production, bench, None, dead=True)),
-            ],
+            [*_cases(bench, possible), dead],
             (UNFILTERED, "requests/s"),
-        )
+        ),
+        *(
+            Scenario(
+                paced_name(rate),
+                f"{version}, 1 thread; {rate:,} requests a second",
+                _cases(bench, partial(_paced, bench, rate, seconds)),
+                (OWN, "p99 ms"),
+            )
+            for rate in PACES
+        ),
+    ]
+
+
+def paced_name(rate: int) -> str:
+    """Return the name of the scenario at that pace."""
+    return f"production-{rate}"
+
+
+def _cases(bench: Bench, load: Load) -> list[Case]:
+    """Return the cases: without the filter, each mirror, ours with targets in trouble."""
+    return [
+        Case(UNFILTERED, partial(_production, bench, load, None)),
+        *(Case(s.name, partial(_production, bench, load, s)) for s in bench.mirrors()),
+        *(
+            Case(TROUBLED, partial(_production, bench, load, s, troubled=True))
+            for s in bench.mirrors()
+            if s.name == OWN
+        ),
     ]
 
 
@@ -106,11 +134,17 @@ def _with_troubled_targets(bench: Bench, subject: Subject) -> Iterator[Subject]:
     [dead] = free_ports(1)
     with bench.tools.sink(bench.new_log(), delay=SLOW_ANSWER) as slow, resetting() as reset:
         more = "".join(f" -u http://127.0.0.1:{port}/" for port in (slow.port, dead, reset))
-        yield replace(subject, command=subject.command + more)
+        # What the slow one still has at the end is not waited for.
+        yield replace(subject, command=f"{subject.command}{more} --drain 1s")
 
 
 def _production(
-    bench: Bench, subject: Subject | None, *, dead: bool = False, troubled: bool = False
+    bench: Bench,
+    load: Load,
+    subject: Subject | None,
+    *,
+    dead: bool = False,
+    troubled: bool = False,
 ) -> Measurement:
     if (binary := newest_haproxy()) is None:
         raise BenchmarkError("no HAProxy: install haproxy, or run scripts/fetch_haproxy.py")
@@ -140,7 +174,7 @@ def _production(
         ):
             raise BenchmarkError(f"HAProxy does not see the agent {expected}")
         before = process.usage() if process else None
-        values, problems = _wrk(haproxy.ports["FRONTEND"], max(1, round(SECONDS * bench.scale)))
+        values, problems = load(haproxy.ports["FRONTEND"])
         requests = origin.count()
         if process and before:
             mirrored = target.wait_for(requests)
@@ -150,11 +184,24 @@ def _production(
             # A request whose client left at wrk's end may be mirrored and never reach the origin.
             values["lost"] = max(0, requests - mirrored)
             if values["lost"]:
-                problems.append(f"{values['lost']:.0f} of {requests} requests not mirrored")
-    return Measurement(values, tuple(problems))
+                problems += (f"{values['lost']:.0f} of {requests} requests not mirrored",)
+    return Measurement(values, problems)
 
 
-def _wrk(port: int, seconds: int) -> tuple[dict[str, float], list[str]]:
+def _paced(bench: Bench, rate: int, seconds: int, port: int) -> tuple[Values, tuple[str, ...]]:
+    # What is opened for the first requests is not what the later ones wait for.
+    bench.tools.bare_sender(port, PACED_CONNECTIONS, count=WARM_UP, rate=rate)
+    sent = bench.tools.bare_sender(port, PACED_CONNECTIONS, count=rate * seconds, rate=rate)
+    values = {
+        "requests/s": sent.per_second,
+        "p50 ms": sent.p50 / 1e3,
+        "p99 ms": sent.p99 / 1e3,
+        "max ms": sent.maximum / 1e3,
+    }
+    return values, sent.problems
+
+
+def _wrk(seconds: int, port: int) -> tuple[Values, tuple[str, ...]]:
     if (program := shutil.which("wrk")) is None:
         raise BenchmarkError("no wrk: install it (apt-get install wrk)")
     command = [program, "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--latency",
@@ -171,5 +218,5 @@ def _wrk(port: int, seconds: int) -> tuple[dict[str, float], list[str]]:
         raise BenchmarkError(f"wrk printed something else than figures: {text}")
     values = {"requests/s": float(rate[1])}
     values |= {f"p{part} ms": float(number) * _UNITS[unit] for part, number, unit in latencies}
-    problems = [line.strip() for line in text.splitlines() if "Non-2xx" in line or "Socket" in line]
-    return values, problems
+    lines = (line.strip() for line in text.splitlines())
+    return values, tuple(line for line in lines if "Non-2xx" in line or "Socket" in line)

@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME",
         help="scenarios whose names start so (reputation, churn, iprep, mirror, mirror-full,"
-        " dead-target, http2, production); may be repeated",
+        " dead-target, http2, production, production-500, production-2000); may be repeated",
     )
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each scenario (3)")
     parser.add_argument("--quick", action="store_true", help="one round, a fifth of the load")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from ipaddress import IPv6Address
 from pathlib import Path
 
 from tests.benchmarks.blocklist import Blocklist
@@ -28,6 +29,8 @@ from tests.benchmarks.results import Case, Measurement, Scenario
 from tests.benchmarks.subjects import OWN, Bench
 from tests.benchmarks.tables import Inputs
 
+from spoakit.testing import EngineClient
+
 CONNECTIONS, DEPTH = 8, 64
 SECONDS = 2.0
 WARM_UP = 5_000
@@ -37,6 +40,7 @@ RELOADS = 2
 TABLE_LIMIT = 60.0  # seconds to load the list
 TABLE_LINE = re.compile(r"table \d+: \d+ entries")
 VARIABLE = "ip_score"
+UNLISTED = IPv6Address("2c0f::")  # and what follows: no network of the list is near
 
 _CONFIG = """\
 [[source]]
@@ -94,6 +98,7 @@ def _reloads(bench: Bench, inputs: Inputs) -> Measurement:
         pool = stack.enter_context(ThreadPoolExecutor(1))
         bench.tools.engine_load(port, CONNECTIONS, DEPTH, count=WARM_UP, wide=True)
         resting = process.memory()
+        before = process.usage()
         loading = pool.submit(
             bench.tools.engine_load,
             *(port, CONNECTIONS, DEPTH),
@@ -102,14 +107,18 @@ def _reloads(bench: Bench, inputs: Inputs) -> Measurement:
             expect=VARIABLE,
             wide=True,
         )
-        reloads = [_reload(process, path, number) for number in range(RELOADS)]
+        engine = stack.enter_context(EngineClient(port=port))
+        engine.hello()
+        reloads = [_reload(process, path, engine, number) for number in range(RELOADS)]
         load = loading.result()
+        used = process.usage()
     return Measurement(
         {
             "frames/s": load.per_second,
             "ACK p50 ms": load.p50 / 1e3,
             "ACK p99 ms": load.p99 / 1e3,
             "ACK max ms": load.maximum / 1e3,
+            "CPU us/frame": (used.cpu - before.cpu) * 1e6 / max(load.done, 1),
             "reload s": max(took for took, _ in reloads),
             "PSS MB": resting,
             "PSS MB in a reload": max(memory for _, memory in reloads),
@@ -118,18 +127,25 @@ def _reloads(bench: Bench, inputs: Inputs) -> Measurement:
     )
 
 
-def _reload(process: Process, path: Path, number: int) -> tuple[float, float]:
-    """Change the list and have it read; return the seconds until it is, and the most PSS in MB."""
-    tables = _tables(process)
+def _reload(process: Process, path: Path, engine: EngineClient, number: int) -> tuple[float, float]:
+    """Change the list and have it read; return the seconds until it is, and the most PSS in MB.
+
+    It is read when the worker answers by it.
+    """
+    address = UNLISTED + number
     memory = 0.0
+
+    def score() -> object:
+        return engine.call("check-client-ip", ip=address)
 
     def is_read() -> bool:
         nonlocal memory
         memory = max(memory, process.memory())
-        return _tables(process) > tables
+        return score() != before
 
+    before = score()
     with path.open("a", encoding="ascii") as file:
-        file.write(f"192.0.2.{number}\n")
+        file.write(f"{address}\n")
     start = time.perf_counter()
     process.popen.send_signal(signal.SIGHUP)
     _wait(process, is_read)

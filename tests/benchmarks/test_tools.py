@@ -188,9 +188,17 @@ def _pairs(headers: bytes) -> list[list[bytes]]:
 
 def test_the_sink_counts_every_request(tools: Tools, sink: Sink) -> None:
     for body in (0, 4096, 65536):
-        _, _, problems = tools.bare_sender(sink.port, 4, count=100, body=body)
-        assert problems == ()
+        sent = tools.bare_sender(sink.port, 4, count=100, body=body)
+        assert sent.problems == ()
     assert sink.count() == 300
+
+
+def test_the_bare_sender_keeps_a_pace_and_tells_latencies(tools: Tools, tmp_path: Path) -> None:
+    with tools.sink(tmp_path / "slow.log", delay=20) as slow:
+        sent = tools.bare_sender(slow.port, 50, count=200, rate=1000)
+    assert sent.problems == ()
+    assert sent.per_second < 1100
+    assert 20_000 <= sent.p50 <= sent.p99 <= sent.maximum
 
 
 def test_the_sink_counts_pipelined_requests_and_answers_head_without_a_body(sink: Sink) -> None:

@@ -35,6 +35,18 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
+class Sent:
+    """What the bare sender saw: answers, their latencies in us, and its own CPU us a request."""
+
+    per_second: float
+    cpu: float
+    p50: float
+    p99: float
+    maximum: float
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Sink:
     """A running HTTP sink."""
 
@@ -101,12 +113,20 @@ class Tools:
 
     def bare_sender(
         self, port: int, connections: int, *, count: int, rate: float = 0, body: int = 0
-    ) -> tuple[float, float, tuple[str, ...]]:
-        """Send requests; return requests/s, CPU microseconds a request, and problems."""
+    ) -> Sent:
+        """Send requests, as fast as they are answered unless there is a rate."""
         options = [f"-p{port}", f"-c{connections}", f"-n{count}", f"-b{body}"]
         options += [f"-r{rate}"] if rate else []
         result = self._run("bare_sender", options, count / (rate or 10_000))
-        return result["per_second"], result["cpu_us"], _problems(result)
+        latency = result["latency_us"]
+        return Sent(
+            result["per_second"],
+            result["cpu_us"],
+            latency["p50"],
+            latency["p99"],
+            latency["max"],
+            _problems(result),
+        )
 
     @contextmanager
     def sink(self, log: Path, *, never: bool = False, delay: int = 0) -> Iterator[Sink]:

@@ -128,6 +128,21 @@ NO_RUNTIME = "runtime value not set: give -r, with 0 for unlimited"
                 NO_RUNTIME,
             ],
         ),
+        (
+            ["-p0", "-Z"],
+            [
+                "unrecognized arguments: -Z",
+                "invalid port '0' (--port: allowed range [1, 65535])",
+                NO_RUNTIME,
+            ],
+        ),
+        (
+            ["-r0", "-Bfoo"],
+            [
+                "invalid libev backend 'foo' (--libev-backend: allowed: auto, uvloop, asyncio, "
+                "select, poll, epoll, linuxaio)"
+            ],
+        ),
         (["-r0", "--tls-ca=x"], ["--tls-ca 'x': --tls-cert is missing"]),
         (["-r0", "--watch"], ["--watch: there is nothing to watch without --config"]),
         (

@@ -89,7 +89,6 @@ def test_the_targets_path_goes_in_front_once_whatever_the_slashes(
         )
 
 
-@with_one_haproxy
 @pytest.mark.parametrize(
     ("expression", "copied"),
     [
@@ -111,6 +110,18 @@ def test_the_argument_for_the_body_may_be_anything(
 
 
 @with_one_haproxy
+@pytest.mark.parametrize("expression", ["", "req.hdr(x-none)"])
+def test_where_no_body_is_asked_for_none_is_missing(
+    mirror: Mirror, target: Capture, expression: str
+) -> None:
+    program, running = mirror(target.address, arg_body=expression, **SIZE)
+    send(running, request("POST /", body=JSON))
+    program.wait_for(r'"POST .* HTTP/1\.1" 200 0/2 .* ok\n')
+    [copy] = target.requests
+    assert (copy.method, copy.body, copy.field(b"content-length")) == (b"POST", b"", b"0")
+    assert "WARNING" not in program.log
+
+
 def test_what_would_break_out_of_a_request_is_refused_and_counted(
     mirror: Mirror, target: Capture
 ) -> None:
@@ -139,7 +150,11 @@ def test_what_would_break_out_of_a_request_is_refused_and_counted(
     assert (copy.target, copy.body) == (b"/last", b"12345")
     assert not copy.has(b"transfer-encoding")
     assert program.stop() == 0
-    assert re.search(" 8 received, .* 7 refused, .* 1 answered, 0 failed", program.log)
+    # The url_dec of 3.2 makes nothing of a NUL.
+    refused = 5 if running.version >= "3.2" else 7
+    received = refused + 1
+    told = rf" {received} received, .* {refused} refused, .* 1 answered, 0 failed"
+    assert re.search(told, program.log)
     assert "a request is not copied: " in program.log
 
 

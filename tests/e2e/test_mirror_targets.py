@@ -55,7 +55,6 @@ def get_all(haproxy: HAProxy, *paths: str, **headers: str) -> list[str]:
 # Which requests.
 
 
-@with_one_haproxy
 def test_a_sample_by_a_cookie_takes_whole_sessions(mirror: Mirror) -> None:
     with Capture() as half, Capture() as same, Capture() as everything:
         program = mirror.serve_configured(
@@ -112,7 +111,6 @@ def test_a_target_gets_what_matches_all_of_its_rules(mirror: Mirror) -> None:
 # What is changed.
 
 
-@with_one_haproxy
 def test_copies_are_rewritten_as_each_target_wants_them(mirror: Mirror) -> None:
     with Capture() as changed, Capture() as kept:
         rules = (
@@ -211,7 +209,6 @@ def test_marked_copies_that_come_back_to_haproxy_are_not_copied_again(
 
 
 @pytest.mark.parametrize("workers", ["-n1", "-n2"])
-@with_one_haproxy
 def test_nothing_is_lost_by_reloads_under_load(mirror: Mirror, workers: str) -> None:
     with Capture() as first, Capture() as second, Capture() as always:
         steady = table("always", always.address)
@@ -220,7 +217,7 @@ def test_nothing_is_lost_by_reloads_under_load(mirror: Mirror, workers: str) -> 
         count = int(workers[2:])
         with Load(running) as load:
             load.wait_for(30)
-            mirror.configure(table("second", second.address) + steady)
+            mirror.configure("drain = '11s'\n" + table("second", second.address) + steady)
             program.process.send_signal(signal.SIGHUP)
             wait_until(lambda: program.log.count("reloaded: ") >= count, "a reload")
             load.wait_for(30)
@@ -237,6 +234,7 @@ def test_nothing_is_lost_by_reloads_under_load(mirror: Mirror, workers: str) -> 
             wait_until(refused, "a refused reload")
             load.wait_for(30)
         assert program.stop() == 0
+        assert program.log.count("another drain takes a restart") == 1
         total = len(load.answers)
         assert not any(answer.error for answer in load.answers)
         assert len(always.requests) == total

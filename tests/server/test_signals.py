@@ -1,5 +1,7 @@
 import logging
 import signal
+from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -83,6 +85,15 @@ def test_the_hooks_of_a_program_without_any_say_so(caplog: pytest.LogCaptureFixt
         "reload: there is nothing to reload",
         "reopen logs: logs go to standard error",
     ]
+
+
+def test_a_worker_may_reload_in_another_way_than_its_supervisor() -> None:
+    called: list[str] = []
+    alike = Hooks(partial(called.append, "reload"))
+    other = replace(alike, reload_worker=partial(called.append, "in a worker"))
+    for hooks in (alike, alike.of_worker(), other, other.of_worker()):
+        assert hooks.call(Wish.RELOAD)
+    assert called == ["reload", "reload", "reload", "in a worker"]
 
 
 def test_an_exception_in_a_hook_is_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -50,6 +50,17 @@ class LiveSettings(Generic[T]):
         for option in self._for_good:
             if getattr(settings, option) != getattr(self.current, option):
                 self._logger.warning("reload: another %s takes a restart", option.replace("_", " "))
+        self._replace(settings)
+
+    def reload_worker(self) -> None:
+        """Do the same in a worker, where the supervisor has said already what takes a restart.
+
+        Raises:
+            ConfigurationError, OSError: they cannot be had; nothing has changed.
+        """
+        self._replace(self._read())
+
+    def _replace(self, settings: T) -> None:
         kept: dict[str, Any] = {option: getattr(self.current, option) for option in self._for_good}
         self.current = replace(settings, **kept)
         if self._apply is not None:

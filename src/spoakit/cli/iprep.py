@@ -57,7 +57,8 @@ def _agent(
         raise ConfigurationError(f"--random: with --config, {path!r} is where scores come from")
     live = live_settings(partial(_read, path, given["control"], settings))
     folder = stack.enter_context(editions_folder())
-    return create_agent(live, folder, delay), Hooks(reload=live.reload)
+    hooks = Hooks(live.reload, reload_worker=live.reload_worker)
+    return create_agent(live, folder, delay), hooks
 
 
 def _read(path: str, control: str | None, server: ServerSettings) -> ReputationSettings:

@@ -38,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         live = live_settings(_settings_reader(given))
         settings = _server_settings(given, live.current)
-        hooks = Hooks(reload=live.reload) if given["config"] else Hooks()
+        hooks = Hooks()
+        if given["config"]:
+            hooks = Hooks(live.reload, reload_worker=live.reload_worker)
         configure_logging(debug=given["debug"] != 0)
         if not live.current.targets:
             logger.warning("without a URL (-u) requests are acknowledged and not mirrored")

@@ -10,8 +10,7 @@ from spoakit.apps.mirror.url import TargetURL
 from spoakit.cli import common_options as common
 from spoakit.cli import values
 from spoakit.cli.option_table import Group, Option, OptionParser
-
-BACKENDS: Final = ("auto", "select", "poll", "epoll", "linuxaio")
+from spoakit.server.settings import LOOPS
 
 _SYNOPSIS: Final = """\
 Usage: spoa-mirror { -h --help }
@@ -19,9 +18,9 @@ Usage: spoa-mirror { -h --help }
        spoa-mirror { -r --runtime=TIME } [OPTION]...
 """
 _NOTES: Final = f"""\
-Supported libev backends: {", ".join(BACKENDS)}.  There is no
-libev here: auto is uvloop, the others are Python's event loop on the system
-call of that name.
+Supported libev backends: {", ".join(LOOPS)}.
+There is no libev here: auto is uvloop where it is installed, else asyncio; the
+last four are Python's event loop on the system call of that name.
 
 {common.CAPABILITY_NOTE}
 {common.LOGFILE_NOTE}  If a capital

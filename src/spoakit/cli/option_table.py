@@ -116,7 +116,7 @@ class OptionParser(Parser):
         Returns:
             None if help or the version was asked for, which has been shown.
         """
-        options = self.parse_args(arguments)
+        options, unknown = self.parse_known_args(arguments)
         if options.help:
             print(self._help_text())
             return None
@@ -124,7 +124,7 @@ class OptionParser(Parser):
             print(f"\n{self.prog} v{version()}\n")
             return None
         found: dict[str, Any] = {}
-        errors: list[str] = []
+        errors = [f"unrecognized arguments: {' '.join(unknown)}"] if unknown else []
         for option in self._options():
             try:
                 found[option.name] = option.read_from(options)

@@ -5,7 +5,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from types import FrameType
 from typing import Any, Final, Self
@@ -145,10 +145,21 @@ class Hooks:
 
     Both run in the process's event loop, between two callbacks. What a hook raises is logged, and
     if it was raised in the supervisor the workers are not told: so a reload is refused.
+
+    Attributes:
+        reload: called on SIGHUP.
+        reopen_logs: called on SIGUSR1.
+        reload_worker: called in a worker when its supervisor has reloaded, and may leave unsaid
+            what that has said; None for `reload`.
     """
 
     reload: Callable[[], None] = _log_reload
     reopen_logs: Callable[[], None] = _log_reopen
+    reload_worker: Callable[[], None] | None = None
+
+    def of_worker(self) -> "Hooks":
+        """Return what a worker that has a supervisor does."""
+        return replace(self, reload=self.reload_worker or self.reload)
 
     def call(self, wish: Wish) -> bool:
         """Run the hook for `RELOAD` or `REOPEN_LOGS`; tell if it went well."""

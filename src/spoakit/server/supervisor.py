@@ -174,7 +174,11 @@ class Supervisor:
             self._close_what_is_ours()
             forget_throttled()
             code = run_worker(
-                channel, self._settings, self._make_server, self._counters.row(index), self._hooks
+                channel,
+                self._settings,
+                self._make_server,
+                self._counters.row(index),
+                self._hooks.of_worker(),
             )
         except BaseException:
             logger.exception("worker %d failed", index + 1)

@@ -15,7 +15,7 @@ from tests.apps.mirror.conftest import until
 
 from spoakit.agent.headers import Headers
 from spoakit.apps.mirror._request_cy import Original, Request, RequestBuilder
-from spoakit.apps.mirror.http2 import Http2Answer, Http2Connection
+from spoakit.apps.mirror.http2 import Http2Answer, Http2Connection, Retry
 from spoakit.apps.mirror.settings import Rewrite
 from spoakit.apps.mirror.url import TargetURL
 
@@ -223,10 +223,10 @@ class Owner:
         answer: Http2Answer,
         request: Request,
         error: str,
-        retry: bool,
+        retry: Retry,
     ) -> None:
         self.calls.append("failure")
-        self.failures.append((request, error, retry))
+        self.failures.append((request, error, bool(retry)))
 
     def on_closed(self, connection: Http2Connection) -> None:
         self.calls.append("closed")

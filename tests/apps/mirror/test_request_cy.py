@@ -49,7 +49,7 @@ def build(
     *,
     method: bytes = b"GET",
     target: bytes = b"/",
-    body: bytes = b"",
+    body: bytes | None = b"",
     base: str = "",
     size: int = -1,
     source: bytes = b"",
@@ -162,6 +162,14 @@ def test_a_body_shorter_than_its_length_is_not_copied(building: ModuleType) -> N
     fields = ((b"content-length", b"100"),)
     with pytest.raises(building.TruncatedBodyError, match="5 bytes of a body of 100"):
         build(building, fields, body=b"hello")
+
+
+@pytest.mark.parametrize("framing", [(b"content-length", b"5"), (b"transfer-encoding", b"chunked")])
+def test_nothing_is_missing_where_no_body_is_asked_for(
+    building: ModuleType, framing: tuple[bytes, bytes]
+) -> None:
+    copy = wire(building, ((b"host", b"h"), framing), body=None, size=5, truncated="mark")
+    assert copy == b"GET / HTTP/1.1\r\nhost: h\r\ncontent-length: 0\r\n\r\n"
 
 
 @pytest.mark.parametrize("value", [b"", b"-1", b"+5", b"5 ", b"5, 5", b"0x5", b"9" * 5000])

@@ -144,6 +144,16 @@ WRONG: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (TlsSettings, {"ca_file": ""}, "tls.ca-file: '' is not a file's name"),
     (TlsSettings, {"certificate": "a\0"}, "tls.certificate: 'a\\x00' is not a file's name"),
     (TlsSettings, {"server_name": "a b"}, "tls.server-name: 'a b' is not a host name"),
+    (TlsSettings, {"server_name": "a..b"}, "tls.server-name: 'a..b' is not a host name"),
+    (TlsSettings, {"server_name": ".a"}, "tls.server-name: '.a' is not a host name"),
+    (TlsSettings, {"server_name": f"{'a' * 64}.b"}, "is not a host name"),
+    (TlsSettings, {"server_name": ".".join("a" * 128)}, "is not a host name"),
+    (TlsSettings, {"server_name": "[::1]"}, "an address without brackets"),
+    (TlsSettings, {"server_name": "::x"}, "is not a host name"),
+    (Selection, {"hosts": ("a..b",)}, "match.host: 'a..b' is not a host name"),
+    (Selection, {"hosts": ("::1",)}, "match.host: '::1' is not a host name"),
+    (Selection, {"hosts": ("[::1",)}, "is not a host name"),
+    (Selection, {"hosts": ("[a]",)}, "is not a host name"),
     (LogSettings, {"format": "xml"}, "log.format: 'xml' is not one of text, json"),
     (TargetSettings, {"url": URL, "http": "3"}, "http: '3' is not one of auto, 1.1, 2"),
     (TargetSettings, {"url": URL, "name": "a\nb"}, "name: 'a\\nb' is not 1 to 255 printable"),
@@ -181,6 +191,16 @@ def test_what_a_copy_may_be_told_is_taken() -> None:
         path_pattern=r"^/(v\d)/",
         path_replacement=r"/\1/",
     )
+
+
+def test_there_are_no_more_connections_than_ports_to_connect_from() -> None:
+    assert PoolSettings(local_ports=(20000, 20007)).connections == 8
+    assert PoolSettings(connections=4, local_ports=(20000, 20007)).connections == 4
+
+
+@pytest.mark.parametrize("name", ["a", "a_b.example.", "192.0.2.1", "2001:db8::1", "a" * 63])
+def test_names_and_addresses_are_asked_for_and_verified(name: str) -> None:
+    assert TlsSettings(server_name=name).server_name == name
 
 
 def test_a_target_is_named_after_its_url_unless_it_has_a_name() -> None:

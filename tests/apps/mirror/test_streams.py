@@ -80,6 +80,43 @@ def test_a_refused_request_is_sent_once_more(run: Run, copying: Copying) -> None
     run(scenario())
 
 
+@pytest.mark.parametrize("is_refusing", [True, False], ids=["refused", "goaway"])
+def test_a_target_that_takes_nothing_gets_each_request_twice(
+    run: Run, copying: Copying, is_refusing: bool
+) -> None:
+    def answer(peer: Peer, stream_id: int) -> None:
+        if is_refusing:
+            peer.h2.reset_stream(stream_id, ErrorCodes.REFUSED_STREAM)
+        else:
+            peer.write(frame(GOAWAY, bytes(8)))
+
+    async def scenario() -> None:
+        async with listening(answer) as server, copying(server.port, http="2") as mirror:
+            mirror.get()
+            await until(lambda: mirror.target.counters.failed == 1)
+            assert mirror.target.counters.retried == 1
+            assert len(server.requests()) == 2
+
+    run(scenario())
+
+
+def test_a_target_that_takes_few_on_each_connection_gets_all(run: Run, copying: Copying) -> None:
+    def answer(peer: Peer, stream_id: int) -> None:
+        if stream_id == 1:
+            peer.answer(stream_id)
+            peer.write(frame(GOAWAY, stream_id.to_bytes(4) + bytes(4)))
+
+    async def scenario() -> None:
+        async with listening(answer) as server, copying(server.port, http="2") as mirror:
+            for number in range(10):
+                mirror.get(b"/%d" % number, method=b"POST")
+            await mirror.answered(10)
+            assert mirror.target.counters.failed == 0
+            assert len(server.peers) == 10
+
+    run(scenario())
+
+
 def test_nothing_is_lost_when_the_target_goes_away(run: Run, copying: Copying) -> None:
     gone: list[Peer] = []
 

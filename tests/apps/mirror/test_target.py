@@ -436,10 +436,11 @@ def test_a_target_that_is_down_does_not_hold_up_the_end(run: Run, copying: Copyi
     run(scenario())
 
 
-@pytest.mark.parametrize("host", ["no-such-host.invalid", "x" * 70])
 def test_a_name_that_cannot_be_resolved_is_said(
-    run: Run, copying: Copying, caplog: pytest.LogCaptureFixture, host: str
+    run: Run, copying: Copying, caplog: pytest.LogCaptureFixture
 ) -> None:
+    host = "no-such-host.invalid"
+
     async def scenario() -> None:
         async with copying(1, host=host, drain=0) as mirror:
             mirror.get()
@@ -609,14 +610,32 @@ def test_connections_go_through_the_interface_of_that_name(run: Run, copying: Co
     run(scenario())
 
 
-def test_an_address_that_is_not_ours_is_said(
+@pytest.mark.parametrize(
+    ("interface", "reason"),
+    [("192.0.2.1", "Cannot assign requested address"), ("x" * 70, "label too long")],
+)
+def test_an_interface_that_cannot_be_used_is_said(
+    run: Run, copying: Copying, caplog: pytest.LogCaptureFixture, interface: str, reason: str
+) -> None:
+    async def scenario() -> None:
+        pool = PoolSettings(interface=interface)
+        async with origin() as server, copying(server.port, pool=pool, drain=0) as mirror:
+            mirror.get()
+            await until(lambda: reason in caplog.text)
+
+    run(scenario())
+
+
+def test_a_local_port_that_somebody_has_is_said(
     run: Run, copying: Copying, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario() -> None:
-        pool = PoolSettings(interface="192.0.2.1")
-        async with origin() as server, copying(server.port, pool=pool, drain=0) as mirror:
-            mirror.get()
-            await until(lambda: "Cannot assign requested address" in caplog.text)
+        async with origin() as server:
+            pool = PoolSettings(interface="127.0.0.1", local_ports=(server.port, server.port))
+            async with copying(server.port, pool=pool, drain=0) as mirror:
+                mirror.get()
+                said = f"none of the local ports {server.port}-{server.port} is free"
+                await until(lambda: said in caplog.text)
 
     run(scenario())
 

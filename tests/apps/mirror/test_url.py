@@ -16,6 +16,7 @@ from spoakit.exceptions import ConfigurationError
             "https://EXAMPLE.org/a/b//",
             TargetURL("https", "example.org", 443, "EXAMPLE.org", "/a/b"),
         ),
+        ("http://a_b.example.", TargetURL("http", "a_b.example.", 80, "a_b.example.")),
         ("HTTP://[2001:db8::1]:81", TargetURL("http", "2001:db8::1", 81, "[2001:db8::1]:81")),
     ],
 )
@@ -32,6 +33,9 @@ def test_a_url_is_read(text: str, expected: TargetURL) -> None:
         ("http://", "names no host"),
         ("http:///a", "names no host"),
         ("http://:80/", "names no host"),
+        ("http://a..b/", "'a..b' is not a host name or address"),
+        ("http://a<b/", "is not a host name"),
+        (f"http://{'a' * 64}/", "is not a host name"),
         ("http://h:0/", "port is not 1 to 65535"),
         ("http://h:65536/", "out of range"),
         ("http://h:x/", "Port could not be cast"),

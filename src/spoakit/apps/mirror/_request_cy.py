@@ -109,7 +109,7 @@ class Original:
         version: the HTTP version, as b"1.1" or b"2.0".
         headers: the fields: a ``req.hdrs_bin`` (names and values, each behind its length as a
             varint, up to an empty pair) or a ``req.hdrs`` (lines that end with CR LF).
-        body: the body, perhaps empty.
+        body: the body, perhaps empty; None where bodies are not asked for, so that none is missing.
         size: the size that the body should have, where HAProxy says it, else -1.
         source: the client's address as text, where HAProxy says it.
         request_id: the request's id, likewise.
@@ -121,6 +121,7 @@ class Original:
     _version: bytes
     _headers: Any
     _body: bytes
+    _has_body: cython.bint
     _size: cython.longlong
     _source: bytes
     _request_id: bytes
@@ -132,7 +133,7 @@ class Original:
         target: bytes,
         version: bytes,
         headers: Headers,
-        body: bytes = b"",
+        body: bytes | None = b"",
         size: int = -1,
         source: bytes = b"",
         request_id: bytes = b"",
@@ -142,7 +143,8 @@ class Original:
         self._target = target
         self._version = version
         self._headers = headers
-        self._body = body
+        self._body = b"" if body is None else body
+        self._has_body = body is not None
         self._size = size
         self._source = source
         self._request_id = request_id
@@ -424,6 +426,8 @@ class RequestBuilder:
             self._add_length(b"\r\ncontent-length: ")
         if self._options:
             pieces[_FIRST:] = _without(pieces[_FIRST:], self._options)
+        if not original._has_body:
+            self._missing = 0
         self._add_rest(original, host)
         lines: cython.Py_ssize_t = (len(pieces) - _FIRST) // 2 + 2
         pieces.append(b"\r\n\r\n")

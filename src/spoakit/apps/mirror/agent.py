@@ -152,7 +152,7 @@ def create_agent(settings: MirrorSettings | LiveSettings[MirrorSettings]) -> Age
         arg_ver: bytes,
         arg_hdrs: Headers,
         mirror: Mirror,
-        arg_body: bytes = b"",
+        arg_body: bytes | None = None,
         arg_size: int = -1,
         arg_src: IPAddress | None = None,
         arg_id: bytes = b"",

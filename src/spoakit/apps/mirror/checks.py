@@ -6,6 +6,7 @@ have the names of the configuration file's keys, as "timeouts.connect".
 
 import re
 from collections.abc import Iterable
+from ipaddress import IPv6Address
 from typing import Final
 
 from spoakit.exceptions import ConfigurationError
@@ -15,9 +16,12 @@ _MAX_PORT: Final = 65535
 # RFC 9110, 5.6.2 and 5.5
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-# A name, an IPv4 address or an IPv6 address in brackets (RFC 3986, 3.2.2), as far as they make
-# sense here.
-_HOST: Final = re.compile(r"[0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\]")
+# A name, of labels that can be looked up (RFC 1035, 2.3.4), an IPv4 address or an IPv6 address in
+# brackets (RFC 3986, 3.2.2).
+_LABEL: Final = r"[0-9A-Za-z_-]{1,63}"
+_NAME: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
+_HOST: Final = re.compile(rf"{_NAME.pattern}|\[[0-9A-Fa-f:.]+\]")
+_MAX_NAME_SIZE: Final = 253
 _AUTHORITY: Final = re.compile(rf"(?:{_HOST.pattern})(?::([0-9]{{1,5}}))?")
 _PATH: Final = re.compile(r"/[!-~]*")
 
@@ -71,10 +75,30 @@ def check_distinct(option: str, names: Iterable[str]) -> None:
         seen.add(name.lower())
 
 
+def is_host(text: str) -> bool:
+    """Return whether it is a host name or an address, IPv6 without brackets."""
+    if ":" not in text:
+        return len(text) <= _MAX_NAME_SIZE and _NAME.fullmatch(text) is not None
+    try:
+        IPv6Address(text)
+    except ValueError:
+        return False
+    return True
+
+
 def check_host(option: str, text: str) -> None:
     """Refuse what is no host name and no address, the latter in brackets if it is IPv6."""
-    if _HOST.fullmatch(text) is None:
+    in_brackets = text.startswith("[") and text.endswith("]")
+    if in_brackets is not (":" in text) or not is_host(text.strip("[]")):
         raise ConfigurationError(f"{option}: {text[:80]!r} is not a host name or address")
+
+
+def check_server_name(option: str, text: str) -> None:
+    """Refuse what no certificate can be for: no host name and no address."""
+    if not is_host(text):
+        raise ConfigurationError(
+            f"{option}: {text[:80]!r} is not a host name or an address without brackets"
+        )
 
 
 def check_authority(option: str, text: str) -> None:

@@ -13,6 +13,7 @@ from spoakit.apps.mirror._pool_cy import Pool
 from spoakit.apps.mirror._request_cy import Request
 from spoakit.apps.mirror.counters import Counters
 from spoakit.apps.mirror.dialer import HTTP_2, Dialer, DialError
+from spoakit.apps.mirror.http2 import Retry
 from spoakit.apps.mirror.settings import TargetSettings
 from spoakit.apps.mirror.streams import Streams
 from spoakit.logs import Throttle
@@ -136,14 +137,14 @@ class Connections:
         self._open()
 
     def on_failure(
-        self, answer: Answer, request: Request, error: str, stale: bool, retry: bool
+        self, answer: Answer, request: Request, error: str, stale: bool, retry: Retry | bool
     ) -> None:
         """Send a request again that was not acted on, or log that it failed."""
-        if retry and not request.retried:
+        if retry == Retry.ALWAYS or (retry and not request.retried):
             self._counters.retried += 1
             # What is idle may have been closed as well: this one goes over a new connection.
             self._pool.close_idle()
-            self._pool.put_back(request.as_retried())
+            self._pool.put_back(request if retry == Retry.ALWAYS else request.as_retried())
             self._open()
             return
         self._counters.failed += 1

@@ -23,7 +23,7 @@ class Counters:
         dropped: those that the full queue did not hold, or that were in it at the end.
         answered: copies with a complete answer, whatever its status.
         failed: copies without one.
-        retried: copies sent a second time.
+        retried: copies sent again.
         unreached: attempts to open a connection that failed.
     """
 
@@ -55,7 +55,7 @@ _HELP: Final = {
     "dropped": "Copies that a full queue did not hold, or that were in it at the end.",
     "answered": "Copies with a complete answer, whatever its status.",
     "failed": "Copies that were sent and got no complete answer.",
-    "retried": "Copies sent a second time.",
+    "retried": "Copies sent again.",
     "unreached": "Attempts to open a connection to a target that failed.",
 }
 SLOTS: Final = {name: counter(f"spoakit_mirror_{name}_total", _HELP[name]) for name in NAMES}

@@ -5,6 +5,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from errno import EADDRINUSE
 from functools import lru_cache
 from itertools import chain
 from random import randrange
@@ -64,7 +65,8 @@ class Dialer:
         self._ssl: ssl.SSLContext | None = None
         if url.scheme == "https":
             self._ssl = client_context(settings.tls, self._http)
-            self._server_name = settings.tls.server_name or url.host
+            # RFC 6066, 3: what a name is looked up with is no part of it.
+            self._server_name = (settings.tls.server_name or url.host).removesuffix(".")
 
     async def connect(self, make: Callable[[str], asyncio.Protocol]) -> None:
         """Open a connection, with the protocol that `make` returns for the HTTP of its argument.
@@ -124,7 +126,7 @@ class Dialer:
                 self._interface, None, family=family, type=socket.SOCK_STREAM
             )
             host = str(found[0][4][0])
-        error = OSError("no local port is free")
+        error: OSError | None = None
         for port in _shuffled(self._ports):
             try:
                 sock.bind((host, port))
@@ -132,6 +134,10 @@ class Dialer:
                 error = failure
             else:
                 return
+        assert error is not None
+        if self._ports is not None and error.errno == EADDRINUSE:
+            first, last = self._ports
+            raise OSError(f"none of the local ports {first}-{last} is free") from error
         raise error
 
 

@@ -6,6 +6,7 @@ tell, how long to wait, and what to do about a target that goes away.
 
 import asyncio
 from collections.abc import Callable
+from enum import IntEnum
 from time import perf_counter
 from typing import Any, Final, Protocol, cast
 
@@ -38,6 +39,14 @@ _PING: Final = b"alive???"
 _NOT_HTTP2: Final = "the target does not speak HTTP/2"
 
 
+class Retry(IntEnum):
+    """Whether a request that got no answer may be sent again: only what was not acted on may."""
+
+    NEVER = 0
+    ONCE = 1
+    ALWAYS = 2
+
+
 class Owner(Protocol):
     """Who a connection reports to, and who decides what is sent.
 
@@ -65,11 +74,13 @@ class Owner(Protocol):
         answer: "Http2Answer",
         request: Request,
         error: str,
-        retry: bool,
+        retry: Retry,
     ) -> None:
         """Take note that there will be no answer, or no whole one.
 
-        `retry` means that the peer has certainly not acted on the request.
+        Unless `retry` is NEVER, the peer has certainly not acted on the request. It is ALWAYS where
+        the peer has taken others over this connection: then sending it again, over another one,
+        comes to an end.
         """
 
     def on_closed(self, connection: "Http2Connection") -> None:
@@ -312,8 +323,8 @@ class Http2Connection(asyncio.Protocol):
         if answer is not None:
             who = "the target reset" if event.remote_reset else "we had to reset"
             error = f"{who} the request's stream: {_name(event.error_code)}"
-            # RFC 9113, 8.7
-            self._fail(answer, error, retry=event.error_code == ErrorCodes.REFUSED_STREAM)
+            is_refused = event.error_code == ErrorCodes.REFUSED_STREAM  # RFC 9113, 8.7
+            self._fail(answer, error, Retry.ONCE if is_refused else Retry.NEVER)
 
     def _on_goaway(self, event: ConnectionTerminated) -> None:
         """See the target go away: what it has not begun, it will not (RFC 9113, 6.8)."""
@@ -323,7 +334,7 @@ class Http2Connection(asyncio.Protocol):
             error += f" ({event.additional_data[:80]!r})"
         last = event.last_stream_id or 0
         for answer in [each for each in self._answers.values() if each.stream_id > last]:
-            self._fail(answer, error, retry=True)
+            self._fail(answer, error, Retry.ALWAYS if last else Retry.ONCE)
         if event.error_code:
             self._end(error)
 
@@ -421,9 +432,10 @@ class Http2Connection(asyncio.Protocol):
         self._room_due = True
         return answer
 
-    def _fail(self, answer: Http2Answer, error: str, retry: bool = False) -> None:
+    def _fail(self, answer: Http2Answer, error: str, retry: Retry = Retry.NEVER) -> None:
         if self._forget(answer.stream_id) is not None:
-            retry = retry or answer.stream_id > self._written_id
+            if answer.stream_id > self._written_id:
+                retry = max(retry, Retry.ONCE)
             self._owner.on_failure(self, answer, answer.request, error, retry)
 
     def _reset(self, stream_id: int, code: ErrorCodes = ErrorCodes.CANCEL) -> None:

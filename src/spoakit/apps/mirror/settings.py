@@ -173,14 +173,15 @@ class PoolSettings:
     """Connections to a target: how many, how long, from where.
 
     Attributes:
-        connections: the most open at a time, 1 to 10,000.
+        connections: the most open at a time, 1 to 10,000; made less where there are not as many
+            local ports.
         idle: an unused connection is closed after it, 0.001 s to a day.
         lifetime: a connection is closed after it, and the name is looked up anew, 0.001 s to a
             day.
         interface: what to connect from: an interface's name, an address or a host name; None
             leaves it to the system.
         local_ports: first and last of the ports to connect from, 1 to 65535; None leaves it to the
-            system. Each open connection needs one.
+            system. Each open connection needs one of its own, whatever its worker or target.
     """
 
     connections: int = 64
@@ -197,6 +198,8 @@ class PoolSettings:
             check_text("interface", self.interface)
         if self.local_ports is not None:
             checks.check_ports("local-ports", *self.local_ports)
+            first, last = self.local_ports
+            object.__setattr__(self, "connections", min(self.connections, last - first + 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +245,8 @@ class TlsSettings:
         ca_file: certificates, in PEM, of those to trust instead of the system's.
         certificate: our own certificate, in PEM, with those that lead to its root behind it.
         key: its key, in PEM; None if it is in the file of the certificate.
-        server_name: the name to ask for (SNI) and to verify; None for the URL's.
+        server_name: the host name to ask for (SNI) and to verify, or the address to verify, IPv6
+            without brackets; None for the URL's.
         versions: what tells the files from others by the same names, so that settings with a
             renewed certificate are other settings.
     """
@@ -263,7 +267,7 @@ class TlsSettings:
         if self.key is not None and self.certificate is None:
             raise ConfigurationError("tls.key: there is no tls.certificate that it is for")
         if self.server_name is not None:
-            checks.check_host("tls.server-name", self.server_name)
+            checks.check_server_name("tls.server-name", self.server_name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from spoakit.apps.mirror._pool_cy import Pool
 from spoakit.apps.mirror._request_cy import Request
-from spoakit.apps.mirror.http2 import Http2Answer, Http2Connection
+from spoakit.apps.mirror.http2 import Http2Answer, Http2Connection, Retry
 
 
 class Owner(Protocol):
@@ -22,9 +22,9 @@ class Owner(Protocol):
         """See a request wait that was to be sent here, where there is no room any more."""
 
     def on_failure(
-        self, answer: "StreamPlace", request: Request, error: str, stale: bool, retry: bool
+        self, answer: "StreamPlace", request: Request, error: str, stale: bool, retry: Retry
     ) -> None:
-        """Take note that there will be no answer; with `retry`, the request was not acted on.
+        """Take note that there will be no answer, and whether the request may be sent again.
 
         `stale` means that this says nothing of the target.
         """
@@ -161,12 +161,12 @@ class Streams:
         answer: Http2Answer,
         request: Request,
         error: str,
-        retry: bool,
+        retry: Retry,
     ) -> None:
         """Pass on that a request failed."""
         place = self._used.pop(request)
         place.answer = answer
-        self._owner.on_failure(place, request, error, retry, retry)
+        self._owner.on_failure(place, request, error, retry > Retry.NEVER, retry)
 
     def on_closed(self, connection: Http2Connection) -> None:
         """Take the places back."""

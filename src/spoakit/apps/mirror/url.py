@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from spoakit.apps.mirror.checks import is_host
 from spoakit.exceptions import ConfigurationError
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -45,6 +46,8 @@ class TargetURL:
             raise _invalid(text, "it does not start with http:// or https://")
         if not host:
             raise _invalid(text, "it names no host")
+        if not is_host(host):
+            raise _invalid(text, f"{host[:80]!r} is not a host name or address")
         if port == 0:
             raise _invalid(text, "the port is not 1 to 65535")
         if "@" in parts.netloc:
