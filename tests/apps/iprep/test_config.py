@@ -26,7 +26,7 @@ from spoakit.apps.iprep.settings import (
 from spoakit.exceptions import ConfigurationError
 
 REFERENCE = Path(__file__).parents[3] / "docs" / "iprep-configuration.md"
-FILES = ("blocked.txt", "partners.txt", "abuse.csv", "GeoLite2-Country.mmdb")
+FILES = ("ca.pem", "blocked.txt", "partners.txt", "abuse.csv", "GeoLite2-Country.mmdb")
 
 Read = Callable[[str], ReputationSettings]
 
@@ -67,6 +67,7 @@ interval = "2m"
 timeout = 5
 max-size = "1MiB"
 max-shrink = 10
+tls = { ca-file = "ca.pem" }
 
 [[source]]
 name = "drop"
@@ -117,7 +118,7 @@ def test_every_key_becomes_a_setting(read: Read, tmp_path: Path) -> None:
                 category="spam",
                 failed="closed",
                 max_age=2 * 86400,
-                feed=FeedSettings(120, 5, 1024**2, 10),
+                feed=FeedSettings(120, 5, 1024**2, 10, str(tmp_path / "ca.pem")),
             ),
             SourceSettings("drop", "drop", str(tmp_path / "blocked.txt")),
             SourceSettings(
@@ -152,6 +153,7 @@ def test_every_key_becomes_a_setting(read: Read, tmp_path: Path) -> None:
 
 LIST = '[[source]]\nname = "mine"\ntype = "list"\n'
 FILE = f'{LIST}path = "blocked.txt"\n'
+FEED = f"{LIST}url = 'http://x'\n"
 DNS = '[[source]]\nname = "dns"\ntype = "dnsbl"\nzone = "bl.example"\n'
 
 
@@ -177,12 +179,18 @@ DNS = '[[source]]\nname = "dns"\ntype = "dnsbl"\nzone = "bl.example"\n'
         (f"{LIST}zone = 'x'", "source[1]: there is no key 'zone' (the source 'mine')"),
         (f"{LIST}path = 'none'", "none' cannot be read: No such file"),
         (f"{LIST}url = 'ftp://x'", "source[1].url: 'ftp://x' is not an http:// or https:// URL"),
+        (f"{LIST}url = 'http://me:pass/word@x/'", "url: 'http://***@x/' is not an http:// or"),
+        (f"{LIST}url = 'https://x'\ntls = {{ ca-file = 'none' }}", "tls.ca-file: '"),
         (f"{LIST}url = 'http://x'", "cache: source[1] has a url, and needs a folder"),
         (f"{FILE}score = 101", "source[1].score: 101 is not in the range 0 to 100 (the source"),
         (f"{FILE}interval = 1", "source[1].interval: 1.0 is not in the range 60.0 to"),
         (f"{FILE}failed = 'x'", "source[1].failed: 'x' is not one of open, closed"),
         (f"{FILE}failed = 'closed'\nallow = true", "cannot fail closed"),
         (f"{FILE}{FILE}", "source[2].name: 'mine' is that of source[1] too"),
+        (
+            f"cache = 'a'\n{FEED}{FEED.replace('mine', 'other')}max-shrink = 9",
+            "source[2].url: it is that of source[1] too, which is downloaded once for both; give",
+        ),
         (f"{DNS}zone2 = 1", "source[1]: there is no key 'zone2'"),
         (f"{DNS}nameservers = ['x']", "source[1].nameservers: 'x' is not an address"),
         (f"{DNS}scores = {{ a = 101 }}", "source[1].scores.a: 101 is not in the range"),

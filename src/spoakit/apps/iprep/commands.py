@@ -12,6 +12,7 @@ from spoakit.apps.iprep.keeper import Keeper
 from spoakit.apps.iprep.policy import Rule, Say, State, score_of
 from spoakit.apps.iprep.reputation import Reputation
 from spoakit.apps.iprep.settings import BanSettings, SourceSettings
+from spoakit.apps.iprep.urls import shown_url
 
 _DEFAULT_BAN: Final = 3600.0
 _MAX_SHOWN: Final = 80
@@ -123,7 +124,7 @@ class Commands:
     def _source(self, source: SourceSettings, report: SourceReport) -> Answer:
         dnsbl = self._reputation.dnsbls.get(source)
         feed = self._keeper.feeds.get(source.name)
-        error = report.error or ("" if feed is None else feed.error)
+        error = ("" if feed is None else feed.error) or report.error
         if dnsbl is not None:
             error = dnsbl.error
         state = "failed" if not report.loaded or error else "ok"
@@ -133,7 +134,7 @@ class Commands:
         return {
             "name": source.name,
             "type": source.type,
-            "place": source.path or source.url or zone,
+            "place": source.path or shown_url(source.url or "") or zone,
             "state": state,
             "entries": report.entries if dnsbl is None else None,
             "age": self._keeper.age(source, report),

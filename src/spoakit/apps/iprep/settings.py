@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from spoakit.apps.checks import check_range, check_text, choice
 from spoakit.apps.iprep.addresses import Range, parse_range
 from spoakit.apps.iprep.lists import Columns
+from spoakit.apps.iprep.urls import shown_text
 from spoakit.exceptions import ConfigurationError
 
 SourceType = Literal["list", "drop", "csv", "mmdb", "dnsbl"]
@@ -65,12 +66,14 @@ class FeedSettings:
         max_size: the most bytes, as they come and out of gzip, 1 KiB to 1 GiB.
         max_shrink: percent of its entries that a list may lose from one download to the next,
             0 to 100; one that loses more is refused.
+        ca_file: certificates, in PEM, of the authorities to trust instead of the system's.
     """
 
     interval: float = 3600.0
     timeout: float = 60.0
     max_size: int = 256 * _MIB
     max_shrink: float = 50.0
+    ca_file: str | None = None
 
     def __post_init__(self) -> None:
         check_range("interval", self.interval, MIN_INTERVAL, _YEAR)
@@ -143,7 +146,8 @@ class SourceSettings:
         name: for `ip_list`, logs and counters, up to 255 printable characters.
         type: what it is.
         path: the file of a list or database that has no URL, and else None.
-        url: where the file comes from, http:// or https://, and else None.
+        url: where the file comes from, http:// or https://, perhaps with a user and a password;
+            and else None.
         score: of an entry that has no score of its own.
         weight: of its say, where weights are summed up, 0 to 100.
         category: of an entry that has none of its own.
@@ -351,6 +355,19 @@ class ReputationSettings:
                 raise ConfigurationError(
                     f"cache: source[{number}] has a url, and needs a folder for what it downloads"
                 )
+        self._check_shared()
+
+    def _check_shared(self) -> None:
+        """Refuse to download what is one copy in two ways, of which either would judge it."""
+        numbers: dict[object, int] = {}
+        for number, source in enumerate(self.sources, 1):
+            first = numbers.setdefault((source.url, source.type, source.columns), number)
+            if source.url is not None and source.feed != self.sources[first - 1].feed:
+                raise ConfigurationError(
+                    f"source[{number}].url: it is that of source[{first}] too, which is downloaded "
+                    "once for both; give both the same interval, timeout, max-size, max-shrink "
+                    "and tls.ca-file"
+                )
 
 
 def parse_ranges(option: str, texts: tuple[str, ...]) -> tuple[Range, ...]:
@@ -391,7 +408,7 @@ def _check_url(url: str) -> None:
     except ValueError:
         good = False
     if not good or not url.isascii() or not url.isprintable() or " " in url:
-        raise ConfigurationError(f"url: {url[:80]!r} is not an http:// or https:// URL")
+        raise ConfigurationError(f"url: {shown_text(url)[:80]!r} is not an http:// or https:// URL")
 
 
 def _check_columns(columns: Columns) -> None:

@@ -73,6 +73,10 @@ class Source(Table, frozen=True, kw_only=True):
         )
 
 
+class _Tls(Table, frozen=True):
+    ca_file: str | None = None
+
+
 class _FileSource(Source, frozen=True, kw_only=True):
     path: str | None = None
     url: str | None = None
@@ -81,13 +85,20 @@ class _FileSource(Source, frozen=True, kw_only=True):
     timeout: Seconds = Seconds(_FEED.timeout)
     max_size: Size = Size(_FEED.max_size)
     max_shrink: float = _FEED.max_shrink
+    tls: _Tls = _Tls()
 
     def place(self, folder: Path) -> dict[str, Any]:
         return {
             "path": readable_file("path", self.path, folder),
             "url": self.url,
             "max_age": self.max_age,
-            "feed": FeedSettings(self.interval, self.timeout, self.max_size, self.max_shrink),
+            "feed": FeedSettings(
+                self.interval,
+                self.timeout,
+                self.max_size,
+                self.max_shrink,
+                readable_file("tls.ca-file", self.tls.ca_file, folder),
+            ),
         }
 
 
