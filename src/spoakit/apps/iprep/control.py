@@ -12,7 +12,7 @@ import socket
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 from spoakit.exceptions import SpoakitError, StartupError
 from spoakit.logs import Throttle
@@ -59,6 +59,8 @@ async def serve_control(path: str, mode: int, handle: Handle) -> AsyncIterator[N
         try:
             if len(conversations) <= _MAX_CONNECTIONS:
                 await _converse(reader, writer, handle)
+            else:
+                throttle.warning("many", "control: over %d connections at once", _MAX_CONNECTIONS)
         finally:
             conversations.discard(task)
             writer.close()
@@ -90,7 +92,9 @@ async def _converse(
     except (asyncio.IncompleteReadError, TimeoutError, OSError):
         pass  # the caller has gone, or is as good as gone
     except asyncio.LimitOverrunError:
-        throttle.warning("long", "control: a request is over %d bytes long", MAX_REQUEST)
+        error = f"the request is over {MAX_REQUEST} bytes long"
+        throttle.warning("long", "control: %s", error)
+        writer.write(json.dumps({"error": error}).encode() + b"\n")
 
 
 async def _answer(line: bytes, handle: Handle) -> Answer:
@@ -164,7 +168,12 @@ def ask(path: str, request: Request, timeout: float = _PATIENCE) -> Answer:
             ) from None
     if not line.endswith(b"\n"):
         raise ControlError(f"spoa-iprep at {path!r} closed the connection without an answer")
-    answer: Answer = json.loads(line)
+    try:
+        answer: Any = json.loads(line)
+    except (ValueError, RecursionError):
+        answer = None
+    if not isinstance(answer, dict):
+        raise ControlError(f"what answers at {path!r} is no spoa-iprep")
     if "error" in answer:
         raise ControlError(str(answer["error"]))
-    return answer
+    return cast(Answer, answer)
