@@ -259,7 +259,7 @@ def test_a_database_that_is_damaged_leaves_the_one_before(shop: Shop, tmp_path: 
             [report] = shop.build(source)
             assert report.file == first.file
             assert report.modified == first.modified
-            assert report.error.startswith(f"{path}: it cannot be opened: ")
+            assert report.error.startswith(f"{path}: it is no database in MaxMind's format")
             assert report.error.endswith("; what was read of it before stays in use")
     path.unlink()
     [report] = shop.build(source)

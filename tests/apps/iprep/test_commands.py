@@ -201,11 +201,20 @@ def test_what_makes_no_sense_is_refused_with_the_reason(
     site.run(scenario)
 
 
-@pytest.mark.parametrize("command", ["ban", "unban", "bans"])
-def test_without_a_file_there_are_no_bans(site: Site, command: str) -> None:
+@pytest.mark.parametrize(
+    ("command", "request_"),
+    [
+        ("ban", {"address": "8.8.8.8", "seconds": 60}),
+        ("unban", {"address": "8.8.8.8"}),
+        ("bans", {}),
+    ],
+)
+def test_without_a_file_there_are_no_bans(
+    site: Site, command: str, request_: dict[str, Any]
+) -> None:
     async def scenario(ask: Ask) -> None:
         with pytest.raises(ControlError, match=r"no bans: the configuration has no bans\.path"):
-            await ask(command, **({} if command == "bans" else {"address": "8.8.8.8"}))
+            await ask(command, **request_)
         assert (await ask("lookup", address="8.8.8.8"))["ban"] is None
 
     site.run(scenario, with_bans=False)

@@ -5,6 +5,7 @@ is its answer: what was asked for, or ``{"error": "what is wrong"}``.
 """
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -134,10 +135,14 @@ def _listen(path: str, mode: int) -> socket.socket:
 
 
 def _remove_stale(path: str) -> None:
-    """Remove a socket that nobody listens on."""
+    """Remove a socket that nobody listens on.
+
+    Raises:
+        OSError: there is something else.
+    """
     try:
         if not stat.S_ISSOCK(os.stat(path).st_mode):
-            return
+            raise FileExistsError(errno.EEXIST, "what is there is no socket")
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX) as probe:

@@ -87,7 +87,9 @@ class Database:
         self._absent = Say(source, State.ABSENT)
         try:
             self._reader = maxminddb.open_database(path)
-        except (OSError, ValueError, maxminddb.InvalidDatabaseError) as error:
+        except maxminddb.InvalidDatabaseError:  # which names the copy, and nothing else
+            raise SourceError("it is no database in MaxMind's format, or damaged") from None
+        except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise SourceError(f"it cannot be opened: {reason}") from None
         metadata = self._reader.metadata()

@@ -7,7 +7,7 @@ configuration file's keys (docs/iprep-configuration.md).
 
 import re
 from dataclasses import dataclass, field
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv4Network, ip_address
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
@@ -52,6 +52,7 @@ _MAX_NUMBER: Final = 1e12
 _MAX_CACHE: Final = 10_000_000
 # RFC 1035, 2.3.4, less the longest reversed address (that of IPv6) and its dot.
 _MAX_ZONE: Final = 253 - 64
+_LISTINGS: Final = IPv4Network("127.0.0.0/8")
 _NO_ARGUMENT: Final = re.compile(r"[\s=#\"'\\]")
 _ZONE: Final = re.compile(r"(?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.)*[A-Za-z0-9-]+")
 
@@ -188,6 +189,8 @@ class SourceSettings:
             check_text("category", self.category)
         for name, score in self.scores:
             check_range(f"scores.{name[:80]}", score, 0, MAX_SCORE)
+            if self.dnsbl is not None:
+                _check_listing(name)
         choice("failed", self.failed, FAILED)
         if self.max_age is not None:
             check_range("max-age", self.max_age, 1, _YEAR)
@@ -394,11 +397,23 @@ def parse_nameserver(text: str) -> tuple[str, int]:
     """
     try:
         parts = urlsplit(f"//{text}" if text.count(":") < 2 or "]" in text else f"//[{text}]")
-        return str(ip_address(parts.hostname or "")), 53 if parts.port is None else parts.port
+        if parts.port == 0:
+            raise ValueError("0 is no port")
+        return str(ip_address(parts.hostname or "")), parts.port or 53
     except ValueError:
         raise ConfigurationError(
             f"nameservers: {text[:80]!r} is not an address, with a port or not"
         ) from None
+
+
+def _check_listing(text: str) -> None:
+    """Refuse what no DNSBL answers with to say that it has an address."""
+    try:
+        good = IPv4Address(text) in _LISTINGS
+    except ValueError:
+        good = False
+    if not good:
+        raise ConfigurationError(f"scores: {text[:80]!r} is not an address of {_LISTINGS}")
 
 
 def _check_url(url: str) -> None:

@@ -237,14 +237,20 @@ class File(Table, frozen=True):
             self.policy.settings(),
             self.answers.settings(),
             ForwardedSettings(self.forwarded.argument, self.forwarded.trusted),
-            BanSettings(_within(folder, bans.path), bans.max_time, bans.message),
-            ControlSettings(_within(folder, self.control.path), _mode(self.control.mode)),
-            _within(folder, self.cache),
+            BanSettings(_within("bans.path", bans.path, folder), bans.max_time, bans.message),
+            ControlSettings(
+                _within("control.path", self.control.path, folder), _mode(self.control.mode)
+            ),
+            _within("cache", self.cache, folder),
         )
 
 
-def _within(folder: Path, name: str | None) -> str | None:
-    return None if name is None else str(folder / name)
+def _within(option: str, name: str | None, folder: Path) -> str | None:
+    if name is None:
+        return None
+    if not name or "\0" in name:
+        raise ConfigurationError(f"{option}: {name[:80]!r} is not a name")
+    return str(folder / name)
 
 
 def _mode(text: str) -> int:
