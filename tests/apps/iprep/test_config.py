@@ -26,6 +26,7 @@ from spoakit.apps.iprep.settings import (
 from spoakit.exceptions import ConfigurationError
 
 REFERENCE = Path(__file__).parents[3] / "docs" / "iprep-configuration.md"
+TUTORIAL = REFERENCE.with_name("iprep-tutorial.md")
 FILES = ("ca.pem", "blocked.txt", "partners.txt", "abuse.csv", "GeoLite2-Country.mmdb")
 
 Read = Callable[[str], ReputationSettings]
@@ -239,6 +240,13 @@ def test_no_value_of_any_key_raises_anything_else(kind: str, values: dict[str, A
 )
 def test_the_examples_of_the_reference_are_right(read: Read, text: str) -> None:
     assert read(text).sources
+
+
+@pytest.mark.parametrize(
+    "text", re.findall(r"^```toml\n(.*?)^```", TUTORIAL.read_text(), re.M | re.S)
+)
+def test_those_of_the_tutorial_are_right(read: Read, text: str) -> None:
+    assert read(text) != ReputationSettings()
 
 
 def keys_of(table: dict[str, Any], prefix: str = "") -> set[str]:
