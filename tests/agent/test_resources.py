@@ -117,6 +117,19 @@ def test_a_resource_that_yields_nothing_does_not_start() -> None:
         start(ResourceSet(agent.resources, Counters(1).row(0)))
 
 
+def test_a_resource_that_says_itself_why_it_does_not_start_has_the_last_word() -> None:
+    agent = Agent("rate")
+
+    @agent.resource
+    async def redis() -> AsyncIterator[Redis]:
+        if agent:
+            raise StartupError("port 6379 is taken")
+        yield Redis()
+
+    with pytest.raises(StartupError, match=r"^port 6379 is taken$"):
+        start(ResourceSet(agent.resources, Counters(1).row(0)))
+
+
 def test_a_start_that_is_cancelled_stops_what_had_started(agent: Agent, log: Log) -> None:
     entered = asyncio.Event()
 

@@ -258,3 +258,16 @@ def test_on_a_unix_socket_it_closes_connections_after_so_many_frames(tmp_path: P
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=20)
         assert process.returncode == 0
+
+
+@pytest.mark.parametrize(("status", "message"), [(0, "bye"), (2, "I timed out"), (99, "")])
+def test_a_status_in_haproxys_disconnect_comes_back(
+    tmp_path: Path, status: int, message: str
+) -> None:
+    with start(tmp_path, "--unix=i.sock", "-n1") as process:
+        wait_for(process, "listening on")
+        with EngineClient(unix=str(tmp_path / "i.sock")) as engine:
+            engine.hello()
+            engine.call("check-client-ip", IPv4Address("192.0.2.1"))
+            assert engine.disconnect(status, message).status_code == status
+            engine.wait_for_close()

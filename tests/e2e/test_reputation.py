@@ -27,7 +27,6 @@ CLI = "spoakit.cli.iprep"
 LISTEN = ("-a", "127.0.0.1", "-p", "0")
 CONTROL = '[control]\npath = "control.sock"\n'
 CHECK = "spoe-message check-client-ip\n    args {}\n    event {}\n"
-with_one_haproxy = pytest.mark.parametrize("haproxy_binary", ["2.6"], indirect=True)
 VARIABLES = "ip_score ip_list ip_asn ip_country ip_category"
 
 
@@ -121,22 +120,17 @@ def test_the_example_rejects_who_is_on_its_list_and_who_is_banned(
     assert not (folder / "control.sock").exists()
 
 
-@pytest.mark.parametrize("workers", ["1", "3"])
-@with_one_haproxy
-def test_bans_survive_a_kill(
-    start: Start, haproxy: StartHAProxy, folder: Path, workers: str
-) -> None:
-    program = start(CLI, "--config", "iprep.toml", "-n", workers, *LISTEN)
+def test_bans_survive_a_kill(start: Start, haproxy: StartHAProxy, folder: Path) -> None:
+    program = start(CLI, "--config", "iprep.toml", "-n", "3", *LISTEN)
     command(folder, "ban", "127.0.0.0/29", "--for", "1h", "--reason", "a network")
     program.kill()
-    again = start(CLI, "--config", "iprep.toml", "-n", workers, *LISTEN)
+    again = start(CLI, "--config", "iprep.toml", "-n", "3", *LISTEN)
     running = balance(haproxy, again)
     assert not is_let_in(running, "127.0.0.1")
     assert is_let_in(running, "127.0.0.9")
     assert "127.0.0.0/29" in command(folder, "bans")
 
 
-@with_one_haproxy
 def test_another_worker_keeps_the_sources_when_the_keeper_is_killed(
     start: Start, haproxy: StartHAProxy, folder: Path
 ) -> None:
@@ -311,7 +305,6 @@ def test_haproxys_own_rules_ban(start: Start, haproxy: StartHAProxy, folder: Pat
     assert "127.0.0.1" in command(folder, "bans")
 
 
-@with_one_haproxy
 def test_a_reload_changes_scores_and_a_bad_one_nothing(
     start: Start, haproxy: StartHAProxy, folder: Path
 ) -> None:

@@ -147,6 +147,8 @@ class ResourceSet:
         manager = asynccontextmanager(resource.function)(*by_position, **by_name)
         try:
             yielded: object = await manager.__aenter__()
+        except StartupError:
+            raise  # it says itself what is wrong
         except Exception as error:
             raise StartupError(
                 f"resource {resource.name} did not start: {type(error).__name__}: {error}"

@@ -1,5 +1,6 @@
 """Configuration files: TOML in, tables out, and errors that say where and why."""
 
+import errno
 import os
 import re
 import tomllib
@@ -144,6 +145,8 @@ def readable_file(option: str, name: str | None, folder: Path) -> str | None:
     try:
         # A pipe that nobody writes into is not waited for.
         os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         return str(path)
     except (OSError, ValueError) as error:  # the latter for a name with a NUL
         reason = getattr(error, "strerror", None) or str(error)

@@ -1,17 +1,19 @@
 import gzip
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.apps.iprep.making import database, dnsbl, feed, mine, put, write_database
+from tests.apps.iprep.web_server import Page, web_server
 
 from spoakit.apps.iprep._table_cy import Table, TableError
 from spoakit.apps.iprep.building import build_edition
 from spoakit.apps.iprep.edition import ALLOWED, PRIVATE, Edition, SourceReport, description_of
+from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.lists import Columns
 from spoakit.apps.iprep.settings import PolicySettings, ReputationSettings, SourceSettings
 from spoakit.apps.iprep.sources import feed_of
@@ -44,6 +46,12 @@ class Shop:
 @pytest.fixture
 def shop(tmp_path: Path) -> Shop:
     return Shop(tmp_path)
+
+
+@pytest.fixture
+def page() -> Iterator[Page]:
+    with web_server() as page:
+        yield page
 
 
 @pytest.fixture
@@ -251,7 +259,7 @@ def test_a_database_that_is_damaged_leaves_the_one_before(shop: Shop, tmp_path: 
             [report] = shop.build(source)
             assert report.file == first.file
             assert report.modified == first.modified
-            assert report.error.startswith(f"{path}: it cannot be opened: ")
+            assert report.error.startswith(f"{path}: it is no database in MaxMind's format")
             assert report.error.endswith("; what was read of it before stays in use")
     path.unlink()
     [report] = shop.build(source)
@@ -333,3 +341,27 @@ def test_a_downloads_age_is_that_of_the_last_question(shop: Shop, tmp_path: Path
     copy.path.with_suffix(".json").write_text(f'{{"checked": {checked}}}')
     [report] = shop.build(source)
     assert (report.entries, report.modified) == (1, checked)
+
+
+def test_a_feed_without_a_copy_is_named_with_the_reason(shop: Shop, page: Page) -> None:
+    source = feed(page.url.replace("//", "//me:secret@"))
+    shown = page.url.replace("//", "//***@")
+    [report] = shop.build(source)
+    assert report.error == f"{shown}: it has not been downloaded yet; nothing of it is in use"
+    page.status = 404
+    copy = feed_of(source, str(shop.folder.parent / "cache"))
+    assert copy is not None
+    with pytest.raises(SourceError):
+        copy.fetch()
+    [report] = shop.build(source)
+    assert report.error == f"{shown}: the server answered 404 Not Found; nothing of it is in use"
+
+
+def test_a_database_may_be_in_gzip(shop: Shop, tmp_path: Path) -> None:
+    path = tmp_path / "db.mmdb"
+    write_database(path, {"8.8.8.0/24": "US"})
+    content = path.read_bytes()
+    path.write_bytes(gzip.compress(content))
+    [report] = shop.build(database(path, "country"))
+    assert report.error == ""
+    assert (shop.folder / report.file).read_bytes() == content

@@ -26,7 +26,8 @@ from spoakit.apps.iprep.settings import (
 from spoakit.exceptions import ConfigurationError
 
 REFERENCE = Path(__file__).parents[3] / "docs" / "iprep-configuration.md"
-FILES = ("blocked.txt", "partners.txt", "abuse.csv", "GeoLite2-Country.mmdb")
+TUTORIAL = REFERENCE.with_name("iprep-tutorial.md")
+FILES = ("ca.pem", "blocked.txt", "partners.txt", "abuse.csv", "GeoLite2-Country.mmdb")
 
 Read = Callable[[str], ReputationSettings]
 
@@ -67,6 +68,7 @@ interval = "2m"
 timeout = 5
 max-size = "1MiB"
 max-shrink = 10
+tls = { ca-file = "ca.pem" }
 
 [[source]]
 name = "drop"
@@ -117,7 +119,7 @@ def test_every_key_becomes_a_setting(read: Read, tmp_path: Path) -> None:
                 category="spam",
                 failed="closed",
                 max_age=2 * 86400,
-                feed=FeedSettings(120, 5, 1024**2, 10),
+                feed=FeedSettings(120, 5, 1024**2, 10, str(tmp_path / "ca.pem")),
             ),
             SourceSettings("drop", "drop", str(tmp_path / "blocked.txt")),
             SourceSettings(
@@ -152,6 +154,7 @@ def test_every_key_becomes_a_setting(read: Read, tmp_path: Path) -> None:
 
 LIST = '[[source]]\nname = "mine"\ntype = "list"\n'
 FILE = f'{LIST}path = "blocked.txt"\n'
+FEED = f"{LIST}url = 'http://x'\n"
 DNS = '[[source]]\nname = "dns"\ntype = "dnsbl"\nzone = "bl.example"\n'
 
 
@@ -169,6 +172,10 @@ DNS = '[[source]]\nname = "dns"\ntype = "dnsbl"\nzone = "bl.example"\n'
         ("forwarded = { argument = 'x' }", "forwarded.trusted: it is empty"),
         ("bans = { message = true }", "bans.message: there is no bans.path"),
         ("bans = { max-time = 0 }", "bans.max-time: 0.0 is not in the range 1 to"),
+        ("bans = { path = '' }", "bans.path: '' is not a name"),
+        ('cache = "a\\u0000b"', r"cache: 'a\x00b' is not a name"),
+        ("control = { path = '' }", "control.path: '' is not a name"),
+        ("[source]\nname = 'a'", "source: there may be several; write [[source]]"),
         ("control = { mode = '888' }", "control.mode: '888' is not a text such as"),
         ("[[source]]\nname = 'a'", "source[1]: it needs a type: list, drop, csv, mmdb, dnsbl (the"),
         ("[[source]]\ntype = 'x'", "source[1].type: 'x' is not one of list, drop"),
@@ -176,15 +183,26 @@ DNS = '[[source]]\nname = "dns"\ntype = "dnsbl"\nzone = "bl.example"\n'
         (LIST, "source[1].path: there must be either a path or a url (the source"),
         (f"{LIST}zone = 'x'", "source[1]: there is no key 'zone' (the source 'mine')"),
         (f"{LIST}path = 'none'", "none' cannot be read: No such file"),
+        (f"{LIST}path = ''", "source[1].path: '"),
+        (f"{LIST}path = '.'", "cannot be read: Is a directory"),
         (f"{LIST}url = 'ftp://x'", "source[1].url: 'ftp://x' is not an http:// or https:// URL"),
+        (f"{LIST}url = 'http://me:pass/word@x/'", "url: 'http://***@x/' is not an http:// or"),
+        (f"{LIST}url = 'https://x'\ntls = {{ ca-file = 'none' }}", "tls.ca-file: '"),
         (f"{LIST}url = 'http://x'", "cache: source[1] has a url, and needs a folder"),
         (f"{FILE}score = 101", "source[1].score: 101 is not in the range 0 to 100 (the source"),
         (f"{FILE}interval = 1", "source[1].interval: 1.0 is not in the range 60.0 to"),
         (f"{FILE}failed = 'x'", "source[1].failed: 'x' is not one of open, closed"),
         (f"{FILE}failed = 'closed'\nallow = true", "cannot fail closed"),
         (f"{FILE}{FILE}", "source[2].name: 'mine' is that of source[1] too"),
+        (
+            f"cache = 'a'\n{FEED}{FEED.replace('mine', 'other')}max-shrink = 9",
+            "source[2].url: it is that of source[1] too, which is downloaded once for both; give",
+        ),
         (f"{DNS}zone2 = 1", "source[1]: there is no key 'zone2'"),
         (f"{DNS}nameservers = ['x']", "source[1].nameservers: 'x' is not an address"),
+        (f"{DNS}nameservers = ['127.0.0.1:0']", "nameservers: '127.0.0.1:0' is not an address"),
+        (f"{DNS}scores = {{ a = 1 }}", "source[1].scores: 'a' is not an address of 127.0.0.0/8"),
+        (f"{DNS}scores = {{ '8.8.8.8' = 1 }}", "source[1].scores: '8.8.8.8' is not an address of"),
         (f"{DNS}scores = {{ a = 101 }}", "source[1].scores.a: 101 is not in the range"),
         (f"{DNS}max-ttl = 1", "source[1].max-ttl: 1.0 is not in the range 60.0 to"),
     ],
@@ -222,6 +240,13 @@ def test_no_value_of_any_key_raises_anything_else(kind: str, values: dict[str, A
 )
 def test_the_examples_of_the_reference_are_right(read: Read, text: str) -> None:
     assert read(text).sources
+
+
+@pytest.mark.parametrize(
+    "text", re.findall(r"^```toml\n(.*?)^```", TUTORIAL.read_text(), re.M | re.S)
+)
+def test_those_of_the_tutorial_are_right(read: Read, text: str) -> None:
+    assert read(text) != ReputationSettings()
 
 
 def keys_of(table: dict[str, Any], prefix: str = "") -> set[str]:

@@ -89,7 +89,7 @@ def test_a_socket_that_is_in_use_is_left_alone(path: str) -> None:
 
 def test_a_file_in_its_place_is_left_alone(path: str) -> None:
     Path(path).write_text("precious")
-    with pytest.raises(StartupError, match="control socket"):
+    with pytest.raises(StartupError, match=r"control socket '.*': what is there is no socket"):
         served(path, lambda: asyncio.sleep(0))
     assert Path(path).read_text() == "precious"
 
@@ -110,7 +110,7 @@ def test_a_request_without_end_costs_its_connection(path: str) -> None:
     async def scenario() -> None:
         reader, writer = await asyncio.open_unix_connection(path)
         writer.write(b"x" * (MAX_REQUEST * 3))
-        assert await reader.read() == b""
+        assert await reader.readline() == b'{"error": "the request is over 65536 bytes long"}\n'
         writer.close()
         assert await asked(path, {}) == {"got": {}}
 
@@ -154,3 +154,35 @@ def test_an_answer_that_is_cut_off_is_none(path: str, answer: bytes) -> None:
                 await asked(path, {})
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    "answer", [b"HTTP/1.1 400\r\n", b"[1]\n", b"\xff\xfe\n", b"[" * 60_000 + b"\n"]
+)
+def test_something_else_that_answers_is_said_to_be_so(path: str, answer: bytes) -> None:
+    async def answer_so(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(answer)
+        writer.close()
+        await writer.wait_closed()
+
+    async def scenario() -> None:
+        async with await asyncio.start_unix_server(answer_so, path):
+            with pytest.raises(ControlError, match="is no spoa-iprep"):
+                await asked(path, {})
+
+    asyncio.run(scenario())
+
+
+def test_callers_beyond_the_limit_are_turned_away_and_logged(
+    path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        callers = [await asyncio.open_unix_connection(path) for _ in range(33)]
+        assert await callers[-1][0].read() == b""
+        for _, writer in callers:
+            writer.close()
+            await writer.wait_closed()
+
+    served(path, scenario)
+    assert "control: over 32 connections at once" in caplog.text

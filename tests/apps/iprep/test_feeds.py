@@ -2,6 +2,7 @@ import gzip
 import os
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,30 @@ from typing import Any
 import msgspec
 import pytest
 from tests.apps.iprep.web_server import LIST, Page, web_server
+from tests.certificates import Pem, make_authority, make_certificate
 
+from spoakit.apps.iprep import sources
 from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.feeds import Feed, Outcome
-from spoakit.apps.iprep.lists import PlainReader
-from spoakit.apps.iprep.settings import FeedSettings
+from spoakit.apps.iprep.lists import Columns, PlainReader
+from spoakit.apps.iprep.settings import FeedSettings, SourceSettings
 
 
 @pytest.fixture
 def page() -> Iterator[Page]:
     with web_server() as page:
+        yield page
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Pem:
+    return make_authority(tmp_path)
+
+
+@pytest.fixture
+def secure(tmp_path: Path, authority: Pem) -> Iterator[Page]:
+    """Serve a page over HTTPS."""
+    with web_server(make_certificate(tmp_path, "server", authority)) as page:
         yield page
 
 
@@ -208,3 +223,97 @@ def test_an_interval_that_was_made_shorter_holds_at_once(page: Page, tmp_path: P
     feed_of(page, tmp_path, interval=86_400).fetch()
     assert feed_of(page, tmp_path, interval=86_400).fetch() is Outcome.NOT_DUE
     assert feed_of(page, tmp_path, interval=3600).fetch() is Outcome.NEW
+
+
+def test_a_feed_comes_over_https_from_whom_the_authority_vouches_for(
+    secure: Page, authority: Pem, tmp_path: Path
+) -> None:
+    feed = feed_of(secure, tmp_path, ca_file=str(authority.certificate))
+    assert feed.fetch() is Outcome.NEW
+    assert feed.path.read_bytes() == LIST
+
+
+UNKNOWN = (
+    "it cannot be downloaded: the server's certificate does not verify: .*certificate.*"
+    r"\(tls\.ca-file names whom to trust"
+)
+
+
+def test_a_certificate_that_does_not_verify_is_refused(
+    secure: Page, authority: Pem, tmp_path: Path
+) -> None:
+    refused(feed_of(secure, tmp_path), UNKNOWN)
+    other = make_authority(tmp_path, "other")
+    secure.url += "?other"
+    refused(feed_of(secure, tmp_path, ca_file=str(other.certificate)), UNKNOWN)
+    assert not secure.asked
+
+
+def test_a_certificate_for_somebody_else_is_refused(authority: Pem, tmp_path: Path) -> None:
+    with web_server(authority) as secure:
+        feed = feed_of(secure, tmp_path, ca_file=str(authority.certificate))
+        refused(feed, "does not verify: .*not valid for '127.0.0.1'")
+    assert not secure.asked
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_authorities_that_cannot_be_read_are_named(
+    secure: Page, tmp_path: Path, content: str | None
+) -> None:
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_text(content)
+    refused(feed_of(secure, tmp_path, ca_file=str(path)), r"tls\.ca-file: '.*/ca\.pem': ")
+
+
+def test_a_redirection_does_not_lead_from_https_to_http(
+    secure: Page, page: Page, authority: Pem, tmp_path: Path
+) -> None:
+    secure.status, secure.headers = 302, {"Location": page.url}
+    feed = feed_of(secure, tmp_path, ca_file=str(authority.certificate))
+    refused(feed, "the server redirects from https:// to a URL that is not")
+    assert not page.asked
+
+
+def test_a_user_and_a_password_are_sent_but_not_to_whom_one_is_redirected_to(
+    page: Page, tmp_path: Path
+) -> None:
+    with web_server() as other:
+        page.status, page.headers = 302, {"Location": other.url}
+        page.url = page.url.replace("//", "//me%40here:p%3Ass:w%C3%B6rd@")
+        assert feed_of(page, tmp_path).fetch() is Outcome.NEW
+    expected = b64encode("me@here:p:ss:wörd".encode()).decode()
+    assert [headers.get("Authorization") for headers in page.asked] == [f"Basic {expected}"]
+    assert ["Authorization" in headers for headers in other.asked] == [False]
+    assert page.asked[0]["Host"] == page.url.rpartition("@")[2].removesuffix("/list")
+
+
+def test_a_wrong_password_is_named_without_it(page: Page, tmp_path: Path) -> None:
+    page.status = 401
+    page.url = page.url.replace("//", "//me:secret@")
+    feed = feed_of(page, tmp_path)
+    refused(feed, "the server answered 401 Unauthorized")
+    assert "secret" not in feed.state().error
+
+
+def test_those_who_read_a_url_in_different_ways_have_copies_of_their_own(
+    page: Page, tmp_path: Path
+) -> None:
+    page.body = b"192.0.2.1\n192.0.2.2\n"
+
+    def source(name: str, column: int | None = None) -> SourceSettings:
+        if column is None:
+            return SourceSettings(name, "list", url=page.url)
+        return SourceSettings(name, "csv", url=page.url, columns=Columns(column))
+
+    def feed(name: str, column: int | None = None) -> Feed:
+        made = sources.feed_of(source(name, column), str(tmp_path))
+        assert made is not None
+        return made
+
+    assert feed("a").fetch() is Outcome.NEW
+    assert feed("b").fetch() is Outcome.NOT_DUE
+    assert feed("c", 1).fetch() is Outcome.NEW
+    page.body = b"x,192.0.2.1\n"
+    assert feed("c", 2).fetch() is Outcome.NEW  # and not shrunk
+    assert feed("a").state().entries == 2

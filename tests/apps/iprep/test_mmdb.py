@@ -1,4 +1,8 @@
+import gzip
+import io
+import tarfile
 from collections.abc import Iterator
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -8,7 +12,7 @@ from mmdb_writer import MMDBWriter
 from netaddr import IPSet
 
 from spoakit.apps.iprep.exceptions import SourceError
-from spoakit.apps.iprep.mmdb import Database
+from spoakit.apps.iprep.mmdb import Database, copy_database
 from spoakit.apps.iprep.policy import State
 from spoakit.apps.iprep.settings import DatabaseSettings, Provides, SourceSettings
 
@@ -111,5 +115,73 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
         Database(source("a"), tmp_path / "none")
     for content in (b"", b"<html>" * 100):
         (tmp_path / "wrong").write_bytes(content)
-        with pytest.raises(SourceError, match="it cannot be opened: "):
+        with pytest.raises(SourceError, match="it is no database in MaxMind's format, or damaged"):
             Database(source("a"), tmp_path / "wrong")
+
+
+# As it is shipped.
+
+MIB = 1024**2
+
+
+def tar(**files: bytes) -> bytes:
+    """Return an archive with files whose names begin with a folder."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as opened:
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"GeoLite2_20260101/{name.replace('_', '.')}")
+            member.size = len(content)
+            opened.addfile(member, io.BytesIO(content))
+    return archive.getvalue()
+
+
+def test_a_database_is_copied_as_it_is_and_out_of_gzip_and_tar(path: Path, tmp_path: Path) -> None:
+    data = path.read_bytes()
+    archive = tar(COPYRIGHT_txt=b"me", GeoLite2_mmdb=data, README_txt=b"a" * 1000)
+    for shipped in (data, gzip.compress(data), archive, gzip.compress(archive)):
+        (tmp_path / "shipped").write_bytes(shipped)
+        copy_database(tmp_path / "shipped", tmp_path / "copy", MIB)
+        assert (tmp_path / "copy").read_bytes() == data
+    assert {each.name for each in tmp_path.iterdir()} == {"shipped", "copy"}
+
+
+def sparse(size: int) -> bytes:
+    """Return an archive with a database that is larger than the archive."""
+    member = tarfile.TarInfo("a.mmdb")
+    member.pax_headers = {
+        "GNU.sparse.map": f"{size - 1},1",
+        "GNU.sparse.size": str(size),
+        "GNU.sparse.realsize": str(size),
+    }
+    return member.tobuf(tarfile.PAX_FORMAT) + b"\0" * 10_240
+
+
+@pytest.mark.parametrize(
+    ("shipped", "reason"),
+    [
+        (b"a" * (MIB + 1), r"larger than 1048576 bytes \(max-size\)"),
+        (gzip.compress(b"a" * (MIB + 1)), r"larger than 1048576 bytes \(max-size\)"),
+        (gzip.compress(b"abc" * 1000)[:-9], "its gzip has no end"),
+        (tar(list_txt=b"192.0.2.1"), "a tar archive without a file whose name ends in .mmdb"),
+        (sparse(10**12), "a tar archive without a file"),
+        (tar(a_mmdb=b"a" * 2000)[:1500], "its tar archive is damaged: unexpected end of data"),
+    ],
+    ids=["large", "large in gzip", "cut off", "another archive", "sparse", "cut off in tar"],
+)
+def test_what_is_shipped_in_another_way_is_refused(
+    tmp_path: Path, shipped: bytes, reason: str
+) -> None:
+    (tmp_path / "shipped").write_bytes(shipped)
+    with pytest.raises(SourceError, match=reason):
+        copy_database(tmp_path / "shipped", tmp_path / "copy", MIB)
+
+
+def test_no_damage_to_an_archive_raises_anything_else(path: Path, tmp_path: Path) -> None:
+    whole = bytearray(tar(COPYRIGHT_txt=b"me", GeoLite2_mmdb=path.read_bytes()))
+    for place in range(0, 2048, 7):
+        for byte in (0, 0x80, 0xFF):
+            damaged = whole.copy()
+            damaged[place] = byte
+            (tmp_path / "shipped").write_bytes(damaged)
+            with suppress(SourceError):
+                copy_database(tmp_path / "shipped", tmp_path / "copy", MIB)

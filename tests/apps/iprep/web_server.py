@@ -1,11 +1,14 @@
 """A web server for tests: one page, which is answered as it is told."""
 
+import ssl
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tests.certificates import Pem
 
 LIST = b"192.0.2.1\n" * 100
 
@@ -49,12 +52,17 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def web_server() -> Iterator[Page]:
-    """Serve a page, which may be changed at any time."""
+def web_server(certificate: Pem | None = None) -> Iterator[Page]:
+    """Serve a page, which may be changed at any time; with a certificate, over HTTPS."""
     page = Page()
     handler = type("PageHandler", (_Handler,), {"page": page})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         page.url = f"http://127.0.0.1:{server.server_port}/list"
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate.certificate, certificate.key)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+            page.url = page.url.replace("http:", "https:")
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield page

@@ -22,10 +22,11 @@ from spoakit.apps.iprep.addresses import Range
 from spoakit.apps.iprep.edition import ALLOWED, PRIVATE, Edition, SourceReport, publish
 from spoakit.apps.iprep.entries import Entries
 from spoakit.apps.iprep.exceptions import SourceError
-from spoakit.apps.iprep.mmdb import Database
+from spoakit.apps.iprep.mmdb import Database, copy_database
 from spoakit.apps.iprep.settings import ReputationSettings, SourceSettings, parse_ranges
 from spoakit.apps.iprep.sources import feed_of, file_of, read_entries, refuse_no_file
 from spoakit.apps.iprep.table_builder import Ranges, TableBuilder
+from spoakit.apps.iprep.urls import shown_url
 from spoakit.server.watch import FileIdentity, identity_of
 
 _NEW: Final = ".new"
@@ -131,7 +132,7 @@ class _Reading:
         try:
             entries = read_entries(self._source, path)
         except SourceError as error:
-            return kept, _problem(path, error, kept is not None)
+            return kept, self._problem(path, error, kept is not None)
         kept = _Kept(identity, _modified(path), entries)
         new = self._kept_path.with_suffix(_NEW)
         new.write_bytes(pickle.dumps(kept, pickle.HIGHEST_PROTOCOL))
@@ -155,8 +156,8 @@ class _Reading:
             if name.startswith(self._kept_path.name):
                 with suppress(SourceError):
                     report = self._report(self._folder / name)
-                    return msgspec.structs.replace(report, error=_problem(path, error, True))
-        return SourceReport(error=_problem(path, error, False))
+                    return msgspec.structs.replace(report, error=self._problem(path, error, True))
+        return SourceReport(error=self._problem(path, error, False))
 
     def _copy(self, path: Path) -> Path:
         """Return the copy of a database; each version has one of its own.
@@ -171,7 +172,7 @@ class _Reading:
         new = copy.with_suffix(_NEW)
         try:
             refuse_no_file(path)
-            shutil.copyfile(path, new)
+            copy_database(path, new, self._source.feed.max_size)
             shutil.copystat(path, new)
             if identity_of(path) != identity:
                 raise SourceError("it changed while it was read")
@@ -205,14 +206,18 @@ class _Reading:
             modified=self._modified(_modified(copy)),
         )
 
+    def _problem(self, path: Path, error: SourceError, kept: bool) -> str:
+        """Return what is wrong with a file, or with the download that there should be."""
+        where, what = str(path), str(error)
+        if self._feed is not None and not path.exists():
+            where = shown_url(self._source.url or "")
+            what = self._feed.state().error or "it has not been downloaded yet"
+        use = "what was read of it before stays in use" if kept else "nothing of it is in use"
+        return f"{where}: {what}; {use}"
+
     def _modified(self, of_file: float) -> float:
         """Return when the source's data were new: of a download, when the server had no others."""
         return of_file if self._feed is None else self._feed.state().checked
-
-
-def _problem(path: Path, error: SourceError, kept: bool) -> str:
-    what = "what was read of it before stays in use" if kept else "nothing of it is in use"
-    return f"{path}: {error}; {what}"
 
 
 def _modified(path: Path) -> float:

@@ -2,7 +2,7 @@
 
 import time
 from ipaddress import IPv4Network, IPv6Network
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from spoakit.apps.iprep.addresses import address_of, parse_number, parse_range
 from spoakit.apps.iprep.bans import Ban, BanError, BanStore, IPNetwork
@@ -12,10 +12,28 @@ from spoakit.apps.iprep.keeper import Keeper
 from spoakit.apps.iprep.policy import Rule, Say, State, score_of
 from spoakit.apps.iprep.reputation import Reputation
 from spoakit.apps.iprep.settings import BanSettings, SourceSettings
+from spoakit.apps.iprep.urls import shown_url
+from spoakit.apps.toml import Table, convert
 
 _DEFAULT_BAN: Final = 3600.0
 _MAX_SHOWN: Final = 80
-_MAX_NUMBER: Final = 1e12
+
+
+class _Request(Table, frozen=True):
+    command: str
+
+
+class _AddressRequest(_Request, frozen=True):
+    address: str
+
+
+class _BanRequest(_AddressRequest, frozen=True):
+    seconds: float = _DEFAULT_BAN
+    score: int = 0
+    reason: str = ""
+
+
+R = TypeVar("R", bound=_Request)
 
 
 class Commands:
@@ -53,21 +71,20 @@ class Commands:
         Raises:
             SpoakitError: it cannot be done; the text says why.
         """
-        command = self._commands.get(str(request.get("command")))
+        name = str(request.get("command"))
+        command = self._commands.get(name)
         if command is None:
-            raise ControlError(f"there is no command {str(request.get('command'))[:_MAX_SHOWN]!r}")
+            known = ", ".join(self._commands)
+            raise ControlError(f"there is no command {name[:_MAX_SHOWN]!r}; there are {known}")
         if not self._reputation.is_ready:
             raise ControlError("the first table is being made; try again")
         return await command(request)
 
     async def _ban(self, request: Request) -> Answer:
-        network = _network(request)
+        asked = _read(request, _BanRequest)
+        network = _network(asked.address)
         ban = timed_ban(
-            network,
-            _number(request, "seconds", _DEFAULT_BAN),
-            self._settings,
-            score=round(_number(request, "score", 0)),
-            reason=str(request.get("reason", "")),
+            network, asked.seconds, self._settings, score=asked.score, reason=asked.reason
         )
         self._store().ban(ban)
         answer = _shown(ban)
@@ -76,16 +93,17 @@ class Commands:
         return answer
 
     async def _unban(self, request: Request) -> Answer:
-        network = _network(request)
+        network = _network(_read(request, _AddressRequest).address)
         if not self._store().unban(network):
             raise BanError(f"{_name(network)} is not banned")
         return {"address": _name(network)}
 
     async def _list(self, request: Request) -> Answer:
+        _read(request, _Request)
         return {"bans": [_shown(ban) for ban in self._store().current()]}
 
     async def _lookup(self, request: Request) -> Answer:
-        text = str(request.get("address", ""))
+        text = _read(request, _AddressRequest).address
         try:
             address = address_of(*parse_number(text))
         except ValueError as error:
@@ -106,6 +124,7 @@ class Commands:
         }
 
     async def _sources(self, request: Request) -> Answer:
+        _read(request, _Request)
         edition = self._reputation.edition.description
         return {
             "sources": [
@@ -123,7 +142,7 @@ class Commands:
     def _source(self, source: SourceSettings, report: SourceReport) -> Answer:
         dnsbl = self._reputation.dnsbls.get(source)
         feed = self._keeper.feeds.get(source.name)
-        error = report.error or ("" if feed is None else feed.error)
+        error = ("" if feed is None else feed.error) or report.error
         if dnsbl is not None:
             error = dnsbl.error
         state = "failed" if not report.loaded or error else "ok"
@@ -133,7 +152,7 @@ class Commands:
         return {
             "name": source.name,
             "type": source.type,
-            "place": source.path or source.url or zone,
+            "place": source.path or shown_url(source.url or "") or zone,
             "state": state,
             "entries": report.entries if dnsbl is None else None,
             "age": self._keeper.age(source, report),
@@ -165,13 +184,22 @@ def timed_ban(
     """
     if not 0 < seconds <= settings.max_time:
         raise BanError(
-            f"{seconds:g} s is not a time above 0 and up to {settings.max_time:g} s (bans.max-time)"
+            f"{seconds:.10g} s is not a time above 0 and up to {settings.max_time:.10g} s "
+            "(bans.max-time)"
         )
     return Ban(network, score, time.time() + seconds, reason)
 
 
-def _network(request: Request) -> IPNetwork:
-    text = str(request.get("address", ""))
+def _read(request: Request, kind: type[R]) -> R:
+    """Return a request as one of a kind.
+
+    Raises:
+        ConfigurationError: it has a key too many, one too few, or a value of another type.
+    """
+    return convert(request, kind, "")
+
+
+def _network(text: str) -> IPNetwork:
     try:
         version, first, last, masked = parse_range(text)
     except ValueError as error:
@@ -182,14 +210,6 @@ def _network(request: Request) -> IPNetwork:
         )
     prefix = address_of(version, first).max_prefixlen - (last - first).bit_length()
     return IPv4Network((first, prefix)) if version == 4 else IPv6Network((first, prefix))
-
-
-def _number(request: Request, name: str, default: float) -> float:
-    value = request.get(name, default)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (is_number and abs(value) < _MAX_NUMBER):  # which NaN is not
-        raise ControlError(f"{name}: {str(value)[:_MAX_SHOWN]!r} is not a number")
-    return float(value)
 
 
 def _name(network: IPNetwork) -> str:

@@ -26,6 +26,8 @@ def settings_of(document: dict[str, Any], folder: Path) -> ReputationSettings:
     Raises:
         ConfigurationError: as `read_config`, without the file's name.
     """
+    if isinstance(document.get("source"), dict):
+        raise ConfigurationError("source: there may be several; write [[source]]")
     file = convert(document, File, "")
     sources = tuple(
         _source(table, f"source[{number}]", folder) for number, table in enumerate(file.source, 1)

@@ -5,6 +5,7 @@ is its answer: what was asked for, or ``{"error": "what is wrong"}``.
 """
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -12,7 +13,7 @@ import socket
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 from spoakit.exceptions import SpoakitError, StartupError
 from spoakit.logs import Throttle
@@ -59,6 +60,8 @@ async def serve_control(path: str, mode: int, handle: Handle) -> AsyncIterator[N
         try:
             if len(conversations) <= _MAX_CONNECTIONS:
                 await _converse(reader, writer, handle)
+            else:
+                throttle.warning("many", "control: over %d connections at once", _MAX_CONNECTIONS)
         finally:
             conversations.discard(task)
             writer.close()
@@ -90,7 +93,9 @@ async def _converse(
     except (asyncio.IncompleteReadError, TimeoutError, OSError):
         pass  # the caller has gone, or is as good as gone
     except asyncio.LimitOverrunError:
-        throttle.warning("long", "control: a request is over %d bytes long", MAX_REQUEST)
+        error = f"the request is over {MAX_REQUEST} bytes long"
+        throttle.warning("long", "control: %s", error)
+        writer.write(json.dumps({"error": error}).encode() + b"\n")
 
 
 async def _answer(line: bytes, handle: Handle) -> Answer:
@@ -130,10 +135,14 @@ def _listen(path: str, mode: int) -> socket.socket:
 
 
 def _remove_stale(path: str) -> None:
-    """Remove a socket that nobody listens on."""
+    """Remove a socket that nobody listens on.
+
+    Raises:
+        OSError: there is something else.
+    """
     try:
         if not stat.S_ISSOCK(os.stat(path).st_mode):
-            return
+            raise FileExistsError(errno.EEXIST, "what is there is no socket")
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX) as probe:
@@ -164,7 +173,12 @@ def ask(path: str, request: Request, timeout: float = _PATIENCE) -> Answer:
             ) from None
     if not line.endswith(b"\n"):
         raise ControlError(f"spoa-iprep at {path!r} closed the connection without an answer")
-    answer: Answer = json.loads(line)
+    try:
+        answer: Any = json.loads(line)
+    except (ValueError, RecursionError):
+        answer = None
+    if not isinstance(answer, dict):
+        raise ControlError(f"what answers at {path!r} is no spoa-iprep")
     if "error" in answer:
         raise ControlError(str(answer["error"]))
-    return answer
+    return cast(Answer, answer)

@@ -9,6 +9,7 @@ import hashlib
 import http.client
 import os
 import random
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -17,13 +18,15 @@ from contextlib import contextmanager
 from enum import Enum
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, Final, TypeAlias
+from typing import IO, BinaryIO, Final, TypeAlias
+from urllib.parse import urlsplit
 
 import msgspec
 
 from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.pieces import pieces_of
 from spoakit.apps.iprep.settings import MIN_INTERVAL, FeedSettings
+from spoakit.apps.iprep.urls import without_user
 
 _PIECE_SIZE: Final = 64 * 1024
 _JITTER: Final = 0.1
@@ -73,17 +76,21 @@ class Feed:
         settings: how it is downloaded.
         folder: for the copies of all feeds; made if it is not there.
         count: reads a download before it is taken.
+        reading: how that reads it. Those who read one URL alike share a copy; others would find
+            other numbers of entries, and have copies of their own.
 
     Attributes:
         path: the copy, which may not be there yet. It is replaced by renaming.
     """
 
-    def __init__(self, url: str, settings: FeedSettings, folder: Path, count: Count) -> None:
-        self._url = url
+    def __init__(
+        self, url: str, settings: FeedSettings, folder: Path, count: Count, reading: str = ""
+    ) -> None:
+        self._url, self._authorization = without_user(url)
         self._settings = settings
         self._folder = folder
         self._count = count
-        name = hashlib.sha256(url.encode()).hexdigest()[:32]
+        name = hashlib.sha256(f"{url} {reading}".encode()).hexdigest()[:32]
         self.path = folder / f"{name}.feed"
         self._state_path = folder / f"{name}.json"
         self._lock_path = folder / f"{name}.lock"
@@ -132,9 +139,13 @@ class Feed:
 
     def _download(self, state: FeedState) -> Outcome:
         request = urllib.request.Request(self._url, headers=self._headers(state))
+        if self._authorization is not None:
+            # It is not for whom one is redirected to.
+            request.add_unredirected_header("Authorization", self._authorization)
+        opener = _opener(_trust(self._settings.ca_file))
         deadline = time.monotonic() + self._settings.timeout
         try:
-            with _opener().open(request, timeout=self._settings.timeout) as response:
+            with opener.open(request, timeout=self._settings.timeout) as response:
                 self._save(response, deadline)
                 headers = response.headers
         except urllib.error.HTTPError as error:
@@ -144,10 +155,7 @@ class Feed:
                 return Outcome.UNCHANGED
             raise SourceError(f"the server answered {error.code} {error.reason}") from None
         except (OSError, http.client.HTTPException, ValueError) as error:
-            reason = getattr(error, "reason", None) or error
-            raise SourceError(
-                f"it cannot be downloaded: {reason or type(error).__name__}"
-            ) from None
+            raise SourceError(f"it cannot be downloaded: {_reason(error)}") from None
         self._refuse_html(headers.get_content_type())
         entries = self._count(self._new_path)
         self._refuse_shrunk(state.entries, entries)
@@ -180,7 +188,9 @@ class Feed:
             while data := response.read1(_PIECE_SIZE):
                 left -= len(data)
                 if left < 0:
-                    raise SourceError(f"it is larger than {self._settings.max_size} bytes")
+                    raise SourceError(
+                        f"it is larger than {self._settings.max_size} bytes (max-size)"
+                    )
                 if time.monotonic() > deadline:
                     raise SourceError(f"it took longer than {self._settings.timeout:g} s")
                 file.write(data)
@@ -232,14 +242,51 @@ def _later(seconds: float) -> float:
     return time.time() + seconds * (1 + _JITTER * random.random())
 
 
-def _opener() -> urllib.request.OpenerDirector:
+def _trust(ca_file: str | None) -> ssl.SSLContext:
+    """Return what servers are verified with: the certificates of a file, or the system's."""
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:  # ssl.SSLError is one
+        raise SourceError(f"tls.ca-file: {ca_file!r}: {error}") from None
+
+
+def _reason(error: Exception) -> str:
+    reason = getattr(error, "reason", None) or error
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        return (
+            f"the server's certificate does not verify: {reason.verify_message} (tls.ca-file names "
+            "whom to trust instead of the system's authorities)"
+        )
+    return str(reason) or type(error).__name__
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirections, but not from a server that was verified to one that cannot be."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        """See the class above."""
+        if req.type == "https" and urlsplit(newurl).scheme != "https":
+            fp.close()
+            raise SourceError("the server redirects from https:// to a URL that is not")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _opener(trust: ssl.SSLContext) -> urllib.request.OpenerDirector:
     """Return what opens http:// and https:// and nothing else, also when redirected."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
         urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-        urllib.request.HTTPRedirectHandler(),
+        urllib.request.HTTPSHandler(context=trust),
+        _Redirects(),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPErrorProcessor(),
         urllib.request.UnknownHandler(),

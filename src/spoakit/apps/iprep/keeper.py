@@ -23,6 +23,7 @@ from spoakit.apps.iprep.feeds import FeedState, Outcome
 from spoakit.apps.iprep.jobs import JobError
 from spoakit.apps.iprep.settings import MIN_INTERVAL, ReputationSettings, SourceSettings
 from spoakit.apps.iprep.sources import feed_of, file_of
+from spoakit.apps.iprep.urls import shown_url
 from spoakit.metrics.counters import CounterRow, counter, gauge
 from spoakit.server.watch import FileIdentity, identity_of
 
@@ -298,10 +299,11 @@ class Keeper:
             outcome, error = fetched.outcome, fetched.error
         except JobError as failure:
             outcome, error = None, str(failure)
+        where = shown_url(source.url or "")
         if outcome is None:
             self._row.add(FETCH_FAILURES)
-            logger.error("source %s: %s: %s", source.name, source.url, error)
+            logger.error("source %s: %s: %s", source.name, where, error)
         elif outcome is Outcome.NEW:
             self._row.add(FETCHES)
-            logger.info("source %s: %s was downloaded", source.name, source.url)
+            logger.info("source %s: %s was downloaded", source.name, where)
         return outcome

@@ -1,12 +1,17 @@
 """A MaxMind DB as a source: one value of what it has of an address."""
 
 import os
-from typing import Final
+import shutil
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import IO, Final
 
 import maxminddb
 
 from spoakit.agent.parameters import IPAddress
 from spoakit.apps.iprep.exceptions import SourceError
+from spoakit.apps.iprep.pieces import unzipped
 from spoakit.apps.iprep.policy import Say, State
 from spoakit.apps.iprep.settings import DatabaseSettings, SourceSettings
 
@@ -14,13 +19,54 @@ TRUE: Final = "true"
 """What stands for a boolean that is true; a false one is no value."""
 
 _MAX_VALUE: Final = 255
+_SUFFIX: Final = ".mmdb"
+
+
+def copy_database(path: Path, copy: Path, max_size: int) -> None:
+    """Copy a database, out of gzip and out of the tar archive that MaxMind ships it in.
+
+    Args:
+        path: the file, with or without either.
+        copy: where the database goes; what there is is overwritten.
+        max_size: the most bytes that the file may have, out of gzip.
+
+    Raises:
+        SourceError: it has more, its gzip or its archive is damaged, or has no database in it.
+        OSError: it cannot be read, or the copy not be written.
+    """
+    with tempfile.TemporaryFile(dir=copy.parent) as whole, open(path, "rb") as file:
+        whole.writelines(unzipped(file, max_size))
+        with open(copy, "wb") as out:
+            try:
+                _take_out(whole, out, max_size)
+            except (tarfile.TarError, ValueError, OverflowError) as error:
+                raise SourceError(f"its tar archive is damaged: {error}") from None
+
+
+def _take_out(whole: IO[bytes], out: IO[bytes], max_size: int) -> None:
+    """Write the database in an archive to a file; all of what is no archive."""
+    whole.seek(0)
+    is_archive = tarfile.is_tarfile(whole)
+    whole.seek(0)
+    if not is_archive:
+        shutil.copyfileobj(whole, out)
+        return
+    with tarfile.open(fileobj=whole, mode="r:") as archive:
+        for member in archive:
+            # One that is sparse may be larger than the archive.
+            if member.isfile() and member.name.endswith(_SUFFIX) and member.size <= max_size:
+                database = archive.extractfile(member)
+                assert database is not None
+                shutil.copyfileobj(database, out)
+                return
+    raise SourceError(f"it is a tar archive without a file whose name ends in {_SUFFIX}")
 
 
 class Database:
     """A database, mapped into memory, which all processes that have it open share.
 
     Close it when it is no longer used. A new version must be put in the file's place by renaming:
-    one that is written into it changes what is mapped.
+    one that is written into it changes what is mapped. `copy_database` makes it of what is shipped.
 
     Args:
         source: what the database is, with its `database` settings.
@@ -41,7 +87,9 @@ class Database:
         self._absent = Say(source, State.ABSENT)
         try:
             self._reader = maxminddb.open_database(path)
-        except (OSError, ValueError, maxminddb.InvalidDatabaseError) as error:
+        except maxminddb.InvalidDatabaseError:  # which names the copy, and nothing else
+            raise SourceError("it is no database in MaxMind's format, or damaged") from None
+        except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise SourceError(f"it cannot be opened: {reason}") from None
         metadata = self._reader.metadata()

@@ -33,12 +33,8 @@ def pieces_of(file: BinaryIO, max_size: int = MAX_SIZE) -> Iterator[bytes]:
     Raises:
         SourceError: it has more, cannot be read, or its gzip is damaged or cut off.
     """
-    left = max_size
     rest = b""
-    for data in _read(file):
-        left -= len(data)
-        if left < 0:
-            raise SourceError(f"it is larger than {max_size} bytes")
+    for data in _without_mark(unzipped(file, max_size)):
         end = data.rfind(b"\n") + 1
         if end:
             yield rest + data[:end]
@@ -49,19 +45,35 @@ def pieces_of(file: BinaryIO, max_size: int = MAX_SIZE) -> Iterator[bytes]:
         yield rest + b"\n"
 
 
-def _read(file: BinaryIO) -> Iterator[bytes]:
-    """Yield what is in a file, out of gzip and without a byte order mark."""
+def unzipped(file: BinaryIO, max_size: int) -> Iterator[bytes]:
+    """Yield a file's bytes in pieces of at most 256 KiB, out of gzip if they are in it.
+
+    Args:
+        file: open for reading, at its start.
+        max_size: the most bytes it may have, out of gzip.
+
+    Raises:
+        SourceError: it has more, cannot be read, or its gzip is damaged or cut off.
+    """
+    left = max_size
     try:
         start = file.read(2)
         file.seek(0)
         source = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if start == _GZIP else file
-        data = source.read(PIECE_SIZE).removeprefix(_BOM)
-        while data:
+        while data := source.read(PIECE_SIZE):
+            left -= len(data)
+            if left < 0:
+                raise SourceError(f"it is larger than {max_size} bytes (max-size)")
             yield data
-            data = source.read(PIECE_SIZE)
     except EOFError:
         raise SourceError("it is cut off: its gzip has no end") from None
     except (gzip.BadGzipFile, zlib.error) as error:
         raise SourceError(f"its gzip is damaged: {error}") from None
     except OSError as error:
         raise SourceError(f"it cannot be read: {error.strerror or error}") from None
+
+
+def _without_mark(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Take away a byte order mark."""
+    yield next(pieces, b"").removeprefix(_BOM)
+    yield from pieces

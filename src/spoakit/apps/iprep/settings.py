@@ -7,13 +7,14 @@ configuration file's keys (docs/iprep-configuration.md).
 
 import re
 from dataclasses import dataclass, field
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv4Network, ip_address
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
 from spoakit.apps.checks import check_range, check_text, choice
 from spoakit.apps.iprep.addresses import Range, parse_range
 from spoakit.apps.iprep.lists import Columns
+from spoakit.apps.iprep.urls import shown_text
 from spoakit.exceptions import ConfigurationError
 
 SourceType = Literal["list", "drop", "csv", "mmdb", "dnsbl"]
@@ -51,6 +52,7 @@ _MAX_NUMBER: Final = 1e12
 _MAX_CACHE: Final = 10_000_000
 # RFC 1035, 2.3.4, less the longest reversed address (that of IPv6) and its dot.
 _MAX_ZONE: Final = 253 - 64
+_LISTINGS: Final = IPv4Network("127.0.0.0/8")
 _NO_ARGUMENT: Final = re.compile(r"[\s=#\"'\\]")
 _ZONE: Final = re.compile(r"(?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.)*[A-Za-z0-9-]+")
 
@@ -65,12 +67,14 @@ class FeedSettings:
         max_size: the most bytes, as they come and out of gzip, 1 KiB to 1 GiB.
         max_shrink: percent of its entries that a list may lose from one download to the next,
             0 to 100; one that loses more is refused.
+        ca_file: certificates, in PEM, of the authorities to trust instead of the system's.
     """
 
     interval: float = 3600.0
     timeout: float = 60.0
     max_size: int = 256 * _MIB
     max_shrink: float = 50.0
+    ca_file: str | None = None
 
     def __post_init__(self) -> None:
         check_range("interval", self.interval, MIN_INTERVAL, _YEAR)
@@ -143,7 +147,8 @@ class SourceSettings:
         name: for `ip_list`, logs and counters, up to 255 printable characters.
         type: what it is.
         path: the file of a list or database that has no URL, and else None.
-        url: where the file comes from, http:// or https://, and else None.
+        url: where the file comes from, http:// or https://, perhaps with a user and a password;
+            and else None.
         score: of an entry that has no score of its own.
         weight: of its say, where weights are summed up, 0 to 100.
         category: of an entry that has none of its own.
@@ -184,6 +189,8 @@ class SourceSettings:
             check_text("category", self.category)
         for name, score in self.scores:
             check_range(f"scores.{name[:80]}", score, 0, MAX_SCORE)
+            if self.dnsbl is not None:
+                _check_listing(name)
         choice("failed", self.failed, FAILED)
         if self.max_age is not None:
             check_range("max-age", self.max_age, 1, _YEAR)
@@ -351,6 +358,19 @@ class ReputationSettings:
                 raise ConfigurationError(
                     f"cache: source[{number}] has a url, and needs a folder for what it downloads"
                 )
+        self._check_shared()
+
+    def _check_shared(self) -> None:
+        """Refuse to download what is one copy in two ways, of which either would judge it."""
+        numbers: dict[object, int] = {}
+        for number, source in enumerate(self.sources, 1):
+            first = numbers.setdefault((source.url, source.type, source.columns), number)
+            if source.url is not None and source.feed != self.sources[first - 1].feed:
+                raise ConfigurationError(
+                    f"source[{number}].url: it is that of source[{first}] too, which is downloaded "
+                    "once for both; give both the same interval, timeout, max-size, max-shrink "
+                    "and tls.ca-file"
+                )
 
 
 def parse_ranges(option: str, texts: tuple[str, ...]) -> tuple[Range, ...]:
@@ -377,11 +397,23 @@ def parse_nameserver(text: str) -> tuple[str, int]:
     """
     try:
         parts = urlsplit(f"//{text}" if text.count(":") < 2 or "]" in text else f"//[{text}]")
-        return str(ip_address(parts.hostname or "")), 53 if parts.port is None else parts.port
+        if parts.port == 0:
+            raise ValueError("0 is no port")
+        return str(ip_address(parts.hostname or "")), parts.port or 53
     except ValueError:
         raise ConfigurationError(
             f"nameservers: {text[:80]!r} is not an address, with a port or not"
         ) from None
+
+
+def _check_listing(text: str) -> None:
+    """Refuse what no DNSBL answers with to say that it has an address."""
+    try:
+        good = IPv4Address(text) in _LISTINGS
+    except ValueError:
+        good = False
+    if not good:
+        raise ConfigurationError(f"scores: {text[:80]!r} is not an address of {_LISTINGS}")
 
 
 def _check_url(url: str) -> None:
@@ -391,7 +423,7 @@ def _check_url(url: str) -> None:
     except ValueError:
         good = False
     if not good or not url.isascii() or not url.isprintable() or " " in url:
-        raise ConfigurationError(f"url: {url[:80]!r} is not an http:// or https:// URL")
+        raise ConfigurationError(f"url: {shown_text(url)[:80]!r} is not an http:// or https:// URL")
 
 
 def _check_columns(columns: Columns) -> None:

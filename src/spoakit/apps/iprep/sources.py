@@ -8,7 +8,7 @@ from spoakit.apps.iprep.entries import Entries
 from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.feeds import Feed
 from spoakit.apps.iprep.lists import Columns, CsvReader, DropReader, ListReader, PlainReader
-from spoakit.apps.iprep.mmdb import Database
+from spoakit.apps.iprep.mmdb import Database, copy_database
 from spoakit.apps.iprep.settings import SourceSettings
 
 
@@ -21,7 +21,8 @@ def feed_of(source: SourceSettings, cache: str | None) -> Feed | None:
     """
     if source.url is None or cache is None:
         return None
-    return Feed(source.url, source.feed, Path(cache), _counter(source))
+    reading = repr((source.type, source.columns))
+    return Feed(source.url, source.feed, Path(cache), _counter(source), reading)
 
 
 def file_of(source: SourceSettings, cache: str | None) -> Path | None:
@@ -64,9 +65,14 @@ def _counter(source: SourceSettings) -> Callable[[Path], int]:
     def count(path: Path) -> int:
         if source.type != "mmdb":
             return len(read_entries(source, path))
-        database = Database(source, path)
-        database.close()
-        return database.nodes
+        copy = path.with_suffix(".mmdb")
+        try:
+            copy_database(path, copy, source.feed.max_size)
+            database = Database(source, copy)
+            database.close()
+            return database.nodes
+        finally:
+            copy.unlink(missing_ok=True)
 
     return count
 

@@ -73,6 +73,10 @@ class Source(Table, frozen=True, kw_only=True):
         )
 
 
+class _Tls(Table, frozen=True):
+    ca_file: str | None = None
+
+
 class _FileSource(Source, frozen=True, kw_only=True):
     path: str | None = None
     url: str | None = None
@@ -81,13 +85,20 @@ class _FileSource(Source, frozen=True, kw_only=True):
     timeout: Seconds = Seconds(_FEED.timeout)
     max_size: Size = Size(_FEED.max_size)
     max_shrink: float = _FEED.max_shrink
+    tls: _Tls = _Tls()
 
     def place(self, folder: Path) -> dict[str, Any]:
         return {
             "path": readable_file("path", self.path, folder),
             "url": self.url,
             "max_age": self.max_age,
-            "feed": FeedSettings(self.interval, self.timeout, self.max_size, self.max_shrink),
+            "feed": FeedSettings(
+                self.interval,
+                self.timeout,
+                self.max_size,
+                self.max_shrink,
+                readable_file("tls.ca-file", self.tls.ca_file, folder),
+            ),
         }
 
 
@@ -226,14 +237,20 @@ class File(Table, frozen=True):
             self.policy.settings(),
             self.answers.settings(),
             ForwardedSettings(self.forwarded.argument, self.forwarded.trusted),
-            BanSettings(_within(folder, bans.path), bans.max_time, bans.message),
-            ControlSettings(_within(folder, self.control.path), _mode(self.control.mode)),
-            _within(folder, self.cache),
+            BanSettings(_within("bans.path", bans.path, folder), bans.max_time, bans.message),
+            ControlSettings(
+                _within("control.path", self.control.path, folder), _mode(self.control.mode)
+            ),
+            _within("cache", self.cache, folder),
         )
 
 
-def _within(folder: Path, name: str | None) -> str | None:
-    return None if name is None else str(folder / name)
+def _within(option: str, name: str | None, folder: Path) -> str | None:
+    if name is None:
+        return None
+    if not name or "\0" in name:
+        raise ConfigurationError(f"{option}: {name[:80]!r} is not a name")
+    return str(folder / name)
 
 
 def _mode(text: str) -> int:
