@@ -19,7 +19,6 @@ from tests.benchmarks.blocklist import Blocklist
 from tests.benchmarks.measure import (
     BenchmarkError,
     Process,
-    free_ports,
     on_core,
     running,
     wait_until,
@@ -27,6 +26,7 @@ from tests.benchmarks.measure import (
 from tests.benchmarks.results import Case, Measurement, Scenario
 from tests.benchmarks.subjects import OWN, Bench
 from tests.benchmarks.tables import Inputs
+from tests.ports import free_port
 
 CONNECTIONS, DEPTH = 8, 64
 SECONDS = 2.0
@@ -139,7 +139,7 @@ def _reload(process: Process, path: Path, number: int) -> tuple[float, float]:
 @contextmanager
 def _service(bench: Bench, inputs: Inputs) -> Iterator[tuple[int, Process, Path]]:
     """Run spoa-iprep with a copy of the list, which may be changed, until it has its table."""
-    [port] = free_ports(1)
+    port = free_port()
     with inputs.folder() as folder:
         path, config = Path(folder, "blocklist.txt"), Path(folder, "iprep.toml")
         shutil.copyfile(inputs.list, path)

@@ -18,8 +18,9 @@ from tests.certificates import make_authority, make_certificate
 from tests.e2e.capture import Capture, Received, answer_ok
 from tests.e2e.conftest import REQUIRED
 from tests.e2e.load import Load
-from tests.e2e.mirroring import Mirror, free_port, request, send
+from tests.e2e.mirroring import Mirror, request, send
 from tests.e2e.programs import Program, ask, connect, wait_until
+from tests.ports import free_port
 
 from spoakit.testing.haproxy import HAProxy
 from spoakit.testing.pytest_plugin import StartHAProxy

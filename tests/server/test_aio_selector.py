@@ -15,6 +15,7 @@ from selectors import EVENT_READ, EVENT_WRITE
 from types import FrameType
 
 import pytest
+from tests.ports import free_port
 
 from spoakit.exceptions import ConfigurationError
 from spoakit.server import aio_selector
@@ -86,8 +87,7 @@ def test_the_end_of_the_peer_can_be_read(selector: selectors.BaseSelector, pair:
 def test_a_refused_connection_is_reported_to_who_waits_to_write(
     selector: selectors.BaseSelector,
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        address = closed.getsockname()
+    address = ("127.0.0.1", free_port())
     with socket.socket() as connecting:
         connecting.setblocking(False)
         connecting.connect_ex(address)

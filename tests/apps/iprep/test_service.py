@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from tests.apps.iprep.making import BOUND, put
 from tests.apps.iprep.web_server import web_server
+from tests.processes import children_of, is_running
 
 import spoakit
 from spoakit.apps.iprep.control import ask
@@ -134,23 +135,6 @@ class Service:
         if self.process is not None and self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
-
-
-def children_of(pid: int) -> list[int]:
-    found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*"):
-        try:
-            found.extend(map(int, (task / "children").read_text().split()))
-        except (OSError, ValueError):
-            continue  # it has just ended
-    return found
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from h2.events import ConnectionTerminated, SettingsAcknowledged, StreamReset
 from h2.settings import SettingCodes
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.apps.mirror.conftest import Run, free_port, until
+from tests.apps.mirror.conftest import Run, until
 from tests.apps.mirror.http2_peer import (
     Owner,
     Peer,
@@ -25,6 +25,7 @@ from tests.apps.mirror.http2_peer import (
     get,
     listening,
 )
+from tests.ports import free_port
 
 from spoakit.apps.mirror.http2 import Http2Connection
 
