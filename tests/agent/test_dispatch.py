@@ -511,8 +511,10 @@ def test_middleware_stands_around_handlers_with_arguments_in_their_order() -> No
 
 
 def test_a_slow_handler_is_told_and_a_quick_one_is_not(
-    agent: Agent, caplog: pytest.LogCaptureFixture
+    agent: Agent, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.undo()  # in all other tests it is not told
+
     @agent.message("slow")
     def handle_slow() -> None:
         time.sleep(0.012)
@@ -525,11 +527,15 @@ def test_a_slow_handler_is_told_and_a_quick_one_is_not(
         await asyncio.sleep(0.02)
 
     with Engine(agent) as engine:
-        engine.notify([Message("async"), Message("quick")])
+        for _ in range(100):  # a machine that is busy may make even a quick one slow
+            caplog.clear()
+            forget_throttled()
+            engine.notify([Message("async"), Message("quick")])
+            if not caplog.messages:
+                break
         assert caplog.messages == []
         engine.notify([Message("slow"), Message("quick")])
-    assert len(caplog.messages) == 1
-    assert "handle_slow took 1" in caplog.text
+    assert caplog.text.count("handle_slow took ") == 1
     assert "make it async def, or threaded=True" in caplog.text
 
 

@@ -150,11 +150,11 @@ def test_the_time_before_a_handler_counts_too(agent: Agent) -> None:
     number = agent.variable("txn.number", int)
     deadlines: list[float | None] = []
 
-    @agent.message("first", timeout=0.1)
+    @agent.message("first", timeout=BOUND)
     async def first(context: Context) -> None:
-        await asyncio.sleep(0.03)
+        await asyncio.sleep(0.3)
 
-    @agent.message("second", timeout=0.02, fallback=number.set(-1))
+    @agent.message("second", timeout=0.2, fallback=number.set(-1))
     async def second(context: Context) -> Action:
         assert context.deadline is not None
         deadlines.append(context.deadline - context.received)
@@ -166,7 +166,7 @@ def test_the_time_before_a_handler_counts_too(agent: Agent) -> None:
         assert reply == {"txn.number": -1}
         assert isinstance(reply.error, DeadlineError)
         assert engine.call("second") == {"txn.number": 1}
-    assert deadlines == [pytest.approx(0.02), pytest.approx(0.02)]
+    assert deadlines == [pytest.approx(0.2), pytest.approx(0.2)]
 
 
 def test_handlers_that_do_not_say_have_a_second(agent: Agent) -> None:

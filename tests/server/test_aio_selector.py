@@ -178,10 +178,10 @@ def test_a_number_that_comes_back_is_not_mistaken_for_its_last_owner(
 
 def test_a_timeout_is_waited_for(selector: selectors.BaseSelector, pair: Pair) -> None:
     selector.register(pair[0], EVENT_READ)
-    for timeout, least, most in ((0.1, 0.099, 2), (0, 0, 0.1), (-1, 0, 0.1)):
+    for timeout, least in ((0.1, 0.099), (0, 0), (-1, 0)):
         before = time.monotonic()
         assert ready(selector, timeout) == []
-        assert least <= time.monotonic() - before < most
+        assert least <= time.monotonic() - before < 2
     selector.unregister(pair[0])  # whose cancelled request must not end a wait early
     before = time.monotonic()
     assert ready(selector, 0.1) == []

@@ -113,14 +113,19 @@ class Service:
         return children_of(self.process.pid)
 
     def keeper(self) -> int:
-        """Return the process that has the keeper's lock."""
-        [folder] = self.folders
-        inode = (folder / "keeper.lock").stat().st_ino
+        """Wait until a process has the keeper's lock, and return it."""
+        self.wait_until(self._find_keeper, "a keeper")
+        return self._keeper
+
+    def _find_keeper(self) -> bool:
+        locks = [lock for folder in self.folders for lock in folder.glob("keeper.lock")]
+        inodes = {str(lock.stat().st_ino) for lock in locks}
         for line in Path("/proc/locks").read_text().splitlines():
             fields = line.split()
-            if "FLOCK" in fields and fields[5].rpartition(":")[2] == str(inode):
-                return int(fields[4])
-        return 0
+            if "FLOCK" in fields and fields[5].rpartition(":")[2] in inodes:
+                self._keeper = int(fields[4])
+                return True
+        return False
 
     def signal(self, signum: int) -> None:
         assert self.process is not None
@@ -220,7 +225,6 @@ def test_what_is_killed_leaves_no_process_and_its_folder_goes_with_the_next_star
         config = f'cache = "cache"\n{a_list(path)}[[source]]\nname = "f"\ntype = "list"\n'
         service.start(f'{config}url = "{url}"\ntimeout = 3000\n', workers=2)
         connection, _ = hanging.accept()  # so there is a job
-        service.wait_until(lambda: service.keeper(), "a keeper")
         workers = service.workers()
         jobs = children_of(service.keeper())
         assert jobs
