@@ -48,6 +48,7 @@ demo-iprep: venv
 	$(BIN)/python scripts/fetch_haproxy.py 2.6
 	$(BIN)/python examples/ip-reputation/demo.py
 
+# All tests compiled; uncompiled those that meet the hot code (the rule is in tests/conftest.py).
 test: test-compiled test-pure
 
 # First of all, so that whatever is missing is named at once and not after minutes.

@@ -7,16 +7,33 @@ Everything else is in pyproject.toml.
 
 import os
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
-from setuptools import setup
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 HOT_MODULES = sorted(Path("src").rglob("*_cy.py"))
 
 
 def extensions(mode: str) -> dict[str, Any]:
-    from Cython.Distutils.build_ext import build_ext
-    from Cython.Distutils.extension import Extension
+    from Cython.Build import cythonize
+
+    one_at_a_time = Lock()
+
+    class BuildInParallel(build_ext):
+        """Has a C compiler run for each processor, and beside them Cython, which is one."""
+
+        def finalize_options(self) -> None:
+            super().finalize_options()
+            self.parallel = self.parallel or os.cpu_count()
+
+        def build_extension(self, ext: Extension) -> None:
+            with one_at_a_time:
+                directives = {"language_level": 3}
+                [translated] = cythonize([ext], force=self.force, compiler_directives=directives)
+            ext.sources = translated.sources
+            super().build_extension(ext)
 
     return {
         "ext_modules": [
@@ -24,11 +41,10 @@ def extensions(mode: str) -> dict[str, Any]:
                 ".".join(source.relative_to("src").with_suffix("").parts),
                 [str(source)],
                 optional=mode == "auto",
-                cython_directives={"language_level": 3},
             )
             for source in HOT_MODULES
         ],
-        "cmdclass": {"build_ext": build_ext},
+        "cmdclass": {"build_ext": BuildInParallel},
     }
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from tests.conftest import Form
+from tests.conftest import SAME_IN_BOTH_FORMS, Form
 
 import spoakit
 
@@ -77,3 +77,11 @@ def test_a_hot_module_says_which_form_it_has(form: Form, name: str) -> None:
     module = form(name)
     if hasattr(module, "COMPILED"):
         assert module.COMPILED is is_compiled(module)
+
+
+@pytest.mark.parametrize("pattern", SAME_IN_BOTH_FORMS)
+def test_what_the_uncompiled_leg_leaves_out_is_there_and_names_no_hot_module(pattern: str) -> None:
+    files = list((ROOT / "tests").glob(pattern))
+    assert files
+    for file in files:
+        assert "_cy" not in file.read_text(), file

@@ -23,10 +23,10 @@ from tests.benchmarks.contenders import Figures
 from tests.benchmarks.measure import (
     BenchmarkError,
     Process,
-    free_ports,
     proportional_set_size,
     running,
 )
+from tests.ports import free_port
 
 RULES = 10_000
 REQUESTS = 10
@@ -93,7 +93,7 @@ def measure(binary: Path, path: Path, asked: Sequence[Address], folder: Path) ->
 
 
 def _run(binary: Path, the_map: Path, asked: Sequence[Address], folder: Path) -> _Run:
-    plain, mapped = free_ports(2)
+    plain, mapped = free_port(), free_port()
     stats, config = folder / "stats.sock", folder / "haproxy.cfg"
     config.write_text(
         _HEAD.format(socket=stats)

@@ -8,10 +8,11 @@ import shutil
 from dataclasses import replace
 from functools import partial
 
-from tests.benchmarks.measure import BenchmarkError, free_ports, running, stop, wait_until
+from tests.benchmarks.measure import BenchmarkError, running, stop, wait_until
 from tests.benchmarks.mirroring import CONNECTIONS, COST, DEPTH, WARM_UP
 from tests.benchmarks.results import Case, Measurement, Scenario
 from tests.benchmarks.subjects import OWN, Bench, Subject
+from tests.ports import free_port
 
 PACES = {"2000": (2_000, 8_000), "full": (0, 30_000)}
 FINISH = 30.0
@@ -38,7 +39,7 @@ def scenarios(bench: Bench) -> list[Scenario]:
 def _mirror(bench: Bench, subject: Subject, rate: float, count: int) -> Measurement:
     if (program := shutil.which("nghttpd")) is None:
         raise BenchmarkError("no nghttpd: install it (apt-get install nghttp2-server)")
-    [target] = free_ports(1)
+    target = free_port()
     command = [program, "-a", "127.0.0.1", "-d", "/nonexistent", "--no-tls", str(target)]
     with (
         running(command, port=target, log=bench.new_log()),

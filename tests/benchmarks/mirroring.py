@@ -5,9 +5,10 @@ import time
 from contextlib import ExitStack
 from functools import partial
 
-from tests.benchmarks.measure import free_ports, stop
+from tests.benchmarks.measure import stop
 from tests.benchmarks.results import Case, Measurement, Scenario
 from tests.benchmarks.subjects import Bench, Subject
+from tests.ports import free_port
 
 CONNECTIONS, DEPTH = 8, 16
 # Of the scenarios' names: the size of the body; requests a second and how many. Without a pace they
@@ -110,7 +111,7 @@ def _mirror(bench: Bench, subject: Subject, rate: float, count: int, body: int) 
 def _dead(bench: Bench, subject: Subject, target: str) -> Measurement:
     count = bench.count(DEAD_COUNT)
     with ExitStack() as stack:
-        [port_of_target] = free_ports(1)  # nobody listens there
+        port_of_target = free_port()  # nobody listens there
         if target != "closed":
             sink = bench.tools.sink(bench.new_log(), never=target == "silent")
             port_of_target = stack.enter_context(sink).port

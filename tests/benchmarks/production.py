@@ -14,12 +14,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 
-from tests.benchmarks.measure import BenchmarkError, free_ports, wait_until
+from tests.benchmarks.measure import BenchmarkError, wait_until
 from tests.benchmarks.mirroring import WARM_UP
 from tests.benchmarks.resetting import resetting
 from tests.benchmarks.results import Case, Measurement, Scenario
 from tests.benchmarks.subjects import HAPROXY_VERSIONS, OWN, Bench, Subject, newest_haproxy
 from tests.benchmarks.tools import MARGIN
+from tests.ports import free_port
 
 from spoakit.testing.haproxy import HAProxy, haproxy_version
 
@@ -131,7 +132,7 @@ def _cases(bench: Bench, load: Load) -> list[Case]:
 @contextmanager
 def _with_troubled_targets(bench: Bench, subject: Subject) -> Iterator[Subject]:
     """Yield the subject with three more targets: a slow one, a dead one, a resetting one."""
-    [dead] = free_ports(1)
+    dead = free_port()
     with bench.tools.sink(bench.new_log(), delay=SLOW_ANSWER) as slow, resetting() as reset:
         more = "".join(f" -u http://127.0.0.1:{port}/" for port in (slow.port, dead, reset))
         # What the slow one still has at the end is not waited for.
@@ -152,7 +153,7 @@ def _production(
         origin = stack.enter_context(bench.tools.sink(bench.new_log()))
         target = stack.enter_context(bench.tools.sink(bench.new_log()))
         process = None
-        [agent_port] = free_ports(1)
+        agent_port = free_port()
         if subject and troubled:
             subject = stack.enter_context(_with_troubled_targets(bench, subject))
         if subject:

@@ -20,7 +20,6 @@ from tests.benchmarks.blocklist import Blocklist
 from tests.benchmarks.measure import (
     BenchmarkError,
     Process,
-    free_ports,
     on_core,
     running,
     wait_until,
@@ -28,6 +27,7 @@ from tests.benchmarks.measure import (
 from tests.benchmarks.results import Case, Measurement, Scenario
 from tests.benchmarks.subjects import OWN, Bench
 from tests.benchmarks.tables import Inputs
+from tests.ports import free_port
 
 from spoakit.testing import EngineClient
 
@@ -155,7 +155,7 @@ def _reload(process: Process, path: Path, engine: EngineClient, number: int) -> 
 @contextmanager
 def _service(bench: Bench, inputs: Inputs) -> Iterator[tuple[int, Process, Path]]:
     """Run spoa-iprep with a copy of the list, which may be changed, until it has its table."""
-    [port] = free_ports(1)
+    port = free_port()
     with inputs.folder() as folder:
         path, config = Path(folder, "blocklist.txt"), Path(folder, "iprep.toml")
         shutil.copyfile(inputs.list, path)

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-from tests.benchmarks.measure import BenchmarkError, Process, free_ports, running
+from tests.benchmarks.measure import BenchmarkError, Process, running
 from tests.benchmarks.tools import Tools
+from tests.ports import free_port
 
 from spoakit.testing.haproxy import find_haproxy
 
@@ -64,7 +65,7 @@ class Bench:
     @contextmanager
     def agent(self, subject: Subject, target: int = 0) -> Iterator[tuple[int, Process]]:
         """Run a subject on a free port; its log is removed with it."""
-        [port] = free_ports(1)
+        port = free_port()
         words = shlex.split(subject.command.format(port=port, target=target))
         log = self.new_log()
         try:

@@ -14,8 +14,9 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
-from tests.benchmarks.measure import free_ports, running, wait_until
+from tests.benchmarks.measure import running, wait_until
 from tests.benchmarks.tools import Sink, Tools, build
+from tests.ports import free_port
 
 from spoakit.spop import (
     AgentConnection,
@@ -145,7 +146,7 @@ def test_a_pace_is_never_exceeded(tools: Tools) -> None:
 
 
 def test_a_dead_agent_is_an_error(tools: Tools) -> None:
-    [port] = free_ports(1)
+    port = free_port()
     load = tools.engine_load(port, 2, count=10)
     assert (load.done, load.problems) == (0, ("2 connect",))
 
@@ -228,7 +229,7 @@ def test_a_silent_sink_counts_and_never_answers(tools: Tools, tmp_path: Path) ->
 
 
 def test_usage_is_that_of_all_processes_of_a_command_and_none_is_left(tmp_path: Path) -> None:
-    [port] = free_ports(1)
+    port = free_port()
     # A shell whose child burns CPU, whose grandchild would stay, and which itself listens.
     script = (
         "python3 -c 'for i in range(3000000): pass'; sleep 600 & echo $!;"
@@ -244,7 +245,7 @@ def test_usage_is_that_of_all_processes_of_a_command_and_none_is_left(tmp_path: 
 
 
 def test_memory_is_that_of_children_in_other_sessions_too(tmp_path: Path) -> None:
-    [port] = free_ports(1)
+    port = free_port()
     # The child ends when the pipe to it closes, with its parent.
     child = "import sys; held = bytes([1]) * 2**26; sys.stdin.read()"
     parent = f"""

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
-from tests.benchmarks.measure import POLL, BenchmarkError, free_ports, running
+from tests.benchmarks.measure import POLL, BenchmarkError, running
+from tests.ports import free_port
 
 SOURCES = Path(__file__).parent
 NAMES = ("engine_load", "bare_sender", "http_sink")
@@ -131,7 +132,7 @@ class Tools:
     @contextmanager
     def sink(self, log: Path, *, never: bool = False, delay: int = 0) -> Iterator[Sink]:
         """Run an HTTP sink that answers at once, after some milliseconds, or never."""
-        [port] = free_ports(1)
+        port = free_port()
         command = [str(self.directory / "http_sink"), f"-p{port}", f"-d{delay}"]
         command += ["-n"] if never else []
         with running(command, port=port, log=log):

@@ -16,6 +16,8 @@ from threading import Event, Thread
 
 import pytest
 from tests.certificates import make_authority, make_certificate
+from tests.ports import free_port
+from tests.processes import children_of
 
 import spoakit
 from spoakit.agent import Agent
@@ -386,8 +388,7 @@ def start(*arguments: str) -> "Iterator[subprocess.Popen[str]]":
 
 
 def test_it_copies_a_request_and_logs_it() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     received: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(10)
@@ -418,9 +419,7 @@ def test_it_copies_a_request_and_logs_it() -> None:
 
 
 def test_it_ends_after_its_runtime_and_says_what_it_lacks() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    with start("-r100", "-a127.0.0.1", f"-p{port}", "-n1") as process:
+    with start("-r100", "-a127.0.0.1", f"-p{free_port()}", "-n1") as process:
         _, err = process.communicate(timeout=20)
         assert process.returncode == 0
     assert "without a URL (-u) requests are acknowledged and not mirrored" in err
@@ -493,12 +492,6 @@ class Recorder:
         self._thread.join(10)
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
-
-
 @pytest.mark.parametrize("workers", ["-n1", "-n2"])
 @pytest.mark.parametrize("how", ["signal", "watch"])
 def test_a_reload_changes_the_targets_and_a_bad_one_does_not(
@@ -562,10 +555,8 @@ def test_a_successor_of_a_worker_has_the_settings_in_force(tmp_path: Path) -> No
         file.write_text(f'[[target]]\nurl = "http://127.0.0.1:{two.port}/"\n')
         process.send_signal(signal.SIGHUP)
         wait_for(lambda: log.read_text().count("1 new, 1 removed") == 2)
-        listed = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        workers = listed.read_text().split()
-        for worker in workers:
-            os.kill(int(worker), signal.SIGKILL)
+        for worker in children_of(process.pid):
+            os.kill(worker, signal.SIGKILL)
         wait_for(lambda: log.read_text().count("ended unexpectedly") == 2)
         send(port, "/after")
         wait_for(lambda: two.paths == ["/after"])

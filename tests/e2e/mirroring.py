@@ -7,6 +7,7 @@ from h2.connection import H2Connection
 from h2.events import ResponseReceived, StreamEnded
 from tests.e2e.configuration import haproxy_cfg, show, spoe_cfg
 from tests.e2e.programs import BOUND, Program, Start
+from tests.ports import free_port
 
 from spoakit.testing.haproxy import HAProxy
 from spoakit.testing.pytest_plugin import StartHAProxy
@@ -90,12 +91,6 @@ class Mirror:
         """Run both, with requests copied to an address."""
         program = self.serve(address)
         return program, self.balance(program, **arguments)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
 
 
 def request(line: str, *fields: str, body: bytes = b"", version: str = "1.1") -> bytes:

@@ -12,6 +12,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
+from tests.processes import children_of
+
 import spoakit
 from spoakit.testing.haproxy import HAProxy
 
@@ -76,8 +78,7 @@ class Program:
     @property
     def children(self) -> list[int]:
         """The process ids of its workers."""
-        listed = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return [int(pid) for pid in listed.read_text().split()]
+        return children_of(self.process.pid)
 
     def wait_for(self, pattern: str) -> re.Match[str]:
         """Wait until a line of its output matches, and return the match."""

@@ -8,8 +8,9 @@ from time import monotonic
 
 import pytest
 from tests.e2e.capture import Capture
-from tests.e2e.mirroring import Mirror, free_port, request, send
+from tests.e2e.mirroring import Mirror, request, send
 from tests.e2e.programs import ask, connect
+from tests.ports import free_port
 
 from spoakit.testing.pytest_plugin import StartHAProxy
 

@@ -4,7 +4,6 @@ import http.client
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ from mmdb_writer import MMDBWriter
 from netaddr import IPSet
 from tests.e2e.configuration import haproxy_cfg, show, spoe_cfg
 from tests.e2e.programs import BOUND, Program, Start, ask, wait_until
+from tests.ports import free_port
 
 from spoakit.testing.haproxy import HAProxy
 from spoakit.testing.pytest_plugin import StartHAProxy
@@ -178,9 +178,7 @@ def test_health_checks_fail_until_there_is_a_table(
     (folder / "iprep.toml").write_text(
         f'cache = "cache"\n[[source]]\nname = "feed"\ntype = "list"\nurl = "{feed}"\n'
     )
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    port = address.rpartition(":")[2]
+    port = free_port()
     program = Program(folder, CLI, "--config", "iprep.toml", "-a127.0.0.1", f"-p{port}", "-n2")
     try:
         running = haproxy(
@@ -190,7 +188,7 @@ def test_health_checks_fail_until_there_is_a_table(
                     CHECK.format("src", "on-client-session"), messages="check-client-ip"
                 )
             },
-            variables={"AGENT": address},
+            variables={"AGENT": f"127.0.0.1:{port}"},
         )
         wait_until(lambda: running.server_status("agents", "agent") == "DOWN", "failing checks")
         assert "listening" not in program.log

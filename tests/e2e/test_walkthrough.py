@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from tests.e2e.capture import Capture
-from tests.e2e.mirroring import free_port
 from tests.e2e.programs import BOUND, Program, Start, ask, connect, get, wait_until
+from tests.ports import free_port
 
 from spoakit.testing.haproxy import HAProxy
 from spoakit.testing.pytest_plugin import StartHAProxy

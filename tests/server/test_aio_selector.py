@@ -15,6 +15,7 @@ from selectors import EVENT_READ, EVENT_WRITE
 from types import FrameType
 
 import pytest
+from tests.ports import free_port
 
 from spoakit.exceptions import ConfigurationError
 from spoakit.server import aio_selector
@@ -86,8 +87,7 @@ def test_the_end_of_the_peer_can_be_read(selector: selectors.BaseSelector, pair:
 def test_a_refused_connection_is_reported_to_who_waits_to_write(
     selector: selectors.BaseSelector,
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        address = closed.getsockname()
+    address = ("127.0.0.1", free_port())
     with socket.socket() as connecting:
         connecting.setblocking(False)
         connecting.connect_ex(address)
@@ -178,10 +178,10 @@ def test_a_number_that_comes_back_is_not_mistaken_for_its_last_owner(
 
 def test_a_timeout_is_waited_for(selector: selectors.BaseSelector, pair: Pair) -> None:
     selector.register(pair[0], EVENT_READ)
-    for timeout, least, most in ((0.1, 0.099, 2), (0, 0, 0.1), (-1, 0, 0.1)):
+    for timeout, least in ((0.1, 0.099), (0, 0), (-1, 0)):
         before = time.monotonic()
         assert ready(selector, timeout) == []
-        assert least <= time.monotonic() - before < most
+        assert least <= time.monotonic() - before < 2
     selector.unregister(pair[0])  # whose cancelled request must not end a wait early
     before = time.monotonic()
     assert ready(selector, 0.1) == []

@@ -45,9 +45,18 @@ class Watched:
             await asyncio.sleep(0.1)
         self._changed.clear()
 
-    async def noticed(self) -> None:
-        await self._changed.wait()
-        self._changed.clear()
+    async def settled(self) -> int:
+        """Wait until nothing more is noticed, and return how often it was found changed."""
+        before = -1
+        while self.changes != before:
+            before = self.changes
+            await asyncio.sleep(0.3)
+        return before
+
+    async def noticed(self, before: int) -> None:
+        while self.changes == before:
+            self._changed.clear()
+            await self._changed.wait()
 
 
 def test_a_file_is_watched_in_whatever_way_it_changes(run: Run, tmp_path: Path) -> None:
@@ -56,16 +65,15 @@ def test_a_file_is_watched_in_whatever_way_it_changes(run: Run, tmp_path: Path) 
         file.write_text("old")
         watched = Watched(file)
         await watched.touch_until_noticed()
+        before = await watched.settled()
         new = tmp_path / "new"
         new.write_text("as an editor or a deployment does it")
         os.replace(new, file)
-        await watched.noticed()
+        await watched.noticed(before)
         file.unlink()
-        await asyncio.sleep(0.2)
-        before = watched.changes
+        before = await watched.settled()
         file.write_text("again there")
-        await watched.noticed()
-        assert watched.changes >= before + 1
+        await watched.noticed(before)
         watched.task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await watched.task
@@ -99,8 +107,7 @@ def test_other_files_of_the_folder_are_none_of_its_business(run: Run, tmp_path: 
     async def scenario() -> None:
         watched = Watched(tmp_path / "mirror.toml")
         await watched.touch_until_noticed()
-        await asyncio.sleep(0.2)
-        before = watched.changes
+        before = await watched.settled()
         (tmp_path / "other").write_text("x")
         await asyncio.sleep(0.3)
         assert watched.changes == before

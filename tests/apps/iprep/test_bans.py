@@ -243,11 +243,11 @@ def test_of_many_bans_only_what_has_changed_is_read(path: Path) -> None:
     writer.refresh()
     reader.refresh()
     assert len(reader.bans) == 20_000
-    start = time.perf_counter()
+    start = time.process_time()
     for number in range(10):
         writer.ban(ban(f"192.0.2.{number}"))
         reader.refresh()
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     assert len(reader.bans) == 20_010
     assert seconds < 0.5  # reading all of them ten times takes more than four seconds
     writer.close()

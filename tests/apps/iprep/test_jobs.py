@@ -13,6 +13,7 @@ import pytest
 import uvloop
 from tests.apps.iprep.making import BOUND, feed, mine, until
 from tests.apps.iprep.web_server import web_server
+from tests.processes import children_of
 
 from spoakit.apps.iprep import jobs
 from spoakit.apps.iprep.edition import description_of, encode, read_edition
@@ -42,10 +43,7 @@ def run(request: pytest.FixtureRequest) -> Run:
 
 def children() -> set[int]:
     """Return the processes that this one has started and that are still there."""
-    found: set[int] = set()
-    for task in Path("/proc/self/task").iterdir():
-        found.update(map(int, (task / "children").read_text().split()))
-    return found
+    return set(children_of(os.getpid()))
 
 
 @pytest.fixture

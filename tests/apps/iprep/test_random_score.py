@@ -44,4 +44,4 @@ def test_a_delay_holds_up_the_message_and_no_other(
     before = time.monotonic()
     for ids in engine.notify_each([[message]] * 50):
         assert len(engine.ack(ids).actions) == 1
-    assert delay <= time.monotonic() - before < 10 * delay
+    assert delay <= time.monotonic() - before < 25 * delay  # and not fifty times

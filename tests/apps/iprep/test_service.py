@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from tests.apps.iprep.making import BOUND, put
 from tests.apps.iprep.web_server import web_server
+from tests.processes import children_of, is_running
 
 import spoakit
 from spoakit.apps.iprep.control import ask
@@ -112,14 +113,19 @@ class Service:
         return children_of(self.process.pid)
 
     def keeper(self) -> int:
-        """Return the process that has the keeper's lock."""
-        [folder] = self.folders
-        inode = (folder / "keeper.lock").stat().st_ino
+        """Wait until a process has the keeper's lock, and return it."""
+        self.wait_until(self._find_keeper, "a keeper")
+        return self._keeper
+
+    def _find_keeper(self) -> bool:
+        locks = [lock for folder in self.folders for lock in folder.glob("keeper.lock")]
+        inodes = {str(lock.stat().st_ino) for lock in locks}
         for line in Path("/proc/locks").read_text().splitlines():
             fields = line.split()
-            if "FLOCK" in fields and fields[5].rpartition(":")[2] == str(inode):
-                return int(fields[4])
-        return 0
+            if "FLOCK" in fields and fields[5].rpartition(":")[2] in inodes:
+                self._keeper = int(fields[4])
+                return True
+        return False
 
     def signal(self, signum: int) -> None:
         assert self.process is not None
@@ -134,23 +140,6 @@ class Service:
         if self.process is not None and self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
-
-
-def children_of(pid: int) -> list[int]:
-    found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*"):
-        try:
-            found.extend(map(int, (task / "children").read_text().split()))
-        except (OSError, ValueError):
-            continue  # it has just ended
-    return found
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False
 
 
 @pytest.fixture
@@ -236,7 +225,6 @@ def test_what_is_killed_leaves_no_process_and_its_folder_goes_with_the_next_star
         config = f'cache = "cache"\n{a_list(path)}[[source]]\nname = "f"\ntype = "list"\n'
         service.start(f'{config}url = "{url}"\ntimeout = 3000\n', workers=2)
         connection, _ = hanging.accept()  # so there is a job
-        service.wait_until(lambda: service.keeper(), "a keeper")
         workers = service.workers()
         jobs = children_of(service.keeper())
         assert jobs

@@ -112,7 +112,7 @@ def ranges_(draw: st.DrawFn) -> Range:
 
 
 @given(ranges=st.lists(ranges_(), max_size=30))
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_table_says_what_all_ranges_say_one_by_one(
     ranges: list[Range], open_table: Callable[[Any], Any], tmp_path: Path
 ) -> None:

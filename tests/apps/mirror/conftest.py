@@ -1,5 +1,4 @@
 import asyncio
-import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
@@ -190,13 +189,6 @@ def copying(tmp_path: Path) -> Callable[..., Any]:
                 access_log.close()
 
     return copying
-
-
-def free_port() -> int:
-    """Return a port on which nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 import pytest
-from tests.apps.mirror.conftest import Run, free_port, origin, until
+from tests.apps.mirror.conftest import Run, origin, until
+from tests.ports import free_port
 
 from spoakit.apps.live import LiveSettings
 from spoakit.apps.mirror.agent import Mirror, create_agent, live_settings

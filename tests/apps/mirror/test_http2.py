@@ -16,7 +16,7 @@ from h2.events import ConnectionTerminated, SettingsAcknowledged, StreamReset
 from h2.settings import SettingCodes
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.apps.mirror.conftest import Run, free_port, until
+from tests.apps.mirror.conftest import Run, until
 from tests.apps.mirror.http2_peer import (
     Owner,
     Peer,
@@ -26,6 +26,7 @@ from tests.apps.mirror.http2_peer import (
     get,
     listening,
 )
+from tests.ports import free_port
 
 from spoakit.apps.mirror.http2 import Http2Connection
 
@@ -585,7 +586,11 @@ def test_a_ping_is_answered(run: Run) -> None:
     run(scenario())
 
 
-def test_a_peer_that_asks_and_does_not_read_is_given_up(run: Run) -> None:
+def test_a_peer_that_asks_and_does_not_read_is_given_up(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spoakit.apps.mirror.http2._MAX_UNREAD", 64 * 1024)
+
     async def scenario() -> None:
         async with listening() as target, connected(target.port) as owner:
             target.peer.transport.pause_reading()
@@ -597,7 +602,7 @@ def test_a_peer_that_asks_and_does_not_read_is_given_up(run: Run) -> None:
             ):
                 transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, buffer, 65536)
             while "closed" not in owner.calls:
-                target.peer.transport.write(frame(PING, bytes(8)) * 10_000)
+                target.peer.transport.write(frame(PING, bytes(8)) * 1000)
                 await asyncio.sleep(0.001)
             assert owner.connection.error == "the target does not read what it is sent"
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.apps.mirror.conftest import OK, Run, free_port, origin, until
+from tests.apps.mirror.conftest import OK, Run, origin, until
+from tests.ports import free_port
 
 from spoakit.apps.mirror.settings import (
     PoolSettings,
