@@ -51,6 +51,7 @@ test: test-compiled test-pure
 
 test-compiled: venv haproxy lint
 	sh scripts/require_system.sh $(PYTHON) $(SERVERS)
+	$(BIN)/python -m compileall -q src  # hundreds of tests start programs
 	SPOAKIT_EXPECT=compiled $(BIN)/python -m pytest $(PYTEST)
 
 test-pure: venv-pure haproxy
