@@ -56,6 +56,7 @@ test-system:
 	sh scripts/require_system.sh $(PYTHON) $(SERVERS)
 
 test-compiled: test-system venv haproxy lint
+	$(BIN)/python -m compileall -q src  # hundreds of tests start programs
 	SPOAKIT_EXPECT=compiled $(BIN)/python -m pytest $(PYTEST)
 
 test-pure: test-system venv-pure haproxy
