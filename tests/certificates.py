@@ -23,10 +23,12 @@ def make_authority(folder: Path, name: str = "authority") -> Pem:
     return _make(folder, name, *usage, "-addext", "basicConstraints=critical,CA:TRUE")
 
 
-def make_certificate(folder: Path, name: str, authority: Pem) -> Pem:
-    """Make a certificate for 127.0.0.1 and localhost, signed by an authority."""
+def make_certificate(
+    folder: Path, name: str, authority: Pem, owners: str = "IP:127.0.0.1,DNS:localhost"
+) -> Pem:
+    """Make a certificate for its owners, signed by an authority."""
     signing = ("-CA", str(authority.certificate), "-CAkey", str(authority.key))
-    names = ("-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost")
+    names = ("-addext", f"subjectAltName={owners}")
     return _make(folder, name, *signing, *names, "-addext", "basicConstraints=CA:FALSE")
 
 

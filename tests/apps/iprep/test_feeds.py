@@ -250,7 +250,8 @@ def test_a_certificate_that_does_not_verify_is_refused(
 
 
 def test_a_certificate_for_somebody_else_is_refused(authority: Pem, tmp_path: Path) -> None:
-    with web_server(authority) as secure:
+    other = make_certificate(tmp_path, "other", authority, "DNS:lists.example")
+    with web_server(other) as secure:
         feed = feed_of(secure, tmp_path, ca_file=str(authority.certificate))
         refused(feed, "does not verify: .*not valid for '127.0.0.1'")
     assert not secure.asked
