@@ -12,7 +12,7 @@ from tests.apps.iprep.making import write_database
 from tests.apps.iprep.web_server import Page, web_server
 from tests.certificates import make_authority, make_certificate
 from tests.e2e.programs import Start
-from tests.e2e.test_reputation import CLI, LISTEN, command
+from tests.e2e.reputation import CLI, LISTEN, command
 
 from spoakit.testing import EngineClient
 

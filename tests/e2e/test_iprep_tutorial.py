@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 from tests.e2e.programs import Start, wait_until
-from tests.e2e.test_reputation import CLI, command, is_let_in
+from tests.e2e.reputation import CLI, command, is_let_in
 
 from spoakit.testing.pytest_plugin import StartHAProxy
 

@@ -4,8 +4,6 @@ import http.client
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -17,45 +15,16 @@ from mmdb_writer import MMDBWriter
 from netaddr import IPSet
 from tests.e2e.configuration import haproxy_cfg, show, spoe_cfg
 from tests.e2e.programs import BOUND, Program, Start, ask, wait_until
+from tests.e2e.reputation import CLI, LISTEN, command, is_let_in
 from tests.ports import free_port
 
 from spoakit.testing.haproxy import HAProxy
 from spoakit.testing.pytest_plugin import StartHAProxy
 
 EXAMPLE = Path(__file__).parents[2] / "examples/ip-reputation"
-CLI = "spoakit.cli.iprep"
-LISTEN = ("-a", "127.0.0.1", "-p", "0")
 CONTROL = '[control]\npath = "control.sock"\n'
 CHECK = "spoe-message check-client-ip\n    args {}\n    event {}\n"
 VARIABLES = "ip_score ip_list ip_asn ip_country ip_category"
-
-
-def command(folder: Path, *arguments: str) -> str:
-    """Run a command on the spoa-iprep whose control socket is in a folder."""
-    control = ("--control", str(folder / "control.sock"))
-    done = subprocess.run(
-        [sys.executable, "-m", CLI, *arguments, *control],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=BOUND,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def is_let_in(haproxy: HAProxy, address: str) -> bool:
-    """Return whether a request from an address of this machine is answered."""
-    port = haproxy.ports["FRONTEND"]
-    client = http.client.HTTPConnection(
-        "127.0.0.1", port, timeout=BOUND, source_address=(address, 0)
-    )
-    with closing(client):
-        try:
-            client.request("GET", "/")
-            return client.getresponse().status == 200
-        except (http.client.HTTPException, ConnectionError):
-            return False
 
 
 def shown(haproxy: HAProxy, address: str, headers: Mapping[str, str]) -> Mapping[str, str]:

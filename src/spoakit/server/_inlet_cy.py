@@ -91,6 +91,8 @@ class Inlet:
         elif rest:
             self.go_on(rest)
 
+    # The rest is the protocol's, which derives from this: what is compiled cannot be abstract.
+
     def receive(self, data: bytes) -> None:
         """Handle a read of any kind."""
         raise NotImplementedError("the protocol's")

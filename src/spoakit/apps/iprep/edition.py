@@ -93,6 +93,7 @@ def encode(described: msgspec.Struct) -> bytes:
 def _plain(value: object) -> float:
     if isinstance(value, float | int):  # a time or a size, which have types of their own
         return +value
+    # What msgspec asks for of whom it calls with a type that is not known.
     raise NotImplementedError(f"{type(value).__name__} has no form in JSON")
 
 

@@ -57,6 +57,7 @@ class Source(Table, frozen=True, kw_only=True):
 
     def settings(self, folder: Path) -> SourceSettings:
         """Return the settings of the source; names of files are relative to the folder."""
+        # A struct of msgspec's cannot be abstract.
         raise NotImplementedError(f"{type(self).__name__} is no type of source")
 
     def common(self, kind: SourceType, **more: Any) -> SourceSettings:
