@@ -20,8 +20,8 @@ from spoakit.agent.mishaps import Mishaps
 from spoakit.spop import COMPILED
 
 # In CI a failure must be the change's, so examples are the same each time.
-settings.register_profile("local", deadline=None)
-settings.register_profile("ci", deadline=None, derandomize=True, database=None)
+settings.register_profile("local", deadline=None, max_examples=300)
+settings.register_profile("ci", deadline=None, max_examples=300, derandomize=True, database=None)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 LEG = os.environ.get("SPOAKIT_EXPECT")
