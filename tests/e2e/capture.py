@@ -46,14 +46,20 @@ class Capture:
     """Answers every request, if not told otherwise with 200; running while its block does.
 
     Args:
-        port: where on 127.0.0.1 to listen; 0 is a free port.
+        port: where to listen; 0 is a free port.
         answer: makes the whole answer; the connection ends after one with "Connection: close".
+        host: an address of this machine.
     """
 
-    def __init__(self, port: int = 0, answer: Callable[[Received], bytes] = answer_ok) -> None:
+    def __init__(
+        self,
+        port: int = 0,
+        answer: Callable[[Received], bytes] = answer_ok,
+        host: str = "127.0.0.1",
+    ) -> None:
         self.requests: list[Received] = []
         self._answer = answer
-        self._listener = socket.create_server(("127.0.0.1", port))
+        self._listener = socket.create_server((host, port))
         self._sockets = [self._listener]
         self._threads = [threading.Thread(target=self._accept)]
 

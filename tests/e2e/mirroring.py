@@ -62,6 +62,7 @@ class Mirror:
         program: Program,
         *lines: str,
         origin: str = "unix@origin.sock",
+        server: str = "",
         **arguments: str,
     ) -> HAProxy:
         """Run a HAProxy.
@@ -70,6 +71,7 @@ class Mirror:
             program: the agent.
             lines: further lines of the frontend.
             origin: the address of another origin, with the parameters that it takes.
+            server: parameters of the agent's server.
             arguments: further arguments of the message and their sample expressions, or others in
                 place of the usual ones; "" for none.
         """
@@ -79,7 +81,8 @@ class Mirror:
             if expression
         )
         shown = show(x_value="var(txn.mirror.value)", x_error="var(txn.mirror.error)")
-        config = haproxy_cfg("option http-buffer-request", *shown, *lines, agents=("mirror",))
+        frontend = ("option http-buffer-request", *shown, *lines)
+        config = haproxy_cfg(*frontend, agents=("mirror",), server=server)
         spoe = spoe_cfg(MIRROR.format(args), messages="mirror", agent="mirror", names="value error")
         return self._haproxy(
             config.replace("server origin unix@origin.sock", f"server origin {origin}"),

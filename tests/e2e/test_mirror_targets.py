@@ -29,6 +29,8 @@ from spoakit.testing.pytest_plugin import StartHAProxy
 with_one_haproxy = pytest.mark.parametrize("haproxy_binary", [REQUIRED], indirect=True)
 
 EXAMPLE = Path(__file__).parents[2] / "examples/mirror"
+# Has a program look names up in a file of the test's.
+WRAPPERS = list(Path("/usr/lib").glob("*/libnss_wrapper.so"))
 RECEIVED = ("unselected", "limited", "refused", "skipped", "dropped", "answered", "failed")
 
 
@@ -51,6 +53,48 @@ def get_all(haproxy: HAProxy, *paths: str, **headers: str) -> list[str]:
     """Send GETs over one connection; return what went wrong according to HAProxy."""
     with closing(connect(haproxy)) as client:
         return [ask(client, path, headers)["x-error"] for path in paths]
+
+
+# Where they go.
+
+
+@with_one_haproxy
+@pytest.mark.skipif(not WRAPPERS, reason="Debian's package libnss-wrapper is not installed")
+def test_a_name_that_has_a_new_address_is_followed(
+    mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hosts = tmp_path / "hosts"
+
+    def resolve_to(address: str, changed_at: float) -> None:
+        new = tmp_path / "hosts.new"
+        new.write_text(f"{address} target.example\n")
+        os.utime(new, (changed_at, changed_at))  # which is looked at in seconds
+        new.rename(hosts)
+
+    with Capture(host="127.0.0.1") as before:
+        _, port = before.address.split(":")
+        with Capture(int(port), host="127.0.0.2") as after:
+            resolve_to("127.0.0.1", 1_000_000)
+            with monkeypatch.context() as context:
+                context.setenv("LD_PRELOAD", str(WRAPPERS[0]))
+                context.setenv("NSS_WRAPPER_HOSTS", str(hosts))
+                program = mirror.serve_configured(
+                    table("named", f"target.example:{port}", "lifetime = '50ms'")
+                )
+            running = mirror.balance(program)
+            get_all(running, *["/before"] * 10)
+            before.wait_for(10)
+            resolve_to("127.0.0.2", 2_000_000)
+
+            def is_followed() -> bool:
+                get_all(running, "/between")
+                return bool(after.requests)
+
+            wait_until(is_followed, "a copy at the new address")
+            assert program.stop() == 0
+            received = [*before.requests, *after.requests]
+            assert {each.target for each in after.requests} == {b"/between"}
+    assert figures(program, "named")["answered"] == len(received)
 
 
 # Which requests.

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 from tests.certificates import Pem, make_authority, make_certificate
+from tests.e2e.capture import Capture
 from tests.e2e.configuration import haproxy_cfg, show, spoe_cfg
+from tests.e2e.mirroring import Mirror
 from tests.e2e.programs import Program, Serve, ask, connect, get, wait_until
 
 from spoakit.testing.haproxy import HAProxy
@@ -30,18 +32,21 @@ def authority(tmp_path: Path) -> Pem:
     return make_authority(tmp_path)
 
 
+def tls_options(folder: Path, authority: Pem) -> tuple[str, ...]:
+    """Return options for an agent with a certificate, which wants one of its engines."""
+    own = make_certificate(folder, "agent", authority)
+    files = (own.certificate, own.key, authority.certificate)
+    return tuple(map("{}={}".format, ("--tls-cert", "--tls-key", "--tls-ca"), files))
+
+
+def tls_server(trusted: Path, own: Path) -> str:
+    """Return the parameters with which HAProxy speaks TLS to an agent."""
+    return f"inter 100ms ssl verify required ca-file {trusted} crt {own}"
+
+
 @pytest.fixture
 def agent(serve: Serve, tmp_path: Path, authority: Pem) -> Program:
-    own = make_certificate(tmp_path, "agent", authority)
-    options = (
-        "--tls-cert",
-        own.certificate,
-        "--tls-key",
-        own.key,
-        "--tls-ca",
-        authority.certificate,
-    )
-    return serve(AGENT, *map(str, options), "-n2")
+    return serve(AGENT, *tls_options(tmp_path, authority), "-n2")
 
 
 class Balance:
@@ -52,11 +57,10 @@ class Balance:
         self._agent = agent
 
     def __call__(self, trusted: Path, own: Path) -> HAProxy:
-        server = f"inter 100ms ssl verify required ca-file {trusted} crt {own}"
         return self._haproxy(
             haproxy_cfg(
                 *show(x_value="var(txn.tested.value)", x_error="var(txn.tested.error)"),
-                server=server,
+                server=tls_server(trusted, own),
             ),
             files={"spoe.cfg": spoe_cfg(REQUEST, messages="request")},
             variables={"AGENT": self._agent.address},
@@ -104,3 +108,21 @@ def test_an_agent_with_a_strangers_certificate_is_not_talked_to(
         lambda: running.server_status("agents", "agent").startswith("DOWN"), "a failed check"
     )
     agent.wait_for("TLS with 127.0.0.1:.* failed: ")
+
+
+def test_requests_are_copied_for_a_haproxy_with_a_certificate_and_for_no_other(
+    mirror: Mirror, target: Capture, authority: Pem, tmp_path: Path
+) -> None:
+    program = mirror.serve(target.address, *tls_options(tmp_path, authority))
+    stranger = make_certificate(tmp_path, "stranger", make_authority(tmp_path, "other"))
+    refused = mirror.balance(program, server=tls_server(authority.certificate, stranger.both))
+    get(refused, "/refused")
+    program.wait_for("TLS with 127.0.0.1:.* failed: ")
+    own = make_certificate(tmp_path, "haproxy", authority)
+    running = mirror.balance(program, server=tls_server(authority.certificate, own.both))
+    with closing(connect(running)) as client:
+        for number in range(20):
+            assert not ask(client, f"/{number}")["x-error"]
+    target.wait_for(20)
+    assert program.stop() == 0
+    assert sorted(int(each.target[1:]) for each in target.requests) == list(range(20))
