@@ -8,8 +8,8 @@ BIN := $(VENV)/bin
 HOT := $(shell find src -name '*_cy.py')
 # Most tests wait for something: two at a time take half as long. A file's stay together.
 PYTEST ?= -q -n 2 --dist loadfile
-# What tests run beside HAProxy.
-SERVERS := openssl nghttpd=nghttp2-server
+# What tests run beside HAProxy, and what names are looked up with in them.
+SERVERS := openssl nghttpd=nghttp2-server libnss_wrapper.so=libnss-wrapper
 
 .PHONY: venv venv-pure haproxy demo demo-iprep test test-system test-compiled test-pure test-all \
 	lint bench bench-system fuzz clean

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Make sure of what pip cannot install: a C compiler, Python's headers and venv, and the
-# commands named as further arguments, with their Debian packages where those have another name.
-# Usage: require_system.sh PYTHON [COMMAND[=PACKAGE] ...]
+# Make sure of what pip cannot install: a C compiler, Python's headers and venv, and the commands
+# and libraries named as further arguments, with their Debian packages where those have another name.
+# Usage: require_system.sh PYTHON [COMMAND|LIBRARY[=PACKAGE] ...]
 set -eu
 python=$1
 shift
@@ -15,8 +15,10 @@ version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/de
 import os, sys, sysconfig
 sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))
 ' 2>/dev/null || packages="$packages python$version-dev"
-for command in "$@"; do
-    command -v "${command%%=*}" >/dev/null || packages="$packages ${command#*=}"
+for needed in "$@"; do
+    name=${needed%%=*}
+    command -v "$name" >/dev/null || ls /usr/lib/*/"$name" >/dev/null 2>&1 ||
+        packages="$packages ${needed#*=}"
 done
 [ -n "$packages" ] || exit 0
 
