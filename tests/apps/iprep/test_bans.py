@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import time
+from contextlib import closing
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spoakit.apps.iprep import bans
 from spoakit.apps.iprep.bans import Ban, BanError, BanList, BanStore
 from spoakit.exceptions import StartupError
 
@@ -109,6 +111,54 @@ input()
     store = BanStore(path)
     assert len(store.current()) == 100
     store.close()
+
+
+def test_workers_that_start_together_make_the_file_together(tmp_path: Path) -> None:
+    program = """
+import sys
+from pathlib import Path
+from spoakit.apps.iprep.bans import BanStore
+folder = Path(sys.argv[1])
+print("ready", flush=True)
+for line in sys.stdin:
+    BanStore(folder / line.strip()).close()
+    print("made", flush=True)
+"""
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(tmp_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
+        for _ in range(4)
+    ]
+
+    def answers() -> list[str]:
+        return [worker.stdout.readline() for worker in workers if worker.stdout is not None]
+
+    try:
+        assert answers() == ["ready\n"] * 4
+        for number in range(30):  # without care, one in four goes wrong
+            for worker in workers:
+                assert worker.stdin is not None
+                worker.stdin.write(f"bans-{number}\n")
+            assert answers() == ["made\n"] * 4
+    finally:
+        for worker in workers:
+            worker.communicate()
+
+
+def test_a_file_that_stays_locked_is_said(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    BanStore(path).close()
+    monkeypatch.setattr(bans, "_START_TIMEOUT", 0.0)
+    monkeypatch.setattr(bans, "_BUSY_TIMEOUT", 0.0)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(StartupError, match="locked"):
+            BanStore(path)
 
 
 def test_another_worker_sees_a_ban_and_its_end_within_100_ms(path: Path) -> None:

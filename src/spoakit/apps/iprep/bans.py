@@ -32,6 +32,7 @@ _LOOK_INTERVAL: Final = 0.04
 # A worker that waits for the file answers nothing meanwhile.
 _BUSY_TIMEOUT: Final = 0.5
 _START_TIMEOUT: Final = 10.0  # while all workers make the file
+_START_INTERVAL: Final = 0.01
 _PRUNE_INTERVAL: Final = 1.0
 _KEEP_ENDED: Final = 60.0
 
@@ -168,9 +169,9 @@ class BanStore:
         self._read_at = 0.0
         try:
             path.touch(mode=0o600)
-            self._db = sqlite3.connect(path, timeout=_START_TIMEOUT, isolation_level=None)
+            self._db = sqlite3.connect(path, timeout=_BUSY_TIMEOUT, isolation_level=None)
             try:
-                self._prepare()
+                self._wait_and_prepare()
             except BaseException:
                 self._db.close()
                 raise
@@ -260,6 +261,19 @@ class BanStore:
         """Close the file."""
         self._db.close()
 
+    def _wait_and_prepare(self) -> None:
+        """Prepare the file, as soon as other workers that do so have done."""
+        give_up_at = time.monotonic() + _START_TIMEOUT
+        while True:
+            try:
+                return self._prepare()
+            except sqlite3.OperationalError as error:
+                # Where two would wait for each other, SQLite tells one at once, after no timeout.
+                busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+                if not busy or time.monotonic() >= give_up_at:
+                    raise
+            time.sleep(_START_INTERVAL)
+
     def _prepare(self) -> None:
         """Make the tables where there are none, and read what there is."""
         # A commit is in the kernel's hands when it returns: a system that crashes can lose it,
@@ -267,7 +281,6 @@ class BanStore:
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = NORMAL")
         self._db.executescript(_SCHEMA)
-        self._db.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT * 1000:.0f}")
         self.refresh()
 
     def _read(self, *, anew: bool) -> None:
