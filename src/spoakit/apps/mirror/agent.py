@@ -13,6 +13,7 @@ from spoakit.apps.delay import DEADLINE, delayed
 from spoakit.apps.live import LiveSettings
 from spoakit.apps.mirror._access_log_cy import AccessLog
 from spoakit.apps.mirror._request_cy import Original
+from spoakit.apps.mirror.batches import Batches
 from spoakit.apps.mirror.dialer import check_tls
 from spoakit.apps.mirror.log_writer import LogWriter
 from spoakit.apps.mirror.settings import MirrorSettings, TargetSettings
@@ -36,6 +37,7 @@ class Mirror:
 
     Attributes:
         targets: in the order of the settings.
+        copy: copies a request to the targets that are to get it, now or a few milliseconds later.
     """
 
     def __init__(self, settings: MirrorSettings, access_log: AccessLog, row: CounterRow) -> None:
@@ -46,6 +48,8 @@ class Mirror:
         self._applying: asyncio.Task[None] | None = None
         self._is_closed = False
         self.targets = tuple(self._make(target) for target in settings.targets)
+        self._batches = Batches(self._copy)
+        self.copy: Final = self._batches.add
 
     def apply(self, settings: MirrorSettings) -> None:
         """Reconfigure, and log it if that fails."""
@@ -60,6 +64,7 @@ class Mirror:
         """
         if self._is_closed:
             return
+        self._batches.flush()
         removed = list(self.targets)
         targets: list[Target] = []
         new: list[Target] = []
@@ -83,11 +88,16 @@ class Mirror:
     async def aclose(self) -> None:
         """Send what waits, within the time the settings give, and close."""
         self._is_closed = True
+        self._batches.flush()
         try:
             closing = [target.aclose(self._drain) for target in self.targets]
             await asyncio.gather(*closing, *self._closing)
         finally:
             self._access_log.close()
+
+    def _copy(self, original: Original) -> None:
+        for target in self.targets:
+            target.copy(original)
 
     async def _apply(self, settings: MirrorSettings) -> None:
         try:
@@ -169,8 +179,7 @@ def create_agent(settings: MirrorSettings | LiveSettings[MirrorSettings]) -> Age
             arg_id,
             arg_key,
         )
-        for target in mirror.targets:
-            target.copy(original)
+        mirror.copy(original)
 
     delay = live.current.processing_delay
     if delay:
