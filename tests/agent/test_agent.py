@@ -1,5 +1,6 @@
 import asyncio
 import functools
+import math
 from collections.abc import AsyncIterator, Callable, Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -98,6 +99,12 @@ def test_the_kind_of_a_handler_follows_its_function(
     (handler,) = agent.handlers
     assert (handler.kind, handler.timeout) == (kind, options.get("timeout"))
     assert handler.name == f"{__name__}.{function.__name__}"
+
+
+@pytest.mark.parametrize("within", [-1, math.inf, math.nan])
+def test_calls_of_observers_wait_for_a_time_only(agent: Agent, within: float) -> None:
+    with pytest.raises(RegistrationError, match=r"'check': within=.* is no time from 0 up"):
+        agent.observe("check", within=within)
 
 
 def test_an_observer_is_a_handler_of_its_own_kind(agent: Agent) -> None:

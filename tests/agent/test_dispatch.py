@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 import pytest
+from tests.agent.frames import Link, notify, raw_notify
 
 from spoakit import (
     Action,
@@ -23,13 +24,11 @@ from spoakit import (
 )
 from spoakit.agent._dispatch_cy import MAX_OUTGOING, MAX_PLANS
 from spoakit.agent.runtime import Runtime
-from spoakit.agent.waiting import WaitingFrame
-from spoakit.exceptions import InvalidFrameError, ProtocolError
+from spoakit.exceptions import InvalidFrameError
 from spoakit.logs import forget_throttled
 from spoakit.spop import (
     Aborted,
     FrameType,
-    Notify,
     decode_actions,
     decode_frame,
     encode_frame,
@@ -51,45 +50,6 @@ def agent() -> Agent:
 
 
 # --- frames --------------------------------------------------------------------------------
-
-
-class Link:
-    """A connection that only collects."""
-
-    peer = "192.0.2.9:1234"
-    engine_id = None
-    received = 0.0
-
-    def __init__(self, max_frame_size: int = 16380) -> None:
-        self.outgoing = bytearray()
-        self.max_frame_size = max_frame_size
-
-    def wait(self, frame: WaitingFrame) -> None:
-        raise AssertionError("nothing here takes time")
-
-    def finish(self, frame: WaitingFrame, actions: list[Action]) -> None:
-        raise AssertionError("nothing here takes time")
-
-    def fail(self, frame: WaitingFrame, error: ProtocolError) -> None:
-        raise AssertionError("nothing here takes time")
-
-    def acks(self) -> list[tuple[int, list[Action]]]:
-        """Take the ACKs apart: stream ids and actions."""
-        found = []
-        while self.outgoing:
-            end = 4 + int.from_bytes(self.outgoing[:4], "big")
-            frame = decode_frame(bytes(self.outgoing[4:end]))
-            found.append((frame.stream_id, decode_actions(frame.payload)))
-            del self.outgoing[:end]
-        return found
-
-
-def notify(stream_id: int, *messages: Message) -> Notify:
-    return raw_notify(stream_id, encode_messages(messages))
-
-
-def raw_notify(stream_id: int, payload: bytes) -> Notify:
-    return Notify(bytes((stream_id, 1)), payload, 0, len(payload))
 
 
 def dispatching(agent: Agent, use: Callable[[Runtime], None]) -> None:

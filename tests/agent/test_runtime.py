@@ -6,18 +6,16 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
+from tests.agent.frames import Link, notify
 
 from spoakit import Action, Agent, Argument, Message
 from spoakit.agent.runtime import Runtime
-from spoakit.agent.waiting import WaitingFrame
 from spoakit.exceptions import (
     ConfigurationError,
     MismatchError,
-    ProtocolError,
     RegistrationError,
     StartupError,
 )
-from spoakit.spop import Notify, decode_actions, decode_frame, encode_messages
 
 NOTHING: Mapping[Any, object] = MappingProxyType({})
 
@@ -58,27 +56,12 @@ def log() -> Log:
     return Log()
 
 
-class Link:
-    peer = "192.0.2.9:1234"
-    engine_id = None
-    max_frame_size = 16380
-    received = 0.0
-
-    def __init__(self) -> None:
-        self.outgoing = bytearray()
-
-    def wait(self, frame: WaitingFrame) -> None: ...
-
-    def finish(self, frame: WaitingFrame, actions: list[Action]) -> None: ...
-
-    def fail(self, frame: WaitingFrame, error: ProtocolError) -> None: ...
-
-
 def call(runtime: Runtime, message: str, *args: Argument) -> list[Any]:
     """Return the values set in the answer to a message."""
-    link, payload = Link(), encode_messages([Message(message, args)])
-    runtime.dispatcher.dispatch([Notify(b"\1\1", payload, 0, len(payload))], 0, link)
-    return [each.value for each in decode_actions(decode_frame(bytes(link.outgoing[4:])).payload)]
+    link = Link()
+    runtime.dispatcher.dispatch([notify(1, Message(message, args))], 0, link)
+    [(_, actions)] = link.acks()
+    return [each.value for each in actions]
 
 
 def test_each_agents_handlers_get_its_own_resources(log: Log) -> None:

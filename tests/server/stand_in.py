@@ -103,6 +103,9 @@ class StandIn:
     def refuse_health_checks(self) -> None:
         self._refusing = True
 
+    def run_observers(self) -> None:
+        logging.getLogger("stand_in").info("observing")
+
     async def drain(self, timeout: float) -> None:
         self._draining = True
         logging.getLogger("stand_in").info("draining")

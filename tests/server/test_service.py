@@ -132,6 +132,15 @@ def test_signals_call_the_hooks_in_each_process(start: Start, workers: int) -> N
     assert service.connect().ask("pid").isdigit()
 
 
+def test_observers_have_seen_what_came_before_a_reload(start: Start, workers: int) -> None:
+    processes = 1 if workers == 1 else workers + 1
+    service = start(workers=workers).ready()
+    service.signal(signal.SIGHUP)
+    service.wait_for("reloading", times=processes)
+    assert service.log.count("observing") == workers
+    assert service.log.rindex("observing") < service.log.rindex("reloading")
+
+
 def test_a_reload_that_is_refused_reaches_no_worker(
     start: Start, workers: int, tmp_path: Path
 ) -> None:

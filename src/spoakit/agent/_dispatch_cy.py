@@ -53,6 +53,10 @@ _MAX_SHOWN: int = 16
 MAX_OUTGOING: int = 256 * 1024
 _MAX_OUTGOING = cython.declare(cython.Py_ssize_t, 256 * 1024)
 
+# Calls of observers that wait; with more they are not gathered any longer.
+MANY_OBSERVATIONS: int = 16
+_MANY_OBSERVATIONS = cython.declare(cython.Py_ssize_t, 16)
+
 _NOTHING: Sequence[Any] = ()
 
 # Seconds; an inline handler holds up every connection of its worker.
@@ -280,12 +284,15 @@ class Dispatcher:
         suspend: takes over a frame whose next handler takes time, with the cursor in
             front of its message, the actions so far, and what is to be observed once its
             ACK is written.
-        schedule: has `run_observers` called soon, after what is due has been written.
+        schedule: has what it is given called once observers wait, after what is due has been
+            written; that is `run_observers`.
+        hurry: has the same called soon, since `MANY_OBSERVATIONS` calls of observers wait.
     """
 
     _routes: dict[bytes, Any]
     _suspend: Any
     _schedule: Any
+    _hurry: Any
     _observations: list[Any]
     _clock: cython.double
     _expected: Any
@@ -297,11 +304,13 @@ class Dispatcher:
         self,
         routes: Mapping[bytes, tuple[Runner, ...]],
         suspend: Callable[[Dispatcher, Notify, Link, Cursor, list[Any], list[Any]], object],
-        schedule: Callable[[Callable[[], None]], object],
+        schedule: Callable[[Callable[[int], bool]], object],
+        hurry: Callable[[Callable[[int], bool]], object],
     ) -> None:
         self._routes = dict(routes)
         self._suspend = suspend
         self._schedule = schedule
+        self._hurry = hurry
         self._observations = []
         self._clock = 0.0
         self._expected = None
@@ -611,16 +620,20 @@ class Dispatcher:
     @cython.inline
     @cython.exceptval(-1, check=False)
     def _observe_later(self, runner: Runner, values: list[Any]) -> cython.Py_ssize_t:
-        if not self._observations:
-            self._schedule(self.run_observers)
         self._observations.append((runner, values))
+        waiting: cython.Py_ssize_t = len(self._observations)
+        if waiting == 1:
+            self._schedule(self.run_observers)
+        elif waiting == _MANY_OBSERVATIONS:
+            self._hurry(self.run_observers)
         return 0
 
-    def run_observers(self) -> None:
-        """Call the observers that are due."""
+    def run_observers(self, most: int = 0) -> bool:
+        """Make the calls of observers that wait, `most` of them or all; tell if some are left."""
         observations: list[Any] = self._observations
-        self._observations = []
-        self._call_observers(observations)
+        self._observations = observations[most:] if most else []
+        self._call_observers(observations[:most] if most else observations)
+        return bool(self._observations)
 
     def call_observers(self, observations: list[Any]) -> None:
         """Call the observers of frames whose ACKs are written."""

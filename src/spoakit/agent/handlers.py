@@ -104,6 +104,7 @@ class Handler:
         timeout: seconds from the reading of the frame to the fallback; None for the
             server's default. Inline handlers and observers have none.
         sending: when HAProxy is to send the message.
+        within: seconds that an observer's call may wait for others.
     """
 
     agent: str
@@ -115,6 +116,7 @@ class Handler:
     fallback: tuple[Action, ...] = ()
     timeout: float | None = None
     sending: Sending = Sending()
+    within: float = 0.0
 
     @property
     def deadline_after(self) -> float | None:

@@ -9,7 +9,8 @@ from typing import Any
 
 from spoakit.agent._dispatch_cy import Dispatcher, Runner
 from spoakit.agent.agent import Agent
-from spoakit.agent.handlers import Handler
+from spoakit.agent.gathering import Gathering
+from spoakit.agent.handlers import Handler, HandlerKind
 from spoakit.agent.registry import combine
 from spoakit.agent.resources import ResourceSet
 from spoakit.agent.waiting import Waiting
@@ -73,13 +74,26 @@ class Runtime:
             message.encode(): tuple(self._runner(handler) for handler in handlers)
             for message, handlers in self._handlers.items()
         }
-        self.dispatcher = Dispatcher(routes, self._waiting.suspend, loop.call_soon)
+        gathering = Gathering(loop, self._shortest_wait())
+        self.dispatcher = Dispatcher(
+            routes, self._waiting.suspend, gathering.schedule, gathering.hurry
+        )
 
     async def aclose(self) -> None:
         """Stop timers and threads, then the resources in reverse order."""
         self._waiting.close()
         self.dispatcher.run_observers()
         await self._stop_resources()
+
+    def _shortest_wait(self) -> float:
+        """Return how long calls of observers may wait: they are made in one order."""
+        observers = (
+            handler
+            for handlers in self._handlers.values()
+            for handler in handlers
+            if handler.kind is HandlerKind.OBSERVER
+        )
+        return min((observer.within for observer in observers), default=0.0)
 
     def _runner(self, handler: Handler) -> Runner:
         resources = self._resources[handler.agent]

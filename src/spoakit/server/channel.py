@@ -60,6 +60,9 @@ class WorkerServer(Protocol):
     def refuse_health_checks(self) -> None:
         """Answer health checks with a DISCONNECT from now on."""
 
+    def run_observers(self) -> None:
+        """Have the agents' observers see now what has been acknowledged."""
+
     async def drain(self, timeout: float) -> None:
         """Close each connection when it is quiet, and all within `timeout` seconds."""
 

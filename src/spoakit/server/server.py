@@ -84,6 +84,11 @@ class Server:
         if self._hub is not None:
             self._hub.refuse_health_checks()
 
+    def run_observers(self) -> None:
+        """Have the agents' observers see now what has been acknowledged."""
+        if self._hub is not None:
+            self._hub.dispatcher.run_observers()
+
     async def drain(self, timeout: float) -> None:
         """Close each connection when it is quiet, and at the end of `timeout` seconds all."""
         self.refuse_health_checks()

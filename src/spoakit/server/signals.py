@@ -144,7 +144,8 @@ class Hooks:
     """What a program does on SIGHUP and SIGUSR1, in the supervisor and in each worker.
 
     Both run in the process's event loop, between two callbacks. What a hook raises is logged, and
-    if it was raised in the supervisor the workers are not told: so a reload is refused.
+    if it was raised in the supervisor the workers are not told: so a reload is refused. Observers
+    have seen all that was acknowledged before a reload.
 
     Attributes:
         reload: called on SIGHUP.

@@ -64,6 +64,10 @@ class SingleServer:
         """Answer health checks with a DISCONNECT from now on, serving as before."""
         self._server.refuse_health_checks()
 
+    def run_observers(self) -> None:
+        """Have the agents' observers see now what has been acknowledged."""
+        self._server.run_observers()
+
     async def leave(self) -> bool:
         """Stop listening, drain, close; tell if that was done within the drain's bound."""
         self.close()
@@ -134,13 +138,13 @@ class SingleProcess:
             StartupError: a resource did not come up.
         """
         loop = asyncio.get_running_loop()
-        for signum in SIGNALS:
-            loop.add_signal_handler(signum, self._on_signal, signum)
         row = self._counters.row(0)
         server = SingleServer(self._settings, self._listeners, self._make_server(row), row)
+        for signum in SIGNALS:
+            loop.add_signal_handler(signum, self._on_signal, signum, server)
         background = [asyncio.create_task(self._monitor())]
         if self._settings.watch is not None:
-            reload = partial(self._hooks.call, Wish.RELOAD)
+            reload = partial(self._reload, server)
             background.append(asyncio.create_task(watch_file(self._settings.watch, reload)))
         stopping = asyncio.create_task(self._stopping.wait())
         starting = asyncio.create_task(server.start())
@@ -162,17 +166,23 @@ class SingleProcess:
                 task.cancel()
             server.close()
 
-    def _on_signal(self, signum: int) -> None:
+    def _on_signal(self, signum: int, server: SingleServer) -> None:
         wish = self._rules.read(signum)
         match wish:
             case Wish.STOP:
                 self._stop(signal.Signals(signum).name)
             case Wish.END:
                 self._end(signum)
-            case Wish.RELOAD | Wish.REOPEN_LOGS:
+            case Wish.RELOAD:
+                self._reload(server)
+            case Wish.REOPEN_LOGS:
                 self._hooks.call(wish)
             case Wish.REPORT:
                 log_counters(self._counters, 1, zeros=True)
+
+    def _reload(self, server: SingleServer) -> None:
+        server.run_observers()
+        self._hooks.call(Wish.RELOAD)
 
     async def _monitor(self) -> None:
         while self._settings.monitor is not None:

@@ -157,6 +157,7 @@ class _Worker:
                 case Order.DRAIN:
                     self._leave.set()
                 case Order.RELOAD:
+                    self._server.run_observers()
                     self._hooks.call(Wish.RELOAD)
                 case Order.REOPEN_LOGS:
                     self._hooks.call(Wish.REOPEN_LOGS)

@@ -152,8 +152,9 @@ class Engine:
         events = link.send(messages)
         dispatcher.dispatch(events, 0, link)
         actions = await link.answer()
-        # Observers have been scheduled by now; this comes after them.
+        # Those of a frame that waited have been scheduled by now; this comes after them.
         await asyncio.sleep(0)
+        dispatcher.run_observers()
         if dispatcher.oversized > oversized:
             self._errors.append(
                 CallError(f"the ACK exceeds {MAX_FRAME_SIZE} bytes, so it goes without its actions")

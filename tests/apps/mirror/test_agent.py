@@ -38,9 +38,10 @@ COPY = b" HTTP/1.1\r\nhost: x.org\r\nx-a: b\r\n"
 
 
 class EngineSocket:
-    """An engine's end of a connection."""
+    """An engine's end of a connection to a server."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, server: Server) -> None:
+        self.server = server
         sock.setblocking(False)
         self._sock = sock
         self._loop = asyncio.get_running_loop()
@@ -97,7 +98,7 @@ async def mirror(
     with theirs:
         ours.setblocking(False)
         server.adopt(ours)
-        engine = EngineSocket(theirs)
+        engine = EngineSocket(theirs, server)
         await engine.open()
         yield engine
     await server.drain(5)
@@ -269,6 +270,7 @@ def test_a_reload_keeps_targets_makes_new_ones_and_drains_the_others(run: Run) -
                 await until(lambda: len(kept.requests) == len(removed.requests) == 1)
                 wanted = settings_for(new.port, kept.port)
                 await engine.notify(*arguments())
+                engine.server.run_observers()  # as before each reload
                 live.reload()
                 await asyncio.sleep(0)
                 await engine.notify(*arguments())
