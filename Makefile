@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 HOT := $(shell find src -name '*_cy.py')
 # Most tests wait for something: on two cores, three at a time take a fifth less time than two.
 # A file's stay together.
-PYTEST ?= -q -n 3 --dist loadfile
+PYTEST ?= -q -rs -n 3 --dist loadfile
 # What tests run beside HAProxy, and what names are looked up with in them.
 SERVERS := openssl nghttpd=nghttp2-server libnss_wrapper.so=libnss-wrapper
 

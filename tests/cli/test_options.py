@@ -1,4 +1,5 @@
 import importlib.util
+import os
 import subprocess
 import sys
 from importlib.machinery import ModuleSpec
@@ -55,4 +56,14 @@ def test_closed_standard_streams_are_opened_on_nothing(closed: str) -> None:
     )
     command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", script]
     done = subprocess.run(command, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("arguments", [["-h"], ["-V"]])
+def test_one_who_reads_no_further_is_no_error(arguments: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "spoakit.cli.mirror", *arguments]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
     assert (done.returncode, done.stderr) == (0, b"")

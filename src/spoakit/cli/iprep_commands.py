@@ -15,7 +15,7 @@ from spoakit.apps.iprep.control import Answer, ControlError, Request, ask
 from spoakit.cli import iprep_answers as answers
 from spoakit.cli import values
 from spoakit.cli.option_table import Option
-from spoakit.cli.options import Parser
+from spoakit.cli.options import Parser, show
 from spoakit.exceptions import ConfigurationError
 
 CONTROL_VARIABLE: Final = "SPOA_IPREP_CONTROL"
@@ -142,7 +142,7 @@ def run_command(arguments: Sequence[str]) -> int:
         parser.error(str(error))
     try:
         answer = ask(path, request)
-        print(json.dumps(answer) if options.json else command.show(answer, time.time()))
+        show(json.dumps(answer) if options.json else command.show(answer, time.time()))
     except ControlError as error:
         sys.stderr.write(f"ERROR: {error}\n")
         return 1

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, NoReturn, TypeAlias
 
 from spoakit.cli import values
-from spoakit.cli.options import EX_USAGE, Parser, version
+from spoakit.cli.options import EX_USAGE, Parser, show, version
 from spoakit.cli.values import NotAllowedError, Reader
 from spoakit.exceptions import ConfigurationError
 
@@ -118,10 +118,10 @@ class OptionParser(Parser):
         """
         options, unknown = self.parse_known_args(arguments)
         if options.help:
-            print(self._help_text())
+            show(self._help_text())
             return None
         if options.version:
-            print(f"\n{self.prog} v{version()}\n")
+            show(f"\n{self.prog} v{version()}\n")
             return None
         found: dict[str, Any] = {}
         errors = [f"unrecognized arguments: {' '.join(unknown)}"] if unknown else []

@@ -30,6 +30,17 @@ def open_standard_streams() -> None:
             setattr(sys, name, os.fdopen(descriptor, "w" if descriptor else "r", closefd=False))
 
 
+def show(text: str) -> None:
+    """Print what was asked for; one who has read enough of it and left, as head does, may."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # What is still buffered would be written at the end, and fail again.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose errors look like the programs' own: "ERROR: what is wrong"; exit code 64."""
 
