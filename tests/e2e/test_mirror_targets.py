@@ -448,8 +448,9 @@ def test_a_rate_and_a_short_queue_bound_what_a_target_gets(mirror: Mirror) -> No
         assert program.stop() == 0
         assert tardy.requests[0].target == b"/0"
     rated, dropping = figures(program, "limited"), figures(program, "newest")
-    assert rated["answered"] + rated["limited"] == 50
-    assert 1 <= rated["answered"] <= 10
+    accepted = rated["answered"] + rated["failed"]  # the stop may come before an answer
+    assert accepted + rated["limited"] == 50
+    assert 1 <= accepted <= 10
     assert dropping["dropped"] >= 39
     assert "newest: the queue is full, the newest request is dropped" in program.log
 
