@@ -199,7 +199,7 @@ def test_the_bare_sender_keeps_a_pace_and_tells_latencies(tools: Tools, tmp_path
         sent = tools.bare_sender(slow.port, 50, count=200, rate=1000)
     assert sent.problems == ()
     assert sent.per_second < 1100
-    assert 20_000 <= sent.p50 <= sent.p99 <= sent.maximum
+    assert 19_680 <= sent.p50 <= sent.p99 <= sent.maximum  # percentiles are right within 1.6 %
 
 
 def test_the_sink_counts_pipelined_requests_and_answers_head_without_a_body(sink: Sink) -> None:
