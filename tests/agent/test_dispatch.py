@@ -22,6 +22,7 @@ from spoakit import (
     Message,
     PerFrame,
 )
+from spoakit.agent import _dispatch_cy
 from spoakit.agent._dispatch_cy import MAX_OUTGOING, MAX_PLANS
 from spoakit.agent.runtime import Runtime
 from spoakit.exceptions import InvalidFrameError
@@ -535,10 +536,13 @@ def test_calls_in_a_row_that_are_slow_together_are_told(
     agent: Agent, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()
+    now = 0.0
+    monkeypatch.setattr(_dispatch_cy, "monotonic", lambda: now)
 
     @agent.message("message")
     def handle() -> None:
-        time.sleep(0.004)
+        nonlocal now
+        now += 0.004
 
     def use(runtime: Runtime) -> None:
         link = Link()
