@@ -13,7 +13,7 @@ PYTEST ?= -q -rs -n 3 --dist loadfile
 SERVERS := openssl nghttpd=nghttp2-server libnss_wrapper.so=libnss-wrapper
 
 .PHONY: venv venv-pure haproxy demo demo-iprep test test-system test-compiled test-pure test-all \
-	lint bench bench-system fuzz clean
+	lint bench bench-system fuzz soak clean
 
 venv: $(VENV)/.ready
 venv-pure: $(PURE)/.ready
@@ -86,6 +86,11 @@ bench: bench-system venv
 
 fuzz: venv
 	$(BIN)/python -m tests.fuzz $(FUZZ)
+
+# An hour, unless told otherwise: make soak SOAK='--minutes 5'.
+soak: venv
+	-$(BIN)/python scripts/fetch_haproxy.py
+	$(BIN)/python -m tests.soak $(SOAK)
 
 clean:
 	rm -rf $(VENV) $(PURE) build src/*.egg-info .mypy_cache .ruff_cache

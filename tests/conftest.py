@@ -63,6 +63,7 @@ SAME_IN_BOTH_FORMS = (
     "server/test_sockets.py",
     "server/test_supervisor.py",
     "server/test_watch.py",
+    "soak/test_*.py",  # of what wears agents out, and that it tells what goes wrong
     "test_logs.py",
     "testing/test_haproxy.py",
 )

@@ -130,9 +130,14 @@ class Tools:
         )
 
     @contextmanager
-    def sink(self, log: Path, *, never: bool = False, delay: int = 0) -> Iterator[Sink]:
-        """Run an HTTP sink that answers at once, after some milliseconds, or never."""
-        port = free_port()
+    def sink(
+        self, log: Path, *, never: bool = False, delay: int = 0, port: int = 0
+    ) -> Iterator[Sink]:
+        """Run an HTTP sink that answers at once, after some milliseconds, or never.
+
+        It listens on a free port unless one is given.
+        """
+        port = port or free_port()
         command = [str(self.directory / "http_sink"), f"-p{port}", f"-d{delay}"]
         command += ["-n"] if never else []
         with running(command, port=port, log=log):

@@ -1,0 +1,150 @@
+"""Serve HAProxy's clients for a long time, while all kinds of things happen to the agents.
+
+    python -m tests.soak [--minutes 60] [--rate 1000] [--seconds 10]
+
+spoa-mirror (with a healthy, a slow, a dead and a resetting target, and one that is restarted) and
+spoa-iprep, both with two workers, behind one HAProxy. Each round has a HAProxy of its own and goes
+through the incidents of `incidents.py`, each under its own load; then it is looked at what the
+agents hold.
+
+Exit status 0 when each request was answered, and copied to the healthy target unless a killed
+worker had it; when no memory and no file was kept; and when both agents ended in order. Else 1,
+and 2 when it could not go on.
+"""
+
+import argparse
+import signal
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from threading import Event
+
+from tests.benchmarks.measure import BenchmarkError
+from tests.benchmarks.subjects import REPOSITORY
+from tests.benchmarks.tools import Sent, build
+from tests.soak.incidents import INCIDENTS, LOSING, Incident
+from tests.soak.scene import Held, Scene
+
+MOST_LOST = 100  # requests that a killed worker had
+MOST_MEMORY = 8.0  # MB that an agent may hold beyond what it held after the first round
+MOST_FILES = 30  # and files: connections to targets come and go
+
+
+@dataclass
+class Soak:
+    """The rounds so far, and what went wrong in them."""
+
+    scene: Scene
+    rate: int
+    seconds: float
+    problems: list[str] = field(default_factory=list)
+    requests: int = 0
+    _first: dict[str, Held] = field(default_factory=dict)
+
+    def round(self) -> str:
+        """Go through all incidents; return what there is to say of it."""
+        self.scene.restart_haproxy()
+        met = {incident.__name__: self.meet(incident) for incident in INCIDENTS}
+        p99s = {name: p99 for name, (p99, _) in met.items()}
+        worst = max(p99s, key=p99s.__getitem__)
+        return (
+            f"p99 {median(p99s.values()):.1f} ms, worst {p99s[worst]:.1f} ms ({worst}), "
+            f"{sum(lost for _, lost in met.values())} lost; {self._look()}"
+        )
+
+    def meet(self, incident: Incident) -> tuple[float, int]:
+        """Let it happen under load; return clients' p99 in ms, and how many copies were lost."""
+
+        name = incident.__name__
+        count = max(1, round(self.rate * self.seconds))
+        over = Event()
+        loads: list[Sent] = []
+
+        def send() -> None:
+            while not (loads and over.is_set()):
+                loads.append(self.scene.send(count, self.rate))
+
+        # What an incident starts is a child of its thread, and ends with it: it has this one.
+        with ThreadPoolExecutor(1) as pool:
+            sending = pool.submit(send)
+            try:
+                time.sleep(self.seconds / 4)
+                incident(self.scene)
+            finally:
+                over.set()
+            sending.result()
+        requests, copies = self.scene.reached()
+        self.requests += requests
+        self.problems += [f"{name}: {problem}" for load in loads for problem in load.problems]
+        if requests != count * len(loads):
+            self.problems.append(f"{name}: {requests} of {count * len(loads)} requests were served")
+        lost = requests - copies
+        if not 0 <= lost <= (MOST_LOST if incident in LOSING else 0):
+            self.problems.append(f"{name}: {copies} copies of {requests} requests")
+        return max(load.p99 for load in loads) / 1e3, lost
+
+    def _look(self) -> str:
+        """Compare what the agents hold with what they held first; return what it is."""
+        texts = []
+        for agent in self.scene.agents:
+            held = agent.held
+            first = self._first.setdefault(agent.name, held)
+            texts.append(f"{agent.name} {held.memory:.1f} MB, {held.files} files")
+            if held.memory > first.memory + MOST_MEMORY or held.files > first.files + MOST_FILES:
+                self.problems.append(f"{texts[-1]}; at first {first.memory:.1f} and {first.files}")
+        return ", ".join(texts)
+
+
+def soak(folder: Path, *, minutes: float, rate: int, seconds: float) -> int:
+    """Go round for some time, once at least; print what comes of it, return how many problems."""
+    start = time.monotonic()
+
+    def show(line: str, problems: list[str]) -> None:
+        print(f"{time.monotonic() - start:6.0f} s: {line}", flush=True)
+        for problem in problems:
+            print(f"  PROBLEM {problem}", flush=True)
+
+    with ExitStack() as stack:
+        scene = Scene(build(REPOSITORY / ".cache" / "benchmarks"), folder, stack)
+        rounds = Soak(scene, rate, seconds)
+        while not rounds.requests or time.monotonic() < start + minutes * 60:
+            known = len(rounds.problems)
+            line = rounds.round()
+            show(line, rounds.problems[known:])
+        at_the_end = scene.stop_agents()
+    problems = len(rounds.problems) + len(at_the_end)
+    show(f"{rounds.requests:,} requests, {problems} problems", at_the_end)
+    return problems
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.soak",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--minutes", type=float, default=60.0, help="how long (default: 60)")
+    parser.add_argument("--rate", type=int, default=1000, help="requests a second (default: 1000)")
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="of load for each incident (default: 10)"
+    )
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    with TemporaryDirectory(prefix="spoakit-soak-") as folder:
+        try:
+            problems = soak(
+                Path(folder), minutes=options.minutes, rate=options.rate, seconds=options.seconds
+            )
+        except BenchmarkError as error:
+            print(f"ERROR: {error}", file=sys.stderr)
+            return 2
+    return int(bool(problems))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
