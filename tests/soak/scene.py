@@ -20,6 +20,7 @@ from tests.processes import children_of
 from spoakit.testing.haproxy import HAProxy, haproxy_version
 
 WORKERS = 2
+CONNECTIONS = 16  # of each worker to each target
 SLOW_ANSWER = 500  # milliseconds
 PROGRAMS = Path(sys.executable).parent
 BOUND = 20.0  # seconds, for what is waited for
@@ -89,6 +90,7 @@ spoe-message mirror
 # The target that is restarted is also another one after each reload.
 MIRROR_TOML = """\
 [defaults]
+connections = {connections}
 timeouts = {{ connect = 1, first-byte = 1, total = 2 }}
 queue = {{ length = 1000 }}
 
@@ -275,7 +277,8 @@ class Scene:
     def configure_mirror(self, more: str = "") -> None:
         """Write spoa-mirror's configuration, different each time, with one more line."""
         self._reloads += 1
-        text = MIRROR_TOML.format(reload=self._reloads, **self._ports)
+        values = {"reload": self._reloads, "connections": CONNECTIONS, **self._ports}
+        text = MIRROR_TOML.format(**values)
         self._replace("mirror.toml", f"{text}{more}\n")
 
     def list_network(self, network: str) -> None:
