@@ -16,7 +16,7 @@ from typing import TypeAlias
 import pytest
 from hypothesis import settings
 
-from spoakit.agent.mishaps import Mishaps
+from spoakit.agent.call_errors import CallErrors
 from spoakit.spop import COMPILED
 
 # In CI a failure must be the change's, so examples are the same each time.
@@ -52,11 +52,11 @@ SAME_IN_BOTH_FORMS = (
     "metrics/test_*.py",
     # What stands around a server, tested with one that speaks lines instead of SPOP.
     "server/test_aio_selector.py",
-    "server/test_handle.py",
+    "server/test_worker_process.py",
     "server/test_logfile.py",
-    "server/test_loops.py",
+    "server/test_event_loops.py",
     "server/test_pidfile.py",
-    "server/test_report.py",
+    "server/test_stats_log.py",
     "server/test_service.py",
     "server/test_settings.py",
     "server/test_signals.py",
@@ -83,7 +83,7 @@ def _slowness_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Tests of just that undo it.
     """
-    monkeypatch.setattr(Mishaps, "slow", lambda mishaps, seconds, calls: None)
+    monkeypatch.setattr(CallErrors, "slow", lambda errors, seconds, calls: None)
 
 
 # Gives a hot module, by its full name, in one of its forms.

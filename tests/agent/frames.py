@@ -1,12 +1,12 @@
 """Frames for a dispatcher, and the connection they come by."""
 
 from spoakit import Action, Message
-from spoakit.agent.waiting import WaitingFrame
+from spoakit.agent.suspension import SuspendedFrame
 from spoakit.exceptions import ProtocolError
 from spoakit.spop import Notify, decode_actions, decode_frame, encode_messages
 
 
-class Link:
+class EngineLink:
     """A connection that only collects."""
 
     peer = "192.0.2.9:1234"
@@ -17,13 +17,13 @@ class Link:
         self.outgoing = bytearray()
         self.max_frame_size = max_frame_size
 
-    def wait(self, frame: WaitingFrame) -> None:
+    def wait(self, frame: SuspendedFrame) -> None:
         raise AssertionError("nothing here takes time")
 
-    def finish(self, frame: WaitingFrame, actions: list[Action]) -> None:
+    def finish(self, frame: SuspendedFrame, actions: list[Action]) -> None:
         raise AssertionError("nothing here takes time")
 
-    def fail(self, frame: WaitingFrame, error: ProtocolError) -> None:
+    def fail(self, frame: SuspendedFrame, error: ProtocolError) -> None:
         raise AssertionError("nothing here takes time")
 
     def acks(self) -> list[tuple[int, list[Action]]]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from spoakit import Action, Actions, Agent, DataType, IPAddress, PerFrame
-from spoakit.agent.handlers import HandlerKind, Sending
+from spoakit.agent.handlers import HandlerKind, Trigger
 from spoakit.exceptions import RegistrationError
 
 
@@ -101,25 +101,27 @@ def test_the_kind_of_a_handler_follows_its_function(
     assert handler.name == f"{__name__}.{function.__name__}"
 
 
-@pytest.mark.parametrize("within", [-1, math.inf, math.nan])
-def test_calls_of_observers_wait_for_a_time_only(agent: Agent, within: float) -> None:
-    with pytest.raises(RegistrationError, match=r"'check': within=.* is no time from 0 up"):
-        agent.observe("check", within=within)
+@pytest.mark.parametrize("max_delay", [-1, math.inf, math.nan])
+def test_calls_of_observers_wait_for_a_time_only(agent: Agent, max_delay: float) -> None:
+    with pytest.raises(
+        RegistrationError, match=r"'check': max_delay must be finite and not negative"
+    ):
+        agent.observe("check", max_delay=max_delay)
 
 
 def test_an_observer_is_a_handler_of_its_own_kind(agent: Agent) -> None:
     agent.observe("check", event="on-http-response")(nothing)
     (handler,) = agent.handlers
     assert handler.kind is HandlerKind.OBSERVER
-    assert handler.sending == Sending("on-http-response")
+    assert handler.trigger == Trigger("on-http-response")
 
 
 def test_what_is_said_about_sending_is_kept(agent: Agent) -> None:
     agent.message("a", event="on-client-session", condition="unless { src 192.0.2.0/24 }")(nothing)
     agent.message("b", group="checks")(nothing)
-    assert [handler.sending for handler in agent.handlers] == [
-        Sending("on-client-session", "unless { src 192.0.2.0/24 }"),
-        Sending(group="checks"),
+    assert [handler.trigger for handler in agent.handlers] == [
+        Trigger("on-client-session", "unless { src 192.0.2.0/24 }"),
+        Trigger(group="checks"),
     ]
 
 
@@ -131,7 +133,7 @@ def test_an_inline_handler_has_no_timeout(agent: Agent) -> None:
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf")])
 def test_a_timeout_is_a_time(agent: Agent, timeout: float) -> None:
-    with pytest.raises(RegistrationError, match="no time above 0"):
+    with pytest.raises(RegistrationError, match="must be finite and greater than 0"):
         agent.message("check", timeout=timeout)
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from spoakit import Agent
-from spoakit.agent.registry import combine
+from spoakit.agent.combine import combine
 from spoakit.exceptions import ConfigurationError, RegistrationError
 
 

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 import pytest
-from tests.agent.frames import Link, notify, raw_notify
+from tests.agent.frames import EngineLink, notify, raw_notify
 
 from spoakit import (
     Action,
@@ -80,7 +80,7 @@ def echo(n: int) -> Message:
 
 def test_frames_are_answered_together_up_to_an_event_that_is_none(echoing: Agent) -> None:
     def use(runtime: Runtime) -> None:
-        link = Link()
+        link = EngineLink()
         events = [notify(1, echo(7)), notify(2), notify(3, echo(8), echo(9)), Aborted(b""), None]
         assert runtime.dispatcher.dispatch(events, 1, link) == 3
         acks = [(stream, [each.value for each in actions]) for stream, actions in link.acks()]
@@ -96,7 +96,7 @@ def test_a_frame_that_cannot_be_read_leaves_the_acks_of_those_before(
     echoing: Agent, payload: bytes
 ) -> None:
     def use(runtime: Runtime) -> None:
-        link = Link()
+        link = EngineLink()
         with pytest.raises(InvalidFrameError):
             runtime.dispatcher.dispatch([notify(1, echo(7)), raw_notify(2, payload)], 0, link)
         assert [stream for stream, _ in link.acks()] == [1]
@@ -112,7 +112,7 @@ def test_frames_like_the_last_one_and_others_are_answered_in_their_order(
         raise ValueError(n)
 
     def use(runtime: Runtime) -> None:
-        link = Link()
+        link = EngineLink()
         sent = [
             echo(0),
             echo(1),
@@ -141,7 +141,7 @@ def test_it_stops_where_much_is_to_be_sent(agent: Agent) -> None:
         return page.set(bytes(16000))
 
     def use(runtime: Runtime) -> None:
-        link = Link()
+        link = EngineLink()
         events = [notify(1, Message("page"))] * 100
         handled = runtime.dispatcher.dispatch(events, 0, link)
         assert MAX_OUTGOING < len(link.outgoing) < MAX_OUTGOING + 16380
@@ -159,7 +159,7 @@ def test_an_ack_is_as_long_as_agreed_and_no_longer(agent: Agent) -> None:
         return page.set(bytes(size))
 
     def use(runtime: Runtime) -> None:
-        link = Link(max_frame_size=256)
+        link = EngineLink(max_frame_size=256)
         # Type, flags, ids, SET-VAR, its count, scope, name, type and length take 17 bytes.
         for size in (240, 239):
             message = Message("page", (Argument.of("size", size),))
@@ -187,14 +187,14 @@ def answered(ack: bytes | None) -> list[Any] | None:
 
 def test_a_frame_that_came_alone_is_answered_if_it_looks_like_the_last_one(echoing: Agent) -> None:
     def use(runtime: Runtime) -> None:
-        dispatcher, link = runtime.dispatcher, Link()
-        assert dispatcher.answer(frame(echo(1)), 0.0, link) is None
+        dispatcher, link = runtime.dispatcher, EngineLink()
+        assert dispatcher.try_single(frame(echo(1)), 0.0, link) is None
         dispatcher.dispatch([notify(1, echo(1))], 0, link)
-        assert answered(dispatcher.answer(frame(echo(2)), 0.0, link)) == [2]
-        assert dispatcher.answer(frame(echo(3), echo(4)), 0.0, link) is None
-        assert dispatcher.answer(frame(Message("other")), 0.0, link) is None
-        assert dispatcher.answer(frame(echo(5)) * 2, 0.0, link) is None
-        assert answered(dispatcher.answer(frame(echo(6)), 0.0, link)) == [6]
+        assert answered(dispatcher.try_single(frame(echo(2)), 0.0, link)) == [2]
+        assert dispatcher.try_single(frame(echo(3), echo(4)), 0.0, link) is None
+        assert dispatcher.try_single(frame(Message("other")), 0.0, link) is None
+        assert dispatcher.try_single(frame(echo(5)) * 2, 0.0, link) is None
+        assert answered(dispatcher.try_single(frame(echo(6)), 0.0, link)) == [6]
         assert dispatcher.frames == 3
         assert dispatcher.routes[b"echo"][0].calls == 3
         assert len(link.acks()) == 1
@@ -204,10 +204,10 @@ def test_a_frame_that_came_alone_is_answered_if_it_looks_like_the_last_one(echoi
 
 def test_a_frame_that_came_alone_and_cannot_be_read_is_left_alone(echoing: Agent) -> None:
     def use(runtime: Runtime) -> None:
-        dispatcher, link = runtime.dispatcher, Link()
+        dispatcher, link = runtime.dispatcher, EngineLink()
         dispatcher.dispatch([notify(1, echo(1))], 0, link)
         cut = encode_frame(FrameType.NOTIFY, b"\x04echo\x01\x01n\x04", ids=b"\x07\x01")
-        assert dispatcher.answer(cut, 0.0, link) is None
+        assert dispatcher.try_single(cut, 0.0, link) is None
         assert dispatcher.frames == 1
 
     dispatching(echoing, use)
@@ -221,13 +221,13 @@ def test_the_ack_of_a_frame_that_came_alone_is_as_long_as_agreed(agent: Agent) -
         return page.set(bytes(size))
 
     def use(runtime: Runtime) -> None:
-        dispatcher, link = runtime.dispatcher, Link(max_frame_size=256)
+        dispatcher, link = runtime.dispatcher, EngineLink(max_frame_size=256)
         small, fitting, large = (
             Message("page", (Argument.of("size", size),)) for size in (0, 239, 240)
         )
         dispatcher.dispatch([notify(1, small)], 0, link)
-        assert answered(dispatcher.answer(frame(fitting), 0.0, link)) == [bytes(239)]
-        assert answered(dispatcher.answer(frame(large), 0.0, link)) == []
+        assert answered(dispatcher.try_single(frame(fitting), 0.0, link)) == [bytes(239)]
+        assert answered(dispatcher.try_single(frame(large), 0.0, link)) == []
         assert dispatcher.oversized == 1
 
     dispatching(agent, use)
@@ -241,10 +241,10 @@ def test_a_frame_that_came_alone_is_observed_after_its_ack(agent: Agent) -> None
         seen.append(n)
 
     def use(runtime: Runtime) -> None:
-        dispatcher, link = runtime.dispatcher, Link()
+        dispatcher, link = runtime.dispatcher, EngineLink()
         first, second = (Message("see", (Argument.of("n", n),)) for n in (1, 2))
         dispatcher.dispatch([notify(1, first)], 0, link)
-        assert answered(dispatcher.answer(frame(second), 0.0, link)) == []
+        assert answered(dispatcher.try_single(frame(second), 0.0, link)) == []
         assert seen == []
 
     dispatching(agent, use)
@@ -470,7 +470,7 @@ def test_the_context_and_the_message_are_those_of_the_call(agent: Agent) -> None
     sent = Message("message", (Argument("n", DataType.UINT32, 5), Argument.of("x", b"\xff")))
 
     def use(runtime: Runtime) -> None:
-        runtime.dispatcher.dispatch([notify(3, sent), notify(4, sent)], 0, Link())
+        runtime.dispatcher.dispatch([notify(3, sent), notify(4, sent)], 0, EngineLink())
 
     dispatching(agent, use)
     assert seen == [
@@ -545,7 +545,7 @@ def test_calls_in_a_row_that_are_slow_together_are_told(
         now += 0.004
 
     def use(runtime: Runtime) -> None:
-        link = Link()
+        link = EngineLink()
         frames = [notify(stream, Message("message")) for stream in range(6)]
         runtime.dispatcher.dispatch(frames, 0, link)
         assert len(link.acks()) == 6
@@ -625,7 +625,7 @@ def test_observers_run_after_all_frames_of_a_read(agent: Agent) -> None:
         order.append("observer")
 
     def use(runtime: Runtime) -> None:
-        link = Link()
+        link = EngineLink()
         runtime.dispatcher.dispatch([notify(1, Message("message"))] * 3, 0, link)
         assert len(link.acks()) == 3
         assert order == ["handler"] * 3
@@ -640,14 +640,14 @@ def test_what_goes_wrong_is_counted_by_handler(agent: Agent) -> None:
         raise RuntimeError("on purpose")
 
     def use(runtime: Runtime) -> None:
-        link = Link()
+        link = EngineLink()
         events = [notify(1, Message("message")), notify(2, Message("message", echo(1).arguments))]
         runtime.dispatcher.dispatch(events * 2, 0, link)
         runtime.dispatcher.dispatch([notify(1, Message("unknown"))], 0, link)
-        [runner] = runtime.dispatcher.routes[b"message"]
-        assert runner.handler.message == "message"
-        assert (runner.calls, runner.mishaps.failures, runner.mishaps.mismatches) == (2, 2, 2)
-        assert (runner.mishaps.expired, runner.mishaps.refused) == (0, 0)
+        [bound] = runtime.dispatcher.routes[b"message"]
+        assert bound.handler.message == "message"
+        assert (bound.calls, bound.errors.failures, bound.errors.mismatches) == (2, 2, 2)
+        assert (bound.errors.expired, bound.errors.refused) == (0, 0)
         assert runtime.dispatcher.unknown == 1
 
     dispatching(agent, use)

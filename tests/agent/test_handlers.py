@@ -11,11 +11,11 @@ from spoakit.agent.handlers import (
     Binding,
     Handler,
     HandlerKind,
-    Sending,
+    ParameterSource,
     Shape,
-    Slot,
+    Trigger,
+    bind_arguments,
     identifier,
-    match,
 )
 from spoakit.agent.parameters import (
     REQUIRED,
@@ -47,7 +47,7 @@ def bind(function: Callable[..., Any], *shape: tuple[str, DataType]) -> Binding:
         HandlerKind.INLINE,
         read_parameters(function),
     )
-    return match(handler, [(name.encode(), kind) for name, kind in shape])
+    return bind_arguments(handler, [(name.encode(), kind) for name, kind in shape])
 
 
 def sources(binding: Binding) -> list[object]:
@@ -172,7 +172,7 @@ def test_a_name_that_is_not_utf_8_is_extra() -> None:
 
     parameters = read_parameters(handler)
     bound = Handler("agent", "message", "handler", handler, HandlerKind.INLINE, parameters)
-    assert match(bound, [(b"\xff", INT)]).extra == (b"\xff",)
+    assert bind_arguments(bound, [(b"\xff", INT)]).extra == (b"\xff",)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_handlers_tell_how_many_values_go_by_position() -> None:
 )
 def test_a_sending_that_haproxy_would_not_take_is_refused(values: Any, why: str) -> None:
     with pytest.raises(RegistrationError, match=why):
-        Sending(**values)
+        Trigger(**values)
 
 
 # --- the rules once more, read slowly --------------------------------------------------
@@ -280,13 +280,13 @@ def read_slowly(parameters: tuple[Parameter, ...], shape: Shape) -> Binding:
     for each in parameters:
         kind = shape[owner.index(each.name)][1] if each.name in owner else NULL
         if each.role is not Role.ARGUMENT:
-            slots.append(Slot(each))
+            slots.append(ParameterSource(each))
         elif kind is not NULL and kind in each.accepts:
-            slots.append(Slot(each, owner.index(each.name)))
+            slots.append(ParameterSource(each, owner.index(each.name)))
         elif kind is NULL and each.default is not REQUIRED:
-            slots.append(Slot(each, None, each.default))
+            slots.append(ParameterSource(each, None, each.default))
         elif kind is NULL and each.optional:
-            slots.append(Slot(each, None, None))
+            slots.append(ParameterSource(each, None, None))
         else:
             return Binding((), "some reason", extra)
     return Binding(tuple(slots), None, extra)
@@ -298,7 +298,7 @@ def test_matching_agrees_with_a_slow_reading_of_the_rules(
     wanted: tuple[Parameter, ...], shape: Shape
 ) -> None:
     handler = Handler("agent", "message", "handler", print, HandlerKind.INLINE, wanted)
-    found, expected = match(handler, shape), read_slowly(wanted, shape)
+    found, expected = bind_arguments(handler, shape), read_slowly(wanted, shape)
     assert found.slots == expected.slots
     assert found.extra == expected.extra
     assert (found.mismatch is None) == (expected.mismatch is None)

@@ -1,11 +1,11 @@
-"""spoakit.agent.gathering: when observers are called."""
+"""spoakit.agent.observer_batching: when observers are called."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from itertools import pairwise
 
 import pytest
-from tests.agent.frames import Link, notify
+from tests.agent.frames import EngineLink, notify
 
 from spoakit import Agent, Argument, Message
 from spoakit.agent._dispatch_cy import MANY_OBSERVATIONS
@@ -19,18 +19,18 @@ Send = Callable[..., None]
 Scenario = Callable[[Send, list[int], Runtime], Awaitable[None]]
 
 
-def seen_in(scenario: Scenario, *within: float) -> list[int]:
+def seen_in(scenario: Scenario, *max_delay: float) -> list[int]:
     """Run a scenario with what sends numbers, each in a message; return those that were seen.
 
     Args:
         scenario: what is done.
-        within: for each agent the time that its observer's calls may wait.
+        max_delay: for each agent the time that its observer's calls may wait.
     """
     seen: list[int] = []
-    agents = [Agent(f"agent-{index}") for index in range(len(within))]
+    agents = [Agent(f"agent-{index}") for index in range(len(max_delay))]
     for index, agent in enumerate(agents):
 
-        @agent.observe(f"see-{index}", within=within[index])
+        @agent.observe(f"see-{index}", max_delay=max_delay[index])
         def see(n: int) -> None:
             seen.append(n)
             if n < 0:
@@ -42,7 +42,7 @@ def seen_in(scenario: Scenario, *within: float) -> list[int]:
 
         def send(*numbers: int, to: int = 0) -> None:
             messages = [Message(f"see-{to}", (Argument.of("n", n),)) for n in numbers]
-            link = Link()
+            link = EngineLink()
             runtime.dispatcher.dispatch([notify(1, message) for message in messages], 0, link)
             assert len(link.acks()) == len(numbers)
 
@@ -79,9 +79,9 @@ def test_a_call_waits_for_its_ack_only_if_no_time_is_given() -> None:
     assert seen_in(_one_by_one, 0.0) == numbers(10)
 
 
-@pytest.mark.parametrize("within", [(NEVER, 0.0), (0.0, NEVER)])
-def test_the_shortest_time_holds_for_all(within: tuple[float, float]) -> None:
-    assert seen_in(_one_by_one, *within) == numbers(10)
+@pytest.mark.parametrize("max_delay", [(NEVER, 0.0), (0.0, NEVER)])
+def test_the_shortest_time_holds_for_all(max_delay: tuple[float, float]) -> None:
+    assert seen_in(_one_by_one, *max_delay) == numbers(10)
 
 
 async def _quiet(send: Send, seen: list[int], runtime: Runtime) -> None:

@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-from tests.agent.frames import Link, notify
+from tests.agent.frames import EngineLink, notify
 
 from spoakit import Action, Agent, Argument, Message
 from spoakit.agent.runtime import Runtime
@@ -58,7 +58,7 @@ def log() -> Log:
 
 def call(runtime: Runtime, message: str, *args: Argument) -> list[Any]:
     """Return the values set in the answer to a message."""
-    link = Link()
+    link = EngineLink()
     runtime.dispatcher.dispatch([notify(1, Message(message, args))], 0, link)
     [(_, actions)] = link.acks()
     return [each.value for each in actions]

@@ -1,4 +1,4 @@
-"""spoakit.agent.waiting: frames that wait for async and threaded handlers."""
+"""spoakit.agent.suspension: frames that wait for async and threaded handlers."""
 
 import asyncio
 import gc
@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from spoakit import Action, Agent, Argument, Context, Message, PerFrame
-from spoakit.agent._dispatch_cy import Runner
+from spoakit.agent._dispatch_cy import BoundHandler
 from spoakit.agent.handlers import DEFAULT_TIMEOUT
 from spoakit.agent.runtime import Runtime
-from spoakit.agent.waiting import Threads, WaitingFrame
+from spoakit.agent.suspension import SuspendedFrame
+from spoakit.agent.thread_pool import ThreadPool
 from spoakit.exceptions import DeadlineError, InvalidFrameError, ProtocolError
 from spoakit.logs import forget_throttled
 from spoakit.spop import Notify, encode_messages
@@ -251,7 +252,7 @@ def test_a_mismatch_before_and_behind_what_waits_costs_its_message_alone(agent: 
     assert [action.value for action in reply.actions] == [-1, 3, -1]
 
 
-class Link:
+class EngineLink:
     """A connection on which frames are broken, or get lost."""
 
     peer = "192.0.2.9:1234"
@@ -261,31 +262,31 @@ class Link:
     def __init__(self) -> None:
         self.outgoing = bytearray()
         self.received = time.monotonic()
-        self.waiting: list[WaitingFrame] = []
+        self.waiting: list[SuspendedFrame] = []
         self.finished: list[list[Action]] = []
         self.failed: list[ProtocolError] = []
 
-    def wait(self, frame: WaitingFrame) -> None:
+    def wait(self, frame: SuspendedFrame) -> None:
         self.waiting.append(frame)
 
-    def finish(self, frame: WaitingFrame, actions: list[Action]) -> None:
+    def finish(self, frame: SuspendedFrame, actions: list[Action]) -> None:
         self.finished.append(actions)
 
-    def fail(self, frame: WaitingFrame, error: ProtocolError) -> None:
+    def fail(self, frame: SuspendedFrame, error: ProtocolError) -> None:
         self.failed.append(error)
 
 
-def running(agent: Agent, use: Callable[[Runtime, Link], Awaitable[None]]) -> None:
+def running(agent: Agent, use: Callable[[Runtime, EngineLink], Awaitable[None]]) -> None:
     async def live() -> None:
         runtime = Runtime([agent])
         await runtime.start()
-        await asyncio.wait_for(use(runtime, Link()), BOUND)
+        await asyncio.wait_for(use(runtime, EngineLink()), BOUND)
         await runtime.aclose()
 
     asyncio.run(live())
 
 
-def dispatch(runtime: Runtime, link: Link, payload: bytes) -> None:
+def dispatch(runtime: Runtime, link: EngineLink, payload: bytes) -> None:
     notify = Notify(b"\1\1", payload, 0, len(payload))
     assert runtime.dispatcher.dispatch([notify], 0, link) == 1
 
@@ -296,12 +297,12 @@ def test_a_frame_that_turns_out_broken_behind_what_waits_fails_its_connection(
     @agent.message("async")
     async def handle() -> None: ...
 
-    async def use(runtime: Runtime, link: Link) -> None:
+    async def use(runtime: Runtime, link: EngineLink) -> None:
         dispatch(runtime, link, encode_messages([Message("async")]) + b"\x07a")
         while not link.failed:
             await asyncio.sleep(0)
 
-    link = Link()
+    link = EngineLink()
     running(agent, lambda runtime, _: use(runtime, link))
     assert isinstance(link.failed[0], InvalidFrameError)
     assert link.finished == []
@@ -322,7 +323,7 @@ def test_a_cancelled_frame_answers_nothing_and_shows_observers_nothing(agent: Ag
     def see() -> None:
         ends.append("observed")
 
-    async def use(runtime: Runtime, link: Link) -> None:
+    async def use(runtime: Runtime, link: EngineLink) -> None:
         dispatch(runtime, link, encode_messages([Message("async")]))
         await asyncio.sleep(0)
         link.waiting[0].cancel()
@@ -339,7 +340,7 @@ def test_a_frame_that_waits_does_not_keep_the_read_it_came_in(agent: Agent) -> N
     @agent.message("async")
     async def handle() -> None: ...
 
-    async def use(runtime: Runtime, link: Link) -> None:
+    async def use(runtime: Runtime, link: EngineLink) -> None:
         payload = encode_messages([Message("async")])
         read = bytes(100_000) + payload
         notify = Notify(b"\1\1", read, 100_000, len(read))
@@ -358,7 +359,7 @@ def test_an_ended_call_does_not_keep_its_frame(agent: Agent) -> None:
     async def handle() -> None:
         await asyncio.Event().wait()
 
-    async def use(runtime: Runtime, link: Link) -> None:
+    async def use(runtime: Runtime, link: EngineLink) -> None:
         payload = encode_messages([Message("async")])
         references = sys.getrefcount(payload)
         dispatch(runtime, link, payload)
@@ -379,9 +380,9 @@ def test_an_ended_call_does_not_keep_its_frame(agent: Agent) -> None:
 # --- threads -------------------------------------------------------------------------------
 
 
-def runner(agent: Agent, function: Callable[[], Any]) -> Runner:
+def runner(agent: Agent, function: Callable[[], Any]) -> BoundHandler:
     agent.message("message", threaded=True)(function)
-    return Runner(agent.handlers[0], function, {}.__getitem__)
+    return BoundHandler(agent.handlers[0], function, {}.__getitem__)
 
 
 def test_calls_over_the_threads_and_their_queue_are_refused(
@@ -392,7 +393,7 @@ def test_calls_over_the_threads_and_their_queue_are_refused(
         return threading.current_thread().name
 
     async def live() -> None:
-        threads = Threads(asyncio.get_running_loop(), size=2, queue=3)
+        threads = ThreadPool(asyncio.get_running_loop(), size=2, queue=3)
         blocking = runner(agent, block)
         calls = [threads.submit(blocking, []) for _ in range(7)]
         assert [call is None for call in calls] == [False] * 5 + [True] * 2
@@ -416,7 +417,7 @@ def test_calls_over_the_threads_and_their_queue_are_refused(
 
 def test_threads_are_started_as_they_are_needed_and_end(agent: Agent) -> None:
     async def live() -> None:
-        threads = Threads(asyncio.get_running_loop(), size=8)
+        threads = ThreadPool(asyncio.get_running_loop(), size=8)
         quick = runner(agent, lambda: None)
         for _ in range(50):
             call = threads.submit(quick, [])

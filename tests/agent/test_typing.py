@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from spoakit import Agent
-from spoakit.agent.registry import combine
+from spoakit.agent.combine import combine
 
 pytest.importorskip("mypy")
 

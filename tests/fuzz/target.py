@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from spoakit import Agent, Context, DataType, Fetch, Headers, IPAddress, Message
 from spoakit.agent.runtime import Runtime
-from spoakit.agent.waiting import WaitingFrame
+from spoakit.agent.suspension import SuspendedFrame
 from spoakit.exceptions import ProtocolError
 from spoakit.spop import (
     Action,
@@ -98,8 +98,8 @@ class FormattingHandler(logging.Handler):
         record.getMessage().encode("utf-8", "backslashreplace")
 
 
-class Link:
-    """A connection that is driven as the server drives it; see `spoakit.agent.link`."""
+class EngineLink:
+    """A connection that is driven as the server drives it; see `spoakit.agent.interfaces`."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.connection = AgentConnection(SETTINGS)
@@ -107,7 +107,7 @@ class Link:
         self.peer = "fuzzer"
         self.engine_id: str | None = None
         self.received = asyncio.get_running_loop().time()
-        self.waiting: set[WaitingFrame] = set()
+        self.waiting: set[SuspendedFrame] = set()
         self.error: ProtocolError | None = None
         self.notifies: list[Notify] = []
         self.broken = 0
@@ -117,15 +117,15 @@ class Link:
     def max_frame_size(self) -> int:
         return self.connection.max_frame_size
 
-    def wait(self, frame: WaitingFrame) -> None:
+    def wait(self, frame: SuspendedFrame) -> None:
         self.waiting.add(frame)
 
-    def finish(self, frame: WaitingFrame, actions: list[Action]) -> None:
+    def finish(self, frame: SuspendedFrame, actions: list[Action]) -> None:
         self.waiting.discard(frame)
         if not append_ack(self.outgoing, frame.notify.ids, actions, self.max_frame_size):
             self._dispatcher.oversized_ack(self)
 
-    def fail(self, frame: WaitingFrame, error: ProtocolError) -> None:
+    def fail(self, frame: SuspendedFrame, error: ProtocolError) -> None:
         self.waiting.discard(frame)
         self.broken += 1
 
@@ -212,14 +212,14 @@ class Target:
             AssertionError: something that must be true is not.
             Exception: whatever escapes that must not.
         """
-        whole, pieces = Link(self._runtime), Link(self._runtime)
+        whole, pieces = EngineLink(self._runtime), EngineLink(self._runtime)
         await whole.run([b"".join(reads)])
         await pieces.run(reads)
         outcome = whole.outcome()
         assert outcome == pieces.outcome(), "cutting the stream made a difference"
-        for runners in self._runtime.dispatcher.routes.values():
-            for runner in runners:
-                assert runner.mishaps.failures == 0, f"{runner.handler.name} failed"
+        for handlers in self._runtime.dispatcher.routes.values():
+            for bound in handlers:
+                assert bound.errors.failures == 0, f"{bound.handler.name} failed"
         return outcome
 
     async def aclose(self) -> None:

@@ -32,7 +32,7 @@ LINES = counter("stand_in_lines_total", "Lines received.")
 
 
 class StandIn:
-    """The interface of `spoakit.server.channel.WorkerServer`, on lines."""
+    """The interface of `spoakit.server.ipc.WorkerServer`, on lines."""
 
     def __init__(self, row: CounterRow, fail: str) -> None:
         self.on_closed: Callable[[], None] = lambda: None

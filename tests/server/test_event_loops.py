@@ -6,7 +6,7 @@ from importlib.machinery import ModuleSpec
 import pytest
 
 from spoakit.exceptions import ConfigurationError
-from spoakit.server.loops import choose_loop, loop_factory
+from spoakit.server.event_loops import choose_loop, loop_factory
 from spoakit.server.settings import LoopName
 
 

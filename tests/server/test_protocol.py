@@ -132,9 +132,9 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def connections(server: AgentServer) -> list[SpopProtocol]:
-    hub = server.server._hub
-    assert hub is not None
-    return server.call(list, hub.connections)
+    state = server.server._state
+    assert state is not None
+    return server.call(list, state.connections)
 
 
 def wait_until_connections(server: AgentServer, count: int) -> None:
@@ -692,9 +692,9 @@ def test_bad_input_ends_its_connection_alone_with_status_and_reason(
     bystander = connected(server, connect_engine)
     pending = bystander.notify(wait(number))
     wait_until(lambda: number in subject.started)
-    hub = server.server._hub
-    assert hub is not None
-    server.call(hub._throttle.forget)
+    state = server.server._state
+    assert state is not None
+    server.call(state._throttle.forget)
     offender = connect_engine(port=server.port)
     peer = "{}:{}".format(*offender._socket.getsockname())
     offender.send_raw(first)
@@ -835,7 +835,7 @@ def test_ended_connections_leave_no_memory_behind(
         before = tracemalloc.get_traced_memory()[0]
         misbehave(40)
         gc.collect()
-        # What the hub still knows of them, until their HELLO would be due, is small.
+        # What the state still knows of them, until their HELLO would be due, is small.
         assert tracemalloc.get_traced_memory()[0] - before < 1_000_000
     finally:
         tracemalloc.stop()

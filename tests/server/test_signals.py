@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 
 from spoakit.exceptions import ConfigurationError
-from spoakit.server.signals import Hooks, SignalRules, Wish
+from spoakit.server.signals import Hooks, SignalAction, SignalDebouncer
 
 
 class Clock:
@@ -23,64 +23,72 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def rules(clock: Clock) -> SignalRules:
-    return SignalRules(clock)
+def debouncer(clock: Clock) -> SignalDebouncer:
+    return SignalDebouncer(clock)
 
 
 @pytest.mark.parametrize(
-    ("signum", "wish"),
+    ("signum", "action"),
     [
-        (signal.SIGTERM, Wish.STOP),
-        (signal.SIGINT, Wish.STOP),
-        (signal.SIGHUP, Wish.RELOAD),
-        (signal.SIGUSR1, Wish.REOPEN_LOGS),
-        (signal.SIGUSR2, Wish.REPORT),
+        (signal.SIGTERM, SignalAction.STOP),
+        (signal.SIGINT, SignalAction.STOP),
+        (signal.SIGHUP, SignalAction.RELOAD),
+        (signal.SIGUSR1, SignalAction.REOPEN_LOGS),
+        (signal.SIGUSR2, SignalAction.REPORT),
     ],
 )
-def test_each_signal_has_its_meaning(rules: SignalRules, signum: int, wish: Wish) -> None:
-    assert rules.read(signum) is wish
+def test_each_signal_has_its_meaning(
+    debouncer: SignalDebouncer, signum: int, action: SignalAction
+) -> None:
+    assert debouncer.read(signum) is action
 
 
-def test_signals_to_stop_within_half_a_second_are_one(rules: SignalRules, clock: Clock) -> None:
-    assert rules.read(signal.SIGINT) is Wish.STOP
+def test_signals_to_stop_within_half_a_second_are_one(
+    debouncer: SignalDebouncer, clock: Clock
+) -> None:
+    assert debouncer.read(signal.SIGINT) is SignalAction.STOP
     clock.now += 0.25
-    assert rules.read(signal.SIGTERM) is None
+    assert debouncer.read(signal.SIGTERM) is None
     clock.now += 0.24
-    assert rules.read(signal.SIGINT) is None
+    assert debouncer.read(signal.SIGINT) is None
 
 
-def test_a_later_signal_to_stop_asks_to_end(rules: SignalRules, clock: Clock) -> None:
-    rules.read(signal.SIGTERM)
+def test_a_later_signal_to_stop_asks_to_end(debouncer: SignalDebouncer, clock: Clock) -> None:
+    debouncer.read(signal.SIGTERM)
     clock.now += 0.5
-    assert rules.read(signal.SIGINT) is Wish.END
+    assert debouncer.read(signal.SIGINT) is SignalAction.END
 
 
 @pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGUSR1])
 def test_each_reload_and_reopening_counts_since_the_file_may_have_changed(
-    rules: SignalRules, signum: int
+    debouncer: SignalDebouncer, signum: int
 ) -> None:
-    assert rules.read(signum) is not None
-    assert rules.read(signum) is not None
+    assert debouncer.read(signum) is not None
+    assert debouncer.read(signum) is not None
 
 
-def test_repeated_reports_are_one_and_later_ones_are_more(rules: SignalRules, clock: Clock) -> None:
-    assert rules.read(signal.SIGUSR2) is Wish.REPORT
-    assert rules.read(signal.SIGUSR2) is None
-    assert rules.read(signal.SIGUSR1) is Wish.REOPEN_LOGS
+def test_repeated_reports_are_one_and_later_ones_are_more(
+    debouncer: SignalDebouncer, clock: Clock
+) -> None:
+    assert debouncer.read(signal.SIGUSR2) is SignalAction.REPORT
+    assert debouncer.read(signal.SIGUSR2) is None
+    assert debouncer.read(signal.SIGUSR1) is SignalAction.REOPEN_LOGS
     clock.now += 1
-    assert rules.read(signal.SIGUSR2) is Wish.REPORT
+    assert debouncer.read(signal.SIGUSR2) is SignalAction.REPORT
 
 
-def test_a_reload_does_not_make_a_stop_the_second_signal(rules: SignalRules, clock: Clock) -> None:
-    rules.read(signal.SIGHUP)
+def test_a_reload_does_not_make_a_stop_the_second_signal(
+    debouncer: SignalDebouncer, clock: Clock
+) -> None:
+    debouncer.read(signal.SIGHUP)
     clock.now += 1
-    assert rules.read(signal.SIGTERM) is Wish.STOP
+    assert debouncer.read(signal.SIGTERM) is SignalAction.STOP
 
 
 def test_the_hooks_of_a_program_without_any_say_so(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="spoakit.server")
-    Hooks().call(Wish.RELOAD)
-    Hooks().call(Wish.REOPEN_LOGS)
+    Hooks().call(SignalAction.RELOAD)
+    Hooks().call(SignalAction.REOPEN_LOGS)
     assert caplog.messages == [
         "reload: there is nothing to reload",
         "reopen logs: logs go to standard error",
@@ -92,7 +100,7 @@ def test_a_worker_may_reload_in_another_way_than_its_supervisor() -> None:
     alike = Hooks(partial(called.append, "reload"))
     other = replace(alike, reload_worker=partial(called.append, "in a worker"))
     for hooks in (alike, alike.of_worker(), other, other.of_worker()):
-        assert hooks.call(Wish.RELOAD)
+        assert hooks.call(SignalAction.RELOAD)
     assert called == ["reload", "reload", "reload", "in a worker"]
 
 
@@ -100,7 +108,7 @@ def test_an_exception_in_a_hook_is_logged(caplog: pytest.LogCaptureFixture) -> N
     def fail() -> None:
         raise RuntimeError("broken")
 
-    assert not Hooks(reload=fail).call(Wish.RELOAD)
+    assert not Hooks(reload=fail).call(SignalAction.RELOAD)
     assert caplog.messages == ["reload failed; going on as before"]
     assert "RuntimeError: broken" in caplog.text
 
@@ -109,6 +117,6 @@ def test_a_refusal_is_logged_with_its_reason_alone(caplog: pytest.LogCaptureFixt
     def refuse() -> None:
         raise ConfigurationError("mirror.toml, line 3: no URL")
 
-    assert not Hooks(reload=refuse).call(Wish.RELOAD)
+    assert not Hooks(reload=refuse).call(SignalAction.RELOAD)
     assert caplog.messages == ["reload refused, going on as before: mirror.toml, line 3: no URL"]
     assert "Traceback" not in caplog.text

@@ -3,7 +3,7 @@ import logging
 import pytest
 
 from spoakit.metrics.counters import Counters, counter
-from spoakit.server.report import log_counters
+from spoakit.server.stats_log import log_counters
 
 SEEN = counter("spoakit_report_seen_total", "Seen.")
 UNSEEN = counter("spoakit_report_unseen_total", "Unseen.")

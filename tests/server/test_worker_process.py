@@ -5,17 +5,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from spoakit.server.channel import Order, Report, receive_orders
-from spoakit.server.handle import WorkerHandle, describe_exit
+from spoakit.server.ipc import SupervisorCommand, WorkerEvent, receive_commands
+from spoakit.server.worker_process import WorkerProcess, describe_exit
 
-Pair = tuple[WorkerHandle, socket.socket]
+Pair = tuple[WorkerProcess, socket.socket]
 
 
 @pytest.fixture
 def pair() -> Iterator[Pair]:
     """A handle and the worker's end of its channel."""
     ours, theirs = socket.socketpair()
-    handle = WorkerHandle(0)
+    handle = WorkerProcess(0)
     handle.started(1234, ours)
     theirs.setblocking(False)
     yield handle, theirs
@@ -23,16 +23,16 @@ def pair() -> Iterator[Pair]:
     theirs.close()
 
 
-def report(*reports: Report) -> bytes:
+def report(*reports: WorkerEvent) -> bytes:
     return bytes(reports)
 
 
 def test_a_worker_is_ready_when_it_says_so(pair: Pair) -> None:
     handle, worker = pair
-    assert handle.read_reports(0.0) is None
+    assert handle.read_events(0.0) is None
     assert not handle.is_ready
-    worker.send(report(Report.READY))
-    assert handle.read_reports(0.0) is True
+    worker.send(report(WorkerEvent.READY))
+    assert handle.read_events(0.0) is True
     assert handle.is_ready
 
 
@@ -43,15 +43,15 @@ def test_a_connection_travels_and_is_counted_until_it_is_reported_closed(pair: P
         assert handle.hand(theirs)
         assert theirs.fileno() == -1
         assert handle.connections == 1
-        orders, [connection] = receive_orders(worker)
-        assert orders == bytes((Order.CONNECTION,))
+        orders, [connection] = receive_commands(worker)
+        assert orders == bytes((SupervisorCommand.CONNECTION,))
         with connection:
             assert not connection.getblocking()
             assert not connection.get_inheritable()
             connection.send(b"hello")
         assert ours.recv(10) == b"hello"
-    worker.send(report(Report.CLOSED))
-    handle.read_reports(0.0)
+    worker.send(report(WorkerEvent.CLOSED))
+    handle.read_events(0.0)
     assert handle.connections == 0
 
 
@@ -61,38 +61,38 @@ def test_orders_that_cannot_be_sent_wait_and_keep_their_place(pair: Pair) -> Non
     while handle.hand(connection := socket.socket()):
         sent += 1
     with connection:
-        handle.send_order(Order.DRAIN)
+        handle.send_command(SupervisorCommand.DRAIN)
         assert handle.has_unsent
         assert not handle.hand(connection)
         assert connection.fileno() >= 0
     received = b""
     while len(received) < sent:
-        orders, connections = receive_orders(worker)
+        orders, connections = receive_commands(worker)
         received += orders
         for each in connections:
             each.close()
-    assert received == bytes((Order.CONNECTION,)) * sent
+    assert received == bytes((SupervisorCommand.CONNECTION,)) * sent
     handle.flush()
     assert not handle.has_unsent
-    assert receive_orders(worker) == (bytes((Order.DRAIN,)), [])
+    assert receive_commands(worker) == (bytes((SupervisorCommand.DRAIN,)), [])
 
 
 def test_the_reason_of_a_failure_may_come_in_pieces(pair: Pair) -> None:
     handle, worker = pair
     assert handle.failure is None
-    worker.send(report(Report.FAILED) + b"no data-")
-    handle.read_reports(0.0)
+    worker.send(report(WorkerEvent.FAILED) + b"no data-")
+    handle.read_events(0.0)
     worker.send(b"base +1")
-    handle.read_reports(0.0)
+    handle.read_events(0.0)
     worker.close()
-    assert handle.read_reports(0.0) is False
+    assert handle.read_events(0.0) is False
     assert handle.failure == "no data-base +1"
     assert handle.connections == 0
     assert not handle.is_ready
 
 
 def test_the_delay_before_a_restart_doubles_up_to_half_a_minute() -> None:
-    handle = WorkerHandle(0)
+    handle = WorkerProcess(0)
     delays = []
     for _ in range(11):
         handle.ended(now=1000.0)
@@ -108,8 +108,8 @@ def test_the_delay_starts_anew_after_a_stable_worker(
     handle, worker = pair
     handle.postpone(0.0)
     handle.postpone(0.0)
-    worker.send(report(Report.READY))
-    handle.read_reports(now=500.0)
+    worker.send(report(WorkerEvent.READY))
+    handle.read_events(now=500.0)
     handle.ended(now=500.0 + uptime)
     assert handle.restart_at == pytest.approx(500.0 + uptime + delay)
 

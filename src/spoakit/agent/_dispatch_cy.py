@@ -1,10 +1,10 @@
 """From a NOTIFY to its handlers and their actions. Hot code.
 
-Plain Python that compiles to C (see ``spoakit._cython``). A `Runner` is one handler in one
-worker. It keeps a `Plan` for each shape in which its message has come, which knows where
+Plain Python that compiles to C (see ``spoakit._cython``). A `BoundHandler` is one handler in one
+worker. It keeps a `CallPlan` for each shape in which its message has come, which knows where
 every parameter's value is found, so that a call costs comparing some bytes and decoding
 the values. Frames whose handlers are all inline are answered at once; one that meets a
-handler that takes time is handed on, to ``spoakit.agent.waiting``.
+handler that takes time is handed on, to ``spoakit.agent.suspension``.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from spoakit.agent.call_errors import CallErrors, once_a_minute, show_name, throttle
 from spoakit.agent.context import Context, FrameState
-from spoakit.agent.handlers import Handler, HandlerKind, match
+from spoakit.agent.handlers import Handler, HandlerKind, bind_arguments
 from spoakit.agent.headers import Headers
-from spoakit.agent.link import Link
-from spoakit.agent.mishaps import Mishaps, once_a_minute, show_name, throttle
+from spoakit.agent.interfaces import EngineLink
 from spoakit.agent.parameters import Role
 from spoakit.exceptions import InvalidFrameError
 from spoakit.spop._decode_cy import ArgumentReader, Cursor, Notify, Reading, split_notifies
@@ -65,7 +65,7 @@ SLOW = cython.declare(cython.double, 0.010)
 
 @cython.final
 @cython.cclass
-class Plan:
+class CallPlan:
     """How messages of one shape become calls of one handler; see `plan`."""
 
     _reader: ArgumentReader
@@ -88,7 +88,7 @@ class Plan:
 
 @cython.final
 @cython.cclass
-class Runner:
+class BoundHandler:
     """One handler in one worker.
 
     Args:
@@ -102,7 +102,7 @@ class Runner:
     _handler: Handler
     _function: Any
     _resources: Any
-    _mishaps: Mishaps
+    _errors: CallErrors
     _inline: cython.bint
     _observer: cython.bint
     _fallback: tuple[Any, ...]
@@ -120,7 +120,7 @@ class Runner:
         self._handler = handler
         self._function = function
         self._resources = resources
-        self._mishaps = Mishaps(handler, on_error)
+        self._errors = CallErrors(handler, on_error)
         self._inline = handler.kind is HandlerKind.INLINE
         self._observer = handler.kind is HandlerKind.OBSERVER
         self._fallback = handler.fallback
@@ -139,16 +139,16 @@ class Runner:
         return self._calls
 
     @property
-    def mishaps(self) -> Mishaps:
+    def errors(self) -> CallErrors:
         """What went wrong with the handler."""
-        return self._mishaps
+        return self._errors
 
     def start(self, values: list[Any]) -> Any:
         """Call the function, for handlers that take time, and return what it returns."""
         self._calls += 1
         return self._function(*values)
 
-    def take(self, cursor: Cursor, notify: Notify, link: Link) -> list[Any] | None:
+    def take(self, cursor: Cursor, notify: Notify, link: EngineLink) -> list[Any] | None:
         """Read the message at the cursor; return the values to call the handler with.
 
         Returns:
@@ -158,7 +158,7 @@ class Runner:
             InvalidFrameError: the message cannot be read.
         """
         values: list[Any]
-        known: Plan
+        known: CallPlan
         start: cython.Py_ssize_t = cursor.tell()
         if self._last is not None:
             known = self._last
@@ -180,22 +180,22 @@ class Runner:
     @cython.inline
     def _finish(
         self,
-        known: Plan,
+        known: CallPlan,
         values: list[Any],
         start: cython.Py_ssize_t,
         cursor: Cursor,
         notify: Notify,
-        link: Link,
+        link: EngineLink,
     ) -> list[Any] | None:
         if known._mismatch is not None:
-            self._mishaps.mismatch(known._mismatch, link.peer)
+            self._errors.mismatch(known._mismatch, link.peer)
             return None
         if known._injected:
             self._inject(known._injected, values, start, cursor, notify, link)
         return values
 
-    def _learn(self, cursor: Cursor) -> Plan:
-        """Plan for the shape of the message at the cursor, and go past it."""
+    def _learn(self, cursor: Cursor) -> CallPlan:
+        """CallPlan for the shape of the message at the cursor, and go past it."""
         name, shape = cursor.message_shape()
         made = plan(self._handler, name, shape, self._resources)
         if len(self._plans) >= MAX_PLANS:
@@ -211,7 +211,7 @@ class Runner:
         start: int,
         cursor: Cursor,
         notify: Notify,
-        link: Link,
+        link: EngineLink,
     ) -> None:
         """Fill in what comes from the frame."""
         if notify.state is None:
@@ -241,9 +241,9 @@ def plan(
     name: bytes,
     shape: list[tuple[bytes, Any]],
     resources: Callable[[Any], Any],
-) -> Plan:
-    """Plan the calls of a handler by messages of one shape."""
-    binding = match(handler, shape)
+) -> CallPlan:
+    """CallPlan the calls of a handler by messages of one shape."""
+    binding = bind_arguments(handler, shape)
     takes_all = any(parameter.role is Role.MESSAGE for parameter in handler.parameters)
     if binding.extra and not takes_all:
         extra = ", ".join(map(show_name, binding.extra[:_MAX_SHOWN]))
@@ -271,7 +271,7 @@ def plan(
         elif slot.parameter.role is not Role.ARGUMENT:
             injected.append((at, slot.parameter))
     reader = ArgumentReader(name, shape, readings, slots, Headers)
-    return Plan(reader, template, tuple(injected), binding.mismatch)
+    return CallPlan(reader, template, tuple(injected), binding.mismatch)
 
 
 @cython.final
@@ -280,7 +280,7 @@ class Dispatcher:
     """Gives the messages of frames to their handlers; one for a worker.
 
     Args:
-        routes: the runners of each message; one that answers stands before observers.
+        routes: the handlers of each message; one that answers stands before observers.
         suspend: takes over a frame whose next handler takes time, with the cursor in
             front of its message, the actions so far, and what is to be observed once its
             ACK is written.
@@ -302,8 +302,8 @@ class Dispatcher:
 
     def __init__(
         self,
-        routes: Mapping[bytes, tuple[Runner, ...]],
-        suspend: Callable[[Dispatcher, Notify, Link, Cursor, list[Any], list[Any]], object],
+        routes: Mapping[bytes, tuple[BoundHandler, ...]],
+        suspend: Callable[[Dispatcher, Notify, EngineLink, Cursor, list[Any], list[Any]], object],
         schedule: Callable[[Callable[[int], bool]], object],
         hurry: Callable[[Callable[[int], bool]], object],
     ) -> None:
@@ -319,8 +319,8 @@ class Dispatcher:
         self._unknown = 0
 
     @property
-    def routes(self) -> Mapping[bytes, tuple[Runner, ...]]:
-        """The runners of each message."""
+    def routes(self) -> Mapping[bytes, tuple[BoundHandler, ...]]:
+        """The handlers of each message."""
         return self._routes
 
     @property
@@ -339,11 +339,11 @@ class Dispatcher:
         return self._unknown
 
     def begin(self, now: float) -> None:
-        """Take note of the time before calls of `message`, to know slow handlers from it."""
+        """Note the time before calls of `dispatch_message`: slow handlers are measured from it."""
         self._clock = now
 
-    def serve(
-        self, data: bytes, limit: int, link: Link, write: Callable[[bytes], object]
+    def try_batch(
+        self, data: bytes, limit: int, link: EngineLink, write: Callable[[bytes], object]
     ) -> Sequence[Any] | None:
         """Handle a read that is whole NOTIFYs and nothing else, as nearly all reads are.
 
@@ -376,7 +376,7 @@ class Dispatcher:
             out.clear()
         return _NOTHING
 
-    def answer(self, data: bytes, received: float, link: Link) -> bytes | None:
+    def try_single(self, data: bytes, received: float, link: EngineLink) -> bytes | None:
         """Handle a frame that came alone and looks like the last one, at the least cost.
 
         Args:
@@ -388,7 +388,7 @@ class Dispatcher:
             Its ACK, not in ``link.outgoing``; None if the read is something else, and nothing
             has been done.
         """
-        known: Plan = self._expected_plan()
+        known: CallPlan = self._expected_plan()
         if known is None:
             return None
         values: list[Any] = known._template.copy()
@@ -408,7 +408,7 @@ class Dispatcher:
             ack = encode_ack(ids, None, link.max_frame_size)
         return ack
 
-    def dispatch(self, events: Sequence[Any], first: int, link: Link) -> int:
+    def dispatch(self, events: Sequence[Any], first: int, link: EngineLink) -> int:
         """Handle frames, and append their ACKs to ``link.outgoing``.
 
         Args:
@@ -453,7 +453,7 @@ class Dispatcher:
         first: cython.Py_ssize_t,
         out: bytearray,
         limit: cython.Py_ssize_t,
-        link: Link,
+        link: EngineLink,
     ) -> cython.Py_ssize_t:
         """Handle frames that look like the last one, up to one that does not.
 
@@ -463,7 +463,7 @@ class Dispatcher:
         Returns:
             The index behind the last one.
         """
-        known: Plan = self._expected_plan()
+        known: CallPlan = self._expected_plan()
         if known is None:
             return first
         # So many ACKs cannot exceed _MAX_OUTGOING by more than one.
@@ -486,54 +486,56 @@ class Dispatcher:
     @cython.exceptval(-1, check=False)
     def _call_expected(self, calls: list[Any]) -> cython.Py_ssize_t:
         """Put the actions of the handler that is expected in the place of each call's values."""
-        runner: Runner = self._expected
+        bound: BoundHandler = self._expected
         index: cython.Py_ssize_t
         count: cython.Py_ssize_t = len(calls)
-        if runner._observer:
+        if bound._observer:
             for index in range(count):
-                self._observe_later(runner, calls[index])
+                self._observe_later(bound, calls[index])
                 calls[index] = None
             return 0
         for index in range(count):
-            calls[index] = self._call(runner, calls[index])
+            calls[index] = self._call(bound, calls[index])
         # Looking at the clock costs as much as a small handler: once for all.
-        self._time(runner, count)
+        self._time(bound, count)
         return 0
 
     @cython.cfunc
     @cython.inline
     def _expected_plan(self) -> Any:
         """Return how messages of the shape that is expected are called with; None if unknown."""
-        runner: Runner = self._expected
-        if runner is None:
+        bound: BoundHandler = self._expected
+        if bound is None:
             return None
-        known: Plan = runner._last
+        known: CallPlan = bound._last
         return known if known._mismatch is None else None
 
     @cython.cfunc
     @cython.exceptval(-1, check=False)
-    def _dispatch_any(self, notify: Notify, out: bytearray, limit: int, link: Link) -> cython.bint:
+    def _dispatch_any(
+        self, notify: Notify, out: bytearray, limit: int, link: EngineLink
+    ) -> cython.bint:
         """Handle a frame; False if it has to wait."""
         cursor: Cursor = notify.cursor()
         actions: list[Any] = []
         observations: list[Any] = []
-        runner: Runner
+        bound: BoundHandler
         values: list[Any]
         while not cursor.at_end():
-            if not self.message(cursor, notify, link, actions, observations):
+            if not self.dispatch_message(cursor, notify, link, actions, observations):
                 self._suspend(self, notify, link, cursor, actions, observations)
                 return False
         if not append_ack(out, notify.ids, actions, limit):
             self.oversized_ack(link)
-        for runner, values in observations:
-            self._observe_later(runner, values)
+        for bound, values in observations:
+            self._observe_later(bound, values)
         return True
 
-    def message(
+    def dispatch_message(
         self,
         cursor: Cursor,
         notify: Notify,
-        link: Link,
+        link: EngineLink,
         actions: list[Any],
         observations: list[Any],
     ) -> bool:
@@ -552,75 +554,75 @@ class Dispatcher:
         Raises:
             InvalidFrameError: the message cannot be read.
         """
-        runners: Any = self._routes.get(cursor.message_name())
-        if runners is None:
+        handlers: Any = self._routes.get(cursor.message_name())
+        if handlers is None:
             self._skip(cursor, link)
             return True
-        runner: Runner = runners[0]
+        bound: BoundHandler = handlers[0]
         start: cython.Py_ssize_t = cursor.tell()
-        observers: Any = runners
-        if runner._inline:
-            values: Any = runner.take(cursor, notify, link)
+        observers: Any = handlers
+        if bound._inline:
+            values: Any = bound.take(cursor, notify, link)
             if values is None:
-                extend_actions(actions, runner._fallback)
+                extend_actions(actions, bound._fallback)
             else:
-                extend_actions(actions, self._call(runner, values))
-                self._time(runner, 1)
-            observers = runners[1:]
-        elif not runner._observer:
+                extend_actions(actions, self._call(bound, values))
+                self._time(bound, 1)
+            observers = handlers[1:]
+        elif not bound._observer:
             return False
         if observers:
             self.observe(observers, start, cursor, notify, link, observations)
-        self._expect(runners)
+        self._expect(handlers)
         return True
 
     @cython.cfunc
-    def _expect(self, runners: tuple[Any, ...]) -> object:
+    def _expect(self, handlers: tuple[Any, ...]) -> object:
         """Expect the next frames to be like this one, if that makes them simple to handle."""
-        runner: Runner = runners[0]
-        known: Plan = runner._last
-        if len(runners) == 1 and not known._injected and known._mismatch is None:
-            self._expected = runner
+        bound: BoundHandler = handlers[0]
+        known: CallPlan = bound._last
+        if len(handlers) == 1 and not known._injected and known._mismatch is None:
+            self._expected = bound
         return None
 
     @cython.cfunc
     @cython.inline
-    def _call(self, runner: Runner, values: list[Any]) -> Any:
+    def _call(self, bound: BoundHandler, values: list[Any]) -> Any:
         """Call an inline handler, and return actions, its fallback where it fails."""
-        runner._calls += 1
-        function: Any = runner._function
+        bound._calls += 1
+        function: Any = bound._function
         try:
             # One value, as is usual, needs no tuple.
             actions: Any = function(values[0]) if len(values) == 1 else function(*values)
             if actions is not None and type(actions) is not Action:
                 check_actions(actions)
         except Exception as error:
-            runner._mishaps.fail(error)
-            actions = runner._fallback
+            bound._errors.fail(error)
+            actions = bound._fallback
         return actions
 
     def observe(
         self,
-        runners: tuple[Runner, ...],
+        handlers: tuple[BoundHandler, ...],
         start: int,
         cursor: Cursor,
         notify: Notify,
-        link: Link,
+        link: EngineLink,
         observations: list[Any],
     ) -> None:
         """Add the calls of observers with the message at ``start``, and go past it."""
-        runner: Runner
-        for runner in runners:
+        bound: BoundHandler
+        for bound in handlers:
             cursor.seek(start)
-            values: Any = runner.take(cursor, notify, link)
+            values: Any = bound.take(cursor, notify, link)
             if values is not None:
-                observations.append((runner, values))
+                observations.append((bound, values))
 
     @cython.cfunc
     @cython.inline
     @cython.exceptval(-1, check=False)
-    def _observe_later(self, runner: Runner, values: list[Any]) -> cython.Py_ssize_t:
-        self._observations.append((runner, values))
+    def _observe_later(self, bound: BoundHandler, values: list[Any]) -> cython.Py_ssize_t:
+        self._observations.append((bound, values))
         waiting: cython.Py_ssize_t = len(self._observations)
         if waiting == 1:
             self._schedule(self.run_observers)
@@ -641,20 +643,20 @@ class Dispatcher:
 
     @cython.cfunc
     def _call_observers(self, observations: list[Any]) -> object:
-        runner: Runner
+        bound: BoundHandler
         values: list[Any]
         self._clock = monotonic()
-        for runner, values in observations:
-            runner._calls += 1
-            function: Any = runner._function
+        for bound, values in observations:
+            bound._calls += 1
+            function: Any = bound._function
             try:
                 function(*values)
             except Exception as error:
-                runner._mishaps.fail(error)
-            self._time(runner, 1)
+                bound._errors.fail(error)
+            self._time(bound, 1)
         return None
 
-    def oversized_ack(self, link: Link) -> None:
+    def oversized_ack(self, link: EngineLink) -> None:
         """Count and log an ACK that lost its actions because they did not fit."""
         self._oversized += 1
         throttle.warning(
@@ -665,7 +667,7 @@ class Dispatcher:
             link.max_frame_size,
         )
 
-    def _skip(self, cursor: Cursor, link: Link) -> None:
+    def _skip(self, cursor: Cursor, link: EngineLink) -> None:
         self._unknown += 1
         name, _ = cursor.message_shape()
         shown: str = show_name(name)
@@ -679,10 +681,10 @@ class Dispatcher:
     @cython.cfunc
     @cython.inline
     @cython.exceptval(-1, check=False)
-    def _time(self, runner: Runner, calls: cython.Py_ssize_t) -> cython.Py_ssize_t:
+    def _time(self, bound: BoundHandler, calls: cython.Py_ssize_t) -> cython.Py_ssize_t:
         """Log the last calls of an inline handler, if they held up everything for long."""
         now: cython.double = monotonic()
         if now - self._clock > SLOW:
-            runner._mishaps.slow(now - self._clock, calls)
+            bound._errors.slow(now - self._clock, calls)
         self._clock = now
         return 0

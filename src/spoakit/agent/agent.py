@@ -13,7 +13,7 @@ from spoakit.agent.handlers import (
     Handler,
     HandlerKind,
     Middleware,
-    Sending,
+    Trigger,
     handler_kind,
     with_middleware,
 )
@@ -203,10 +203,12 @@ class Agent:
             RegistrationError: now or by the decorator: something here or in the function's
                 signature cannot work; or the message has a handler already.
         """
-        sending = self._sending(name, event, condition, group)
+        trigger = self._trigger(name, event, condition, group)
         answer = self._fallback(name, fallback)
         if timeout is not None and not 0 < timeout < math.inf:
-            raise RegistrationError(f"message {name!r}: timeout={timeout!r} is no time above 0")
+            raise RegistrationError(
+                f"message {name!r}: timeout must be finite and greater than 0, got {timeout!r}"
+            )
 
         def register(function: Callable[..., Any]) -> Callable[..., Any]:
             kind = handler_kind(name, function, threaded)
@@ -225,7 +227,7 @@ class Agent:
                     parameters=read_parameters(function),
                     fallback=answer,
                     timeout=timeout,
-                    sending=sending,
+                    trigger=trigger,
                 )
             )
             return function
@@ -239,7 +241,7 @@ class Agent:
         event: Event | None = None,
         condition: str | None = None,
         group: str | None = None,
-        within: float = 0.0,
+        max_delay: float = 0.0,
     ) -> Callable[[ObserverT], ObserverT]:
         """Register the decorated function to see a message after its ACK has been sent.
 
@@ -251,18 +253,20 @@ class Agent:
             event: when HAProxy sends it.
             condition: ``if`` or ``unless`` and an ACL expression, for the event.
             group: the spoe-group it belongs to.
-            within: seconds that a call may wait after the ACK, so that several are made
+            max_delay: seconds that a call may wait after the ACK, so that several are made
                 together, which costs less each. It waits only while messages come in quick
-                succession, for a few others, and for no longer than the shortest ``within`` of
+                succession, for a few others, and for no longer than the shortest ``max_delay`` of
                 the observers of all agents that are served together.
 
         Raises:
             RegistrationError: now or by the decorator: something here or in the function's
                 signature cannot work.
         """
-        sending = self._sending(name, event, condition, group)
-        if not 0 <= within < math.inf:
-            raise RegistrationError(f"message {name!r}: within={within!r} is no time from 0 up")
+        trigger = self._trigger(name, event, condition, group)
+        if not 0 <= max_delay < math.inf:
+            raise RegistrationError(
+                f"message {name!r}: max_delay must be finite and not negative, got {max_delay!r}"
+            )
 
         def register(function: ObserverT) -> ObserverT:
             if handler_kind(name, function, False) is HandlerKind.ASYNC:
@@ -278,8 +282,8 @@ class Agent:
                     function=function,
                     kind=HandlerKind.OBSERVER,
                     parameters=read_parameters(function),
-                    sending=sending,
-                    within=within,
+                    trigger=trigger,
+                    max_delay=max_delay,
                 )
             )
             return function
@@ -372,9 +376,9 @@ class Agent:
 
     # --- checks ------------------------------------------------------------------------
 
-    def _sending(
+    def _trigger(
         self, message: str, event: Event | None, condition: str | None, group: str | None
-    ) -> Sending:
+    ) -> Trigger:
         if callable(message):
             raise RegistrationError(
                 f"{describe(message)}: the decorator takes the message's name: "
@@ -385,7 +389,7 @@ class Agent:
                 f"message {message!r}: a name has letters, digits and _ . : - only"
             )
         try:
-            return Sending(event, condition, group)
+            return Trigger(event, condition, group)
         except RegistrationError as error:
             raise RegistrationError(f"message {message!r}: {error}") from error
 
@@ -397,8 +401,8 @@ class Agent:
                 raise RegistrationError(
                     f"{handler.name}: message {handler.message!r} has the handler {other.name}"
                 )
-            if Sending() not in (handler.sending, other.sending) and (
-                handler.sending != other.sending
+            if Trigger() not in (handler.trigger, other.trigger) and (
+                handler.trigger != other.trigger
             ):
                 raise RegistrationError(
                     f"{handler.name}: message {handler.message!r} has another event, condition "

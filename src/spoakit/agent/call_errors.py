@@ -32,7 +32,7 @@ def _place(error: BaseException, handler: str) -> str:
     return ""
 
 
-class Mishaps:
+class CallErrors:
     """The calls of one handler, in one worker, that came to nothing.
 
     Args:

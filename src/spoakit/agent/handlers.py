@@ -1,6 +1,6 @@
 """A registered handler, and how the arguments of a message become its parameters.
 
-`match` answers for one shape on the wire, that is the names and types of a message's
+`bind_arguments` answers for one shape on the wire, that is the names and types of a message's
 arguments. Its answer is kept for all messages of that shape, so it may take its time.
 """
 
@@ -45,7 +45,7 @@ _CONDITION: Final = re.compile(r"(if|unless) \S.*")
 
 
 @dataclass(frozen=True, slots=True)
-class Sending:
+class Trigger:
     """When HAProxy is to send a message (SPOE.txt 2.3, 2.4), as far as it is said.
 
     Attributes:
@@ -103,8 +103,8 @@ class Handler:
         fallback: what is answered where it cannot be called, fails or is late.
         timeout: seconds from the reading of the frame to the fallback; None for the
             server's default. Inline handlers and observers have none.
-        sending: when HAProxy is to send the message.
-        within: seconds that an observer's call may wait for others.
+        trigger: when HAProxy is to send the message.
+        max_delay: seconds that an observer's call may wait for others.
     """
 
     agent: str
@@ -115,8 +115,8 @@ class Handler:
     parameters: tuple[Parameter, ...]
     fallback: tuple[Action, ...] = ()
     timeout: float | None = None
-    sending: Sending = Sending()
-    within: float = 0.0
+    trigger: Trigger = Trigger()
+    max_delay: float = 0.0
 
     @property
     def deadline_after(self) -> float | None:
@@ -167,7 +167,7 @@ def with_middleware(handler: Handler, middleware: Sequence[Middleware]) -> Handl
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
+class ParameterSource:
     """Where one parameter's value is found in messages of one shape.
 
     Attributes:
@@ -184,7 +184,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """What `match` found.
+    """What `bind_arguments` found.
 
     Attributes:
         slots: one for each parameter of the handler, in order; empty on a mismatch.
@@ -192,12 +192,12 @@ class Binding:
         extra: the names of the arguments that no parameter takes.
     """
 
-    slots: tuple[Slot, ...]
+    slots: tuple[ParameterSource, ...]
     mismatch: str | None
     extra: tuple[bytes, ...]
 
 
-def match(handler: Handler, shape: Shape) -> Binding:
+def bind_arguments(handler: Handler, shape: Shape) -> Binding:
     """Match the arguments of a message with the parameters of its handler.
 
     Parameters before ``/`` take the first arguments, whatever these are called. The
@@ -233,9 +233,9 @@ def match(handler: Handler, shape: Shape) -> Binding:
     for each in handler.parameters:
         index = taken.get(each.name)
         if each.role is not Role.ARGUMENT:
-            slots.append(Slot(each))
+            slots.append(ParameterSource(each))
         elif index is not None and shape[index][1] in each.accepts:
-            slots.append(Slot(each, index))
+            slots.append(ParameterSource(each, index))
         elif index is not None and shape[index][1] is not DataType.NULL:
             accepted = " or ".join(kind.name for kind in sorted(each.accepts))
             came = shape[index][1].name
@@ -244,7 +244,7 @@ def match(handler: Handler, shape: Shape) -> Binding:
             state = "missing" if index is None else "NULL"
             return Binding((), f"argument {each.wire_name!r} is {state}", extra)
         else:
-            slots.append(Slot(each, None, each.when_absent))
+            slots.append(ParameterSource(each, None, each.when_absent))
     return Binding(tuple(slots), None, extra)
 
 

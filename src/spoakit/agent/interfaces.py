@@ -6,10 +6,10 @@ from spoakit.exceptions import ProtocolError
 from spoakit.spop._encode_cy import Action
 
 if TYPE_CHECKING:
-    from spoakit.agent.waiting import WaitingFrame
+    from spoakit.agent.suspension import SuspendedFrame
 
 
-class Link(Protocol):
+class EngineLink(Protocol):
     """A connection to an engine, as handlers' calls see it."""
 
     @property
@@ -32,11 +32,11 @@ class Link(Protocol):
     def received(self) -> float:
         """When the last bytes were read, on ``time.monotonic()``'s clock."""
 
-    def wait(self, frame: "WaitingFrame") -> None:
+    def wait(self, frame: "SuspendedFrame") -> None:
         """Keep a frame in mind until `finish` or `fail`."""
 
-    def finish(self, frame: "WaitingFrame", actions: list[Action]) -> None:
+    def finish(self, frame: "SuspendedFrame", actions: list[Action]) -> None:
         """Send the ACK of a frame that had to wait."""
 
-    def fail(self, frame: "WaitingFrame", error: ProtocolError) -> None:
+    def fail(self, frame: "SuspendedFrame", error: ProtocolError) -> None:
         """End the connection, because a frame that waited turned out broken."""

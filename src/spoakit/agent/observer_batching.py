@@ -12,37 +12,37 @@ Run = Callable[[int], bool]
 _AT_A_TIME: Final = 4
 
 
-class Gathering:
+class ObserverBatcher:
     """Have the calls of observers made several at a time while messages come close to each other.
 
     What a small call costs is mostly waking up, oneself and whoever is written to, and finding
     nothing in the processor's caches; several at a time share that. The first one after a quiet
-    time is made at once. Those that follow wait until `within` seconds after the last ones, or
+    time is made at once. Those that follow wait until `max_delay` seconds after the last ones, or
     until many wait.
 
     Args:
         loop: the event loop.
-        within: seconds; with 0 none waits for longer than the loop's next round.
+        max_delay: seconds; with 0 none waits for longer than the loop's next round.
     """
 
-    __slots__ = ("_loop", "_next", "_next_at", "_within")
+    __slots__ = ("_loop", "_max_delay", "_next", "_next_at")
 
-    def __init__(self, loop: AbstractEventLoop, within: float) -> None:
+    def __init__(self, loop: AbstractEventLoop, max_delay: float) -> None:
         self._loop = loop
-        self._within = within
+        self._max_delay = max_delay
         self._next_at = 0.0
         self._next: Handle | None = None
 
     def schedule(self, run: Run) -> None:
         """Have a first call made that waits, and those that will wait with it."""
-        if not self._within or self._loop.time() >= self._next_at:
+        if not self._max_delay or self._loop.time() >= self._next_at:
             self._next = self._loop.call_soon(self._run_all, run)
         else:
             self._next = self._loop.call_at(self._next_at, self._run_some, run)
 
     def hurry(self, run: Run) -> None:
         """Have all that wait made in the loop's next round, since they are many."""
-        if self._within:
+        if self._max_delay:
             if self._next is not None:
                 self._next.cancel()
             self._next = self._loop.call_soon(self._run_all, run)
@@ -59,5 +59,5 @@ class Gathering:
 
     def _end(self) -> None:
         self._next = None
-        if self._within:
-            self._next_at = self._loop.time() + self._within
+        if self._max_delay:
+            self._next_at = self._loop.time() + self._max_delay

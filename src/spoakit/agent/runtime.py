@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from spoakit.agent._dispatch_cy import Dispatcher, Runner
+from spoakit.agent._dispatch_cy import BoundHandler, Dispatcher
 from spoakit.agent.agent import Agent
-from spoakit.agent.gathering import Gathering
+from spoakit.agent.combine import combine
 from spoakit.agent.handlers import Handler, HandlerKind
-from spoakit.agent.registry import combine
+from spoakit.agent.observer_batching import ObserverBatcher
 from spoakit.agent.resources import ResourceSet
-from spoakit.agent.waiting import Waiting
+from spoakit.agent.suspension import Suspender
 from spoakit.exceptions import ConfigurationError
 from spoakit.metrics.counters import CounterRow, Counters
 
@@ -24,7 +24,7 @@ class Runtime:
     Args:
         agents: one or more, whose messages all differ.
         resources: objects to use instead of what resources would yield, by type. For tests.
-        on_error: called with what goes wrong in calls of handlers, see `Runner`. For tests.
+        on_error: called with what goes wrong in calls of handlers, see `BoundHandler`. For tests.
         row: the worker's counters, for resources that ask for them.
 
     Raises:
@@ -69,15 +69,13 @@ class Runtime:
             await self._stop_resources()
             raise
         loop = get_running_loop()
-        self._waiting = Waiting(loop)
+        self._waiting = Suspender(loop)
         routes = {
             message.encode(): tuple(self._runner(handler) for handler in handlers)
             for message, handlers in self._handlers.items()
         }
-        gathering = Gathering(loop, self._shortest_wait())
-        self.dispatcher = Dispatcher(
-            routes, self._waiting.suspend, gathering.schedule, gathering.hurry
-        )
+        batcher = ObserverBatcher(loop, self._shortest_wait())
+        self.dispatcher = Dispatcher(routes, self._waiting.suspend, batcher.schedule, batcher.hurry)
 
     async def aclose(self) -> None:
         """Stop timers and threads, then the resources in reverse order."""
@@ -93,11 +91,11 @@ class Runtime:
             for handler in handlers
             if handler.kind is HandlerKind.OBSERVER
         )
-        return min((observer.within for observer in observers), default=0.0)
+        return min((observer.max_delay for observer in observers), default=0.0)
 
-    def _runner(self, handler: Handler) -> Runner:
+    def _runner(self, handler: Handler) -> BoundHandler:
         resources = self._resources[handler.agent]
-        return Runner(handler, _by_position(handler), resources.__getitem__, self._on_error)
+        return BoundHandler(handler, _by_position(handler), resources.__getitem__, self._on_error)
 
     async def _stop_resources(self) -> None:
         for resources in reversed(self._resources.values()):

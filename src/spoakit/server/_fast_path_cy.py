@@ -25,7 +25,7 @@ COMPILED: bool = cython.compiled
 
 
 @cython.cclass
-class Inlet:
+class FastPathProtocol:
     """Handles reads that are whole NOTIFYs, as nearly all are; others go to `receive`.
 
     Args:
@@ -34,8 +34,8 @@ class Inlet:
         longest: the longest read, in bytes, that is handled here.
     """
 
-    _answer: Any
-    _serve: Any
+    _try_single: Any
+    _try_batch: Any
     _frame_size_cap: cython.Py_ssize_t
     _longest: cython.Py_ssize_t
     _write: Any
@@ -43,8 +43,8 @@ class Inlet:
     _clear: cython.bint
 
     def __init__(self, dispatcher: Dispatcher, frame_size_cap: int, longest: int) -> None:
-        self._answer = dispatcher.answer
-        self._serve = dispatcher.serve
+        self._try_single = dispatcher.try_single
+        self._try_batch = dispatcher.try_batch
         self._frame_size_cap = frame_size_cap
         self._longest = longest
         self._write = None
@@ -77,12 +77,12 @@ class Inlet:
             return
         # FRAME-LENGTH does not count itself.
         if len(data) - 4 <= self._frame_size_cap:
-            ack = self._answer(data, self._received, self)
+            ack = self._try_single(data, self._received, self)
             if ack is not None:
                 self._write(ack)
                 return
         try:
-            rest: Any = self._serve(data, self._frame_size_cap, self, self._write)
+            rest: Any = self._try_batch(data, self._frame_size_cap, self, self._write)
         except ProtocolError as error:
             self.refuse(error)
             return
@@ -98,7 +98,7 @@ class Inlet:
         raise NotImplementedError("the protocol's")
 
     def go_on(self, rest: Sequence[Any]) -> None:
-        """Handle the events of a read that `Dispatcher.serve` has left."""
+        """Handle the events of a read that `Dispatcher.try_batch` has left."""
         raise NotImplementedError("the protocol's")
 
     def refuse(self, error: ProtocolError) -> None:

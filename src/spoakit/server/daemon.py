@@ -9,7 +9,7 @@ from typing import Final
 _OK: Final = b"\0"
 
 
-class Starter:
+class StartupNotifier:
     """The process that started this one and waits to hear how it went.
 
     Without a `pipe` to it there is none, and nothing is told.
@@ -42,7 +42,7 @@ class Starter:
             self.close()
 
 
-def daemonize() -> Starter:
+def daemonize() -> StartupNotifier:
     """Continue in a process of its own session, with its standard streams on /dev/null.
 
     Returns in that process only. The one that was called from stays until it is told how the start
@@ -63,7 +63,7 @@ def daemonize() -> Starter:
         os.dup2(null, stream)
     if null > 2:
         os.close(null)
-    return Starter(writer)
+    return StartupNotifier(writer)
 
 
 def _await_start(reader: int) -> None:

@@ -1,7 +1,7 @@
 """What a supervisor and its worker say to each other, one byte each, over a Unix stream socket.
 
 A stream, since its end is then seen by both; single bytes, since they need no framing. A descriptor
-travels with its order's byte.
+travels with its command's byte.
 """
 
 import array
@@ -16,7 +16,7 @@ _MAX_DESCRIPTORS: Final = 64
 _CLOSE_ON_EXEC: Final[int] = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
 
-class Order(IntEnum):
+class SupervisorCommand(IntEnum):
     """From the supervisor."""
 
     CONNECTION = ord("C")
@@ -29,7 +29,7 @@ class Order(IntEnum):
     REOPEN_LOGS = ord("L")
 
 
-class Report(IntEnum):
+class WorkerEvent(IntEnum):
     """From the worker."""
 
     READY = ord("+")
@@ -73,16 +73,18 @@ class WorkerServer(Protocol):
 def send_descriptor(channel: socket.socket, descriptor: int) -> None:
     """Send a connection to a worker. Raises BlockingIOError when it has too many to take yet."""
     rights = array.array("i", [descriptor])
-    channel.sendmsg([bytes((Order.CONNECTION,))], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+    channel.sendmsg(
+        [bytes((SupervisorCommand.CONNECTION,))], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
+    )
 
 
-def receive_orders(channel: socket.socket) -> tuple[bytes, list[socket.socket]]:
-    """Return the orders that have come, and the connections that came with them, in their order.
+def receive_commands(channel: socket.socket) -> tuple[bytes, list[socket.socket]]:
+    """Return the commands received, and the connections that came with them, in their order.
 
-    There are fewer connections than `CONNECTION` orders when this process ran out of descriptors:
-    the kernel has closed them then. Empty orders are the end of the stream.
+    There are fewer connections than `CONNECTION` commands when this process ran out of descriptors:
+    the kernel has closed them then. Empty commands are the end of the stream.
     """
-    orders, descriptors, _, _ = socket.recv_fds(
+    commands, descriptors, _, _ = socket.recv_fds(
         channel, _RECEIVE_SIZE, _MAX_DESCRIPTORS, _CLOSE_ON_EXEC
     )
     connections = []
@@ -91,4 +93,4 @@ def receive_orders(channel: socket.socket) -> tuple[bytes, list[socket.socket]]:
         connection = socket.socket(fileno=descriptor)
         connection.setblocking(False)
         connections.append(connection)
-    return orders, connections
+    return commands, connections

@@ -14,10 +14,10 @@ from contextlib import suppress
 from typing import Any, Final
 
 from spoakit.agent._dispatch_cy import MAX_OUTGOING
-from spoakit.agent.waiting import WaitingFrame
+from spoakit.agent.suspension import SuspendedFrame
 from spoakit.exceptions import InputOutputError, ProtocolError, StatusCode, TimedOutError
-from spoakit.server._inlet_cy import Inlet
-from spoakit.server.hub import Hub
+from spoakit.server._fast_path_cy import FastPathProtocol
+from spoakit.server.server_state import ServerState
 from spoakit.spop import (
     Aborted,
     Action,
@@ -46,34 +46,34 @@ MAX_WAITING: Final = 4 * 1024 * 1024
 _TURN: Final = 128 * 1024
 
 
-class SpopProtocol(Inlet, asyncio.Protocol):
+class SpopProtocol(FastPathProtocol, asyncio.Protocol):
     """A connection to an engine.
 
     Args:
-        hub: what all connections of the worker share.
+        state: what all connections of the worker share.
 
     Attributes:
-        outgoing, max_frame_size, peer, engine_id, received: see `spoakit.agent.link.Link`.
+        outgoing, max_frame_size, peer, engine_id, received: see `EngineLink`.
         deadline: when the HELLO must have come, on the loop's clock.
     """
 
-    def __init__(self, hub: Hub) -> None:
-        super().__init__(hub.dispatcher, hub.limits.frame_size_cap, _TURN - 1)
+    def __init__(self, state: ServerState) -> None:
+        super().__init__(state.dispatcher, state.limits.frame_size_cap, _TURN - 1)
         self.peer = "?"
         self.engine_id: str | None = None
-        self.deadline = self.received + hub.limits.hello_timeout
-        self._hub = hub
-        self._dispatcher = hub.dispatcher
-        self._dispatch = hub.dispatcher.dispatch
-        self._in_flight = hub.limits.in_flight
-        self._debug = hub.debug
-        self._frames_left = hub.limits.frames or None
+        self.deadline = self.received + state.limits.hello_timeout
+        self._state = state
+        self._dispatcher = state.dispatcher
+        self._dispatch = state.dispatcher.dispatch
+        self._in_flight = state.limits.in_flight
+        self._debug = state.debug
+        self._frames_left = state.limits.frames or None
         # Frames are logged or counted one by one.
-        self._is_watched = hub.debug or hub.limits.frames > 0
-        self._connection = AgentConnection(hub.agent_settings)
+        self._is_watched = state.debug or state.limits.frames > 0
+        self._connection = AgentConnection(state.agent_settings)
         self.outgoing = self._connection.outgoing
         self.max_frame_size = self._connection.max_frame_size
-        self._frames: set[WaitingFrame] = set()
+        self._frames: set[SuspendedFrame] = set()
         self._waiting_size = 0
         self._backlog: deque[Event] = deque()
         self._farewell: tuple[int, str] | None = None
@@ -89,8 +89,8 @@ class SpopProtocol(Inlet, asyncio.Protocol):
         super().connection_made(transport)
         self._transport: asyncio.Transport = transport
         self.peer = _peer_name(transport)
-        self._connection.refuse_health_checks = self._hub.refuses_health_checks
-        self._hub.opened(self)
+        self._connection.refuse_health_checks = self._state.refuses_health_checks
+        self._state.opened(self)
 
     def receive(self, data: bytes) -> None:
         """Handle all frames of a read, and write what is due at once."""
@@ -111,7 +111,7 @@ class SpopProtocol(Inlet, asyncio.Protocol):
         elif rest:
             self._handle(rest)
             if self._backlog and not self._write_paused:
-                self._hub.held_back()
+                self._state.held_back()
         if self._frames_left == 0 and self._farewell is None:
             self._end_service()
         if self.outgoing and not self._transport.is_closing():
@@ -120,7 +120,7 @@ class SpopProtocol(Inlet, asyncio.Protocol):
 
     def refuse(self, error: ProtocolError) -> None:
         """Send a DISCONNECT with the error, and close."""
-        self._hub.failed(self.peer, error)
+        self._state.failed(self.peer, error)
         for frame in tuple(self._frames):
             frame.cancel()
         self._frames.clear()
@@ -148,14 +148,14 @@ class SpopProtocol(Inlet, asyncio.Protocol):
         if self._lingering is not None:
             self._lingering.cancel()
         self._opened = True
-        # The hub may remember this object for a while; it is not to hold what came in part.
+        # The state may remember this object for a while; it is not to hold what came in part.
         self._connection.receive_eof()
         self._backlog.clear()
         for frame in tuple(self._frames):
             frame.cancel()
         self._frames.clear()
         self._waiting_size = 0
-        self._hub.closed(self)
+        self._state.closed(self)
 
     def pause_writing(self) -> None:
         """Read no more while the engine does not read our ACKs."""
@@ -170,31 +170,31 @@ class SpopProtocol(Inlet, asyncio.Protocol):
 
     # --- what waiting frames call ------------------------------------------------------
 
-    def wait(self, frame: WaitingFrame) -> None:
+    def wait(self, frame: SuspendedFrame) -> None:
         """Keep a frame in mind until `finish`."""
         self._frames.add(frame)
         self.is_clear = False
         self._waiting_size += frame.size
 
-    def finish(self, frame: WaitingFrame, actions: list[Action]) -> None:
+    def finish(self, frame: SuspendedFrame, actions: list[Action]) -> None:
         """Send the ACK of a frame that had to wait, with those of others that are done."""
         self._forget(frame)
         if not append_ack(self.outgoing, frame.notify.ids, actions, self.max_frame_size):
             self._dispatcher.oversized_ack(self)
         self._flush_soon()
 
-    def fail(self, frame: WaitingFrame, error: ProtocolError) -> None:
+    def fail(self, frame: SuspendedFrame, error: ProtocolError) -> None:
         """End the connection, because a frame that waited turned out broken."""
         self._forget(frame)
         self.refuse(error)
         self._flush_soon()
 
-    def _forget(self, frame: WaitingFrame) -> None:
+    def _forget(self, frame: SuspendedFrame) -> None:
         if frame in self._frames:
             self._frames.remove(frame)
             self._waiting_size -= frame.size
 
-    # --- what the hub calls ------------------------------------------------------------
+    # --- what ServerState and Server call ----------------------------------------------
 
     @property
     def done(self) -> bool:
@@ -203,7 +203,7 @@ class SpopProtocol(Inlet, asyncio.Protocol):
 
     def expire(self) -> None:
         """End a connection whose HELLO did not come in time."""
-        self.refuse(TimedOutError(f"no HELLO within {self._hub.limits.hello_timeout:g} s"))
+        self.refuse(TimedOutError(f"no HELLO within {self._state.limits.hello_timeout:g} s"))
 
     def refuse_health_checks(self) -> None:
         """Answer a health check with a DISCONNECT from now on."""
@@ -259,11 +259,11 @@ class SpopProtocol(Inlet, asyncio.Protocol):
                 self.max_frame_size = agent.max_frame_size
                 logger.debug("HELLO from %s: %s; answered %s", self.peer, engine, agent)
             case HealthChecked():
-                self._hub.health_checked()
+                self._state.health_checked()
                 self._opened = True
                 self._close()
             case Disconnected(status_code, message):
-                self._hub.disconnected(self.peer, status_code, message)
+                self._state.disconnected(self.peer, status_code, message)
                 self._say_farewell(status_code, message)
             case Failed(error):
                 self.refuse(error)
@@ -276,7 +276,7 @@ class SpopProtocol(Inlet, asyncio.Protocol):
         """Write once the callbacks that are due have run: several frames may be done by then."""
         if not self._flushing:
             self._flushing = True
-            self._hub.loop.call_soon(self._flush)
+            self._state.loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         self._flushing = False
@@ -312,7 +312,7 @@ class SpopProtocol(Inlet, asyncio.Protocol):
         follow each other without end.
         """
         self._transport.pause_reading()
-        frames = self._hub.limits.frames
+        frames = self._state.limits.frames
         self._say_farewell(StatusCode.NORMAL, f"the connection has had its {frames} frames")
 
     def _say_farewell(self, status_code: int, message: str) -> None:
@@ -337,7 +337,7 @@ class SpopProtocol(Inlet, asyncio.Protocol):
         with suppress(OSError):
             self._transport.write_eof()
         self._transport.resume_reading()
-        self._lingering = self._hub.loop.call_later(LINGER, self._transport.abort)
+        self._lingering = self._state.loop.call_later(LINGER, self._transport.abort)
 
     def _log_frames(self, events: Sequence[Event]) -> None:
         for event in events:

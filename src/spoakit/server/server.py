@@ -12,8 +12,8 @@ from spoakit.agent import Agent
 from spoakit.agent.runtime import Runtime
 from spoakit.logs import Throttle
 from spoakit.metrics.counters import CounterRow, counter
-from spoakit.server.hub import Hub
 from spoakit.server.protocol import LINGER, SpopProtocol
+from spoakit.server.server_state import ServerState
 from spoakit.server.settings import ServerSettings
 from spoakit.server.sockets import describe_peer
 from spoakit.server.tls import server_context
@@ -49,7 +49,7 @@ class Server:
         self._runtime = Runtime(agents, row=row)
         self._settings = settings
         self._row = row
-        self._hub: Hub | None = None
+        self._state: ServerState | None = None
         tls = settings.listen.tls
         self._tls = None if tls is None else server_context(tls)
         self._throttle = Throttle(logger)
@@ -69,8 +69,8 @@ class Server:
             StartupError: a resource failed.
         """
         await self._runtime.start()
-        self._hub = Hub(self._runtime, self._settings, self._row, self._closed)
-        self._publishing = asyncio.create_task(_publish_forever(self._hub))
+        self._state = ServerState(self._runtime, self._settings, self._row, self._closed)
+        self._publishing = asyncio.create_task(_publish_forever(self._state))
 
     def adopt(self, sock: socket.socket) -> None:
         """Serve an accepted connection; the socket is the server's from now on."""
@@ -81,13 +81,13 @@ class Server:
 
     def refuse_health_checks(self) -> None:
         """Answer health checks with a DISCONNECT, so that HAProxy stops using this agent."""
-        if self._hub is not None:
-            self._hub.refuse_health_checks()
+        if self._state is not None:
+            self._state.refuse_health_checks()
 
     def run_observers(self) -> None:
         """Have the agents' observers see now what has been acknowledged."""
-        if self._hub is not None:
-            self._hub.dispatcher.run_observers()
+        if self._state is not None:
+            self._state.dispatcher.run_observers()
 
     async def drain(self, timeout: float) -> None:
         """Close each connection when it is quiet, and at the end of `timeout` seconds all."""
@@ -108,26 +108,26 @@ class Server:
         if self._adopting:
             # A moment each. Cancelled, they would leave their sockets open.
             await asyncio.wait(self._adopting)
-        if self._hub is not None:
-            for connection in tuple(self._hub.connections):
+        if self._state is not None:
+            for connection in tuple(self._state.connections):
                 connection.abort()
             await asyncio.sleep(0)
-            self._hub.close()
+            self._state.close()
             await self._runtime.aclose()
-            self._hub = None
+            self._state = None
 
     async def _adopt(self, sock: socket.socket) -> None:
-        hub = self._hub
+        state = self._state
         peer = describe_peer(sock)
         try:
-            if hub is None:
+            if state is None:
                 raise ConnectionAbortedError("the server is not running")
             loop = asyncio.get_running_loop()
             if self._tls is None:
-                await loop.connect_accepted_socket(lambda: SpopProtocol(hub), sock)
+                await loop.connect_accepted_socket(lambda: SpopProtocol(state), sock)
             else:
                 await loop.connect_accepted_socket(
-                    lambda: SpopProtocol(hub),
+                    lambda: SpopProtocol(state),
                     sock,
                     ssl=self._tls,
                     ssl_handshake_timeout=self._settings.limits.hello_timeout,
@@ -154,16 +154,16 @@ class Server:
         self.on_closed()
 
     def _leave_where_quiet(self, since: float) -> None:
-        if self._hub is not None:
-            for connection in tuple(self._hub.connections):
+        if self._state is not None:
+            for connection in tuple(self._state.connections):
                 if connection.is_quiet(since):
                     connection.leave()
 
 
-async def _publish_forever(hub: Hub) -> None:
+async def _publish_forever(state: ServerState) -> None:
     while True:
         await asyncio.sleep(_PUBLISH_INTERVAL)
-        hub.publish()
+        state.publish()
 
 
 def _ignore() -> None:

@@ -41,7 +41,7 @@ _EVERYDAY = frozenset({StatusCode.NORMAL, StatusCode.IO, StatusCode.TIMEOUT})
 logger = logging.getLogger("spoakit.server")
 
 
-class Hub:
+class ServerState:
     """What the connections of a worker share; to be made on the loop that serves them.
 
     Args:
@@ -141,14 +141,14 @@ class Hub:
         current[FRAMES] = self.dispatcher.frames
         current[OVERSIZED] = self.dispatcher.oversized
         current[UNKNOWN] = self.dispatcher.unknown
-        for runners in self.dispatcher.routes.values():
-            for runner in runners:
-                mishaps = runner.mishaps
-                current[CALLS] += runner.calls
-                current[CALL_FAILURES] += mishaps.failures
-                current[MISMATCHES] += mishaps.mismatches
-                current[EXPIRED] += mishaps.expired
-                current[REFUSED] += mishaps.refused
+        for handlers in self.dispatcher.routes.values():
+            for bound in handlers:
+                errors = bound.errors
+                current[CALLS] += bound.calls
+                current[CALL_FAILURES] += errors.failures
+                current[MISMATCHES] += errors.mismatches
+                current[EXPIRED] += errors.expired
+                current[REFUSED] += errors.refused
         for slot, value in current.items():
             self._row.add(slot, value - self._published[slot])
         self._published = current

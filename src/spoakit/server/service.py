@@ -12,16 +12,16 @@ from spoakit.agent import Agent
 from spoakit.exceptions import ConfigurationError, StartupError
 from spoakit.logs import flush_throttles
 from spoakit.metrics.counters import CounterRow, Counters
-from spoakit.server.channel import WorkerServer
-from spoakit.server.daemon import Starter, daemonize, notify_service_manager
+from spoakit.server.daemon import StartupNotifier, daemonize, notify_service_manager
+from spoakit.server.event_loops import choose_loop, loop_factory
+from spoakit.server.ipc import WorkerServer
 from spoakit.server.logfile import OpenLogfile
-from spoakit.server.loops import choose_loop, loop_factory
 from spoakit.server.pidfile import Pidfile
 from spoakit.server.server import Server
 from spoakit.server.settings import ServerSettings
 from spoakit.server.signals import Hooks
-from spoakit.server.single import SingleProcess, SingleServer
 from spoakit.server.sockets import Listeners
+from spoakit.server.standalone import SingleProcess, StandaloneServer
 from spoakit.server.supervisor import Supervisor
 
 # Some systems grant a thousand million, which programs that walk through them do not survive.
@@ -98,7 +98,7 @@ def run_service(make_server: MakeServer, settings: ServerSettings, hooks: Hooks)
     loop = choose_loop(settings.loop)
     counters = Counters(settings.workers + 1)
     make_server(counters.row(0))
-    starter = Starter()
+    starter = StartupNotifier()
     try:
         with ExitStack() as stack:
             listeners = Listeners(settings.listen)
@@ -161,7 +161,7 @@ async def serve_in_loop(make_server: MakeServer, settings: ServerSettings) -> No
     server = make_server(counters.row(0))
     listeners = Listeners(settings.listen)
     try:
-        single = SingleServer(settings, listeners, server, counters.row(0))
+        single = StandaloneServer(settings, listeners, server, counters.row(0))
         try:
             await single.start()
             logger.info("listening on %s", listeners.describe())

@@ -20,7 +20,7 @@ SIGNALS: Final = STOP_SIGNALS | {signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 _ONE_PRESS: Final = 0.5
 
 
-class Wish(Enum):
+class SignalAction(Enum):
     """What the sender of a signal wants."""
 
     STOP = auto()
@@ -30,18 +30,18 @@ class Wish(Enum):
     REPORT = auto()
 
 
-_WISHES: Final = {
-    signal.SIGTERM: Wish.STOP,
-    signal.SIGINT: Wish.STOP,
-    signal.SIGHUP: Wish.RELOAD,
-    signal.SIGUSR1: Wish.REOPEN_LOGS,
-    signal.SIGUSR2: Wish.REPORT,
+_ACTIONS: Final = {
+    signal.SIGTERM: SignalAction.STOP,
+    signal.SIGINT: SignalAction.STOP,
+    signal.SIGHUP: SignalAction.RELOAD,
+    signal.SIGUSR1: SignalAction.REOPEN_LOGS,
+    signal.SIGUSR2: SignalAction.REPORT,
 }
 
-_HARMLESS: Final = frozenset({Wish.RELOAD, Wish.REOPEN_LOGS})
+_HARMLESS: Final = frozenset({SignalAction.RELOAD, SignalAction.REOPEN_LOGS})
 
 
-class SignalRules:
+class SignalDebouncer:
     """Tell a signal's meaning from those before it.
 
     A terminal or a service manager may signal the group and the process both, so what comes within
@@ -54,22 +54,22 @@ class SignalRules:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._last: dict[Wish, float] = {}
+        self._last: dict[SignalAction, float] = {}
         self._stopping = False
 
-    def read(self, signum: int) -> Wish | None:
+    def read(self, signum: int) -> SignalAction | None:
         """Return what a signal of `SIGNALS` asks for; None when it repeats the one before it."""
-        wish = _WISHES[signal.Signals(signum)]
+        action = _ACTIONS[signal.Signals(signum)]
         now = self._clock()
-        last = self._last.get(wish)
-        if last is not None and now - last < _ONE_PRESS and wish not in _HARMLESS:
+        last = self._last.get(action)
+        if last is not None and now - last < _ONE_PRESS and action not in _HARMLESS:
             return None
-        self._last[wish] = now
-        if wish is Wish.STOP:
+        self._last[action] = now
+        if action is SignalAction.STOP:
             if self._stopping:
-                return Wish.END
+                return SignalAction.END
             self._stopping = True
-        return wish
+        return action
 
 
 class SignalReceiver:
@@ -162,10 +162,10 @@ class Hooks:
         """Return what a worker that has a supervisor does."""
         return replace(self, reload=self.reload_worker or self.reload)
 
-    def call(self, wish: Wish) -> bool:
+    def call(self, action: SignalAction) -> bool:
         """Run the hook for `RELOAD` or `REOPEN_LOGS`; tell if it went well."""
-        hook = self.reload if wish is Wish.RELOAD else self.reopen_logs
-        what = wish.name.lower().replace("_", " ")
+        hook = self.reload if action is SignalAction.RELOAD else self.reopen_logs
+        what = action.name.lower().replace("_", " ")
         try:
             hook()
         except (ConfigurationError, OSError) as error:

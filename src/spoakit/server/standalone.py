@@ -11,19 +11,19 @@ from typing import NoReturn
 
 from spoakit.logs import flush_throttles
 from spoakit.metrics.counters import CounterRow, Counters
-from spoakit.server.channel import WorkerServer
 from spoakit.server.daemon import notify_service_manager
-from spoakit.server.report import log_counters
+from spoakit.server.ipc import WorkerServer
 from spoakit.server.settings import ServerSettings
-from spoakit.server.signals import SIGNALS, Hooks, SignalRules, Wish
+from spoakit.server.signals import SIGNALS, Hooks, SignalAction, SignalDebouncer
 from spoakit.server.sockets import Acceptor, Listeners
+from spoakit.server.stats_log import log_counters
 from spoakit.server.watch import watch_file
 from spoakit.server.worker import flush_logs_forever, leave, start_server
 
 logger = logging.getLogger("spoakit.server")
 
 
-class SingleServer:
+class StandaloneServer:
     """A server and its listening sockets in the running event loop.
 
     Raises:
@@ -99,7 +99,7 @@ class SingleServer:
 
 
 class SingleProcess:
-    """A `SingleServer` in a process of its own, which obeys signals as a supervisor does.
+    """A `StandaloneServer` in a process of its own, which obeys signals as a supervisor does.
 
     Args:
         settings: limits, drain, runtime.
@@ -128,7 +128,7 @@ class SingleProcess:
         self._hooks = hooks
         self._on_ready = on_ready
         self._on_end = on_end
-        self._rules = SignalRules()
+        self._debouncer = SignalDebouncer()
         self._stopping = asyncio.Event()
 
     async def run(self) -> int:
@@ -139,7 +139,7 @@ class SingleProcess:
         """
         loop = asyncio.get_running_loop()
         row = self._counters.row(0)
-        server = SingleServer(self._settings, self._listeners, self._make_server(row), row)
+        server = StandaloneServer(self._settings, self._listeners, self._make_server(row), row)
         for signum in SIGNALS:
             loop.add_signal_handler(signum, self._on_signal, signum, server)
         background = [asyncio.create_task(self._monitor())]
@@ -166,23 +166,23 @@ class SingleProcess:
                 task.cancel()
             server.close()
 
-    def _on_signal(self, signum: int, server: SingleServer) -> None:
-        wish = self._rules.read(signum)
-        match wish:
-            case Wish.STOP:
+    def _on_signal(self, signum: int, server: StandaloneServer) -> None:
+        action = self._debouncer.read(signum)
+        match action:
+            case SignalAction.STOP:
                 self._stop(signal.Signals(signum).name)
-            case Wish.END:
+            case SignalAction.END:
                 self._end(signum)
-            case Wish.RELOAD:
+            case SignalAction.RELOAD:
                 self._reload(server)
-            case Wish.REOPEN_LOGS:
-                self._hooks.call(wish)
-            case Wish.REPORT:
+            case SignalAction.REOPEN_LOGS:
+                self._hooks.call(action)
+            case SignalAction.REPORT:
                 log_counters(self._counters, 1, zeros=True)
 
-    def _reload(self, server: SingleServer) -> None:
+    def _reload(self, server: StandaloneServer) -> None:
         server.run_observers()
-        self._hooks.call(Wish.RELOAD)
+        self._hooks.call(SignalAction.RELOAD)
 
     async def _monitor(self) -> None:
         while self._settings.monitor is not None:

@@ -21,14 +21,14 @@ from typing import Final, NoReturn
 from spoakit.exceptions import StartupError
 from spoakit.logs import Throttle, flush_throttles, forget_throttled
 from spoakit.metrics.counters import CounterRow, Counters, counter
-from spoakit.server.channel import Order, WorkerServer
 from spoakit.server.daemon import notify_service_manager
-from spoakit.server.handle import WorkerHandle, describe_exit
-from spoakit.server.report import log_counters
+from spoakit.server.ipc import SupervisorCommand, WorkerServer
 from spoakit.server.settings import ServerSettings
-from spoakit.server.signals import SIGNALS, Hooks, SignalReceiver, SignalRules, Wish
+from spoakit.server.signals import SIGNALS, Hooks, SignalAction, SignalDebouncer, SignalReceiver
 from spoakit.server.sockets import Acceptor, Listeners
+from spoakit.server.stats_log import log_counters
 from spoakit.server.worker import FLUSH_INTERVAL, GRACE, run_worker
+from spoakit.server.worker_process import WorkerProcess, describe_exit
 
 logger = logging.getLogger("spoakit.server")
 
@@ -78,14 +78,14 @@ class Supervisor:
         self._on_ready = on_ready
         self._close_in_worker = close_in_worker
         self._row = counters.row(settings.workers)
-        self._workers = [WorkerHandle(index) for index in range(settings.workers)]
+        self._workers = [WorkerProcess(index) for index in range(settings.workers)]
         self._acceptor = Acceptor(
             settings.listen, settings.limits, self._count_connections, self._row
         )
         self._throttle = Throttle(logger)
         self._selector = selectors.DefaultSelector()
         self._signals = SignalReceiver()
-        self._rules = SignalRules()
+        self._debouncer = SignalDebouncer()
         self._phase = _Phase.STARTING
         self._is_accepting = False
         self._held: socket.socket | None = None
@@ -133,7 +133,7 @@ class Supervisor:
 
     # Workers
 
-    def _fork(self, worker: WorkerHandle) -> None:
+    def _fork(self, worker: WorkerProcess) -> None:
         ours, theirs = socket.socketpair()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -155,7 +155,7 @@ class Supervisor:
         self._selector.register(ours, selectors.EVENT_READ, partial(self._on_reports, worker, ours))
         logger.debug("worker %d is process %d", worker.index + 1, pid)
 
-    def _on_fork_failed(self, worker: WorkerHandle, reason: str) -> None:
+    def _on_fork_failed(self, worker: WorkerProcess, reason: str) -> None:
         now = time.monotonic()
         if self._phase is _Phase.SERVING:
             worker.postpone(now)
@@ -198,13 +198,13 @@ class Supervisor:
             self._held.close()
         self._close_in_worker()
 
-    def _on_reports(self, worker: WorkerHandle, channel: socket.socket) -> None:
-        if worker.channel is channel and worker.read_reports(time.monotonic()) is False:
+    def _on_reports(self, worker: WorkerProcess, channel: socket.socket) -> None:
+        if worker.channel is channel and worker.read_events(time.monotonic()) is False:
             self._selector.unregister(channel)
             worker.close_channel()
         if worker.saw_change:
             worker.saw_change = False
-            self._tell(Wish.RELOAD)
+            self._tell(SignalAction.RELOAD)
         if self._phase is _Phase.STARTING and all(worker.is_ready for worker in self._workers):
             self._serve()
 
@@ -216,9 +216,9 @@ class Supervisor:
             if pid:
                 self._bury(worker, status, now)
 
-    def _bury(self, worker: WorkerHandle, status: int, now: float) -> None:
+    def _bury(self, worker: WorkerProcess, status: int, now: float) -> None:
         if worker.channel is not None:
-            while worker.read_reports(now):
+            while worker.read_events(now):
                 pass
             self._selector.unregister(worker.channel)
         pid, how = worker.pid, describe_exit(status)
@@ -298,23 +298,27 @@ class Supervisor:
 
     def _obey_signals(self, now: float) -> None:
         for signum in dict.fromkeys(self._signals.read()):  # a storm of reloads is one
-            wish = self._rules.read(signum) if signum in SIGNALS else None
-            match wish:
-                case Wish.STOP:
+            action = self._debouncer.read(signum) if signum in SIGNALS else None
+            match action:
+                case SignalAction.STOP:
                     self._stop(now, signal.Signals(signum).name)
-                case Wish.END:
+                case SignalAction.END:
                     self._end(signum)
-                case Wish.RELOAD | Wish.REOPEN_LOGS:
-                    self._tell(wish)
-                case Wish.REPORT:
+                case SignalAction.RELOAD | SignalAction.REOPEN_LOGS:
+                    self._tell(action)
+                case SignalAction.REPORT:
                     log_counters(self._counters, self._settings.workers, zeros=True)
 
-    def _tell(self, wish: Wish) -> None:
+    def _tell(self, action: SignalAction) -> None:
         """Do here what is wished, and have the workers do it if that went well."""
-        if self._hooks.call(wish):
-            order = Order.RELOAD if wish is Wish.RELOAD else Order.REOPEN_LOGS
+        if self._hooks.call(action):
+            command = (
+                SupervisorCommand.RELOAD
+                if action is SignalAction.RELOAD
+                else SupervisorCommand.REOPEN_LOGS
+            )
             for worker in self._workers:
-                worker.send_order(order)
+                worker.send_command(command)
 
     def _time_to_wait(self, now: float) -> float:
         times = [self._flush_at, self._report_at]
@@ -375,7 +379,7 @@ class Supervisor:
         self._deadline = now + checks
         for worker in self._workers:
             worker.restart_at = None
-            worker.send_order(Order.REFUSE_CHECKS)
+            worker.send_command(SupervisorCommand.REFUSE_CHECKS)
 
     def _drain(self, now: float) -> None:
         self._phase = _Phase.DRAINING
@@ -388,7 +392,7 @@ class Supervisor:
         self._deadline = now + self._settings.drain.total + _KILL_AFTER
         for worker in self._workers:
             worker.restart_at = None
-            worker.send_order(Order.DRAIN)
+            worker.send_command(SupervisorCommand.DRAIN)
 
     def _end(self, signum: int) -> None:
         logger.warning("%s again: ending at once", signal.Signals(signum).name)

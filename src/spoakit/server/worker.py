@@ -11,10 +11,10 @@ from typing import Final
 from spoakit.exceptions import StartupError
 from spoakit.logs import Throttle, flush_throttles
 from spoakit.metrics.counters import CounterRow, counter
-from spoakit.server.channel import Order, Report, WorkerServer, receive_orders
-from spoakit.server.loops import loop_factory
+from spoakit.server.event_loops import loop_factory
+from spoakit.server.ipc import SupervisorCommand, WorkerEvent, WorkerServer, receive_commands
 from spoakit.server.settings import Drain, ServerSettings
-from spoakit.server.signals import Hooks, Wish
+from spoakit.server.signals import Hooks, SignalAction
 from spoakit.server.watch import watch_file
 
 logger = logging.getLogger("spoakit.server")
@@ -111,11 +111,11 @@ class _Worker:
     async def run(self) -> int:
         self._loop = asyncio.get_running_loop()
         self._leave = asyncio.Event()
-        self._loop.add_reader(self._channel, self._on_orders)
+        self._loop.add_reader(self._channel, self._on_commands)
         background = [asyncio.create_task(flush_logs_forever())]
         # One worker watches for all: it tells the supervisor, which tells the others.
         if self._settings.watch is not None and self._row.index == 0:
-            report = partial(self._report, bytes((Report.CHANGED,)))
+            report = partial(self._report, bytes((WorkerEvent.CHANGED,)))
             background.append(asyncio.create_task(watch_file(self._settings.watch, report)))
         leaving = asyncio.create_task(self._leave.wait())
         starting = asyncio.create_task(start_server(self._server))
@@ -125,11 +125,11 @@ class _Worker:
             if not starting.done():
                 return 0
             starting.result()
-            self._report(bytes((Report.READY,)))
+            self._report(bytes((WorkerEvent.READY,)))
             await leaving
             return 0 if await leave(self._server, self._settings.drain) else 1
         except StartupError as error:
-            self._report(bytes((Report.FAILED,)) + str(error).encode(errors="replace"))
+            self._report(bytes((WorkerEvent.FAILED,)) + str(error).encode(errors="replace"))
             return 1
         finally:
             for task in background:
@@ -137,30 +137,30 @@ class _Worker:
             self._loop.remove_reader(self._channel)
             self._loop.remove_writer(self._channel)
 
-    def _on_orders(self) -> None:
+    def _on_commands(self) -> None:
         try:
-            orders, connections = receive_orders(self._channel)
+            commands, connections = receive_commands(self._channel)
         except BlockingIOError:
             return
         except ConnectionError:
-            orders, connections = b"", []
-        if not orders:
+            commands, connections = b"", []
+        if not commands:
             self._on_supervisor_gone()
             return
         waiting = iter(connections)
-        for order in orders:
-            match order:
-                case Order.CONNECTION:
+        for command in commands:
+            match command:
+                case SupervisorCommand.CONNECTION:
                     self._take(next(waiting, None))
-                case Order.REFUSE_CHECKS:
+                case SupervisorCommand.REFUSE_CHECKS:
                     self._server.refuse_health_checks()
-                case Order.DRAIN:
+                case SupervisorCommand.DRAIN:
                     self._leave.set()
-                case Order.RELOAD:
+                case SupervisorCommand.RELOAD:
                     self._server.run_observers()
-                    self._hooks.call(Wish.RELOAD)
-                case Order.REOPEN_LOGS:
-                    self._hooks.call(Wish.REOPEN_LOGS)
+                    self._hooks.call(SignalAction.RELOAD)
+                case SupervisorCommand.REOPEN_LOGS:
+                    self._hooks.call(SignalAction.REOPEN_LOGS)
 
     def _take(self, connection: socket.socket | None) -> None:
         if connection is not None:
@@ -184,7 +184,7 @@ class _Worker:
         # Reports gather until the loop has gone round: a hundred lost connections are one write.
         if not self._unreported:
             self._loop.call_soon(self._send_reports)
-        self._unreported += bytes((Report.CLOSED,))
+        self._unreported += bytes((WorkerEvent.CLOSED,))
 
     def _report(self, report: bytes) -> None:
         self._unreported += report

@@ -5,14 +5,14 @@ import signal
 import socket
 from typing import Final
 
-from spoakit.server.channel import Order, Report, send_descriptor
+from spoakit.server.ipc import SupervisorCommand, WorkerEvent, send_descriptor
 
 _FIRST_DELAY: Final = 0.1
 _MAX_DELAY: Final = 30.0
 _STABLE: Final = 10.0
 
 
-class WorkerHandle:
+class WorkerProcess:
     """One of the supervisor's workers: its process, the channel to it, its connections.
 
     It outlives the process: a successor is forked under the same handle, with the same index.
@@ -70,19 +70,19 @@ class WorkerHandle:
         self._failure = None
         self._ready_at = None
 
-    def send_order(self, order: Order) -> None:
-        """Send an order, behind what was sent before; kept until the worker takes it."""
+    def send_command(self, command: SupervisorCommand) -> None:
+        """Send a command, behind what was sent before; kept until the worker takes it."""
         if self.channel is not None:
-            self._unsent += bytes((order,))
+            self._unsent += bytes((command,))
             self.flush()
 
     @property
     def has_unsent(self) -> bool:
-        """Whether orders are kept back."""
+        """Whether commands are kept back."""
         return bool(self._unsent)
 
     def flush(self) -> None:
-        """Try to send the orders kept back."""
+        """Try to send the commands kept back."""
         if self._unsent and self.channel is not None:
             try:
                 self._unsent = self._unsent[self.channel.send(self._unsent) :]
@@ -106,7 +106,7 @@ class WorkerHandle:
         self.connections += 1
         return True
 
-    def read_reports(self, now: float) -> bool | None:
+    def read_events(self, now: float) -> bool | None:
         """Read what the worker reports.
 
         Returns:
@@ -123,10 +123,10 @@ class WorkerHandle:
         if self._failure is not None:
             self._failure += received
             return bool(received)
-        reports, failed, reason = received.partition(bytes((Report.FAILED,)))
-        self.connections -= reports.count(Report.CLOSED)
-        self.saw_change = self.saw_change or Report.CHANGED in reports
-        if Report.READY in reports:
+        reports, failed, reason = received.partition(bytes((WorkerEvent.FAILED,)))
+        self.connections -= reports.count(WorkerEvent.CLOSED)
+        self.saw_change = self.saw_change or WorkerEvent.CHANGED in reports
+        if WorkerEvent.READY in reports:
             self.is_ready = True
             self._ready_at = now
         if failed:

@@ -10,11 +10,11 @@ from typing import Any, Final, Self, TypeVar
 from spoakit.agent import Agent
 from spoakit.exceptions import SpoakitError
 from spoakit.metrics.counters import Counters
-from spoakit.server.loops import loop_factory
+from spoakit.server.event_loops import loop_factory
 from spoakit.server.server import Server
 from spoakit.server.settings import Drain, Listen, ServerSettings
-from spoakit.server.single import SingleServer
 from spoakit.server.sockets import Listeners
+from spoakit.server.standalone import StandaloneServer
 
 T = TypeVar("T")
 
@@ -102,7 +102,7 @@ class AgentServer:
         self._leaving = asyncio.Event()
         listeners = Listeners(self._settings.listen)
         try:
-            single = SingleServer(self._settings, listeners, self.server, self.counters.row(0))
+            single = StandaloneServer(self._settings, listeners, self.server, self.counters.row(0))
             try:
                 await single.start()
                 if self._settings.listen.unix is None:

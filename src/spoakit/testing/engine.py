@@ -9,7 +9,7 @@ from typing import Any, Final, Self
 from spoakit.agent import Agent
 from spoakit.agent._dispatch_cy import Dispatcher
 from spoakit.agent.runtime import Runtime
-from spoakit.agent.waiting import WaitingFrame
+from spoakit.agent.suspension import SuspendedFrame
 from spoakit.exceptions import CallError, ProtocolError, SpoakitError
 from spoakit.spop import (
     Acknowledged,
@@ -83,7 +83,7 @@ class Engine:
         for handler in agent.handlers:
             # It may be said at the message's handler or at one of its observers.
             known = self._events.get(handler.message)
-            self._events[handler.message] = handler.sending.event or known
+            self._events[handler.message] = handler.trigger.event or known
 
     def __enter__(self) -> Self:
         if self._loop is not None:
@@ -191,7 +191,7 @@ class Engine:
 
 
 class _Link:
-    """Both ends of a connection, in memory; see `spoakit.agent.link.Link`."""
+    """Both ends of a connection, in memory; see `spoakit.agent.interfaces.EngineLink`."""
 
     peer = "testing.Engine"
     engine_id = "testing.Engine"
@@ -231,15 +231,15 @@ class _Link:
         assert isinstance(event, Acknowledged)
         return event.actions
 
-    def wait(self, frame: WaitingFrame) -> None:
+    def wait(self, frame: SuspendedFrame) -> None:
         self._waiting = asyncio.get_running_loop().create_future()
 
-    def finish(self, frame: WaitingFrame, actions: list[Action]) -> None:
+    def finish(self, frame: SuspendedFrame, actions: list[Action]) -> None:
         if not self._agent.send_ack(frame.notify, actions):
             self._dispatcher.oversized_ack(self)
         assert self._waiting is not None
         self._waiting.set_result(None)
 
-    def fail(self, frame: WaitingFrame, error: ProtocolError) -> None:
+    def fail(self, frame: SuspendedFrame, error: ProtocolError) -> None:
         assert self._waiting is not None
         self._waiting.set_exception(error)

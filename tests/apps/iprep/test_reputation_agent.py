@@ -163,7 +163,7 @@ def test_the_message_comes_when_there_is_what_it_needs(
     site: Site, settings: dict[str, Any], event: str
 ) -> None:
     [handler] = site.agent(**settings).handlers
-    assert handler.sending.event == event
+    assert handler.trigger.event == event
 
 
 def test_a_check_can_be_delayed_without_holding_up_others(site: Site) -> None:

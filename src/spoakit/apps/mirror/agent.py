@@ -27,7 +27,7 @@ from spoakit.spop.messages import MAX_ARGUMENTS, Message
 logger = logging.getLogger("spoakit.mirror")
 
 # Seconds. A fifth of a copy's cost at 2,000 requests/s is spared; more time spares no more.
-_WITHIN: Final = 0.005
+_MAX_DELAY: Final = 0.005
 _SCORES: Final = 101
 # What the server is bound by, or what began with it.
 _FOR_GOOD: Final = ("drain", "log", "processing_delay")
@@ -182,7 +182,7 @@ def create_agent(settings: MirrorSettings | LiveSettings[MirrorSettings]) -> Age
     if delay:
         agent.message("mirror", timeout=delay + DEADLINE)(delayed(copy, delay))
     else:
-        agent.observe("mirror", within=_WITHIN)(copy)
+        agent.observe("mirror", max_delay=_MAX_DELAY)(copy)
     _add_debugging_messages(agent)
     return agent
 
@@ -196,7 +196,7 @@ def _add_debugging_messages(agent: Agent) -> None:
     def check_client_ip(ip: IPAddress, /) -> Action:
         return ip_score.set(randrange(_SCORES))
 
-    @agent.observe("test", within=_WITHIN)
+    @agent.observe("test", max_delay=_MAX_DELAY)
     def show(message: Message) -> None:
         for index, argument in enumerate(message.arguments):
             name, type_name, value = argument.name, argument.type.name, argument.value
