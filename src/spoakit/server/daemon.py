@@ -1,18 +1,22 @@
-"""Going to the background, and telling whoever waits that the service is up."""
+"""Going to the background, and notifying the starter and the service manager of the start."""
 
 import os
 import socket
 import sys
 from contextlib import suppress
-from typing import Final
+from typing import Final, NoReturn
+
+from spoakit.exceptions import StartupError
+from spoakit.server.forking import flush_standard_streams
 
 _OK: Final = b"\0"
 
 
 class StartupNotifier:
-    """The process that started this one and waits to hear how it went.
+    """Notifies the process that started this one, and waits for that, how the start went.
 
-    Without a `pipe` to it there is none, and nothing is told.
+    Args:
+        pipe: descriptor of the pipe to it; -1 if there is no such process.
     """
 
     __slots__ = ("_pipe",)
@@ -37,7 +41,7 @@ class StartupNotifier:
     def _send(self, message: bytes) -> None:
         if self._pipe >= 0:
             # If the starter was killed, the service does not depend on it.
-            with suppress(BrokenPipeError):
+            with suppress(OSError):
                 os.write(self._pipe, message)
             self.close()
 
@@ -45,19 +49,29 @@ class StartupNotifier:
 def daemonize() -> StartupNotifier:
     """Continue in a process of its own session, with its standard streams on /dev/null.
 
-    Returns in that process only. The one that was called from stays until it is told how the start
+    Returns in that process only. The caller's own process stays until it is notified how the start
     went, so that its exit code is true. The working directory stays, for relative paths.
+
+    Raises:
+        StartupError: the system has no process or descriptor left.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    reader, writer = os.pipe()
-    if os.fork():
-        os.close(writer)
-        _await_start(reader)
+    flush_standard_streams()
+    try:
+        reader, writer = os.pipe()
+        if os.fork():
+            os.close(writer)
+            _await_start(reader)
+    except OSError as error:
+        raise StartupError(f"cannot go to the background: {error.strerror}") from error
     os.close(reader)
-    os.setsid()
-    if os.fork():
-        os._exit(0)  # not a session leader any more, so it never gets a controlling terminal
+    try:
+        os.setsid()
+        # Not a session leader any more, this process never gets a controlling terminal.
+        if os.fork():
+            os._exit(0)
+    except OSError as error:
+        StartupNotifier(writer).failed(f"cannot go to the background: {error.strerror}")
+        os._exit(1)
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)
@@ -66,14 +80,20 @@ def daemonize() -> StartupNotifier:
     return StartupNotifier(writer)
 
 
-def _await_start(reader: int) -> None:
-    with os.fdopen(reader, "rb") as pipe:
-        message = pipe.read()
-    if message != _OK:
-        reason = message.decode(errors="replace") or "it ended while starting"
-        sys.stderr.write(f"ERROR: {reason}\n")
-        sys.stderr.flush()
-    os._exit(0 if message == _OK else 1)
+def _await_start(reader: int) -> NoReturn:
+    """Wait for the notification, and exit with the code that it calls for."""
+    code = 1
+    try:
+        with os.fdopen(reader, "rb") as pipe:
+            message = pipe.read()
+        if message == _OK:
+            code = 0
+        else:
+            reason = message.decode(errors="replace") or "it ended while starting"
+            sys.stderr.write(f"ERROR: {reason}\n")
+            flush_standard_streams()
+    finally:
+        os._exit(code)
 
 
 def notify_service_manager(state: str) -> None:
@@ -86,6 +106,6 @@ def notify_service_manager(state: str) -> None:
         return
     if path.startswith("@"):
         path = "\0" + path[1:]
-    # A manager that has gone away is no reason to fail.
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager, suppress(OSError):
+    # The service goes on without a manager, and without a descriptor for the message to it.
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.sendto(state.encode(), path)
