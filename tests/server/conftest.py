@@ -1,12 +1,14 @@
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -48,7 +50,15 @@ class Client:
 class Service:
     """A stand-in service as a process of its own, in a process group of its own."""
 
-    def __init__(self, directory: Path, env: dict[str, str], settings: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        env: dict[str, str],
+        settings: dict[str, Any],
+        stdout: int | None = None,
+        descriptors: int | None = None,
+    ) -> None:
+        self.directory = directory
         self._log = directory / f"log-{time.monotonic_ns()}"
         self._clients: list[Client] = []
         source = Path(spoakit.__file__).parent.parent
@@ -60,11 +70,12 @@ class Service:
                     json.dumps(settings),
                 ],
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=log if stdout is None else stdout,
                 stderr=log,
                 env={**os.environ, "PYTHONPATH": str(source), **env},
                 cwd=directory,
                 start_new_session=True,
+                preexec_fn=None if descriptors is None else partial(_limit, descriptors),
             )
 
     def __enter__(self) -> Self:
@@ -122,12 +133,21 @@ class Service:
         return self.process.wait(BOUND)
 
 
+def _limit(descriptors: int) -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Service]]:
     services = []
 
-    def start(env: dict[str, str] | None = None, **settings: Any) -> Service:
-        services.append(Service(tmp_path, env or {}, settings))
+    def start(
+        env: dict[str, str] | None = None,
+        stdout: int | None = None,
+        descriptors: int | None = None,
+        **settings: Any,
+    ) -> Service:
+        services.append(Service(tmp_path, env or {}, settings, stdout, descriptors))
         return services[-1]
 
     yield start

@@ -7,6 +7,8 @@ Run as a script: stand_in.py '{"settings": {...}, ...}'. A client's line is a co
     slow            answered at the next reload
     die             the worker exits with code 3
     block           the worker's event loop stops forever
+    compute         the same in a call into C that never returns
+    say             printed on standard output
 """
 
 import asyncio
@@ -22,6 +24,7 @@ from typing import Any
 from spoakit.exceptions import ConfigurationError, StartupError
 from spoakit.logs import configure_logging
 from spoakit.metrics.counters import CounterRow, counter
+from spoakit.server.ipc import FRAMES, IN_FLIGHT
 from spoakit.server.service import run_service
 from spoakit.server.settings import Drain, Limits, Listen, Logfile, ServerSettings, parse_network
 from spoakit.server.signals import Hooks
@@ -48,7 +51,9 @@ class StandIn:
         return len(self._tasks)
 
     async def start(self) -> None:
-        if self._fail == "startup":
+        if os.path.exists("fail"):
+            print("connecting to the database")
+        if self._fail == "startup" or os.path.exists("fail"):
             raise StartupError("the stand-in was told to fail")
         if self._fail == "exception":
             raise LookupError("no such thing")
@@ -74,6 +79,7 @@ class StandIn:
             while not self._draining and (line := await reader.readline()):
                 self._quiet.discard(writer)
                 self._row.add(LINES)
+                self._row.add(FRAMES)
                 writer.write(f"{await self._answer(line.decode().strip())}\n".encode())
                 self._quiet.add(writer)
         except ConnectionError:
@@ -95,13 +101,22 @@ class StandIn:
                 return "finished"
             case "die":
                 os._exit(3)
-            case "block":
+            case "block" | "compute":
+                logging.getLogger("stand_in").info("hanging now")
+                if command == "compute":
+                    sum(range(10**15))
                 while True:
                     time.sleep(1)
+            case "say":
+                print("said")
+                return "said"
         return "what?"
 
     def refuse_health_checks(self) -> None:
         self._refusing = True
+
+    def publish(self) -> None:
+        self._row.set(IN_FLIGHT, len(self._tasks) - len(self._quiet))
 
     def run_observers(self) -> None:
         logging.getLogger("stand_in").info("observing")
@@ -125,6 +140,7 @@ class StandIn:
 def _reload() -> None:
     if os.path.exists("refuse"):
         raise ConfigurationError("the stand-in was told to refuse")
+    time.sleep(float(os.environ.get("SLOW_RELOAD", "0")))
     logging.getLogger("stand_in").info("reloading")
     for reloaded in _slow:
         reloaded.set()
@@ -132,6 +148,8 @@ def _reload() -> None:
 
 def _reopen() -> None:
     logging.getLogger("stand_in").info("reopening")
+    if os.environ.get("BAD_HOOK") == "exit":
+        sys.exit("a bad hook")
     if "BAD_HOOK" in os.environ:
         raise RuntimeError("a bad hook")
 
@@ -151,6 +169,8 @@ def read_settings(given: dict[str, Any]) -> ServerSettings:
 
 def main() -> int:
     configure_logging(debug=True)
+    if os.environ.get("NO_STDOUT"):
+        sys.stdout = None  # as where the caller has closed descriptor 1
     given = json.loads(sys.argv[1])
     fail = given.pop("fail", "")
     log_file = given.pop("log_file", None)

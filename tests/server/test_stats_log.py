@@ -27,14 +27,18 @@ def test_each_worker_has_its_line_and_all_have_a_sum(caplog: pytest.LogCaptureFi
     ]
 
 
-def test_a_lone_worker_has_one_line(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_lone_worker_has_a_supervisor_too(caplog: pytest.LogCaptureFixture) -> None:
     counters = Counters(2)
     counters.row(0).add(SEEN, 3)
     log_counters(counters, 1, zeros=False)
-    assert caplog.messages == ["worker 1: report_seen=3"]
+    assert caplog.messages == [
+        "worker 1: report_seen=3",
+        "supervisor: nothing yet",
+        "all: report_seen=3",
+    ]
 
 
 def test_all_can_be_asked_for(caplog: pytest.LogCaptureFixture) -> None:
     log_counters(Counters(2), 1, zeros=True)
-    [line] = caplog.messages
-    assert "report_seen=0 report_unseen=0" in line
+    assert len(caplog.messages) == 3
+    assert all("report_seen=0 report_unseen=0" in line for line in caplog.messages)

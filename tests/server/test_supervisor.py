@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import os
+import re
+import resource
+import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -221,3 +225,215 @@ def test_workers_are_ready_before_the_service_is(start: Start, workers: int) -> 
     service = start(workers=workers, fail="hang")
     service.wait_for("hanging", times=workers)
     assert "listening on" not in service.log
+
+
+def wait_longer_than(seconds: float, service: Service) -> None:
+    """Wait until a time is over in which something must not happen."""
+    since = time.monotonic()
+    service.wait_until(lambda: time.monotonic() - since > seconds, "a time")
+
+
+HANG = {"worker_timeout": 1.0}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("how", ["block", "compute", "stop"])
+def test_a_worker_that_hangs_is_replaced(start: Start, workers: int, how: str) -> None:
+    service = start(workers=workers, **HANG).ready()
+    hanging = service.connect()
+    pid = int(hanging.ask("pid"))
+    if how == "stop":
+        os.kill(pid, signal.SIGSTOP)
+    else:
+        hanging.send(how)
+    service.wait_for(f"worker 1 (process {pid}) does not answer, and gets no connections")
+    service.wait_for(f"worker 1 (process {pid}) was killed, because it hung; its successor follows")
+    assert hanging.read() == ""
+    log = service.log
+    assert f"worker 1 (process {pid}) has not answered for 1 s; killing it" in log
+    if how == "stop":
+        assert "worker 1:   (unknown: the process is stopped)" in log
+    else:
+        assert re.search(r'worker 1:   File ".*stand_in.py", line \d+ in _answer\n', log)
+    # There may be one worker, which is its successor.
+    assert int(service.connect().ask("pid")) != pid
+    service.signal(signal.SIGTERM)
+    assert service.wait() == 0
+
+
+def test_a_worker_that_hangs_gets_no_connections(start: Start) -> None:
+    service = start(workers=2, worker_timeout=60.0).ready()
+    hanging, well = service.connect(), service.connect()
+    pid = hanging.ask("pid")
+    other = well.ask("pid")
+    os.kill(int(pid), signal.SIGSTOP)
+    service.wait_for(f"worker 1 (process {pid}) does not answer")
+    assert [service.connect().ask("pid") for _ in range(20)] == [other] * 20
+    os.kill(int(pid), signal.SIGCONT)
+    service.wait_for(f"worker 1 (process {pid}) answers again")
+    service.wait_until(lambda: service.connect().ask("pid") == pid, "its share")
+    assert hanging.ask("pid") == pid
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stop_of_the_whole_group_kills_nobody(start: Start, workers: int) -> None:
+    service = start(workers=workers, **HANG).ready()
+    clients = [service.connect() for _ in range(workers)]
+    pids = [client.ask("pid") for client in clients]
+    for _ in range(3):
+        service.signal_group(signal.SIGSTOP)
+        wait_longer_than(1.5, service)
+        service.signal_group(signal.SIGCONT)
+        assert [client.ask("pid") for client in clients] == pids
+    assert "does not answer" not in service.log
+    assert "killed" not in service.log
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("how", ["block", "compute"])
+def test_a_worker_that_hangs_ends_within_the_drain_bound(
+    start: Start, workers: int, how: str
+) -> None:
+    service = start(workers=workers, drain={"timeout": 0.2}).ready()
+    hanging = service.connect()
+    hanging.ask("pid")
+    hanging.send(how)
+    before = time.monotonic()
+    service.signal(signal.SIGTERM)
+    assert service.wait() == 1
+    assert time.monotonic() - before < 5
+
+
+@linux_only
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("how", ["block", "compute"])
+def test_an_orphan_that_hangs_ends_itself(start: Start, workers: int, how: str) -> None:
+    service = start(workers=workers, **HANG).ready()
+    hanging = service.connect()
+    pid = int(hanging.ask("pid"))
+    hanging.send(how)
+    service.wait_for("hanging now")
+    service.signal(signal.SIGKILL)
+    service.wait()
+    service.wait_until(lambda: not is_running(pid), "the orphan's end")
+    assert "Timeout (0:00:06)!" in service.log
+    assert "in _answer" in service.log
+
+
+def test_a_long_reload_is_not_a_hang(start: Start) -> None:
+    service = start(workers=2, env={"SLOW_RELOAD": "2.5"}, **HANG).ready()
+    pids = {service.connect().ask("pid") for _ in range(2)}
+    service.signal(signal.SIGHUP)
+    service.wait_for("reloading", times=3)
+    service.wait_for("answers again", times=2)
+    assert {service.connect().ask("pid") for _ in range(2)} == pids
+    assert "killing it" not in service.log
+
+
+@linux_only
+def test_a_worker_with_a_debugger_is_left_alone(start: Start) -> None:
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed")
+    service = start(workers=1, **HANG).ready()
+    client = service.connect()
+    pid = client.ask("pid")
+    with subprocess.Popen(
+        ["strace", "-p", pid, "-o", "/dev/null"], stderr=subprocess.PIPE, text=True
+    ) as tracer:
+        assert tracer.stderr is not None
+        if "attached" not in tracer.stderr.readline():
+            pytest.skip("strace may not attach here")
+        client.send("block")
+        service.wait_for("does not answer")
+        wait_longer_than(2.0, service)
+        assert "killing it" not in service.log
+        tracer.terminate()
+    service.wait_for("was killed, because it hung")
+
+
+def test_a_handler_that_prints_to_a_dead_pipe_changes_no_exit_code(start: Start) -> None:
+    reader, writer = os.pipe()
+    service = start(workers=2, env={"PYTHONUNBUFFERED": ""}, stdout=writer).ready()
+    os.close(writer)
+    os.close(reader)
+    assert service.connect().ask("say") == "said"
+    service.signal(signal.SIGTERM)
+    assert service.wait() == 0
+
+
+@pytest.mark.parametrize("stdout", ["pipe", "full", "missing"])
+def test_a_successor_that_fails_leaves_the_service_alone(
+    start: Start, tmp_path: Path, stdout: str
+) -> None:
+    """It prints, fails to start, and cannot write what it printed."""
+    reader, writer = os.pipe()
+    if stdout == "full":
+        os.close(writer)
+        writer = os.open("/dev/full", os.O_WRONLY)
+    path = tmp_path / "agent.sock"
+    env = {"PYTHONUNBUFFERED": "", "NO_STDOUT": "1" if stdout == "missing" else ""}
+    service = start(workers=2, env=env, stdout=writer, listen={"unix": str(path)}).ready()
+    os.close(writer)
+    os.close(reader)
+    service.directory.joinpath("fail").touch()
+    os.kill(children_of(service.process.pid)[0], signal.SIGKILL)
+    service.wait_for("could not start: the stand-in was told to fail", times=3)
+    assert path.exists()
+    assert len(service.log.split("ended unexpectedly")) == 2
+    service.directory.joinpath("fail").unlink()
+    service.wait_until(lambda: len(children_of(service.process.pid)) == 2, "both workers")
+    service.signal(signal.SIGTERM)
+    assert service.wait() == 0
+    assert not path.exists()
+
+
+@linux_only
+def test_a_supervisor_without_descriptors_tries_again(start: Start) -> None:
+    service = start(workers=3).ready()
+    pids = children_of(service.process.pid)
+    opened = len(descriptors_of(service.process.pid))
+    limits = resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE, (opened - 1, limits[1]))
+    os.kill(pids[0], signal.SIGKILL)
+    service.wait_for("cannot fork worker 1: Too many open files; the limit of")
+    assert len(children_of(service.process.pid)) == 2
+    resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE, limits)
+    service.wait_until(lambda: len(children_of(service.process.pid)) == 3, "the successor")
+    service.signal(signal.SIGTERM)
+    assert service.wait() == 0
+
+
+@pytest.mark.parametrize(("limit", "workers"), [(16, 8), (12, 2), (24, 12)])
+def test_a_start_without_enough_descriptors_says_how_many_are_needed(
+    start: Start, limit: int, workers: int
+) -> None:
+    service = start(workers=workers, descriptors=limit)
+    assert service.wait() == 1
+    found = re.search(
+        rf"cannot start: the limit of open files is {limit}, and {workers} workers need at least "
+        r"(\d+), beside those for connections; raise it \(ulimit -n\)\n",
+        service.log,
+    )
+    assert found is not None, service.log
+    enough = start(workers=workers, descriptors=int(found[1])).ready()
+    assert enough.connect().ask("pid").isdigit()
+
+
+def test_a_change_is_loaded_though_a_worker_died_at_that_moment(
+    start: Start, tmp_path: Path
+) -> None:
+    file = tmp_path / "watched"
+    file.write_text("old")
+    service = start(workers=2, watch="watched").ready()
+    pids = children_of(service.process.pid)
+    os.kill(pids[0], signal.SIGKILL)
+    file.write_text("new")
+    service.wait_for("reloading", times=2)
+    service.wait_for("its successor follows")
+
+
+def test_a_hook_that_exits_does_not_end_the_service(start: Start) -> None:
+    service = start(workers=1, env={"BAD_HOOK": "exit"}).ready()
+    service.signal(signal.SIGUSR1)
+    service.wait_for("reopen logs failed; going on as before")
+    assert service.connect().ask("pid").isdigit()

@@ -29,10 +29,10 @@ def report(*reports: WorkerEvent) -> bytes:
 
 def test_a_worker_is_ready_when_it_says_so(pair: Pair) -> None:
     handle, worker = pair
-    assert handle.read_events(0.0) is None
+    assert handle.receive_events(0.0) is None
     assert not handle.is_ready
     worker.send(report(WorkerEvent.READY))
-    assert handle.read_events(0.0) is True
+    assert handle.receive_events(0.0) == report(WorkerEvent.READY)
     assert handle.is_ready
 
 
@@ -43,19 +43,19 @@ def test_a_connection_travels_and_is_counted_until_it_is_reported_closed(pair: P
         assert handle.hand(theirs)
         assert theirs.fileno() == -1
         assert handle.connections == 1
-        orders, [connection] = receive_commands(worker)
-        assert orders == bytes((SupervisorCommand.CONNECTION,))
+        commands, [connection] = receive_commands(worker)
+        assert commands == bytes((SupervisorCommand.CONNECTION,))
         with connection:
             assert not connection.getblocking()
             assert not connection.get_inheritable()
             connection.send(b"hello")
         assert ours.recv(10) == b"hello"
     worker.send(report(WorkerEvent.CLOSED))
-    handle.read_events(0.0)
+    handle.receive_events(0.0)
     assert handle.connections == 0
 
 
-def test_orders_that_cannot_be_sent_wait_and_keep_their_place(pair: Pair) -> None:
+def test_commands_that_cannot_be_sent_wait_and_keep_their_place(pair: Pair) -> None:
     handle, worker = pair
     sent = 0
     while handle.hand(connection := socket.socket()):
@@ -67,8 +67,8 @@ def test_orders_that_cannot_be_sent_wait_and_keep_their_place(pair: Pair) -> Non
         assert connection.fileno() >= 0
     received = b""
     while len(received) < sent:
-        orders, connections = receive_commands(worker)
-        received += orders
+        commands, connections = receive_commands(worker)
+        received += commands
         for each in connections:
             each.close()
     assert received == bytes((SupervisorCommand.CONNECTION,)) * sent
@@ -81,11 +81,11 @@ def test_the_reason_of_a_failure_may_come_in_pieces(pair: Pair) -> None:
     handle, worker = pair
     assert handle.failure is None
     worker.send(report(WorkerEvent.FAILED) + b"no data-")
-    handle.read_events(0.0)
+    handle.receive_events(0.0)
     worker.send(b"base +1")
-    handle.read_events(0.0)
+    handle.receive_events(0.0)
     worker.close()
-    assert handle.read_events(0.0) is False
+    assert handle.receive_events(0.0) == b""
     assert handle.failure == "no data-base +1"
     assert handle.connections == 0
     assert not handle.is_ready
@@ -109,7 +109,7 @@ def test_the_delay_starts_anew_after_a_stable_worker(
     handle.postpone(0.0)
     handle.postpone(0.0)
     worker.send(report(WorkerEvent.READY))
-    handle.read_events(now=500.0)
+    handle.receive_events(now=500.0)
     handle.ended(now=500.0 + uptime)
     assert handle.restart_at == pytest.approx(500.0 + uptime + delay)
 

@@ -132,6 +132,14 @@ DRAIN_CHECKS: Final = Option(
     "0",
 )
 
+WORKER_TIMEOUT: Final = Option(
+    "--worker-timeout",
+    "TIME",
+    "Replace a worker that hangs for so long; 0 = never (default: 10s).",
+    values.duration(1, _DAY),
+    "10s",
+)
+
 CAPABILITY_NOTE: Final = f"""\
 Supported capabilities: {", ".join(CAPABILITIES)}.  The first two are
 enabled unless they are switched off, as with -c no-pipelining.
@@ -177,6 +185,7 @@ def server_settings(given: Mapping[str, Any]) -> ServerSettings:
         ),
         drain=Drain(drain, given["drain_checks"]),
         workers=given["num_workers"],
+        worker_timeout=given["worker_timeout"],
         capabilities=_capabilities(given["capability"]),
         runtime=given["runtime"] or None,
         pidfile=given["pidfile"],

@@ -70,7 +70,7 @@ _GROUPS: Final[tuple[Group, ...]] = (
     ("Options are:", _COMMON),
     ("Where scores come from:", _SCORES),
     common.LISTENING,
-    ("Stopping:", (common.DRAIN, common.DRAIN_CHECKS)),
+    ("Workers and stopping:", (common.WORKER_TIMEOUT, common.DRAIN, common.DRAIN_CHECKS)),
 )
 
 

@@ -134,6 +134,7 @@ _LOG: Final = (
     Option("--quiet", "", "Log no requests at all."),
 )
 _STOPPING: Final = (
+    common.WORKER_TIMEOUT,
     replace(common.DRAIN, help="Time for connections, and for queues then (default: 10s)."),
     common.DRAIN_CHECKS,
 )

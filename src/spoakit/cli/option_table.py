@@ -47,8 +47,8 @@ class Option:
         """The long flag."""
         return self.flags.rpartition(" ")[2]
 
-    def add_to(self, parser: argparse.ArgumentParser) -> None:
-        """Add it to a parser, which leaves its value as text."""
+    def add_to(self, parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+        """Add it to a parser or a group of one, which leaves its value as text."""
         flags = [*self.flags.split(", "), *([self.alias] if self.alias else [])]
         add = partial(parser.add_argument, *flags, dest=self.name, help=self.help)
         if not self.value:

@@ -4,8 +4,10 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from spoakit.agent import Agent
+from spoakit.cli.common_options import WORKER_TIMEOUT
 from spoakit.cli.options import Parser, open_standard_streams, read_tls, version
 from spoakit.exceptions import ConfigurationError, SpoakitError
 from spoakit.logs import configure_logging
@@ -90,6 +92,7 @@ def _settings(options: argparse.Namespace) -> ServerSettings:
         limits=limits,
         drain=Drain(timeout=options.drain, checks=options.drain_checks),
         workers=options.workers,
+        worker_timeout=WORKER_TIMEOUT.read_from(options),
         capabilities=tuple(dict.fromkeys((*_DEFAULTS.capabilities, *options.capability))),
         runtime=options.runtime,
         pidfile=options.pidfile,
@@ -132,8 +135,10 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--tls-key", metavar="FILE", help="its key, if it is not in the same file")
     add("--tls-ca", metavar="FILE", help="ask for certificates that come from these authorities")
 
-    add = parser.add_argument_group("processes").add_argument
+    group = parser.add_argument_group("processes")
+    add = group.add_argument
     add("-n", "--workers", type=int, default=_DEFAULTS.workers, metavar="N", help="processes")
+    replace(WORKER_TIMEOUT, help="replace a worker that hangs for so long, 0 never").add_to(group)
     add("--loop", choices=LOOPS, default=_DEFAULTS.loop, help="event loop; auto is uvloop if found")
     add("--runtime", type=float, metavar="SECONDS", help="stop by itself after this time")
     add("--drain", type=float, default=drain.timeout, metavar="SECONDS", help="time to stop in")

@@ -42,6 +42,20 @@ def time(low: float, high: float, unit: str = "ms") -> Callable[[str], float]:
     return read
 
 
+def duration(low: float, high: float) -> Callable[[str], float]:
+    """Return a reader of 0, or of `low` to `high` seconds with their unit, such as "10s"."""
+    read_with_unit = time(low, high)
+
+    def read(text: str) -> float:
+        if re.fullmatch(r"0+(?:\.0+)?", text):
+            return 0.0
+        if re.fullmatch(r"[0-9.]+", text):
+            raise NotAllowedError(f"say {text}s or {text}ms")
+        return read_with_unit(text)
+
+    return read
+
+
 def _show(seconds: float) -> str:
     return f"{seconds:.2f}s" if seconds else "0"
 

@@ -1,15 +1,25 @@
-"""What a supervisor and its worker say to each other, one byte each, over a Unix stream socket.
+"""Messages between a supervisor and its worker, one byte each, over a Unix stream socket.
 
 A stream, since its end is then seen by both; single bytes, since they need no framing. A descriptor
-travels with its command's byte.
+travels with its command's byte. Figures are in the worker's row of shared memory: it writes them
+there before it answers a ping.
 """
 
 import array
 import os
+import signal
 import socket
 from collections.abc import Callable
 from enum import IntEnum
 from typing import Final, Protocol
+
+from spoakit.metrics.counters import counter, gauge
+
+FRAMES: Final = counter("spoakit_frames_total", "NOTIFY frames received whole.")
+IN_FLIGHT: Final = gauge("spoakit_frames_in_flight", "NOTIFY frames received and not answered yet.")
+
+TRACEBACK_SIGNAL: Final[int] = getattr(signal, "SIGRTMIN", signal.SIGPROF)
+"""Has a worker write the calls of its main thread to its channel; then it is killed."""
 
 _RECEIVE_SIZE: Final = 4096
 _MAX_DESCRIPTORS: Final = 64
@@ -17,7 +27,7 @@ _CLOSE_ON_EXEC: Final[int] = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
 
 class SupervisorCommand(IntEnum):
-    """From the supervisor."""
+    """A byte from the supervisor."""
 
     CONNECTION = ord("C")
     """Take the connection whose descriptor comes with this byte."""
@@ -26,24 +36,30 @@ class SupervisorCommand(IntEnum):
     DRAIN = ord("D")
     """Finish what is under way, and leave. The end of the stream means the same."""
     RELOAD = ord("R")
+    """Load the configuration again, and report when that is done."""
     REOPEN_LOGS = ord("L")
+    """Open the logfile again by its name."""
+    PING = ord("P")
+    """Publish the figures, and report that the event loop runs."""
 
 
 class WorkerEvent(IntEnum):
-    """From the worker."""
+    """A byte from the worker."""
 
     READY = ord("+")
     """All resources are up."""
     CLOSED = ord("-")
     """One of the connections is gone."""
-    CHANGED = ord("~")
-    """The watched file has changed."""
+    RELOADED = ord("r")
+    """A reload is done, whatever came of it."""
+    PONG = ord("p")
+    """The answer to a ping."""
     FAILED = ord("!")
     """It cannot start; what follows to the end is the reason, as text."""
 
 
 class WorkerServer(Protocol):
-    """What a worker runs: `spoakit.server.server.Server`, or a stand-in for it in tests."""
+    """The server of a worker: `spoakit.server.server.Server`, or a stand-in for it in tests."""
 
     on_closed: Callable[[], None]
 
@@ -62,6 +78,9 @@ class WorkerServer(Protocol):
 
     def run_observers(self) -> None:
         """Have the agents' observers see now what has been acknowledged."""
+
+    def publish(self) -> None:
+        """Write what has been counted since the last call to the worker's row."""
 
     async def drain(self, timeout: float) -> None:
         """Close each connection when it is quiet, and all within `timeout` seconds."""

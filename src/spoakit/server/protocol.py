@@ -201,6 +201,11 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
         """Whether the HELLO has come, or is not awaited any more."""
         return self._opened
 
+    @property
+    def frames_in_flight(self) -> int:
+        """How many frames wait for their handlers."""
+        return len(self._frames)
+
     def expire(self) -> None:
         """End a connection whose HELLO did not come in time."""
         self.refuse(TimedOutError(f"no HELLO within {self._state.limits.hello_timeout:g} s"))

@@ -89,6 +89,11 @@ class Server:
         if self._state is not None:
             self._state.dispatcher.run_observers()
 
+    def publish(self) -> None:
+        """Write what has been counted since the last call to the worker's row."""
+        if self._state is not None:
+            self._state.publish()
+
     async def drain(self, timeout: float) -> None:
         """Close each connection when it is quiet, and at the end of `timeout` seconds all."""
         self.refuse_health_checks()

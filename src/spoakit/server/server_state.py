@@ -10,6 +10,7 @@ from spoakit.agent.runtime import Runtime
 from spoakit.exceptions import ProtocolError, StatusCode
 from spoakit.logs import Throttle
 from spoakit.metrics.counters import CounterRow, counter, gauge
+from spoakit.server.ipc import FRAMES, IN_FLIGHT
 from spoakit.server.settings import ServerSettings
 from spoakit.spop import AgentSettings
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from spoakit.server.protocol import SpopProtocol
 
 CONNECTIONS = gauge("spoakit_connections", "Connections open now.")
-FRAMES = counter("spoakit_frames_total", "NOTIFY frames received whole.")
 HEALTH_CHECKS = counter("spoakit_health_checks_total", "Health checks received.")
 DISCONNECTS = counter("spoakit_disconnects_total", "DISCONNECT frames received with an error.")
 FAILURES = counter("spoakit_protocol_errors_total", "Connections ended for a protocol error.")
@@ -152,6 +152,8 @@ class ServerState:
         for slot, value in current.items():
             self._row.add(slot, value - self._published[slot])
         self._published = current
+        in_flight = sum(connection.frames_in_flight for connection in self.connections)
+        self._row.set(IN_FLIGHT, in_flight)
 
     def close(self) -> None:
         """Stop the timer, publish the last counts."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import resource
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -13,7 +14,8 @@ from spoakit.exceptions import ConfigurationError, StartupError
 from spoakit.logs import flush_throttles
 from spoakit.metrics.counters import CounterRow, Counters
 from spoakit.server.daemon import StartupNotifier, daemonize, notify_service_manager
-from spoakit.server.event_loops import choose_loop, loop_factory
+from spoakit.server.event_loops import choose_loop
+from spoakit.server.forking import flush_standard_streams
 from spoakit.server.ipc import WorkerServer
 from spoakit.server.logfile import OpenLogfile
 from spoakit.server.pidfile import Pidfile
@@ -21,11 +23,15 @@ from spoakit.server.server import Server
 from spoakit.server.settings import ServerSettings
 from spoakit.server.signals import Hooks
 from spoakit.server.sockets import Listeners
-from spoakit.server.standalone import SingleProcess, StandaloneServer
+from spoakit.server.standalone import StandaloneServer
 from spoakit.server.supervisor import Supervisor
 
 # Some systems grant a thousand million, which programs that walk through them do not survive.
 _ENOUGH: Final = 1024 * 1024
+
+# Descriptors beside one for each worker, and those of a worker with its event loop.
+_SUPERVISORS: Final = 8
+_WORKERS: Final = 16
 
 logger = logging.getLogger("spoakit.server")
 
@@ -35,6 +41,7 @@ _DEFAULT_SETTINGS: Final = ServerSettings()
 _DEFAULT_HOOKS: Final = Hooks()
 _FOR_PROCESSES: Final = (
     "workers",
+    "worker_timeout",
     "daemonize",
     "pidfile",
     "logfile",
@@ -117,6 +124,7 @@ def run_service(make_server: MakeServer, settings: ServerSettings, hooks: Hooks)
                 stack.callback(flush_throttles, final=True)
                 hooks = replace(hooks, reopen_logs=logfile.reopen)
             _raise_descriptor_limit(settings.limits.connections)
+            _require_descriptors(settings.workers)
 
             def on_ready() -> None:
                 workers = "1 worker" if settings.workers == 1 else f"{settings.workers} workers"
@@ -129,27 +137,16 @@ def run_service(make_server: MakeServer, settings: ServerSettings, hooks: Hooks)
                 if pidfile is not None:
                     pidfile.close()
 
-            if settings.workers > 1:
-                return Supervisor(
-                    settings, listeners, counters, make_server, hooks, on_ready, close_in_worker
-                ).run()
-            with asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
-                process = SingleProcess(
-                    settings,
-                    listeners,
-                    make_server,
-                    counters,
-                    hooks,
-                    on_ready,
-                    on_end=stack.close,
-                )
-                return runner.run(process.run())
+            return Supervisor(
+                settings, listeners, counters, make_server, hooks, on_ready, close_in_worker
+            ).run()
     except StartupError as error:
         logger.error("cannot start: %s", error)
         starter.failed(str(error))
         return 1
     finally:
         flush_throttles(final=True)
+        flush_standard_streams()
 
 
 async def serve_in_loop(make_server: MakeServer, settings: ServerSettings) -> None:
@@ -190,4 +187,23 @@ def _raise_descriptor_limit(connections: int) -> None:
             "max connections is %d, but the limit of open files %d; raise it (ulimit -n)",
             connections,
             soft,
+        )
+
+
+def _require_descriptors(workers: int) -> None:
+    """Refuse a start that would run out of descriptors before the first connection.
+
+    Raises:
+        StartupError: the limit of this process is too low; it names the least that is needed.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        opened = len(os.listdir("/dev/fd"))
+    except OSError:
+        opened = limit  # not even one is left to look with
+    needed = opened + max(workers + _SUPERVISORS, _WORKERS)
+    if limit < needed:
+        raise StartupError(
+            f"the limit of open files is {limit}, and {workers} workers need at least {needed}, "
+            "beside those for connections; raise it (ulimit -n)"
         )

@@ -201,7 +201,12 @@ class ServerSettings:
     """Everything a server can be told.
 
     Attributes:
-        workers: processes, 1 to 1024, each with its own event loop; with 1 there is no child.
+        workers: processes, 1 to 1024, each with its own event loop, beside that of the supervisor.
+        worker_timeout: time, 1 s to a day, in which a worker has to answer its supervisor; one that
+            does not is killed and replaced, with the calls of its main thread in the log. It gets
+            no new connections from the first second on. Twice this time, at least 5 s more, ends a
+            worker whose supervisor is gone; it is elapsed time, in which the process may have been
+            stopped. 0 lets workers hang.
         capabilities: what to announce in AGENT-HELLO, of "fragmentation", "pipelining", "async".
         runtime: stop by itself after this time, as SIGTERM would; None runs until told to stop.
         pidfile: written and locked while the server runs.
@@ -219,6 +224,7 @@ class ServerSettings:
     limits: Limits = field(default_factory=Limits)
     drain: Drain = field(default_factory=Drain)
     workers: int = 1
+    worker_timeout: float = 10.0
     capabilities: tuple[str, ...] = ("fragmentation", "pipelining")
     runtime: float | None = None
     pidfile: str | None = None
@@ -230,6 +236,8 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         _check("workers", self.workers, 1, MAX_WORKERS)
+        if self.worker_timeout:
+            _check("worker timeout", self.worker_timeout, 1.0, _DAY)
         _check_names("capability", self.capabilities, CAPABILITIES)
         _check_names("loop", (self.loop,), LOOPS)
         if self.runtime is not None and not self.runtime > 0:

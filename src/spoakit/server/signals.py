@@ -1,4 +1,4 @@
-"""What signals mean, wherever they are received: in the supervisor, or in a lone process."""
+"""Signals: their meaning, and their reception by the supervisor."""
 
 import logging
 import signal
@@ -170,7 +170,8 @@ class Hooks:
             hook()
         except (ConfigurationError, OSError) as error:
             logger.error("%s refused, going on as before: %s", what, error)
-        except Exception:
+        except (Exception, SystemExit):
+            # A hook that exits would take the service with it.
             logger.exception("%s failed; going on as before", what)
         else:
             return True

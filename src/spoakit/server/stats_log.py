@@ -8,7 +8,7 @@ logger = logging.getLogger("spoakit.server")
 
 
 def log_counters(counters: Counters, workers: int, *, zeros: bool) -> None:
-    """Log a line of figures for each worker and, if there are several, for the supervisor and all.
+    """Log a line of figures for each worker, the supervisor, and all of them.
 
     What is counted for each frame is carried over about once a second, so the figures are as old.
 
@@ -18,14 +18,12 @@ def log_counters(counters: Counters, workers: int, *, zeros: bool) -> None:
         zeros: name what is 0, too.
     """
     rows = [(f"worker {index + 1}", counters.row(index)) for index in range(workers)]
-    if workers > 1:
-        rows.append(("supervisor", counters.row(workers)))
+    rows.append(("supervisor", counters.row(workers)))
     figures = [
         (name, {metric.name: row.get(metric.slot) for metric in counters.metrics})
         for name, row in rows
     ]
-    if workers > 1:
-        figures.append(("all", counters.totals()))
+    figures.append(("all", counters.totals()))
     for name, values in figures:
         shown = [f"{_short(key)}={value}" for key, value in values.items() if value or zeros]
         logger.info("%s: %s", name, " ".join(shown) or "nothing yet")

@@ -1,43 +1,53 @@
-"""The supervisor: forks workers, accepts connections, hands them out, restarts and stops workers.
+"""The supervisor: forks workers, hands out connections, replaces workers, obeys signals, stops.
 
 It has no asyncio loop, so that workers are forked from a process without loop state or threads.
-Everything it does is a turn of one `select` loop: events, ended processes, signals, deadlines.
+Everything it does is a round of one `select` loop: events, ended processes, signals, deadlines.
 """
 
+import errno
 import gc
 import logging
 import math
 import os
+import resource
 import selectors
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
 from enum import IntEnum
 from functools import partial
-from typing import Final, NoReturn
+from typing import Final
 
 from spoakit.exceptions import StartupError
 from spoakit.logs import Throttle, flush_throttles, forget_throttled
 from spoakit.metrics.counters import CounterRow, Counters, counter
 from spoakit.server.daemon import notify_service_manager
-from spoakit.server.ipc import SupervisorCommand, WorkerServer
+from spoakit.server.distributor import Distributor
+from spoakit.server.forking import fork
+from spoakit.server.ipc import FRAMES, IN_FLIGHT, SupervisorCommand, WorkerEvent, WorkerServer
 from spoakit.server.settings import ServerSettings
 from spoakit.server.signals import SIGNALS, Hooks, SignalAction, SignalDebouncer, SignalReceiver
 from spoakit.server.sockets import Acceptor, Listeners
 from spoakit.server.stats_log import log_counters
+from spoakit.server.watch import WatchedFile
+from spoakit.server.watchdog import Watchdog
 from spoakit.server.worker import FLUSH_INTERVAL, GRACE, run_worker
 from spoakit.server.worker_process import WorkerProcess, describe_exit
 
 logger = logging.getLogger("spoakit.server")
 
 DEATHS = counter("spoakit_worker_deaths_total", "Workers that ended without being told to.")
+HANGS = counter("spoakit_worker_hangs_total", "Of these: killed, because they did not answer.")
 
-# A worker bounds its own leaving; what is still there half a second later hangs.
+# A worker bounds its own leaving; one that is still there half a second later hangs.
 _KILL_AFTER: Final = GRACE + 0.5
+# A worker that hangs writes its traceback at once, or cannot.
+_TRACEBACK_TIMEOUT: Final = 0.3
+_MAX_TRACEBACK_LINES: Final = 40
+_WATCH_INTERVAL: Final = 0.25
 _RETRY: Final = 0.01
-_TOO_LONG: Final = 1.0
+_PAUSE_AFTER_FAILURE: Final = 0.1
 
 
 class _Phase(IntEnum):
@@ -54,7 +64,7 @@ class Supervisor:
         settings: the number of workers, limits, drain, runtime.
         listeners: where connections come in.
         counters: a row for each worker and one more for the supervisor.
-        make_server: makes what a worker runs; called in the worker.
+        make_server: makes the server of a worker; called in the worker.
         hooks: called on SIGHUP and SIGUSR1, here and in the workers.
         on_ready: called once, when all workers are ready.
         close_in_worker: closes what else a worker must not keep open.
@@ -71,7 +81,6 @@ class Supervisor:
         close_in_worker: Callable[[], None],
     ) -> None:
         self._settings = settings
-        self._listeners = listeners
         self._counters = counters
         self._make_server = make_server
         self._hooks = hooks
@@ -79,21 +88,24 @@ class Supervisor:
         self._close_in_worker = close_in_worker
         self._row = counters.row(settings.workers)
         self._workers = [WorkerProcess(index) for index in range(settings.workers)]
-        self._acceptor = Acceptor(
-            settings.listen, settings.limits, self._count_connections, self._row
-        )
-        self._throttle = Throttle(logger)
         self._selector = selectors.DefaultSelector()
+        self._distributor = Distributor(
+            self._workers,
+            listeners,
+            self._selector,
+            lambda count: Acceptor(settings.listen, settings.limits, count, self._row),
+        )
+        self._watchdog = Watchdog(settings.worker_timeout)
+        self._watched = None if settings.watch is None else WatchedFile(settings.watch)
+        self._throttle = Throttle(logger)
         self._signals = SignalReceiver()
         self._debouncer = SignalDebouncer()
         self._phase = _Phase.STARTING
-        self._is_accepting = False
-        self._held: socket.socket | None = None
-        self._held_since = 0.0
-        self._turns = 0
-        self._deadline: float | None = None
+        self._deadline = math.inf
         self._flush_at = 0.0
         self._report_at = math.inf
+        self._watch_at = math.inf if self._watched is None else 0.0
+        self._kill_at: dict[WorkerProcess, float] = {}
         self._failure: str | None = None
         self._exit_code = 0
 
@@ -101,7 +113,7 @@ class Supervisor:
         """Run until told to stop; return the exit code.
 
         Raises:
-            StartupError: a worker could not start, and none is left.
+            StartupError: a worker could not start.
         """
         # What exists now is shared with the workers, as long as no collection writes to it.
         gc.collect()
@@ -113,7 +125,7 @@ class Supervisor:
                     if self._failure is None:
                         self._fork(worker)
                 while any(worker.pid or worker.restart_at for worker in self._workers):
-                    self._turn()
+                    self._run_guarded()
         finally:
             for worker in self._workers:
                 worker.close_channel()  # tells those that are left, after an error, to leave
@@ -122,91 +134,114 @@ class Supervisor:
             raise StartupError(self._failure)
         return self._exit_code
 
-    def _turn(self) -> None:
+    def _run_guarded(self) -> None:
+        """Run once, and survive what fails: the system's lack of memory or descriptors, mostly."""
+        try:
+            self._run_once()
+        except Exception as error:
+            self._throttle.error(
+                ("failure", type(error)),
+                "the supervisor failed, and tries again in %g s: %s: %s",
+                _PAUSE_AFTER_FAILURE,
+                type(error).__name__,
+                error,
+            )
+            time.sleep(_PAUSE_AFTER_FAILURE)
+
+    def _run_once(self) -> None:
         for key, _ in self._selector.select(self._time_to_wait(time.monotonic())):
             key.data()
         now = time.monotonic()
         self._reap(now)
-        self._obey_signals(now)
+        self._handle_signals(now)
         self._meet_deadlines(now)
-        self._control_accepting(now)
+        self._distributor.run_once(now)
 
-    # Workers
+    # --- workers -----------------------------------------------------------------------
 
     def _fork(self, worker: WorkerProcess) -> None:
-        ours, theirs = socket.socketpair()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            self._on_fork_failed(worker, error)
+            return
         # A signal that the new process got before it ignores them would reach our wakeup socket.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, SignalReceiver.RECEIVED)
         try:
-            pid = os.fork()
-            if pid == 0:
-                ours.close()
-                self._become_worker(worker.index, theirs, mask)
+            pid = fork(partial(self._run_worker, worker.index, ours, theirs, mask))
+            worker.started(pid, ours)
+            on_events = partial(self._on_events, worker, ours)
+            self._selector.register(ours, selectors.EVENT_READ, on_events)
         except OSError as error:
             ours.close()
-            self._on_fork_failed(worker, f"cannot fork a worker: {error.strerror}")
+            if worker.pid:
+                worker.close_channel()  # a worker that cannot be listened to has to leave
+            else:
+                self._on_fork_failed(worker, error)
             return
         finally:
             theirs.close()
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        worker.started(pid, ours)
-        self._selector.register(ours, selectors.EVENT_READ, partial(self._on_reports, worker, ours))
-        logger.debug("worker %d is process %d", worker.index + 1, pid)
+        logger.debug("%s is forked", worker)
 
-    def _on_fork_failed(self, worker: WorkerProcess, reason: str) -> None:
+    def _on_fork_failed(self, worker: WorkerProcess, error: OSError) -> None:
+        reason = f"cannot fork worker {worker.index + 1}: {error.strerror}"
+        if error.errno == errno.EMFILE:
+            limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+            reason += f"; the limit of {limit} must be raised (ulimit -n)"
         now = time.monotonic()
         if self._phase is _Phase.SERVING:
             worker.postpone(now)
-            self._throttle.error("fork", reason)
+            self._throttle.error("fork", "%s; trying again", reason)
         elif self._failure is None:
             self._failure = reason
             self._drain(now)
 
-    def _become_worker(
-        self, index: int, channel: socket.socket, mask: set[signal.Signals | int]
-    ) -> NoReturn:
-        code = 1
-        try:
-            self._signals.ignore()
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            self._close_what_is_ours()
-            forget_throttled()
-            code = run_worker(
-                channel,
-                self._settings,
-                self._make_server,
-                self._counters.row(index),
-                self._hooks.of_worker(),
-            )
-        except BaseException:
-            logger.exception("worker %d failed", index + 1)
-        finally:
-            flush_throttles(final=True)
-            logging.shutdown()
-            sys.stdout.flush()
-            os._exit(code)
-
-    def _close_what_is_ours(self) -> None:
+    def _run_worker(
+        self,
+        index: int,
+        ours: socket.socket,
+        channel: socket.socket,
+        mask: set[signal.Signals | int],
+    ) -> int:
+        """Be a worker, in a process just forked; return its exit code."""
+        self._signals.ignore()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        ours.close()
         self._selector.close()
-        self._listeners.close()
         # A worker that kept its siblings' channels would hide the supervisor's end from them.
         for worker in self._workers:
             worker.close_channel()
-        if self._held is not None:
-            self._held.close()
+        self._distributor.close_in_worker()
         self._close_in_worker()
+        forget_throttled()
+        return run_worker(
+            channel,
+            self._settings,
+            self._make_server,
+            self._counters.row(index),
+            self._hooks.of_worker(),
+        )
 
-    def _on_reports(self, worker: WorkerProcess, channel: socket.socket) -> None:
-        if worker.channel is channel and worker.read_events(time.monotonic()) is False:
+    def _on_events(self, worker: WorkerProcess, channel: socket.socket) -> None:
+        if worker.channel is not channel or not self._receive_events(worker):
             self._selector.unregister(channel)
             worker.close_channel()
-        if worker.saw_change:
-            worker.saw_change = False
-            self._tell(SignalAction.RELOAD)
         if self._phase is _Phase.STARTING and all(worker.is_ready for worker in self._workers):
             self._serve()
+
+    def _receive_events(self, worker: WorkerProcess) -> bool:
+        """Read what a worker reports; return False at the channel's end."""
+        missed = worker.missed_pings
+        events = worker.receive_events(time.monotonic())
+        if events is None:
+            return True
+        if WorkerEvent.PONG in events:
+            row = self._counters.row(worker.index)
+            worker.report_work(row.get(FRAMES), row.get(IN_FLIGHT))
+        if missed and not worker.missed_pings:
+            logger.info("%s answers again", worker)
+        return bool(events)
 
     def _reap(self, now: float) -> None:
         for worker in self._workers:
@@ -214,89 +249,70 @@ class Supervisor:
                 continue
             pid, status = os.waitpid(worker.pid, os.WNOHANG)
             if pid:
-                self._bury(worker, status, now)
+                self._on_ended(worker, status, now)
 
-    def _bury(self, worker: WorkerProcess, status: int, now: float) -> None:
+    def _on_ended(self, worker: WorkerProcess, status: int, now: float) -> None:
         if worker.channel is not None:
-            while worker.read_events(now):
+            while worker.receive_events(now):
                 pass
             self._selector.unregister(worker.channel)
-        pid, how = worker.pid, describe_exit(status)
+        name, failure = str(worker), worker.failure
+        was_hanging = self._kill_at.pop(worker, None) is not None
         worker.ended(now)
         self._counters.reset_gauges(worker.index)
+        how = describe_exit(status)
         if self._phase >= _Phase.ANNOUNCING:
             worker.restart_at = None
             self._exit_code = self._exit_code or int(status != 0)
             level = logging.WARNING if status else logging.DEBUG
-            logger.log(level, "worker %d (process %d) ended: %s", worker.index + 1, pid, how)
+            logger.log(level, "%s ended: %s", name, how)
             return
         self._row.add(DEATHS)
-        what = f"worker {worker.index + 1} (process {pid})"
-        if worker.failure is None:
-            reason = f"{what} ended unexpectedly: {how}"
+        if was_hanging:
+            self._row.add(HANGS)
+            reason = f"{name} was killed, because it hung"
+        elif failure is None:
+            reason = f"{name} ended unexpectedly: {how}"
         else:
-            reason = f"{what} could not start: {worker.failure}"
+            reason = f"{name} could not start: {failure}"
         if self._phase is _Phase.STARTING:
             self._failure = reason
             self._drain(now)
         elif worker.restart_at is not None:
             logger.error("%s; its successor follows in %.1f s", reason, worker.restart_at - now)
 
-    # Connections
-
-    def _count_connections(self) -> int:
-        return sum(worker.connections for worker in self._workers)
-
-    def _control_accepting(self, now: float) -> None:
-        wanted = (
-            self._phase in (_Phase.SERVING, _Phase.ANNOUNCING)
-            and self._held is None
-            and now >= self._acceptor.paused_until
-            and any(worker.is_ready for worker in self._workers)
-        )
-        if wanted == self._is_accepting:
+    def _ping(self, now: float) -> None:
+        """Ping the workers; begin to end those that hang."""
+        if now < self._watchdog.due:
             return
-        self._is_accepting = wanted
-        for listener in self._listeners.sockets:
-            if wanted:
-                self._selector.register(
-                    listener, selectors.EVENT_READ, partial(self._on_connections, listener)
-                )
-            else:
-                self._selector.unregister(listener)
+        hanging = self._watchdog.ping(self._workers, now)
+        for worker in self._workers:
+            if worker.missed_pings == 1:
+                logger.warning("%s does not answer, and gets no connections until it does", worker)
+        for worker in hanging:
+            # In later phases the time that workers have to leave in is the bound.
+            if self._phase is _Phase.SERVING and worker not in self._kill_at:
+                worker.request_traceback()
+                self._kill_at[worker] = now + _TRACEBACK_TIMEOUT
 
-    def _on_connections(self, listener: socket.socket) -> None:
-        if self._held is not None:
-            return
-        for connection in self._acceptor.accept(listener):
-            if not self._hand(connection):
-                # A burst of connections does this: the workers' queues are full, the kernel's
-                # backlog takes over.
-                self._held = connection
-                self._held_since = time.monotonic()
-                return
-
-    def _hand(self, connection: socket.socket) -> bool:
-        """Hand a connection to the worker with the fewest, of these to the one whose turn it is."""
-        ready = [worker for worker in self._workers if worker.is_ready]
-        for worker in sorted(ready, key=lambda worker: (worker.connections, worker.turn)):
-            if worker.hand(connection):
-                self._turns += 1
-                worker.turn = self._turns
-                return True
-        return False
-
-    def _retry(self, held: socket.socket, now: float) -> None:
-        if self._hand(held):
-            self._held = None
-        elif now - self._held_since >= _TOO_LONG:
-            self._throttle.warning(
-                "held", "no worker took a connection for %.0f s", now - self._held_since
+    def _kill_hanging(self, now: float) -> None:
+        for worker, kill_at in self._kill_at.items():
+            if now < kill_at:
+                continue
+            self._kill_at[worker] = math.inf
+            logger.error(
+                "%s has not answered for %g s; killing it. Its main thread:",
+                worker,
+                self._settings.worker_timeout,
             )
+            lines = worker.traceback.splitlines()[1:] or ["  (unknown: the process is stopped)"]
+            for line in lines[:_MAX_TRACEBACK_LINES]:
+                logger.error("worker %d: %s", worker.index + 1, line)
+            worker.kill()
 
-    # Signals and time
+    # --- signals and time --------------------------------------------------------------
 
-    def _obey_signals(self, now: float) -> None:
+    def _handle_signals(self, now: float) -> None:
         for signum in dict.fromkeys(self._signals.read()):  # a storm of reloads is one
             action = self._debouncer.read(signum) if signum in SIGNALS else None
             match action:
@@ -304,66 +320,76 @@ class Supervisor:
                     self._stop(now, signal.Signals(signum).name)
                 case SignalAction.END:
                     self._end(signum)
-                case SignalAction.RELOAD | SignalAction.REOPEN_LOGS:
-                    self._tell(action)
+                case SignalAction.RELOAD:
+                    self._reload()
+                case SignalAction.REOPEN_LOGS:
+                    self._call_hooks(action, SupervisorCommand.REOPEN_LOGS)
                 case SignalAction.REPORT:
                     log_counters(self._counters, self._settings.workers, zeros=True)
 
-    def _tell(self, action: SignalAction) -> None:
-        """Do here what is wished, and have the workers do it if that went well."""
+    def _reload(self) -> None:
+        if self._watched is not None:
+            self._watched.mark_loaded()
+        self._call_hooks(SignalAction.RELOAD, SupervisorCommand.RELOAD)
+
+    def _call_hooks(self, action: SignalAction, command: SupervisorCommand) -> None:
+        """Call a hook here, and have the workers call theirs if that went well."""
         if self._hooks.call(action):
-            command = (
-                SupervisorCommand.RELOAD
-                if action is SignalAction.RELOAD
-                else SupervisorCommand.REOPEN_LOGS
-            )
             for worker in self._workers:
                 worker.send_command(command)
 
     def _time_to_wait(self, now: float) -> float:
-        times = [self._flush_at, self._report_at]
+        times = [self._flush_at, self._report_at, self._watch_at, self._deadline]
+        times += [self._watchdog.due, *self._kill_at.values()]
         times += [worker.restart_at for worker in self._workers if worker.restart_at is not None]
-        if self._deadline is not None:
-            times.append(self._deadline)
-        if self._held is not None or any(worker.has_unsent for worker in self._workers):
+        if any(worker.has_unsent for worker in self._workers):
             times.append(now + _RETRY)
-        if self._acceptor.paused_until > now:
-            times.append(self._acceptor.paused_until)
+        if (due := self._distributor.next_due(now)) is not None:
+            times.append(due)
         return max(0.0, min(times) - now)
 
     def _meet_deadlines(self, now: float) -> None:
         if now >= self._flush_at:
             flush_throttles()
             self._flush_at = now + FLUSH_INTERVAL
-        if self._settings.monitor is not None and now >= self._report_at:
+        if now >= self._report_at and self._settings.monitor is not None:
             log_counters(self._counters, self._settings.workers, zeros=False)
             self._report_at = now + self._settings.monitor
+        if now >= self._watch_at and self._watched is not None:
+            self._watch_at = now + _WATCH_INTERVAL
+            if self._phase is _Phase.SERVING and self._watched.has_changed():
+                self._reload()
         for worker in self._workers:
             if worker.restart_at is not None and now >= worker.restart_at:
                 self._fork(worker)
             worker.flush()
-        if self._held is not None:
-            self._retry(self._held, now)
-        if self._deadline is not None and now >= self._deadline:
-            self._deadline = None
-            match self._phase:
-                case _Phase.SERVING:
-                    self._stop(now, "the runtime is over")
-                case _Phase.ANNOUNCING:
-                    self._drain(now)
-                case _Phase.DRAINING:
-                    logger.error("workers still run after the drain's bound; killing them")
-                    self._exit_code = 1
-                    self._kill()
+        self._ping(now)
+        self._kill_hanging(now)
+        if now >= self._deadline:
+            self._deadline = math.inf
+            self._on_deadline(now)
 
-    # Phases
+    def _on_deadline(self, now: float) -> None:
+        match self._phase:
+            case _Phase.SERVING:
+                self._stop(now, "the runtime is over")
+            case _Phase.ANNOUNCING:
+                self._drain(now)
+            case _Phase.DRAINING:
+                logger.error("workers still run after the drain's bound; killing them")
+                self._exit_code = 1
+                self._kill()
+
+    # --- phases ------------------------------------------------------------------------
 
     def _serve(self) -> None:
         self._phase = _Phase.SERVING
+        now = time.monotonic()
         if self._settings.monitor is not None:
-            self._report_at = time.monotonic() + self._settings.monitor
+            self._report_at = now + self._settings.monitor
         if self._settings.runtime is not None:
-            self._deadline = time.monotonic() + self._settings.runtime
+            self._deadline = now + self._settings.runtime
+        self._distributor.open()
         self._on_ready()
 
     def _stop(self, now: float, why: str) -> None:
@@ -383,12 +409,7 @@ class Supervisor:
 
     def _drain(self, now: float) -> None:
         self._phase = _Phase.DRAINING
-        self._control_accepting(now)
-        self._listeners.close()
-        if self._held is not None:
-            if not self._hand(self._held):
-                self._held.close()
-            self._held = None
+        self._distributor.close()
         self._deadline = now + self._settings.drain.total + _KILL_AFTER
         for worker in self._workers:
             worker.restart_at = None
@@ -407,4 +428,4 @@ class Supervisor:
 
 
 def _do_nothing() -> None:
-    """The turn that this event begins reads the signals anyway."""
+    """The round that this event begins reads the signals anyway."""

@@ -1,37 +1,49 @@
 """Notice that a file has changed."""
 
-import logging
 import os
-from collections.abc import Callable
-from typing import TypeAlias
+from typing import Final, TypeAlias
+
+_MANY_LOOKS: Final = 8
 
 FileIdentity: TypeAlias = tuple[int, ...]
 
-logger = logging.getLogger("spoakit.server")
 
+class WatchedFile:
+    """A file that is looked at from time to time.
 
-async def watch_file(path: str, on_change: Callable[[], object]) -> None:
-    """Call `on_change` whenever a file is another one than before; forever, until cancelled.
+    Looking takes a microsecond, works on every file system, and follows links, such as those by
+    which Kubernetes exchanges a folder; nothing has to be set up that could miss a change.
 
-    Its folder is watched, since editors and deployments put a new file in its place, and
-    Kubernetes even a new folder that a link leads to.
+    Args:
+        path: the file, which may be missing at times.
     """
-    from watchfiles import awatch  # which takes time and memory that few processes need
 
-    path = os.path.abspath(path)
-    before = identity_of(path)
-    try:
-        async for _ in awatch(os.path.dirname(path), watch_filter=None, recursive=False):
-            now = identity_of(path)
-            if now not in (None, before):
-                before = now
-                on_change()
-    except (OSError, RuntimeError) as error:
-        logger.error("watch: %s is not watched any more: %s", path, error)
+    __slots__ = ("_loaded", "_looks", "_path", "_seen")
+
+    def __init__(self, path: str) -> None:
+        self._path = os.path.abspath(path)
+        self._looks = 0
+        self._loaded = self._seen = identity_of(self._path)
+
+    def mark_loaded(self) -> None:
+        """Note that the file as it stands now is about to be read."""
+        self._loaded = self._seen = identity_of(self._path)
+
+    def has_changed(self) -> bool:
+        """Return whether the file is there, another than the one loaded, and written completely.
+
+        It is taken to be complete when two looks in a row find the same, or after many.
+        """
+        before, self._seen = self._seen, identity_of(self._path)
+        if self._seen in (None, self._loaded):
+            self._looks = 0
+            return False
+        self._looks += 1
+        return self._seen == before or self._looks >= _MANY_LOOKS
 
 
 def identity_of(path: str | os.PathLike[str]) -> FileIdentity | None:
-    """Return what a file is known by until it is replaced or written to; None without one."""
+    """Return what changes when a file is replaced or written to; None if there is no file."""
     try:
         status = os.stat(path)
     except OSError:

@@ -1,21 +1,26 @@
 """A worker: a process with one event loop, which serves the connections its supervisor hands it."""
 
 import asyncio
+import faulthandler
 import logging
-import signal
 import socket
 from collections.abc import Callable
-from functools import partial
 from typing import Final
 
 from spoakit.exceptions import StartupError
 from spoakit.logs import Throttle, flush_throttles
 from spoakit.metrics.counters import CounterRow, counter
+from spoakit.server.backstop import arm_backstop, backstop_for
 from spoakit.server.event_loops import loop_factory
-from spoakit.server.ipc import SupervisorCommand, WorkerEvent, WorkerServer, receive_commands
+from spoakit.server.ipc import (
+    TRACEBACK_SIGNAL,
+    SupervisorCommand,
+    WorkerEvent,
+    WorkerServer,
+    receive_commands,
+)
 from spoakit.server.settings import Drain, ServerSettings
 from spoakit.server.signals import Hooks, SignalAction
-from spoakit.server.watch import watch_file
 
 logger = logging.getLogger("spoakit.server")
 
@@ -27,6 +32,11 @@ GRACE: Final = 1.0
 """Seconds after the drain's bound that are left to take resources down."""
 
 FLUSH_INTERVAL: Final = 1.0
+
+# How often the backstop is armed again within its time.
+_ARMED_TIMES: Final = 4
+# Starts and reloads may read large files; they hold up the event loop, and yet end.
+_MAX_LOADING_TIME: Final = 3600.0
 
 
 def run_worker(
@@ -79,8 +89,10 @@ async def leave(server: WorkerServer, drain: Drain) -> bool:
 
 class _Worker:
     __slots__ = (
+        "_backstop",
         "_channel",
         "_hooks",
+        "_is_orphan",
         "_leave",
         "_loop",
         "_row",
@@ -101,7 +113,9 @@ class _Worker:
         channel.setblocking(False)
         self._channel = channel
         self._settings = settings
+        self._backstop = backstop_for(settings.worker_timeout)
         self._hooks = hooks
+        self._is_orphan = False
         self._row = row
         self._throttle = Throttle(logger)
         self._unreported = b""
@@ -112,11 +126,10 @@ class _Worker:
         self._loop = asyncio.get_running_loop()
         self._leave = asyncio.Event()
         self._loop.add_reader(self._channel, self._on_commands)
-        background = [asyncio.create_task(flush_logs_forever())]
-        # One worker watches for all: it tells the supervisor, which tells the others.
-        if self._settings.watch is not None and self._row.index == 0:
-            report = partial(self._report, bytes((WorkerEvent.CHANGED,)))
-            background.append(asyncio.create_task(watch_file(self._settings.watch, report)))
+        # Asked for by the supervisor, before it kills a worker that does not answer.
+        faulthandler.register(TRACEBACK_SIGNAL, self._channel.fileno(), all_threads=False)
+        arm_backstop(self._backstop and _MAX_LOADING_TIME)
+        flushing = asyncio.create_task(flush_logs_forever())
         leaving = asyncio.create_task(self._leave.wait())
         starting = asyncio.create_task(start_server(self._server))
         # A start that hangs must not keep the worker from leaving.
@@ -125,17 +138,30 @@ class _Worker:
             if not starting.done():
                 return 0
             starting.result()
-            self._report(bytes((WorkerEvent.READY,)))
+            self._report(WorkerEvent.READY)
+            self._keep_backstop_armed()
             await leaving
             return 0 if await leave(self._server, self._settings.drain) else 1
         except StartupError as error:
-            self._report(bytes((WorkerEvent.FAILED,)) + str(error).encode(errors="replace"))
+            self._report(WorkerEvent.FAILED, str(error).encode(errors="replace"))
             return 1
         finally:
-            for task in background:
-                task.cancel()
+            flushing.cancel()
             self._loop.remove_reader(self._channel)
             self._loop.remove_writer(self._channel)
+
+    def _keep_backstop_armed(self) -> None:
+        # By a timer of its own, not by the supervisor's pings: while the supervisor is stopped, or
+        # loads a configuration, the workers serve.
+        if self._backstop and not self._leave.is_set():
+            arm_backstop(self._backstop)
+            self._loop.call_later(self._backstop / _ARMED_TIMES, self._keep_backstop_armed)
+
+    def _begin_to_leave(self) -> None:
+        self._leave.set()
+        # A supervisor kills a worker that exceeds its time to leave; an orphan has none.
+        if self._backstop or self._is_orphan:
+            arm_backstop(max(self._backstop, self._settings.drain.total + GRACE + 2.0))
 
     def _on_commands(self) -> None:
         try:
@@ -155,12 +181,21 @@ class _Worker:
                 case SupervisorCommand.REFUSE_CHECKS:
                     self._server.refuse_health_checks()
                 case SupervisorCommand.DRAIN:
-                    self._leave.set()
+                    self._begin_to_leave()
                 case SupervisorCommand.RELOAD:
-                    self._server.run_observers()
-                    self._hooks.call(SignalAction.RELOAD)
+                    self._reload()
                 case SupervisorCommand.REOPEN_LOGS:
                     self._hooks.call(SignalAction.REOPEN_LOGS)
+                case SupervisorCommand.PING:
+                    self._server.publish()
+                    self._report(WorkerEvent.PONG)
+
+    def _reload(self) -> None:
+        arm_backstop(self._backstop and _MAX_LOADING_TIME)
+        self._server.run_observers()
+        self._hooks.call(SignalAction.RELOAD)
+        self._report(WorkerEvent.RELOADED)
+        arm_backstop(self._backstop)
 
     def _take(self, connection: socket.socket | None) -> None:
         if connection is not None:
@@ -176,9 +211,8 @@ class _Worker:
         self._loop.remove_reader(self._channel)
         if not self._leave.is_set():
             logger.warning("the supervisor is gone; leaving")
-            # Nobody is left to kill this process if something in it does not end.
-            signal.alarm(int(self._settings.drain.total + GRACE) + 2)
-        self._leave.set()
+        self._is_orphan = True
+        self._begin_to_leave()
 
     def _on_closed(self) -> None:
         # Reports gather until the loop has gone round: a hundred lost connections are one write.
@@ -186,8 +220,8 @@ class _Worker:
             self._loop.call_soon(self._send_reports)
         self._unreported += bytes((WorkerEvent.CLOSED,))
 
-    def _report(self, report: bytes) -> None:
-        self._unreported += report
+    def _report(self, event: WorkerEvent, text: bytes = b"") -> None:
+        self._unreported += bytes((event,)) + text
         self._send_reports()
 
     def _send_reports(self) -> None:

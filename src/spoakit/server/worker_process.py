@@ -3,86 +3,137 @@
 import os
 import signal
 import socket
+from contextlib import suppress
 from typing import Final
 
-from spoakit.server.ipc import SupervisorCommand, WorkerEvent, send_descriptor
+from spoakit.server.ipc import (
+    TRACEBACK_SIGNAL,
+    SupervisorCommand,
+    WorkerEvent,
+    send_descriptor,
+)
 
 _FIRST_DELAY: Final = 0.1
 _MAX_DELAY: Final = 30.0
 _STABLE: Final = 10.0
+# faulthandler shows 100 calls at most; a line has a path.
+_MAX_TRACEBACK: Final = 64 * 1024
 
 
 class WorkerProcess:
     """One of the supervisor's workers: its process, the channel to it, its connections.
 
-    It outlives the process: a successor is forked under the same handle, with the same index.
+    It outlives the process: a successor is forked under the same object, with the same index.
 
     Attributes:
         index: 0 up, also the worker's row of counters; logs count from 1.
         pid: 0 while there is no process.
+        channel: the supervisor's end; None while there is no process, or it has closed its own.
         connections: handed over and not reported closed yet.
-        is_ready: takes connections.
+        handed_over: those of them that came after the last answer to a ping.
+        frames: how many it had handled in all at that answer.
+        work: frames that it handled between the last two answers, and those in flight at the last.
+        is_ready: its resources are up.
+        missed_pings: how often a ping was due while one was not answered.
+        pending_reloads: reloads that it has not finished.
         restart_at: when to fork a successor; None when there is a process or none is to follow.
         turn: a number that grows with each connection handed to any worker.
-        saw_change: it reported that the watched file has changed.
     """
 
     __slots__ = (
         "_delay",
         "_failure",
+        "_is_pinged",
         "_ready_at",
+        "_traceback",
         "_unsent",
         "channel",
         "connections",
+        "frames",
+        "handed_over",
         "index",
         "is_ready",
+        "missed_pings",
+        "pending_reloads",
         "pid",
         "restart_at",
-        "saw_change",
         "turn",
+        "work",
     )
 
     def __init__(self, index: int) -> None:
         self.index = index
+        self.frames = 0
+        self.turn = 0
+        self._delay = 0.0
+        self._forget_process()
+        self.restart_at: float | None = None
+
+    def _forget_process(self) -> None:
         self.pid = 0
         self.channel: socket.socket | None = None
         self.connections = 0
+        self.handed_over = 0
+        self.work = 0
         self.is_ready = False
-        self.restart_at: float | None = None
-        self.turn = 0
-        self.saw_change = False
-        self._delay = 0.0
+        self.missed_pings = 0
+        self.pending_reloads = 0
+        self._is_pinged = False
         self._ready_at: float | None = None
         self._unsent = b""
         self._failure: bytes | None = None
+        self._traceback: bytes | None = None
+
+    def __str__(self) -> str:
+        return f"worker {self.index + 1} (process {self.pid})"
 
     @property
     def failure(self) -> str | None:
         """The reason that the process gave for not being able to start."""
         return None if self._failure is None else self._failure.decode(errors="replace")
 
+    @property
+    def traceback(self) -> str:
+        """The calls under way in its main thread, as far as they came after the request."""
+        return (self._traceback or b"").decode(errors="replace")
+
+    @property
+    def is_available(self) -> bool:
+        """Whether it takes connections: it is ready, and has answered the last ping."""
+        return self.is_ready and not self.missed_pings
+
     def started(self, pid: int, channel: socket.socket) -> None:
-        """A process was forked."""
+        """Note the process that was forked."""
         channel.setblocking(False)
+        self._forget_process()
         self.pid = pid
         self.channel = channel
         self.restart_at = None
-        self._failure = None
-        self._ready_at = None
+
+    # --- what goes to the worker -------------------------------------------------------
 
     def send_command(self, command: SupervisorCommand) -> None:
         """Send a command, behind what was sent before; kept until the worker takes it."""
         if self.channel is not None:
+            self.pending_reloads += command is SupervisorCommand.RELOAD
             self._unsent += bytes((command,))
             self.flush()
 
+    def ping(self) -> bool:
+        """Ask for a sign of life; False while an earlier ping is not answered."""
+        if self._is_pinged:
+            return False
+        self._is_pinged = True
+        self.send_command(SupervisorCommand.PING)
+        return True
+
     @property
     def has_unsent(self) -> bool:
-        """Whether commands are kept back."""
+        """Whether commands wait to be sent."""
         return bool(self._unsent)
 
     def flush(self) -> None:
-        """Try to send the commands kept back."""
+        """Try to send the commands that wait."""
         if self._unsent and self.channel is not None:
             try:
                 self._unsent = self._unsent[self.channel.send(self._unsent) :]
@@ -104,34 +155,65 @@ class WorkerProcess:
             return False
         connection.close()
         self.connections += 1
+        self.handed_over += 1
         return True
 
-    def read_events(self, now: float) -> bool | None:
+    def request_traceback(self) -> None:
+        """Have the calls of its main thread written to the channel; a stopped process cannot."""
+        self._traceback = b""
+        self._signal(TRACEBACK_SIGNAL)
+
+    # --- what comes from the worker ----------------------------------------------------
+
+    def receive_events(self, now: float) -> bytes | None:
         """Read what the worker reports.
 
         Returns:
-            True if there was something, None if there is nothing now, False at the channel's end.
+            The events, empty at the channel's end; None if there is nothing now.
         """
         if self.channel is None:
-            return False
+            return b""
         try:
             received = self.channel.recv(65536)
         except BlockingIOError:
             return None
         except ConnectionError:
-            return False
+            return b""
         if self._failure is not None:
             self._failure += received
-            return bool(received)
-        reports, failed, reason = received.partition(bytes((WorkerEvent.FAILED,)))
-        self.connections -= reports.count(WorkerEvent.CLOSED)
-        self.saw_change = self.saw_change or WorkerEvent.CHANGED in reports
-        if WorkerEvent.READY in reports:
+        elif self._traceback is not None:
+            self._traceback = (self._traceback + received)[:_MAX_TRACEBACK]
+        else:
+            events, failed, reason = received.partition(bytes((WorkerEvent.FAILED,)))
+            self._note(events, now)
+            if failed:
+                self._failure = reason
+        return received
+
+    def _note(self, events: bytes, now: float) -> None:
+        self.connections -= events.count(WorkerEvent.CLOSED)
+        if WorkerEvent.READY in events:
             self.is_ready = True
             self._ready_at = now
-        if failed:
-            self._failure = reason
-        return bool(received)
+        if WorkerEvent.RELOADED in events:
+            self.pending_reloads -= events.count(WorkerEvent.RELOADED)
+            self.missed_pings = 0  # it could not answer meanwhile
+        if WorkerEvent.PONG in events:
+            self._is_pinged = False
+            self.missed_pings = 0
+
+    def report_work(self, frames: int, in_flight: int) -> None:
+        """Note how much it has to do, from its figures at an answer to a ping.
+
+        Args:
+            frames: NOTIFYs that it and its predecessors have handled in all.
+            in_flight: those that are not answered yet.
+        """
+        self.work = max(0, frames - self.frames) + in_flight
+        self.frames = frames
+        self.handed_over = 0
+
+    # --- its end -----------------------------------------------------------------------
 
     def close_channel(self) -> None:
         """Let the worker read the end of the stream, if it lives, and hand it nothing more."""
@@ -142,31 +224,43 @@ class WorkerProcess:
             self.channel = None
 
     def ended(self, now: float) -> None:
-        """The process is gone: note when a successor may follow.
+        """Note that the process is gone, and when a successor may follow.
 
         The delay doubles from 0.1 s to 30 s, and starts anew after a process that was up for 10 s.
         """
         was_stable = self._ready_at is not None and now - self._ready_at >= _STABLE
         self.close_channel()
-        self.pid = 0
-        self.connections = 0
+        self._forget_process()
         self.postpone(now, reset=was_stable)
 
     def postpone(self, now: float, *, reset: bool = False) -> None:
-        """Set the time of the next attempt."""
+        """Set the time of the next attempt to fork."""
         grown = 0.0 if reset else self._delay * 2
         self._delay = min(max(grown, _FIRST_DELAY), _MAX_DELAY)
         self.restart_at = now + self._delay
 
     def kill(self) -> None:
         """End the process at once."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, signum: int) -> None:
         if self.pid:
-            os.kill(self.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signum)
 
 
 def describe_exit(status: int) -> str:
-    """Say how a process ended, from its wait status: "exit code 3", "signal 9 (SIGKILL)"."""
+    """Describe how a process ended, from its wait status: "exit code 3", "signal 9 (Killed)"."""
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:
         return f"exit code {code}"
     return f"signal {-code} ({signal.strsignal(-code)})"
+
+
+def is_traced(pid: int | str) -> bool:
+    """Return whether a debugger or tracer is attached to a process (Linux only)."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as status:
+            return not status.read().partition(b"\nTracerPid:")[2].lstrip().startswith(b"0\n")
+    except OSError:
+        return False
