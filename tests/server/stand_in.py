@@ -62,6 +62,8 @@ class StandIn:
             await asyncio.Event().wait()
         if self._fail == "exit":
             os._exit(7)
+        if self._fail == "block-start":
+            _block()
 
     def adopt(self, sock: socket.socket) -> None:
         task = asyncio.ensure_future(self._serve(sock))
@@ -102,11 +104,10 @@ class StandIn:
             case "die":
                 os._exit(3)
             case "block" | "compute":
-                logging.getLogger("stand_in").info("hanging now")
-                if command == "compute":
-                    sum(range(10**15))
-                while True:
-                    time.sleep(1)
+                if command == "block":
+                    _block()
+                logging.getLogger("stand_in").info("blocking")
+                sum(range(10**15))
             case "say":
                 print("said")
                 return "said"
@@ -132,9 +133,17 @@ class StandIn:
     async def aclose(self) -> None:
         for task in self._tasks:
             task.cancel()
+        if self._fail == "block-close":
+            _block()
         if self._fail == "slow-close":
             await asyncio.sleep(1.5)
         logging.getLogger("stand_in").info("closed")
+
+
+def _block() -> None:
+    logging.getLogger("stand_in").info("blocking")
+    while True:
+        time.sleep(1)
 
 
 def _reload() -> None:

@@ -312,7 +312,7 @@ def test_an_orphan_that_hangs_ends_itself(start: Start, workers: int, how: str) 
     hanging = service.connect()
     pid = int(hanging.ask("pid"))
     hanging.send(how)
-    service.wait_for("hanging now")
+    service.wait_for("blocking")
     service.signal(signal.SIGKILL)
     service.wait()
     service.wait_until(lambda: not is_running(pid), "the orphan's end")
@@ -437,3 +437,46 @@ def test_a_hook_that_exits_does_not_end_the_service(start: Start) -> None:
     service.signal(signal.SIGUSR1)
     service.wait_for("reopen logs failed; going on as before")
     assert service.connect().ask("pid").isdigit()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_resource_that_blocks_at_its_stop_ends_within_the_bound(
+    start: Start, workers: int
+) -> None:
+    service = start(workers=workers, fail="block-close", drain={"timeout": 0.2}).ready()
+    before = time.monotonic()
+    service.signal(signal.SIGTERM)
+    service.wait_for("blocking", times=workers)
+    assert service.wait() == 1
+    assert time.monotonic() - before < 5
+    assert "workers still run after the drain's bound; killing them" in service.log
+
+
+@linux_only
+@pytest.mark.parametrize("fail", ["block-close", "block-start"])
+def test_a_second_signal_ends_a_worker_that_blocks(start: Start, fail: str) -> None:
+    service = start(workers=1, fail=fail)
+    if fail == "block-close":
+        service.ready()
+        service.signal(signal.SIGTERM)
+        service.wait_for("blocking")
+    else:
+        service.wait_for("blocking")
+        service.signal(signal.SIGTERM)
+    [pid] = children_of(service.process.pid)
+    wait_longer_than(0.6, service)
+    before = time.monotonic()
+    service.signal(signal.SIGTERM)
+    assert service.wait() == 128 + signal.SIGTERM
+    assert time.monotonic() - before < 1
+    assert not is_running(pid)
+
+
+@linux_only
+def test_an_orphan_that_blocks_at_its_stop_ends_itself(start: Start) -> None:
+    service = start(workers=1, fail="block-close", drain={"timeout": 0}, **HANG).ready()
+    [pid] = children_of(service.process.pid)
+    service.signal(signal.SIGKILL)
+    service.wait()
+    service.wait_for("blocking")
+    service.wait_until(lambda: not is_running(pid), "the orphan's end")
