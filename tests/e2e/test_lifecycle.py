@@ -86,6 +86,26 @@ def test_a_stop_under_load_makes_no_request_wait(
     assert waited == []
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_that_hangs_costs_seconds_and_then_all_is_well(
+    serve: Serve, balance: Balance, workers: int
+) -> None:
+    agent = serve(AGENT, "--worker-timeout", "1s", "-n", str(workers))
+    running = balance(agent)
+    with Load(running) as load:
+        load.wait_for(50)
+        os.kill(agent.children[0], signal.SIGSTOP)
+        agent.wait_for("was killed, because it hung; its successor follows")
+        wait_until(lambda: len(agent.children) == workers, "a successor")
+
+        def is_well() -> bool:
+            return not any(answer.error for answer in load.answers[-100:])
+
+        load.wait_for(100)
+        wait_until(is_well, "100 answers without an error")
+    assert agent.stop() == 0
+
+
 STUCK = """
 import asyncio
 from spoakit import Agent
