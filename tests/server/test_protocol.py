@@ -21,7 +21,7 @@ import pytest
 from spoakit import Action, Agent, Argument, DataType, Message
 from spoakit.exceptions import AgentDisconnected
 from spoakit.logs import forget_throttled
-from spoakit.server.protocol import SpopProtocol
+from spoakit.server.protocol import Phase, SpopProtocol
 from spoakit.server.settings import Limits, Listen, LoopName, ServerSettings
 from spoakit.spop import (
     Disconnect,
@@ -245,17 +245,17 @@ def test_a_frame_is_answered_at_once_as_long_as_none_waits(
     (connection,) = connections(server)
     for n in range(3):
         assert engine.call("echo", n) == {"txn.number": n}
-        assert connection.is_clear
+        assert connection.is_fast_path_open
     waiting = engine.notify(wait(1))
     wait_until(lambda: subject.started == [1])
     for n in range(3):
         assert engine.call("echo", n) == {"txn.number": n}
-        assert not connection.is_clear
+        assert not connection.is_fast_path_open
     open_gates(server, subject, 1)
     assert engine.ack(waiting) == {"txn.number": 1}
     for n in range(3):
         assert engine.call("echo", n) == {"txn.number": n}
-    wait_until(lambda: connection.is_clear)
+    wait_until(lambda: connection.is_fast_path_open)
 
 
 def test_a_frame_behind_the_beginning_of_another_is_no_frame_yet(
@@ -270,7 +270,7 @@ def test_a_frame_behind_the_beginning_of_another_is_no_frame_yet(
     outer = notify_frame(encode_messages([Message("nobody", (blob,)), echo(3)]))
     start = outer.index(inner)
     engine.send_raw(outer[:start])
-    wait_until(lambda: not connection.is_clear)
+    wait_until(lambda: not connection.is_fast_path_open)
     engine.send_raw(inner)
     engine.send_raw(outer[start + len(inner) :])
     ack = engine.read_frame()
@@ -285,7 +285,7 @@ def test_nothing_is_answered_behind_the_disconnect(
     (connection,) = connections(server)
     assert engine.call("echo", 1) == {"txn.number": 1}
     server.call(connection.leave)
-    assert not connection.is_clear
+    assert not connection.is_fast_path_open
     engine.send_raw(notify_frame(encode_messages([echo(2)])))
     with pytest.raises(AgentDisconnected):
         engine.next_ack()
@@ -383,7 +383,7 @@ def test_frames_over_the_in_flight_limit_wait_and_none_is_lost(
     server = serve(subject.agent, in_flight=4)
     engine = connected(server, connect_engine)
     engine.ack(engine.notify(echo(0)))
-    assert server.counters.totals()["spoakit_held_back_total"] == 0
+    assert server.counters.totals()["spoakit_backpressure_total"] == 0
     count = 3000
     sent = engine.notify_each([wait(n), echo(n)] for n in range(count))
     wait_until(lambda: len(subject.started) == 4)
@@ -392,7 +392,7 @@ def test_frames_over_the_in_flight_limit_wait_and_none_is_lost(
     wait_until(lambda: len(subject.started) == 5)
     server.run(asyncio.sleep(0))
     assert subject.started == [0, 1, 2, 3, 4]
-    assert server.counters.totals()["spoakit_held_back_total"] >= 1
+    assert server.counters.totals()["spoakit_backpressure_total"] >= 1
     open_gates(server, subject, *range(count))
     for n, ids in enumerate(sent):
         if n != 3:
@@ -484,14 +484,14 @@ def test_an_engine_that_does_not_read_is_not_read_either(
     except TimeoutError:
         pass
     assert frames < 100_000
-    wait_until(lambda: connection._write_paused)
+    wait_until(lambda: connection._is_write_paused)
     assert server.call(connection._transport.get_write_buffer_size) < 1_000_000
     # The last batch went in part; what went is answered, once it is read.
     engine._socket.settimeout(BOUND)
     for _ in range(frames):
         _, reply = engine.next_ack()
         assert len(str(reply["txn.text"])) == 16000
-    assert not connection._write_paused
+    assert not connection._is_write_paused
 
 
 def test_a_connection_that_says_nothing_is_closed_with_status_2(
@@ -632,6 +632,7 @@ BEFORE_HELLO = {
     ),
 }
 NAME = b"\x04echo"
+CUT = b"\x05echo"
 AFTER_HELLO = {
     "a second HELLO": (hello_frame(HELLO), 4, "HAPROXY-HELLO in state OPEN"),
     "a frame of no bytes": (b"\0\0\0\0", 4, "a frame of zero bytes"),
@@ -738,6 +739,55 @@ def test_frames_before_a_bad_one_are_acknowledged_before_the_disconnect(
     engine.wait_for_close()
 
 
+def test_nothing_is_handled_behind_a_frame_that_fails_while_it_is_suspended(
+    subject: Subject, serve: Serve, connect_engine: ConnectEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = serve(subject.agent)
+    engine = connected(server, connect_engine)
+    # The first message cannot be called, so the frame gets on to the one that is cut at once.
+    misfit = Message("wait", (Argument("n", DataType.STRING, "s"),))
+    broken = notify_frame(encode_messages([misfit]) + b"\x05ab")
+    good = notify_frame(encode_messages([echo(1), Message("observe", echo(7).arguments)]))
+    engine.send_raw(good + broken + good + good)
+    types = [engine.read_frame().type for _ in range(2)]
+    assert types == [FrameType.ACK, FrameType.AGENT_DISCONNECT]
+    engine.wait_for_close()
+    wait_until_connections(server, 0)
+    wait_until(lambda: subject.observed == [7])
+    assert "Traceback" not in caplog.text
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def test_frames_in_flight_are_cancelled_by_a_violation(
+    subject: Subject, serve: Serve, connect_engine: ConnectEngine
+) -> None:
+    server = serve(subject.agent)
+    engine = connected(server, connect_engine)
+    engine.notify(wait(1), wait(2))
+    wait_until(lambda: subject.started == [1])
+    engine.send_raw(notify_frame(CUT))
+    assert engine.wait_for_disconnect().status_code == 4
+    wait_until(lambda: subject.cancelled == [1])
+    open_gates(server, subject, 1)
+    engine.wait_for_close()
+    wait_until_connections(server, 0)
+    assert subject.started == [1]
+
+
+def test_a_violation_in_the_backlog_comes_after_the_frames_before_it(
+    subject: Subject, serve: Serve, connect_engine: ConnectEngine
+) -> None:
+    server = serve(subject.agent, in_flight=1)
+    engine = connected(server, connect_engine)
+    frames = [encode_messages([wait(1)]), encode_messages([echo(2)]), CUT]
+    engine.send_raw(b"".join(notify_frame(each) for each in [*frames, frames[1]]))
+    wait_until(lambda: subject.started == [1])
+    open_gates(server, subject, 1)
+    types = [engine.read_frame().type for _ in range(3)]
+    assert types == [FrameType.ACK, FrameType.ACK, FrameType.AGENT_DISCONNECT]
+    engine.wait_for_close()
+
+
 def test_many_failures_of_a_kind_are_one_line(
     subject: Subject,
     serve: Serve,
@@ -783,6 +833,23 @@ def test_a_frame_cut_by_the_end_of_the_stream_is_told_with_status_1(
     assert disconnect == Disconnected(1, f"the connection ended within a frame, after {at} bytes")
     engine.wait_for_close()
     assert "ended with status 1: " in caplog.text
+    wait_until_connections(server, 0)
+
+
+def test_acks_are_sent_before_the_disconnect_for_a_frame_cut_by_the_end_of_the_stream(
+    subject: Subject, serve: Serve, connect_engine: ConnectEngine
+) -> None:
+    server = serve(subject.agent)
+    engine = connected(server, connect_engine)
+    sent = engine.notify(wait(1))
+    wait_until(lambda: subject.started == [1])
+    engine.send_raw(b"\0\0\1")
+    engine.send_eof()
+    wait_until(lambda: connections(server)[0].phase is Phase.DRAINING)
+    open_gates(server, subject, 1)
+    assert engine.ack(sent) == {"txn.number": 1}
+    assert engine.wait_for_disconnect().status_code == 1
+    engine.wait_for_close()
     wait_until_connections(server, 0)
 
 
@@ -876,6 +943,18 @@ def test_a_disconnect_is_answered_with_its_status_after_the_pending_acks(
     wait_until_connections(server, 0)
 
 
+def test_a_status_above_99_is_repeated_as_99_and_nothing_behind_it_is_handled(
+    subject: Subject, serve: Serve, connect_engine: ConnectEngine
+) -> None:
+    engine = connected(serve(subject.agent), connect_engine)
+    reason = item(b"status-code", DataType.UINT32, 150) + item(b"message", DataType.STRING, "bye")
+    observe = notify_frame(encode_messages([Message("observe", echo(7).arguments)]))
+    engine.send_raw(encode_frame(FrameType.HAPROXY_DISCONNECT, reason) + observe)
+    assert engine.wait_for_disconnect() == Disconnected(99, "bye")
+    engine.wait_for_close()
+    assert subject.observed == []
+
+
 def test_a_disconnect_waits_for_acks_that_the_engine_is_slow_to_read(
     subject: Subject, serve: Serve, connect_engine: ConnectEngine
 ) -> None:
@@ -886,9 +965,9 @@ def test_a_disconnect_waits_for_acks_that_the_engine_is_slow_to_read(
     payload = Disconnect(0, "bye").encode()
     frames = [notify_frame(encode_messages([each])) for each in (wait(1), *[large] * 900)]
     engine.send_raw(b"".join(frames) + encode_frame(FrameType.HAPROXY_DISCONNECT, payload))
-    wait_until(lambda: connection._write_paused)
+    wait_until(lambda: connection._is_write_paused)
     open_gates(server, subject, 1)
-    wait_until(lambda: not connection._frames)
+    wait_until(lambda: not connection._backlog._in_flight)
     types = [engine.read_frame().type for _ in range(902)]
     assert types == [FrameType.ACK] * 901 + [FrameType.AGENT_DISCONNECT]
 

@@ -40,7 +40,7 @@ class FastPathProtocol:
     _longest: cython.Py_ssize_t
     _write: Any
     _received: cython.double
-    _clear: cython.bint
+    _is_open: cython.bint
 
     def __init__(self, dispatcher: Dispatcher, frame_size_cap: int, longest: int) -> None:
         self._try_single = dispatcher.try_single
@@ -49,7 +49,7 @@ class FastPathProtocol:
         self._longest = longest
         self._write = None
         self._received = monotonic()
-        self._clear = False
+        self._is_open = False
 
     @property
     def received(self) -> float:
@@ -57,22 +57,22 @@ class FastPathProtocol:
         return self._received
 
     @property
-    def is_clear(self) -> bool:
-        """Whether a frame would be answered at once: nothing waits or has come in part."""
-        return self._clear
+    def is_fast_path_open(self) -> bool:
+        """Whether the next read may be handled here: nothing waits or has come in part."""
+        return self._is_open
 
-    @is_clear.setter
-    def is_clear(self, clear: bool) -> None:
-        self._clear = clear
+    @is_fast_path_open.setter
+    def is_fast_path_open(self, is_open: bool) -> None:
+        self._is_open = is_open
 
     def connection_made(self, transport: Any) -> None:
-        """Take note of where ACKs are written to."""
+        """Keep the function that writes."""
         self._write = transport.write
 
     def data_received(self, data: bytes) -> None:
         """Handle all frames of a read, and write what is due at once."""
         self._received = monotonic()
-        if not self._clear or len(data) > self._longest:
+        if not self._is_open or len(data) > self._longest:
             self.receive(data)
             return
         # FRAME-LENGTH does not count itself.
@@ -89,7 +89,7 @@ class FastPathProtocol:
         if rest is None:
             self.receive(data)
         elif rest:
-            self.go_on(rest)
+            self.handle(rest)
 
     # The rest is the protocol's, which derives from this: what is compiled cannot be abstract.
 
@@ -97,7 +97,7 @@ class FastPathProtocol:
         """Handle a read of any kind."""
         raise NotImplementedError("the protocol's")
 
-    def go_on(self, rest: Sequence[Any]) -> None:
+    def handle(self, events: Sequence[Any]) -> None:
         """Handle the events of a read that `Dispatcher.try_batch` has left."""
         raise NotImplementedError("the protocol's")
 

@@ -1,22 +1,22 @@
 """One connection to an engine: asyncio's side of `spoakit.spop.AgentConnection`.
 
 All frames of a read are handled before anything is written, and their ACKs leave in one
-write: a system call costs more than handling a frame. Frames whose handlers take time
-wait here; when as many wait as may, the connection is not read until some are answered.
+write: a system call costs more than handling a frame. Frames whose handlers take time are in
+flight; when as many are as may be, the connection is not read until some are acknowledged.
 """
 
 import asyncio
 import logging
-import socket
-from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from enum import Enum
 from typing import Any, Final
 
 from spoakit.agent._dispatch_cy import MAX_OUTGOING
 from spoakit.agent.suspension import SuspendedFrame
 from spoakit.exceptions import InputOutputError, ProtocolError, StatusCode, TimedOutError
 from spoakit.server._fast_path_cy import FastPathProtocol
+from spoakit.server.backlog import Backlog
 from spoakit.server.server_state import ServerState
 from spoakit.spop import (
     Aborted,
@@ -35,15 +35,26 @@ from spoakit.spop import (
 
 logger = logging.getLogger("spoakit.server")
 
-# After our DISCONNECT the engine's end is read and thrown away for so long: closing with
+# After our DISCONNECT the engine's end is read and thrown away for this long: closing with
 # input unread would reset the connection, and the engine might never see the reason.
 LINGER: Final = 1.0
 
-# What frames that wait may hold, in bytes; with more, the connection is not read.
-MAX_WAITING: Final = 4 * 1024 * 1024
-# After a read of so many bytes it is the others' turn. uvloop reads 250 KiB at once, and reads on
-# up to 32 times while there is more, before it looks at another connection.
+# After a read of this many bytes it is the others' turn. uvloop reads 250 KiB at once, and reads
+# on up to 32 times while there is more, before it looks at another connection.
 _TURN: Final = 128 * 1024
+
+
+class Phase(Enum):
+    """How far a connection has come; each phase leads to a later one only."""
+
+    HELLO = 0
+    """The engine's HELLO is awaited."""
+    OPEN = 1
+    """Frames are read and handled."""
+    DRAINING = 2
+    """Nothing more is read. What was received is acknowledged, then the connection is closed."""
+    CLOSED = 3
+    """Nothing more is written."""
 
 
 class SpopProtocol(FastPathProtocol, asyncio.Protocol):
@@ -51,21 +62,23 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
 
     Args:
         state: what all connections of the worker share.
+        peer: the engine's address, for logs and for `Context`.
 
     Attributes:
         outgoing, max_frame_size, peer, engine_id, received: see `EngineLink`.
         deadline: when the HELLO must have come, on the loop's clock.
+        phase: how far the connection has come.
     """
 
-    def __init__(self, state: ServerState) -> None:
+    def __init__(self, state: ServerState, peer: str) -> None:
         super().__init__(state.dispatcher, state.limits.frame_size_cap, _TURN - 1)
-        self.peer = "?"
+        self.peer = peer
         self.engine_id: str | None = None
         self.deadline = self.received + state.limits.hello_timeout
+        self.phase = Phase.HELLO
         self._state = state
         self._dispatcher = state.dispatcher
         self._dispatch = state.dispatcher.dispatch
-        self._in_flight = state.limits.in_flight
         self._debug = state.debug
         self._frames_left = state.limits.frames or None
         # Frames are logged or counted one by one.
@@ -73,133 +86,117 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
         self._connection = AgentConnection(state.agent_settings)
         self.outgoing = self._connection.outgoing
         self.max_frame_size = self._connection.max_frame_size
-        self._frames: set[SuspendedFrame] = set()
-        self._waiting_size = 0
-        self._backlog: deque[Event] = deque()
-        self._farewell: tuple[int, str] | None = None
-        self._flushing = False
-        self._opened = False
-        self._write_paused = False
-        self._lingering: asyncio.TimerHandle | None = None
+        self._backlog = Backlog(state.limits.in_flight)
+        self._reason: tuple[int, str] | None = None
+        self._is_write_paused = False
+        self._is_half_closed = False
+        self._flush_handle: asyncio.Handle | None = None
+        self._linger_handle: asyncio.TimerHandle | None = None
 
-    # --- what asyncio calls ------------------------------------------------------------
+    # --- called by asyncio -------------------------------------------------------------
 
     def connection_made(self, transport: Any) -> None:
         """Begin to wait for the engine's HELLO."""
         super().connection_made(transport)
         self._transport: asyncio.Transport = transport
-        self.peer = _peer_name(transport)
         self._connection.refuse_health_checks = self._state.refuses_health_checks
         self._state.opened(self)
 
     def receive(self, data: bytes) -> None:
         """Handle all frames of a read, and write what is due at once."""
-        self._connection.receive_data(data)
-        events = self._connection.events_received()
-        if self._frames_left is not None:
-            frames = sum(type(event) is Notify for event in events)
-            self._frames_left = max(0, self._frames_left - frames)
-        self.go_on(events)
+        if self.phase in (Phase.HELLO, Phase.OPEN):
+            self._connection.receive_data(data)
+            events = self._connection.events_received()
+            if self._frames_left is not None:
+                frames = sum(type(event) is Notify for event in events)
+                self._frames_left = max(0, self._frames_left - frames)
+            self.handle(events)
         if len(data) >= _TURN and not self._transport.is_closing():
             self._transport.pause_reading()
             self._flush_soon()
 
-    def go_on(self, rest: Sequence[Event]) -> None:
-        """Handle what else was read, and write what is due at once."""
-        if self._backlog:
-            self._backlog.extend(rest)
-        elif rest:
-            self._handle(rest)
-            if self._backlog and not self._write_paused:
-                self._state.held_back()
-        if self._frames_left == 0 and self._farewell is None:
-            self._end_service()
-        if self.outgoing and not self._transport.is_closing():
-            self._transport.write(self._connection.data_to_send())
-        self.is_clear = self._is_between_frames()
-
-    def refuse(self, error: ProtocolError) -> None:
-        """Send a DISCONNECT with the error, and close."""
-        self._state.failed(self.peer, error)
-        for frame in tuple(self._frames):
-            frame.cancel()
-        self._frames.clear()
-        self._waiting_size = 0
-        self._backlog.clear()
-        self._say_farewell(error.status_code, str(error))
-
-    def _is_between_frames(self) -> bool:
-        """Return whether the next read may begin with a frame, and needs not wait or be watched."""
-        hindered = self._frames or self._backlog or self._write_paused or self._is_watched
-        return self._connection.is_between_frames and not hindered
-
     def eof_received(self) -> bool:
-        """Stay half open as long as ACKs are owed, which TLS knows nothing of."""
+        """Keep the write side open while ACKs are pending. TLS has no half-close."""
+        self._is_half_closed = True
         self._connection.receive_eof()
-        for event in self._connection.events_received():
-            if isinstance(event, Failed):
-                self.refuse(InputOutputError(str(event.error)))
-        owes = bool(self._frames or self._backlog)
-        return owes and self._transport.can_write_eof()
+        self._enter(Phase.DRAINING)
+        # A frame that is cut short is not the engine's mistake but its connection's.
+        self.handle(
+            [
+                Failed(InputOutputError(str(event.error))) if isinstance(event, Failed) else event
+                for event in self._connection.events_received()
+            ]
+        )
+        return self.phase is Phase.DRAINING and self._transport.can_write_eof()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Give up what nobody waits for any more."""
+        """Cancel the handlers that are still running, and hold nothing."""
         logger.debug("connection from %s closed%s", self.peer, f": {exc}" if exc else "")
-        if self._lingering is not None:
-            self._lingering.cancel()
-        self._opened = True
+        self._enter(Phase.CLOSED)
+        for handle in (self._linger_handle, self._flush_handle):
+            if handle is not None:
+                handle.cancel()
         # The state may remember this object for a while; it is not to hold what came in part.
         self._connection.receive_eof()
-        self._backlog.clear()
-        for frame in tuple(self._frames):
-            frame.cancel()
-        self._frames.clear()
-        self._waiting_size = 0
+        self._backlog.cancel()
         self._state.closed(self)
 
     def pause_writing(self) -> None:
         """Read no more while the engine does not read our ACKs."""
-        self._write_paused = True
-        self.is_clear = False
+        self._is_write_paused = True
         self._transport.pause_reading()
+        self._set_fast_path()
 
     def resume_writing(self) -> None:
-        """Go on."""
-        self._write_paused = False
+        """Handle what waits, and read on."""
+        self._is_write_paused = False
         self._flush_soon()
 
-    # --- what waiting frames call ------------------------------------------------------
+    # --- called by the fast path -------------------------------------------------------
+
+    def handle(self, events: Sequence[Event]) -> None:
+        """Handle events after those that wait, and write what is due at once."""
+        if self._backlog.has_events:
+            self._backlog.put_off(events)
+        elif events:
+            self._handle_events(events)
+            if self._backlog.has_events and not self._is_write_paused:
+                self._state.backpressure()
+        self._settle()
+
+    def refuse(self, error: ProtocolError) -> None:
+        """End the connection for a violation: nothing more is handled."""
+        self._violate(error)
+        self._settle()
+
+    # --- called by suspended frames ----------------------------------------------------
 
     def wait(self, frame: SuspendedFrame) -> None:
-        """Keep a frame in mind until `finish`."""
-        self._frames.add(frame)
-        self.is_clear = False
-        self._waiting_size += frame.size
+        """Keep a frame as in flight until `finish` or `fail`."""
+        self._backlog.add(frame)
+        self._set_fast_path()
 
     def finish(self, frame: SuspendedFrame, actions: list[Action]) -> None:
-        """Send the ACK of a frame that had to wait, with those of others that are done."""
-        self._forget(frame)
+        """Acknowledge a frame in flight, in one write with others that finish now."""
+        self._backlog.discard(frame)
+        if self.phase is Phase.CLOSED:
+            return
         if not append_ack(self.outgoing, frame.notify.ids, actions, self.max_frame_size):
             self._dispatcher.oversized_ack(self)
         self._flush_soon()
 
     def fail(self, frame: SuspendedFrame, error: ProtocolError) -> None:
-        """End the connection, because a frame that waited turned out broken."""
-        self._forget(frame)
-        self.refuse(error)
+        """End the connection, because a frame in flight cannot be read to its end."""
+        self._backlog.discard(frame)
+        self._violate(error)
         self._flush_soon()
 
-    def _forget(self, frame: SuspendedFrame) -> None:
-        if frame in self._frames:
-            self._frames.remove(frame)
-            self._waiting_size -= frame.size
-
-    # --- what ServerState and Server call ----------------------------------------------
+    # --- called by ServerState and Server ----------------------------------------------
 
     @property
     def done(self) -> bool:
         """Whether the HELLO has come, or is not awaited any more."""
-        return self._opened
+        return self.phase is not Phase.HELLO
 
     @property
     def frames_in_flight(self) -> int:
@@ -215,29 +212,31 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
         self._connection.refuse_health_checks = True
 
     def is_quiet(self, since: float) -> bool:
-        """Whether nothing is owed to the engine, and nothing has come since then."""
-        return not self._frames and not self._backlog and self.received <= since
+        """Return whether no ACK is pending, and nothing has been received since then."""
+        return self._backlog.is_empty and self.received <= since
 
     def leave(self) -> None:
-        """Tell the engine that the agent leaves, and close."""
-        if self._farewell is None:
-            self._say_farewell(StatusCode.NORMAL, "the agent is stopping")
+        """Send a DISCONNECT because the agent stops, and close."""
+        self._disconnect(StatusCode.NORMAL, "the agent is stopping")
+        self._settle()
 
     def abort(self) -> None:
         """Close at once."""
+        self._enter(Phase.CLOSED)
         self._transport.abort()
 
     # --- frames ------------------------------------------------------------------------
 
-    def _handle(self, events: Sequence[Event]) -> None:
-        """Handle events in their order; what must wait goes into the backlog."""
+    def _handle_events(self, events: Sequence[Event]) -> None:
+        """Handle events in their order; those that must wait go into the backlog."""
         if self._debug:
             self._log_frames(events)
         index, count = 0, len(events)
         try:
-            while index < count:
-                if self._write_paused or (self._frames and self._is_full()):
-                    self._backlog.extend(events[index:])
+            # With a reason to disconnect nothing more is handled.
+            while index < count and self._reason is None:
+                if self._is_write_paused or self._backlog.is_full:
+                    self._backlog.put_off(events[index:])
                     self._transport.pause_reading()
                     return
                 index = self._dispatch(events, index, self)
@@ -250,99 +249,27 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
                 elif len(self.outgoing) > MAX_OUTGOING:
                     self._write_outgoing()
         except ProtocolError as error:
-            self.refuse(error)
-
-    def _is_full(self) -> bool:
-        """Return whether as many frames wait as may."""
-        return len(self._frames) >= self._in_flight or self._waiting_size > MAX_WAITING
+            self._violate(error)
 
     def _handle_other(self, event: Event) -> None:
         match event:
             case Opened(engine, agent):
-                self._opened = True
                 self.engine_id = engine.engine_id
                 self.max_frame_size = agent.max_frame_size
+                self._enter(Phase.OPEN)
                 logger.debug("HELLO from %s: %s; answered %s", self.peer, engine, agent)
             case HealthChecked():
                 self._state.health_checked()
-                self._opened = True
-                self._close()
+                self._enter(Phase.DRAINING)
             case Disconnected(status_code, message):
                 self._state.disconnected(self.peer, status_code, message)
-                self._say_farewell(status_code, message)
+                self._disconnect(status_code, message)
             case Failed(error):
-                self.refuse(error)
+                self._violate(error)
             case Aborted():
                 logger.debug("a NOTIFY in fragments from %s was aborted", self.peer)
             case Skipped(kind):
                 logger.debug("a frame of unknown type %d from %s was skipped", kind, self.peer)
-
-    def _flush_soon(self) -> None:
-        """Write once the callbacks that are due have run: several frames may be done by then."""
-        if not self._flushing:
-            self._flushing = True
-            self._state.loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        self._flushing = False
-        if self._backlog and not self._write_paused:
-            events = list(self._backlog)
-            self._backlog.clear()
-            self._handle(events)
-        if self._farewell is not None and not self._frames and not self._backlog:
-            self._close()
-        if self.outgoing:
-            self._write_outgoing()
-        ends_service = self._frames_left == 0 and self._lingering is None
-        must_wait = self._backlog or self._write_paused or ends_service
-        if not must_wait and not self._transport.is_closing():
-            self._transport.resume_reading()
-        owes_nothing = not self._frames and not self._backlog
-        if self._connection.is_closing and owes_nothing and self._lingering is None:
-            self._transport.close()
-        self.is_clear = self._is_between_frames()
-
-    def _write_outgoing(self) -> None:
-        data = self._connection.data_to_send()
-        if not self._transport.is_closing():
-            self._transport.write(data)
-
-    # --- the end -----------------------------------------------------------------------
-
-    def _end_service(self) -> None:
-        """Leave, because the connection has had as many frames as it may.
-
-        All whole frames of the last read are answered, those over the limit too: to the engine a
-        frame without an ACK is an error. None is read after them, or frames that take long might
-        follow each other without end.
-        """
-        self._transport.pause_reading()
-        frames = self._state.limits.frames
-        self._say_farewell(StatusCode.NORMAL, f"the connection has had its {frames} frames")
-
-    def _say_farewell(self, status_code: int, message: str) -> None:
-        """Send a DISCONNECT once all that is owed has been sent, and close."""
-        self._farewell = status_code, message
-        if not self._frames and not self._backlog:
-            self._close()
-
-    def _close(self) -> None:
-        """Write what is left, stop writing, and give the engine a moment to close."""
-        self._opened = True
-        self.is_clear = False
-        if self._lingering is not None or self._transport.is_closing():
-            return
-        if self._farewell is not None:
-            self._connection.send_disconnect(*self._farewell)
-        self._transport.write(self._connection.data_to_send())
-        if not self._transport.can_write_eof():
-            self._transport.close()  # TLS waits for the engine's goodbye by itself, LINGER at most
-            return
-        # asyncio raises where the engine has gone in the meantime.
-        with suppress(OSError):
-            self._transport.write_eof()
-        self._transport.resume_reading()
-        self._lingering = self._state.loop.call_later(LINGER, self._transport.abort)
 
     def _log_frames(self, events: Sequence[Event]) -> None:
         for event in events:
@@ -351,11 +278,96 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
                 with suppress(ProtocolError):
                     logger.debug("%r from %s: %s", event, self.peer, decode_messages(event))
 
+    # --- phases ------------------------------------------------------------------------
 
-def _peer_name(transport: asyncio.BaseTransport) -> str:
-    address = transport.get_extra_info("peername")
-    if isinstance(address, tuple):
-        host, port = address[:2]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    family = getattr(transport.get_extra_info("socket"), "family", None)
-    return "a Unix socket" if family == socket.AF_UNIX else "an unknown address"
+    def _enter(self, phase: Phase) -> None:
+        """Change the phase, unless a later one has been reached."""
+        if phase.value > self.phase.value:
+            self.phase = phase
+            self._set_fast_path()
+
+    def _set_fast_path(self) -> None:
+        """Open the fast path if the next read may be handled at once, or else shut it."""
+        self.is_fast_path_open = (
+            self.phase is Phase.OPEN
+            and self._backlog.is_empty
+            and self._connection.is_between_frames
+            and not self._is_write_paused
+            and not self._is_watched
+        )
+
+    def _violate(self, error: ProtocolError) -> None:
+        """Count and log a violation by the engine, and disconnect for it.
+
+        Frames in flight are cancelled, unless the engine has only been cut off.
+        """
+        if self._reason is None and self.phase is not Phase.CLOSED:
+            self._state.failed(self.peer, error)
+            if not isinstance(error, InputOutputError):
+                self._backlog.cancel()
+            self._disconnect(error.status_code, str(error))
+
+    def _disconnect(self, status_code: int, message: str) -> None:
+        """Have a DISCONNECT sent behind the pending ACKs; of several reasons the first is sent.
+
+        Events that wait came after the reason, and are dropped. Frames in flight came before it.
+        """
+        if self._reason is None:
+            self._reason = status_code, message
+            self._backlog.pop_events()
+            self._enter(Phase.DRAINING)
+
+    def _settle(self) -> None:
+        """Write what is due, and close where nothing is pending any more."""
+        if self._frames_left == 0 and not self._backlog.has_events:
+            # All frames of the last read are acknowledged, those over the limit too: to the engine
+            # a frame without an ACK is an error.
+            frames = self._state.limits.frames
+            self._disconnect(StatusCode.NORMAL, f"the connection has had its {frames} frames")
+        if self.phase is Phase.DRAINING and self._backlog.is_empty:
+            self._close()
+        elif self.outgoing:
+            self._write_outgoing()
+        self._set_fast_path()
+
+    def _flush_soon(self) -> None:
+        """Write once the callbacks that are due have run: several frames may be done by then."""
+        if self._flush_handle is None:
+            self._flush_handle = self._state.loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_handle = None
+        if self._backlog.has_events and not self._is_write_paused:
+            self._handle_events(self._backlog.pop_events())
+        self._settle()
+        self._resume_reading()
+
+    def _resume_reading(self) -> None:
+        """Read on, if neither events wait nor the engine's end has ended."""
+        must_wait = self._backlog.has_events or self._is_write_paused or self._is_half_closed
+        if not must_wait and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def _write_outgoing(self) -> None:
+        data = self._connection.data_to_send()
+        if self.phase is not Phase.CLOSED and not self._transport.is_closing():
+            self._transport.write(data)
+
+    def _close(self) -> None:
+        """Write what is left, and close: by half, so that the engine can read the reason."""
+        if self._reason is not None:
+            self._connection.send_disconnect(*self._reason)
+        if self.outgoing:
+            self._write_outgoing()
+        self._enter(Phase.CLOSED)
+        if self._transport.is_closing():
+            return
+        if self._is_half_closed or not self._transport.can_write_eof():
+            # TLS waits for the engine's end by itself, LINGER at most.
+            self._transport.close()
+            return
+        # asyncio raises where the engine has gone in the meantime.
+        with suppress(OSError):
+            self._transport.write_eof()
+        self._transport.resume_reading()
+        self._linger_handle = self._state.loop.call_later(LINGER, self._transport.abort)

@@ -129,10 +129,10 @@ class Server:
                 raise ConnectionAbortedError("the server is not running")
             loop = asyncio.get_running_loop()
             if self._tls is None:
-                await loop.connect_accepted_socket(lambda: SpopProtocol(state), sock)
+                await loop.connect_accepted_socket(lambda: SpopProtocol(state, peer), sock)
             else:
                 await loop.connect_accepted_socket(
-                    lambda: SpopProtocol(state),
+                    lambda: SpopProtocol(state, peer),
                     sock,
                     ssl=self._tls,
                     ssl_handshake_timeout=self._settings.limits.hello_timeout,

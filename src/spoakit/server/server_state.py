@@ -23,7 +23,9 @@ DISCONNECTS = counter("spoakit_disconnects_total", "DISCONNECT frames received w
 FAILURES = counter("spoakit_protocol_errors_total", "Connections ended for a protocol error.")
 TOO_BIG = counter("spoakit_too_big_total", "Of these: a frame or its fragments over the limit.")
 NO_HELLO = counter("spoakit_hello_timeouts_total", "Of these: no HELLO in time.")
-HELD_BACK = counter("spoakit_held_back_total", "Reads that had frames over the in-flight limit.")
+BACKPRESSURE = counter(
+    "spoakit_backpressure_total", "Reads that had frames over the in-flight limit."
+)
 CALLS = counter("spoakit_calls_total", "Calls of handlers and observers.")
 CALL_FAILURES = counter("spoakit_call_failures_total", "Handlers that raised; fallback sent.")
 MISMATCHES = counter("spoakit_mismatches_total", "Messages whose arguments did not fit.")
@@ -125,9 +127,9 @@ class ServerState:
             error,
         )
 
-    def held_back(self) -> None:
+    def backpressure(self) -> None:
         """Count that frames of a read must wait, since as many are in flight as may be."""
-        self._row.add(HELD_BACK)
+        self._row.add(BACKPRESSURE)
 
     def refuse_health_checks(self) -> None:
         """Answer health checks with a DISCONNECT from now on."""

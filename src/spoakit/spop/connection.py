@@ -153,10 +153,6 @@ class Connection:
 
     Attributes:
         state: how far the connection has come.
-        is_closing: whether nothing more is read; what is left is to write `data_to_send`,
-            and close.
-        is_between_frames: whether it is open and nothing has come in part: whole NOTIFYs may
-            be handled then without passing through here.
         outgoing: what `data_to_send` will return; ACKs are built in it.
         max_frame_size: the agreed size, 256 until there is one.
     """
@@ -166,14 +162,25 @@ class Connection:
 
     def __init__(self, frame_size_cap: int) -> None:
         self.state = State.HELLO
-        self.is_closing = False
-        self.is_between_frames = False
         self.outgoing = bytearray()
         self.max_frame_size = MIN_FRAME_SIZE
         self._frame_size_cap = frame_size_cap
         self._events: list[Event] = []
         self._incomplete = bytearray()
         self._needed = 0
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether nothing more is read: `data_to_send` is to be written, and that is all."""
+        return self.state is State.CLOSING
+
+    @property
+    def is_between_frames(self) -> bool:
+        """Whether it is open and nothing has come in part.
+
+        Whole NOTIFYs may be handled then without passing through here.
+        """
+        return self.state is State.OPEN and self._holds_nothing()
 
     def receive_data(self, data: bytes) -> None:
         """Take bytes from the peer; then ask for `events_received` and `data_to_send`."""
@@ -194,7 +201,6 @@ class Connection:
             return
         if consumed < len(data) and not self.is_closing:
             self._incomplete += data[consumed:]
-        self.is_between_frames = self.state is State.OPEN and self._holds_nothing()
 
     def receive_eof(self) -> None:
         """Take note that the peer sends nothing more; an event tells of a frame cut short.
@@ -223,7 +229,7 @@ class Connection:
         """Tell the peer that the connection ends, and why; the caller then closes it.
 
         Args:
-            status_code: a `StatusCode`, or what the peer's DISCONNECT had.
+            status_code: a `StatusCode`, or what the peer's DISCONNECT had; see `Disconnect`.
             message: the reason; cut to 255 bytes of UTF-8.
         """
         self._stop_reading()
@@ -236,8 +242,6 @@ class Connection:
     def _stop_reading(self) -> None:
         """Leave for CLOSING, and keep nothing that was received in part."""
         self.state = State.CLOSING
-        self.is_closing = True
-        self.is_between_frames = False
         self._incomplete.clear()
 
     def _receive_frames(self, data: bytes, position: int) -> int:
