@@ -11,6 +11,7 @@ from spoakit.exceptions import (
     UnsupportedVersionError,
     VersionNotFoundError,
 )
+from spoakit.spop import AgentConnection, decode_frame
 from spoakit.spop.constants import DataType
 from spoakit.spop.handshake import AgentHello, Disconnect, EngineHello
 from spoakit.spop.messages import Argument, Message, encode_messages
@@ -162,9 +163,18 @@ def test_an_agent_must_answer_a_size_between_256_and_the_offer(size: int) -> Non
 
 
 def test_a_disconnect_is_read_as_it_was_written() -> None:
-    for reason in (Disconnect(0, ""), Disconnect(99, "caf\udce9"), Disconnect(2**32 - 1, "é")):
+    for reason in (Disconnect(0, ""), Disconnect(98, "x"), Disconnect(99, "caf\udce9")):
         assert Disconnect.decode(reason.encode()).status_code == reason.status_code
     assert Disconnect.decode(Disconnect(4, "é").encode()).message == "é"
+
+
+@pytest.mark.parametrize("code", [100, 255, 256, 2**31, 2**32 - 1])
+def test_a_status_above_99_is_written_as_99(code: int) -> None:
+    assert Disconnect.decode(Disconnect(code, "why").encode()) == Disconnect(99, "why")
+    agent = AgentConnection()
+    agent.send_disconnect(code, "why")
+    frame = decode_frame(agent.data_to_send()[4:])
+    assert Disconnect.decode(frame.payload).status_code == 99
 
 
 @pytest.mark.parametrize("message", ["x" * 256, "é" * 128, "x" * 254 + "é"])

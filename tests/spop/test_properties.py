@@ -86,7 +86,7 @@ def test_agents_hellos_come_back(hello: AgentHello) -> None:
 @given(st.integers(0, 2**32 - 1), TEXTS)
 def test_disconnects_come_back_as_far_as_they_are_utf8(code: int, message: str) -> None:
     reason = Disconnect.decode(Disconnect(code, message).encode())
-    assert reason.status_code == code
+    assert reason.status_code == min(code, 99)
     assert message.encode("utf-8", "replace").startswith(reason.message.encode())
 
 

@@ -136,11 +136,15 @@ class Disconnect:
     message: str
 
     def encode(self) -> bytes:
-        """Return the payload, the message cut to the 255 bytes HAProxy reads."""
+        """Return the payload, the message cut to the 255 bytes HAProxy reads.
+
+        A status code above 99 becomes 99: HAProxy 3.1 and 3.2 use it as an index without a check.
+        """
+        status_code = min(self.status_code, StatusCode.UNKNOWN)
         raw = self.message.encode("utf-8", "replace")[:MAX_DISCONNECT_MESSAGE]
         return _encode_items(
             [
-                ("status-code", DataType.UINT32, self.status_code),
+                ("status-code", DataType.UINT32, status_code),
                 ("message", DataType.STRING, raw.decode("utf-8", "ignore")),
             ]
         )
@@ -156,7 +160,7 @@ class Disconnect:
         """
         items = _decode_items(payload)
         code, message = items.get("status-code"), items.get("message")
-        # bool is an int to Python; a code beyond 32 bits could not be repeated.
+        # bool is an int to Python; no code is beyond 32 bits.
         if type(code) is not int or not 0 <= code < 2**32:
             code = StatusCode.UNKNOWN
         return cls(code, message[:MAX_DISCONNECT_MESSAGE] if isinstance(message, str) else "")
