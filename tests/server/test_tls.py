@@ -27,6 +27,7 @@ from spoakit.spop import (
     Opened,
 )
 from spoakit.testing import AgentServer
+from spoakit.testing.agent_server import DEFAULT_SETTINGS
 
 BOUND = 10.0
 
@@ -239,6 +240,20 @@ def test_with_an_authority_only_its_certificates_get_in(
         for own in (None, stranger):
             assert not gets_in(server.port, authority, own)
         wait_for_failures(server, 2)
+
+
+def test_each_server_has_the_certificate_that_is_in_its_file(
+    agent: Agent, authority: Pem, tmp_path: Path
+) -> None:
+    live = tmp_path / "live.pem"
+    for name in ("first", "second"):
+        own = make_certificate(tmp_path, name, authority)
+        live.write_bytes(own.both.read_bytes())
+        tls = ListenTls(str(live))
+        listen = Listen("127.0.0.1", 0, tls=tls)
+        with AgentServer(agent, settings=replace(DEFAULT_SETTINGS, listen=listen)) as server:
+            served = ssl.get_server_certificate(("127.0.0.1", server.port), timeout=BOUND)
+        assert served in own.certificate.read_text()
 
 
 def test_files_that_cannot_be_used_are_named(agent: Agent, pem: Pem, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+import ssl
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import monotonic
@@ -35,6 +36,7 @@ class Server:
         agents: one or more, whose messages all differ.
         settings: limits, TLS and what to announce; where to listen is not its business.
         row: the worker's counters.
+        tls: the context that the workers of a service share; made of the settings by default.
 
     Attributes:
         on_closed: called once for each adopted connection when it is gone.
@@ -44,14 +46,21 @@ class Server:
         ConfigurationError: a TLS file cannot be used.
     """
 
-    def __init__(self, agents: Sequence[Agent], settings: ServerSettings, row: CounterRow) -> None:
+    def __init__(
+        self,
+        agents: Sequence[Agent],
+        settings: ServerSettings,
+        row: CounterRow,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.on_closed: Callable[[], None] = _ignore
         self._runtime = Runtime(agents, row=row)
         self._settings = settings
         self._row = row
         self._state: ServerState | None = None
-        tls = settings.listen.tls
-        self._tls = None if tls is None else server_context(tls)
+        if tls is None and settings.listen.tls is not None:
+            tls = server_context(settings.listen.tls)
+        self._tls = tls
         self._throttle = Throttle(logger)
         self._adopting: dict[asyncio.Task[None], socket.socket] = {}
         self._count = 0

@@ -25,6 +25,7 @@ from spoakit.server.signals import Hooks
 from spoakit.server.sockets import Listeners
 from spoakit.server.standalone import StandaloneServer
 from spoakit.server.supervisor import Supervisor
+from spoakit.server.tls import server_context
 
 # Some systems grant a thousand million, which programs that walk through them do not survive.
 _ENOUGH: Final = 1024 * 1024
@@ -76,7 +77,8 @@ def run(
         ConfigurationError: the system lacks the loop asked for, or a TLS file cannot be used.
         RegistrationError: the agents do not go together.
     """
-    return run_service(lambda row: Server(agents, settings, row), settings, hooks)
+    tls = None if settings.listen.tls is None else server_context(settings.listen.tls)
+    return run_service(lambda row: Server(agents, settings, row, tls), settings, hooks)
 
 
 async def serve(agents: Sequence[Agent], settings: ServerSettings = _DEFAULT_SETTINGS) -> None:

@@ -1,17 +1,15 @@
 """TLS for the listening side."""
 
 import ssl
-from functools import cache
 
 from spoakit.exceptions import ConfigurationError
 from spoakit.server.settings import ListenTls
 
 
-@cache
 def server_context(settings: ListenTls) -> ssl.SSLContext:
-    """Return what TLS connections are accepted with: TLS 1.2 and 1.3.
+    """Return a context to accept connections with, by TLS 1.2 and 1.3.
 
-    It is made once for a process and its forks: a worker reads no key, and sessions are resumed
+    A service makes one before it forks: its workers read no key, and sessions are resumed
     whichever worker they began in.
 
     Raises:
