@@ -27,6 +27,8 @@ TLS_FAILURES = counter("spoakit_tls_failures_total", "Connections without a TLS 
 QUIET: Final = 0.1
 _LOOK_INTERVAL: Final = 0.02
 _PUBLISH_INTERVAL: Final = 1.0
+# Rounds of the event loop that a cancelled task takes to end.
+_ROUNDS: Final = 2
 
 
 class Server:
@@ -118,6 +120,7 @@ class Server:
         """Close what is left, and stop the resources."""
         if self._publishing is not None:
             self._publishing.cancel()
+            await asyncio.wait([self._publishing])
         self._end_handshakes()
         if self._adopting:
             # A moment each. Cancelled, they would leave their sockets open.
@@ -125,10 +128,14 @@ class Server:
         if self._state is not None:
             for connection in tuple(self._state.connections):
                 connection.abort()
-            await asyncio.sleep(0)
+            while self._state.connections:
+                await asyncio.sleep(0)
+            # Handlers that were cancelled with their connections end before their resources do.
+            for _ in range(_ROUNDS):
+                await asyncio.sleep(0)
             self._state.close()
-            await self._runtime.aclose()
             self._state = None
+            await self._runtime.aclose()
 
     async def _adopt(self, sock: socket.socket) -> None:
         state = self._state

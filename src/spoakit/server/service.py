@@ -84,6 +84,9 @@ def run(
 async def serve(agents: Sequence[Agent], settings: ServerSettings = _DEFAULT_SETTINGS) -> None:
     """Serve agents in the running event loop until cancelled; then drain, within its bound.
 
+    A second cancellation ends the drain: connections are closed at once, and resources have the
+    time for them (`Drain.resources`) and a second.
+
     For programs with an event loop of their own. Signals are theirs, too.
 
     Raises:
@@ -164,15 +167,13 @@ async def serve_in_loop(make_server: MakeServer, settings: ServerSettings) -> No
         try:
             await single.start()
             logger.info("listening on %s", listeners.describe())
-            try:
-                await asyncio.get_running_loop().create_future()
-            finally:
-                await single.leave()
+            await asyncio.get_running_loop().create_future()
         finally:
-            single.close()
+            await single.leave()
     finally:
         listeners.close()
         listeners.remove()
+        flush_throttles(final=True)
 
 
 def _raise_descriptor_limit(connections: int) -> None:

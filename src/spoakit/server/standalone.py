@@ -3,15 +3,19 @@
 import asyncio
 import logging
 import socket
+from collections.abc import Callable, Coroutine
 from functools import partial
+from typing import Any, TypeVar
 
 from spoakit.metrics.counters import CounterRow
 from spoakit.server.ipc import WorkerServer
 from spoakit.server.settings import ServerSettings
 from spoakit.server.sockets import Acceptor, Listeners
-from spoakit.server.worker import flush_logs_forever, leave, start_server
+from spoakit.server.worker import GRACE, flush_logs_forever, start_server
 
 logger = logging.getLogger("spoakit.server")
+
+T = TypeVar("T")
 
 
 class StandaloneServer:
@@ -48,7 +52,13 @@ class StandaloneServer:
     async def start(self) -> None:
         """Bring the resources up, then accept."""
         self._flusher = asyncio.create_task(flush_logs_forever())
-        await start_server(self._server)
+        starting = asyncio.create_task(start_server(self._server))
+        try:
+            await asyncio.wait([starting])
+        except asyncio.CancelledError:
+            await _uncancelled(_cancel(starting))
+            raise
+        starting.result()
         self._accept_again()
 
     def refuse_health_checks(self) -> None:
@@ -60,9 +70,34 @@ class StandaloneServer:
         self._server.run_observers()
 
     async def leave(self) -> bool:
-        """Stop listening, drain, close; tell if that was done within the drain's bound."""
+        """Stop listening, drain, close; return whether that was done within the drain's bound.
+
+        A cancellation ends the drain. Closing has a bound, and is completed all the same: neither
+        connections nor resources nor tasks are left behind.
+        """
         self.close()
-        return await leave(self._server, self._settings.drain)
+        drain = self._settings.drain
+        begin = self._loop.time()
+        try:
+            await self._server.drain(drain.timeout)
+        except asyncio.CancelledError:
+            begin = self._loop.time()
+            await _uncancelled(self._close_server(begin, drain.resources + GRACE))
+            raise
+        return await _uncancelled(self._close_server(begin, drain.total + GRACE))
+
+    async def _close_server(self, begin: float, bound: float) -> bool:
+        """Close the server; return whether that was done within `bound` seconds of a time."""
+        closing = asyncio.create_task(self._server.aclose())
+        _, late = await asyncio.wait([closing], timeout=begin + bound - self._loop.time())
+        if late:
+            logger.error("not done within %g s of draining; leaving all the same", bound)
+            await _cancel(closing)
+        if self._flusher is not None:
+            await asyncio.wait([self._flusher])
+        if not late:
+            closing.result()
+        return not late
 
     def close(self) -> None:
         """Stop listening."""
@@ -87,3 +122,26 @@ class StandaloneServer:
             for paused in self._listeners.sockets:
                 self._loop.remove_reader(paused)
             self._resume = self._loop.call_at(self._acceptor.paused_until, self._accept_again)
+
+
+async def _uncancelled(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end, though cancelled meanwhile; then raise the cancellation."""
+    task = asyncio.create_task(coroutine)
+    cancellation: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancellation = error
+    result = task.result()
+    if cancellation is not None:
+        raise cancellation
+    return result
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    """Cancel a task, and give it a moment to end."""
+    task.cancel()
+    await asyncio.wait([task], timeout=GRACE)
+    if task.done() and not task.cancelled():
+        task.exception()  # asked for, so that asyncio does not report it

@@ -109,9 +109,8 @@ class AgentServer:
                     self.port = listeners.sockets[0].getsockname()[1]
                 self._ready.set_result(None)
                 await self._leaving.wait()
-                await single.leave()
             finally:
-                single.close()
+                await single.leave()
         finally:
             listeners.close()
             listeners.remove()
