@@ -16,6 +16,7 @@
           +-- TimedOutError                2
           +-- FrameTooBigError             3
           +-- InvalidFrameError            4
+          |    +-- TooManyMessagesError        4
           +-- VersionNotFoundError         5
           +-- MaxFrameSizeNotFoundError    6
           +-- CapabilitiesNotFoundError    7
@@ -134,6 +135,10 @@ class InvalidFrameError(ProtocolError):
     """A frame cannot be decoded, or must not come at this point."""
 
     status_code = StatusCode.INVALID
+
+
+class TooManyMessagesError(InvalidFrameError):
+    """A NOTIFY has more messages than one may have."""
 
 
 class VersionNotFoundError(ProtocolError):

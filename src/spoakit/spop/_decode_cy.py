@@ -15,7 +15,7 @@ from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from spoakit.exceptions import InvalidFrameError
+from spoakit.exceptions import InvalidFrameError, TooManyMessagesError
 from spoakit.spop.constants import DataType, FrameFlag, FrameType
 
 if TYPE_CHECKING:
@@ -69,11 +69,16 @@ class Cursor:
     data: bytes
     pos: cython.Py_ssize_t
     end: cython.Py_ssize_t
+    # Messages that may begin, 0 for any number; those that have; where the next one may be.
+    max_messages: cython.Py_ssize_t
+    messages: cython.Py_ssize_t
+    uncounted: cython.Py_ssize_t
 
     def __init__(self, data: bytes, pos: int, end: int) -> None:
         self.data = data
         self.pos = pos
         self.end = min(end, len(data))
+        self.max_messages = self.messages = self.uncounted = 0
 
     def at_end(self) -> bool:
         """Return whether all has been read."""
@@ -88,8 +93,20 @@ class Cursor:
         self.pos = pos
 
     def message_name(self) -> bytes:
-        """Return the name of the message that starts here, and stay in front of it."""
+        """Return the name of the message that starts here, and stay in front of it.
+
+        Raises:
+            TooManyMessagesError: it is one more than there may be; see `Notify.cursor`.
+            InvalidFrameError: the name cannot be read.
+        """
         pos: cython.Py_ssize_t = self.pos
+        if pos >= self.uncounted:
+            self.uncounted = pos + 1
+            self.messages += 1
+            if self.messages > self.max_messages > 0:
+                raise TooManyMessagesError(
+                    f"a NOTIFY of more than {self.max_messages} messages, which is the limit"
+                )
         name: bytes = _read_bytes(self)
         self.pos = pos
         return name
@@ -134,6 +151,8 @@ def _cursor(data: bytes, pos: cython.Py_ssize_t, end: cython.Py_ssize_t) -> Curs
     cursor.data = data
     cursor.pos = pos
     cursor.end = end
+    if not cython.compiled:  # compiled, they are 0
+        cursor.max_messages = cursor.messages = cursor.uncounted = 0
     return cursor
 
 
@@ -373,9 +392,15 @@ class Notify:
         """The messages as they came (3.2: LIST-OF-MESSAGES)."""
         return self._data[self._start : self._end]
 
-    def cursor(self) -> Cursor:
-        """Return a cursor over the messages."""
-        return _cursor(self._data, self._start, self._end)
+    def cursor(self, max_messages: int = 0) -> Cursor:
+        """Return a cursor over the messages.
+
+        Args:
+            max_messages: `Cursor.message_name` raises for more of them; 0 allows any number.
+        """
+        cursor: Cursor = _cursor(self._data, self._start, self._end)
+        cursor.max_messages = max_messages
+        return cursor
 
     def detach(self, cursor: Cursor) -> Cursor:
         """Keep the payload alone alive, not the whole read it came in: for frames that wait.
@@ -386,12 +411,14 @@ class Notify:
         Returns:
             A cursor at the same place, to be used instead.
         """
-        offset: cython.Py_ssize_t = cursor.pos - self._start
-        self._data = self._data[self._start : self._end]
-        self._end -= self._start
+        start: cython.Py_ssize_t = self._start
+        self._data = self._data[start : self._end]
+        self._end -= start
         self._start = 0
-        moved: Cursor = self.cursor()
-        moved.pos = offset
+        moved: Cursor = _cursor(self._data, cursor.pos - start, self._end)
+        moved.max_messages = cursor.max_messages
+        moved.messages = cursor.messages
+        moved.uncounted = cursor.uncounted - start
         return moved
 
     def __repr__(self) -> str:

@@ -7,6 +7,9 @@ VERSION = "2.0"
 # A max-frame-size below this is refused (SPOE.txt 3.2.4, 3.2.5).
 MIN_FRAME_SIZE = 256
 
+# Messages that a NOTIFY may have, unless more are allowed: HAProxy's have a few.
+DEFAULT_MAX_MESSAGES = 1000
+
 # The text of a DISCONNECT that HAProxy reads in full (spoe.c keeps 256 bytes with the final NUL).
 MAX_DISCONNECT_MESSAGE = 255
 

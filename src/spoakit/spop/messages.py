@@ -44,15 +44,21 @@ class Message:
     arguments: tuple[Argument, ...] = ()
 
 
-def decode_messages(notify: Notify) -> list[Message]:
+def decode_messages(notify: Notify, max_messages: int = 0) -> list[Message]:
     """Read all messages of a NOTIFY, with every argument decoded.
 
+    Args:
+        notify: the frame.
+        max_messages: how many there may be; 0 for any number.
+
     Raises:
+        TooManyMessagesError: there are more.
         InvalidFrameError: the payload is not a list of messages.
     """
-    cursor = notify.cursor()
+    cursor = notify.cursor(max_messages)
     messages = []
     while not cursor.at_end():
+        cursor.message_name()
         messages.append(decode_message(cursor))
     return messages
 
