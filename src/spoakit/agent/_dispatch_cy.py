@@ -29,6 +29,7 @@ from spoakit.spop._encode_cy import (
     encode_ack,
     extend_actions,
 )
+from spoakit.spop.constants import DEFAULT_MAX_MESSAGES
 from spoakit.spop.messages import decode_message
 
 if TYPE_CHECKING:
@@ -287,6 +288,8 @@ class Dispatcher:
         schedule: has what it is given called once observers wait, after what is due has been
             written; that is `run_observers`.
         hurry: has the same called soon, since `MANY_OBSERVATIONS` calls of observers wait.
+        max_messages: messages that a frame may have; the handlers of that many may have been
+            called when a frame is found to have more.
     """
 
     _routes: dict[bytes, Any]
@@ -299,6 +302,7 @@ class Dispatcher:
     _frames: cython.ulonglong
     _oversized: cython.ulonglong
     _unknown: cython.ulonglong
+    _max_messages: Any
 
     def __init__(
         self,
@@ -306,11 +310,13 @@ class Dispatcher:
         suspend: Callable[[Dispatcher, Notify, EngineLink, Cursor, list[Any], list[Any]], object],
         schedule: Callable[[Callable[[int], bool]], object],
         hurry: Callable[[Callable[[int], bool]], object],
+        max_messages: int = DEFAULT_MAX_MESSAGES,
     ) -> None:
         self._routes = dict(routes)
         self._suspend = suspend
         self._schedule = schedule
         self._hurry = hurry
+        self._max_messages = max_messages
         self._observations = []
         self._clock = 0.0
         self._expected = None
@@ -516,7 +522,7 @@ class Dispatcher:
         self, notify: Notify, out: bytearray, limit: int, link: EngineLink
     ) -> cython.bint:
         """Handle a frame; False if it has to wait."""
-        cursor: Cursor = notify.cursor()
+        cursor: Cursor = notify.cursor(self._max_messages)
         actions: list[Any] = []
         observations: list[Any] = []
         bound: BoundHandler

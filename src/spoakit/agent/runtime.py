@@ -16,6 +16,7 @@ from spoakit.agent.resources import ResourceSet
 from spoakit.agent.suspension import Suspender
 from spoakit.exceptions import ConfigurationError
 from spoakit.metrics.counters import CounterRow, Counters
+from spoakit.spop.constants import DEFAULT_MAX_MESSAGES
 
 
 class Runtime:
@@ -26,6 +27,7 @@ class Runtime:
         resources: objects to use instead of what resources would yield, by type. For tests.
         on_error: called with what goes wrong in calls of handlers, see `BoundHandler`. For tests.
         row: the worker's counters, for resources that ask for them.
+        max_messages: messages that a frame may have.
 
     Raises:
         ConfigurationError: two agents have one name or one message, see `combine`; or an
@@ -39,9 +41,11 @@ class Runtime:
         resources: Mapping[Any, object] = MappingProxyType({}),
         on_error: Callable[[BaseException], object] | None = None,
         row: CounterRow | None = None,
+        max_messages: int = DEFAULT_MAX_MESSAGES,
     ) -> None:
         self._handlers = combine(agents)
         self._on_error = on_error
+        self._max_messages = max_messages
         known = set().union(*map(_types, agents))
         for kind in resources:
             if kind not in known:
@@ -75,7 +79,9 @@ class Runtime:
             for message, handlers in self._handlers.items()
         }
         batcher = ObserverBatcher(loop, self._shortest_wait())
-        self.dispatcher = Dispatcher(routes, self._waiting.suspend, batcher.schedule, batcher.hurry)
+        self.dispatcher = Dispatcher(
+            routes, self._waiting.suspend, batcher.schedule, batcher.hurry, self._max_messages
+        )
 
     async def aclose(self) -> None:
         """Stop timers and threads, then the resources in reverse order."""
