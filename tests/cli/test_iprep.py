@@ -195,7 +195,7 @@ def test_all_that_the_server_offers_can_be_said(run: Run, form: str) -> None:
 def test_the_listening_socket_and_the_end(run: Run) -> None:
     given = run(
         "--unix=/run/i.sock --allow=192.0.2.0/24 --allow=::1 --tls-cert=c --tls-key=k --tls-ca=a "
-        "--drain=3s --drain-checks=500"
+        "--drain=3s --drain-checks=500 --max-messages=7"
     )
     assert given.settings.listen == Listen(
         unix="/run/i.sock",
@@ -203,6 +203,7 @@ def test_the_listening_socket_and_the_end(run: Run) -> None:
         tls=ListenTls("c", "k", "a"),
     )
     assert given.settings.drain == Drain(3.0, 0.5)
+    assert given.settings.limits.messages == 7
 
 
 @contextmanager

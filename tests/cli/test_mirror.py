@@ -324,11 +324,12 @@ def test_the_log_the_listening_socket_and_the_end(run: Run) -> None:
     given = run(
         "-r0 -uhttp://h/ --log-format=json --log-sample=10 --quiet --unix=/run/m.sock "
         "--allow=192.0.2.0/24 --allow=::1 --tls-cert=c --tls-key=k --tls-ca=a "
-        "--drain=3s --drain-checks=500"
+        "--drain=3s --drain-checks=500 --max-messages=7"
     )
     assert given.mirror.log == LogSettings("json", 10.0, quiet=True)
     assert given.mirror.drain == 3.0
     assert given.settings.drain == Drain(3.0, 0.5, resources=3.0)
+    assert given.settings.limits.messages == 7
     assert given.settings.listen.unix == "/run/m.sock"
     assert given.settings.listen.allow == (ip_network("192.0.2.0/24"), ip_network("::1"))
     assert given.settings.listen.tls == ListenTls("c", "k", "a")

@@ -166,7 +166,8 @@ def test_the_options_make_the_settings(directory: Path, monkeypatch: pytest.Monk
         "--unix a.sock --unix-mode 600 --backlog 7 --allow 10.0.0.0/8 --allow ::1 --workers 3 "
         "--loop asyncio --runtime 5 --drain 1.5 --drain-checks 2 --pidfile a.pid --daemonize "
         "--capability async --max-frame-size 1024 --frame-size-cap 4096 --max-reassembled 5000 "
-        "--max-connections 8 --max-in-flight 9 --hello-timeout 3 --max-frames 10"
+        "--max-connections 8 --max-in-flight 9 --hello-timeout 3 --max-frames 10 "
+        "--max-messages 11"
     )
     assert command.main(["run", "agents:first", *options.split()]) == 0
     assert given[0] == ServerSettings()
@@ -182,4 +183,4 @@ def test_the_options_make_the_settings(directory: Path, monkeypatch: pytest.Monk
     limits = settings.limits
     assert (limits.frame_size, limits.frame_size_cap, limits.reassembled_size) == (1024, 4096, 5000)
     assert (limits.connections, limits.in_flight, limits.hello_timeout) == (8, 9, 3.0)
-    assert limits.frames == 10
+    assert (limits.frames, limits.messages) == (10, 11)

@@ -513,6 +513,64 @@ def test_a_connection_that_says_nothing_is_closed_with_status_2(
     assert server.counters.totals()["spoakit_hello_timeouts_total"] == 2
 
 
+MANY = "a NOTIFY of more than 3 messages, which is the limit"
+
+
+@pytest.mark.parametrize(
+    ("messages", "called"),
+    [
+        ([echo(n) for n in range(4)], []),
+        ([Message("nobody")] * 4, []),
+        ([Message("")] * 4, []),
+        ([Message("observe", echo(n).arguments) for n in range(4)], []),
+        ([wait(0), wait(0), wait(0), wait(0)], [0, 0, 0]),
+        ([echo(0), wait(0), echo(1), echo(2)], [0]),
+        ([wait(0), echo(1), echo(2), wait(3)], [0]),
+    ],
+    ids=["inline", "unknown", "nameless", "observed", "async", "async second", "async last"],
+)
+def test_a_frame_of_more_messages_than_allowed_ends_its_connection(
+    subject: Subject,
+    serve: Serve,
+    connect_engine: ConnectEngine,
+    caplog: pytest.LogCaptureFixture,
+    messages: list[Message],
+    called: list[int],
+) -> None:
+    server = serve(subject.agent, messages=3)
+    engine = connected(server, connect_engine)
+    open_gates(server, subject, 0)
+    sent = engine.notify(*messages[:3])
+    engine.ack(sent)
+    subject.started.clear()
+    wait_until(lambda: len(subject.observed) in (0, 3))
+    engine.notify(*messages)
+    assert engine.wait_for_disconnect() == Disconnected(4, MANY)
+    assert not engine._acks
+    engine.wait_for_close()
+    wait_until_connections(server, 0)
+    # Observers are called behind the ACK, which there is not.
+    assert subject.started == called
+    assert len(subject.observed) <= 3
+    totals = server.counters.totals()
+    assert totals["spoakit_too_many_messages_total"] == 1
+    assert totals["spoakit_protocol_errors_total"] == 1
+    assert caplog.text.count(f"ended with status 4: {MANY}") == 1
+
+
+def test_a_million_messages_in_a_frame_hold_up_nobody(
+    subject: Subject, serve: Serve, connect_engine: ConnectEngine
+) -> None:
+    server = serve(subject.agent, frame_size_cap=4 << 20)
+    engine = connected(server, connect_engine, max_frame_size=4 << 20)
+    spent = server.call(time.thread_time)
+    for payload in (b"\0\0" * 1_400_000, b"\1q\0" * 1_000_000):
+        engine.send_raw(notify_frame(payload))
+        assert engine.wait_for_disconnect().status_code == 4
+        engine = connected(server, connect_engine, max_frame_size=4 << 20)
+    assert server.call(time.thread_time) - spent < 0.5
+
+
 ALL_HAD = Disconnected(0, "the connection has had its 3 frames")
 
 

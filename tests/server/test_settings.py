@@ -41,6 +41,7 @@ def test_the_defaults_are_valid() -> None:
         ),
         (lambda: Limits(frame_size_cap=1), "frame size cap: 1 is not in the range"),
         (lambda: Limits(reassembled_size=1), "max reassembled size: 1 is not in the range"),
+        (lambda: Limits(messages=0), "max messages: 0 is not in the range 1 to 1000000"),
         (lambda: Limits(hello_timeout=0), "hello timeout: 0 is not in the range 0.001 to 86400"),
         (lambda: Limits(frames=-1), "max frames: -1 is not in the range 0 to 1000000000"),
         (lambda: Drain(timeout=-1), "drain: -1 is not in the range 0 to 86400"),

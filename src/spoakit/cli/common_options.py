@@ -9,7 +9,13 @@ from spoakit.cli.options import read_tls
 from spoakit.cli.values import NotAllowedError
 from spoakit.exceptions import ConfigurationError
 from spoakit.server import Drain, Limits, Listen, ServerSettings
-from spoakit.server.settings import CAPABILITIES, LOOPS, MAX_FRAME_SIZE_CAP, parse_network
+from spoakit.server.settings import (
+    CAPABILITIES,
+    LOOPS,
+    MAX_FRAME_SIZE_CAP,
+    MAX_MESSAGES,
+    parse_network,
+)
 
 MAX_WORKERS: Final = 1000
 _DAY: Final = 86400.0
@@ -121,6 +127,18 @@ LISTENING: Final[Group] = (
         Option("--tls-ca", "FILE", "Ask for certificates that come from these authorities."),
     ),
 )
+LIMITS: Final[Group] = (
+    "Limits:",
+    (
+        Option(
+            "--max-messages",
+            "N",
+            "Close a connection for a frame of more messages (default: 1000).",
+            values.number(1, MAX_MESSAGES),
+            "1000",
+        ),
+    ),
+)
 DRAIN: Final = Option(
     "--drain", "TIME", "Time for connections to end (default: 10s).", values.time(0, _DAY)
 )
@@ -182,6 +200,7 @@ def server_settings(given: Mapping[str, Any]) -> ServerSettings:
         limits=Limits(
             frame_size=frame_size,
             frame_size_cap=max(frame_size, _DEFAULTS.limits.frame_size_cap),
+            messages=given["max_messages"],
         ),
         drain=Drain(drain, given["drain_checks"]),
         workers=given["num_workers"],

@@ -70,6 +70,7 @@ _GROUPS: Final[tuple[Group, ...]] = (
     ("Options are:", _COMMON),
     ("Where scores come from:", _SCORES),
     common.LISTENING,
+    common.LIMITS,
     ("Workers and stopping:", (common.WORKER_TIMEOUT, common.DRAIN, common.DRAIN_CHECKS)),
 )
 

@@ -148,6 +148,7 @@ _GROUPS: Final[tuple[Group, ...]] = (
     ("A configuration file:", _CONFIGURATION),
     ("The log of requests:", _LOG),
     common.LISTENING,
+    common.LIMITS,
     ("Stopping:", _STOPPING),
 )
 

@@ -86,6 +86,7 @@ def _settings(options: argparse.Namespace) -> ServerSettings:
         reassembled_size=options.max_reassembled,
         hello_timeout=options.hello_timeout,
         frames=options.max_frames,
+        messages=options.max_messages,
     )
     return ServerSettings(
         listen=listen,
@@ -209,6 +210,13 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         default=limits.frames,
         metavar="N",
         help="of a connection, which is closed then; 0 for any number",
+    )
+    add(
+        "--max-messages",
+        type=int,
+        default=limits.messages,
+        metavar="N",
+        help="of one frame, whose connection is closed if it has more",
     )
 
 

@@ -276,7 +276,12 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
             if isinstance(event, Notify):
                 # Dispatching says what is wrong with a frame that cannot be read.
                 with suppress(ProtocolError):
-                    logger.debug("%r from %s: %s", event, self.peer, decode_messages(event))
+                    logger.debug(
+                        "%r from %s: %s",
+                        event,
+                        self.peer,
+                        decode_messages(event, self._state.limits.messages),
+                    )
 
     # --- phases ------------------------------------------------------------------------
 

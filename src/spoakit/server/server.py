@@ -56,7 +56,7 @@ class Server:
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self.on_closed: Callable[[], None] = _ignore
-        self._runtime = Runtime(agents, row=row)
+        self._runtime = Runtime(agents, row=row, max_messages=settings.limits.messages)
         self._settings = settings
         self._row = row
         self._state: ServerState | None = None

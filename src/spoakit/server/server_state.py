@@ -3,11 +3,17 @@
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from spoakit.agent.deadlines import Deadlines
 from spoakit.agent.runtime import Runtime
-from spoakit.exceptions import ProtocolError, StatusCode
+from spoakit.exceptions import (
+    FrameTooBigError,
+    ProtocolError,
+    StatusCode,
+    TimedOutError,
+    TooManyMessagesError,
+)
 from spoakit.logs import Throttle
 from spoakit.metrics.counters import CounterRow, counter, gauge
 from spoakit.server.ipc import FRAMES, IN_FLIGHT
@@ -22,6 +28,9 @@ HEALTH_CHECKS = counter("spoakit_health_checks_total", "Health checks received."
 DISCONNECTS = counter("spoakit_disconnects_total", "DISCONNECT frames received with an error.")
 FAILURES = counter("spoakit_protocol_errors_total", "Connections ended for a protocol error.")
 TOO_BIG = counter("spoakit_too_big_total", "Of these: a frame or its fragments over the limit.")
+TOO_MANY = counter(
+    "spoakit_too_many_messages_total", "Of these: a NOTIFY of more messages than the limit."
+)
 NO_HELLO = counter("spoakit_hello_timeouts_total", "Of these: no HELLO in time.")
 BACKPRESSURE = counter(
     "spoakit_backpressure_total", "Reads that had frames over the in-flight limit."
@@ -36,7 +45,11 @@ UNKNOWN = counter("spoakit_unknown_messages_total", "Messages that no handler ta
 
 _KNOWN = frozenset(StatusCode)
 # The limits that a connection can end for.
-_LIMITS = {StatusCode.TOO_BIG: TOO_BIG, StatusCode.TIMEOUT: NO_HELLO}
+_LIMITS: Final[dict[type[ProtocolError], int]] = {
+    FrameTooBigError: TOO_BIG,
+    TooManyMessagesError: TOO_MANY,
+    TimedOutError: NO_HELLO,
+}
 # HAProxy up to 3.0 ends idle connections with these, by "timeout server" and "timeout idle".
 _EVERYDAY = frozenset({StatusCode.NORMAL, StatusCode.IO, StatusCode.TIMEOUT})
 
@@ -117,10 +130,11 @@ class ServerState:
     def failed(self, peer: str, error: ProtocolError) -> None:
         """Count and log that a connection is ended because of what the engine sent."""
         self._row.add(FAILURES)
-        if error.status_code in _LIMITS:
-            self._row.add(_LIMITS[error.status_code])
+        limit = _LIMITS.get(type(error))
+        if limit is not None:
+            self._row.add(limit)
         self._throttle.warning(
-            ("failed", error.status_code),
+            ("failed", type(error)),
             "connection from %s ended with status %d: %s",
             peer,
             error.status_code,

@@ -11,7 +11,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Final, Literal, get_args
 
 from spoakit.exceptions import ConfigurationError
-from spoakit.spop.constants import MIN_FRAME_SIZE
+from spoakit.spop.constants import DEFAULT_MAX_MESSAGES, MIN_FRAME_SIZE
 
 IPNetwork = IPv4Network | IPv6Network
 LoopName = Literal["auto", "uvloop", "asyncio", "select", "poll", "epoll", "linuxaio"]
@@ -25,6 +25,7 @@ MAX_WORKERS: Final = 1024
 MAX_CONNECTIONS: Final = 1_000_000
 MAX_IN_FLIGHT: Final = 1_000_000
 MAX_FRAMES: Final = 1_000_000_000
+MAX_MESSAGES: Final = 1_000_000
 _DAY: Final = 86400.0
 # sun_path holds 108 bytes on Linux and 104 on macOS, the final NUL included.
 _MAX_UNIX_PATH: Final = 103
@@ -128,6 +129,8 @@ class Limits:
             status 0 and closes, 1 to 1,000,000,000; 0 for any number. What the engine has sent by
             then and the agent has not read gets no answer: some frames with pipelining, hardly one
             without.
+        messages: messages of one NOTIFY, 1 to 1,000,000. One with more gets a DISCONNECT with
+            status 4 and no ACK; by then handlers may have been called for as many as are allowed.
     """
 
     connections: int = 4096
@@ -137,6 +140,7 @@ class Limits:
     reassembled_size: int = 4 * 1024 * 1024
     hello_timeout: float = 10.0
     frames: int = 0
+    messages: int = DEFAULT_MAX_MESSAGES
 
     def __post_init__(self) -> None:
         _check("max connections", self.connections, 1, MAX_CONNECTIONS)
@@ -147,6 +151,7 @@ class Limits:
         _check("max reassembled size", self.reassembled_size, MIN_FRAME_SIZE, MAX_REASSEMBLED_SIZE)
         _check("hello timeout", self.hello_timeout, 0.001, _DAY)
         _check("max frames", self.frames, 0, MAX_FRAMES)
+        _check("max messages", self.messages, 1, MAX_MESSAGES)
 
 
 @dataclass(frozen=True, slots=True)
