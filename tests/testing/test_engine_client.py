@@ -153,12 +153,6 @@ def test_bytes_can_be_sent_and_frames_read_as_they_are(engine: EngineClient) -> 
     engine.wait_for_close()
 
 
-def test_nothing_can_be_sent_before_the_handshake(server: AgentServer) -> None:
-    text = "no NOTIFY can be sent in state HELLO"
-    with EngineClient(port=server.port) as engine, pytest.raises(SpoakitError, match=text):
-        engine.call("repeat", "x")
-
-
 def test_what_spop_cannot_send_is_refused(engine: EngineClient) -> None:
     with pytest.raises(TypeError, match=r"argument 'load': 0\.5 is of no type that SPOP has"):
         engine.call("repeat", load=0.5)  # type: ignore[arg-type]
@@ -305,3 +299,21 @@ def test_a_reset_is_seen_by_the_agent_at_once(server: AgentServer) -> None:
         assert time.monotonic() < end
         time.sleep(0.002)
     engine.close()
+
+
+@pytest.mark.parametrize(
+    "send",
+    [
+        lambda engine: engine.notify(Message("where-am-i")),
+        lambda engine: engine.notify_each([[], []]),
+        lambda engine: engine.call("where-am-i"),
+        lambda engine: engine.abort(Message("where-am-i")),
+    ],
+)
+def test_frames_before_the_handshake_are_refused_and_what_to_do_is_said(
+    server: AgentServer, send: Callable[[EngineClient], object]
+) -> None:
+    with EngineClient(port=server.port) as engine:
+        with pytest.raises(SpoakitError, match=r"the handshake is not done: call hello\(\) before"):
+            send(engine)
+        assert engine.hello().version == "2.0"

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Final, Self, TypeAlias
 
-from spoakit.exceptions import AgentDisconnected, FrameTooBigError
+from spoakit.exceptions import AgentDisconnected, FrameTooBigError, SpoakitError
 from spoakit.spop import (
     Acknowledged,
     AgentHello,
@@ -153,7 +153,7 @@ class EngineClient:
             What `ack` knows the frame by.
 
         Raises:
-            SpoakitError: the handshake is not done.
+            SpoakitError: `hello` has not been called, or the agent has disconnected.
             FrameTooBigError: the payload exceeds the agreed size, and the agent takes no
                 fragments.
         """
@@ -164,6 +164,7 @@ class EngineClient:
         self, frames: Iterable[Iterable[Message]], *, fragment_size: int | None = None
     ) -> list[Ids]:
         """Send several frames in one write, each with its messages; otherwise as `notify`."""
+        self._require_hello()
         sent = []
         for messages in frames:
             ids = self._take_ids()
@@ -176,6 +177,7 @@ class EngineClient:
 
     def abort(self, *messages: Message) -> None:
         """Send the first half of a frame as a fragment, then abort it; there is no ACK."""
+        self._require_hello()
         stream_id, frame_id = self._take_ids()
         payload = encode_messages(messages)
         first = encode_frame(
@@ -250,6 +252,10 @@ class EngineClient:
     def read_frame(self) -> Frame:
         """Wait for the agent's next frame, whatever it is."""
         return decode_frame(self._read_frame()[_LENGTH_SIZE:])
+
+    def _require_hello(self) -> None:
+        if self.agent is None:
+            raise SpoakitError("the handshake is not done: call hello() before frames are sent")
 
     def _take_ids(self) -> Ids:
         ids = self._next_stream_id, 1
