@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from spoakit import Action, Agent, Argument, DataType, Message
+from spoakit import Action, Agent, Argument, Context, DataType, Message
 from spoakit.exceptions import AgentDisconnected
 from spoakit.logs import forget_throttled
 from spoakit.server.protocol import Phase, SpopProtocol
@@ -1112,7 +1112,31 @@ def test_it_works_on_a_unix_socket_too(
     assert engine.call("echo", 1) == {"txn.number": 1}
     engine.send_raw(b"\0\0\0\0")
     assert engine.wait_for_disconnect().status_code == 4
-    assert "connection from a Unix socket ended with status 4" in caplog.text
+    assert f"connection from {path} ended with status 4" in caplog.text
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "::", "unix"])
+def test_a_context_has_the_address_of_the_engine(
+    serve_agents: ServeAgents, connect_engine: ConnectEngine, tmp_path: Path, address: str
+) -> None:
+    agent = Agent("peers")
+    peer = agent.variable("txn.peer", str)
+
+    @agent.message("who")
+    def who(context: Context) -> Action:
+        return peer.set(context.peer)
+
+    path = str(tmp_path / "s")
+    listen = Listen(unix=path) if address == "unix" else Listen(address, 0)
+    server = serve_agents(agent, settings=replace(DEFAULT_SETTINGS, listen=listen))
+    if address == "unix":
+        engine, expected = connect_engine(unix=path), path
+    else:
+        engine = connect_engine("127.0.0.1" if address == "::" else address, server.port)
+        host, port = engine._socket.getsockname()[:2]
+        expected = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    engine.hello()
+    assert engine.call("who") == {"txn.peer": expected}
 
 
 def test_each_frame_is_logged_where_debugging_is_on(

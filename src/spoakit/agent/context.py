@@ -34,7 +34,8 @@ class Context:
         message: the message's name.
         engine_id: what the engine calls itself: one id per HAProxy thread up to 3.0, one per
             spoe-agent section from 3.1, None where it gave none (SPOE.txt 3.2.4).
-        peer: the engine's address as "192.0.2.1:45678", or the path of the Unix socket.
+        peer: the engine's address as "192.0.2.1:45678" or "[2001:db8::1]:45678", or the path of
+            the Unix socket that it has connected to.
         stream_id: HAProxy's number of the stream. From 3.1 it counts per connection, so
             send ``unique-id`` as an argument to relate messages of one request.
         frame_id: the number of the frame in its stream, from 3.1 always 1.

@@ -168,9 +168,13 @@ def _describe(listener: socket.socket) -> str:
 
 
 def describe_peer(connection: socket.socket) -> str:
-    """Return who is at the other end: "192.0.2.1:50000", "[::1]:50000", "a Unix socket"."""
+    """Return the address of an accepted connection's other end.
+
+    It is "192.0.2.1:50000", "[::1]:50000", or the path of the Unix socket that was connected to:
+    those who connect to one have no address of their own.
+    """
     if connection.family == socket.AF_UNIX:
-        return "a Unix socket"
+        return os.fsdecode(connection.getsockname()) or "a Unix socket without a path"
     try:
         return _describe_address(connection.getpeername())
     except OSError:
@@ -178,7 +182,10 @@ def describe_peer(connection: socket.socket) -> str:
 
 
 def _describe_address(name: Any) -> str:
-    return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
+    host, port = name[:2]
+    if "." in host:
+        host = host.removeprefix("::ffff:")  # an IPv4 peer of a dual-stack socket
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 class Acceptor:
