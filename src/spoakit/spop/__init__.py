@@ -20,21 +20,20 @@ from spoakit.spop._encode_cy import (
     extend_actions,
 )
 from spoakit.spop.actions import decode_actions
-from spoakit.spop.connection import (
+from spoakit.spop.agent_connection import AgentConnection, AgentSettings
+from spoakit.spop.connection import State
+from spoakit.spop.constants import ActionType, DataType, FrameFlag, FrameType, Scope
+from spoakit.spop.engine_connection import EngineConnection
+from spoakit.spop.events import (
     Aborted,
     Acknowledged,
-    AgentConnection,
-    AgentSettings,
     Disconnected,
-    EngineConnection,
     Event,
     Failed,
     HealthChecked,
     Opened,
     Skipped,
-    State,
 )
-from spoakit.spop.constants import ActionType, DataType, FrameFlag, FrameType, Scope
 from spoakit.spop.frames import Frame, decode_frame, encode_frame, encode_ids
 from spoakit.spop.handshake import AgentHello, Disconnect, EngineHello
 from spoakit.spop.messages import Argument, Message, decode_messages, encode_messages

@@ -1,0 +1,148 @@
+"""The agent's end of a connection."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from spoakit.exceptions import (
+    FrameIdNotFoundError,
+    FrameTooBigError,
+    InterlacedFramesError,
+    StatusCode,
+)
+from spoakit.spop._decode_cy import Notify, split_notifies
+from spoakit.spop._encode_cy import Action, append_ack
+from spoakit.spop.connection import Connection, Rules, State
+from spoakit.spop.constants import MIN_FRAME_SIZE, FrameFlag, FrameType
+from spoakit.spop.events import Aborted, HealthChecked, Opened
+from spoakit.spop.frames import Frame, encode_frame
+from spoakit.spop.handshake import ASYNC, FRAGMENTATION, PIPELINING, AgentHello, EngineHello
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSettings:
+    """What an agent offers and endures.
+
+    Attributes:
+        max_frame_size: the largest frame agreed to, in bytes; None takes the engine's.
+        frame_size_cap: the longest frame read, whatever was agreed, in bytes.
+        reassembled_size: the longest payload put together from fragments, in bytes.
+        capabilities: what is announced; fragmentation always is, since HAProxy up to
+            3.0 sends fragments to whoever announces it and never recovers from a refusal.
+    """
+
+    max_frame_size: int | None = None
+    frame_size_cap: int = 1 << 20
+    reassembled_size: int = 4 << 20
+    capabilities: frozenset[str] = frozenset((FRAGMENTATION, PIPELINING))
+
+
+class AgentConnection(Connection):
+    """The agent's end of a connection.
+
+    Args:
+        settings: what is offered to the engine.
+
+    Attributes:
+        engine: what the engine said in its HELLO, None before.
+        refuse_health_checks: answer them with a DISCONNECT, because the agent leaves.
+    """
+
+    DISCONNECT = FrameType.AGENT_DISCONNECT
+
+    def __init__(self, settings: AgentSettings | None = None) -> None:
+        self._settings = settings or AgentSettings()
+        super().__init__(self._settings.frame_size_cap)
+        self.engine: EngineHello | None = None
+        self.refuse_health_checks = False
+        self._fragments: bytearray | None = None
+        self._fragment_ids = b""
+
+    def send_ack(self, notify: Notify, actions: Iterable[Action] = ()) -> bool:
+        """Acknowledge a NOTIFY; the order among several is free.
+
+        Returns:
+            False if the actions did not fit the agreed frame size and were left out.
+        """
+        return append_ack(self.outgoing, notify.ids, tuple(actions), self.max_frame_size)
+
+    def _stop_reading(self) -> None:
+        super()._stop_reading()
+        self._fragments = None
+
+    def _holds_nothing(self) -> bool:
+        return self._fragments is None and super()._holds_nothing()
+
+    def _receive_fast(self, data: bytes, position: int) -> int:
+        if self.state is State.OPEN and self._fragments is None:
+            return split_notifies(data, position, self._frame_size_cap, self._events)
+        return position
+
+    def _receive_hello(self, frame: Frame) -> None:
+        self._check_hello(frame)
+        hello = EngineHello.decode(frame.payload)
+        if hello.healthcheck and self.refuse_health_checks:
+            self._events.append(HealthChecked(refused=True))
+            self.send_disconnect(StatusCode.NORMAL, "the agent is stopping")
+            return
+        answer = AgentHello(self._frame_size_for(hello), self._capabilities_for(hello))
+        self.outgoing += encode_frame(FrameType.AGENT_HELLO, answer.encode())
+        if hello.healthcheck:
+            self._stop_reading()
+            self._events.append(HealthChecked(refused=False))
+            return
+        self.state = State.OPEN
+        self.engine = hello
+        self.max_frame_size = answer.max_frame_size
+        self._events.append(Opened(hello, answer))
+
+    def _frame_size_for(self, hello: EngineHello) -> int:
+        # A health check says 16380 whatever HAProxy's buffers are, and fails on an echo
+        # that is larger than they are.
+        if hello.healthcheck:
+            return MIN_FRAME_SIZE
+        wanted = self._settings.max_frame_size or hello.max_frame_size
+        return min(hello.max_frame_size, wanted, self._settings.frame_size_cap)
+
+    def _capabilities_for(self, hello: EngineHello) -> frozenset[str]:
+        """Return what to announce: pipelining and async only to an engine that has them."""
+        mutual = hello.capabilities & self._settings.capabilities & {PIPELINING, ASYNC}
+        return mutual | {FRAGMENTATION}
+
+    def _receive_notify(self, frame: Frame) -> None:
+        """Take a NOTIFY that is not whole, or comes while another is not (3.2)."""
+        if self._fragments is not None:
+            raise InterlacedFramesError("a NOTIFY within the fragments of another")
+        if FrameFlag.ABORT in frame.flags:
+            self._events.append(Aborted(frame.ids))
+        elif frame.is_final:
+            self._events.append(Notify(frame.ids, frame.payload, 0, len(frame.payload)))
+        else:
+            self._fragment_ids = frame.ids
+            self._fragments = bytearray(frame.payload)
+
+    def _receive_fragment(self, frame: Frame) -> None:
+        if self._fragments is None:
+            raise FrameIdNotFoundError("a fragment of a NOTIFY that has not begun")
+        if frame.ids != self._fragment_ids:
+            raise InterlacedFramesError("a fragment of another NOTIFY than the one begun")
+        if FrameFlag.ABORT in frame.flags:
+            self._fragments = None
+            self._events.append(Aborted(frame.ids))
+            return
+        self._fragments += frame.payload
+        if len(self._fragments) > self._settings.reassembled_size:
+            limit = self._settings.reassembled_size
+            raise FrameTooBigError(f"a NOTIFY in fragments exceeds the limit of {limit} bytes")
+        if frame.is_final:
+            payload = bytes(self._fragments)
+            self._fragments = None
+            self._events.append(Notify(frame.ids, payload, 0, len(payload)))
+
+    RULES: ClassVar[Rules] = {
+        (State.HELLO, FrameType.HAPROXY_HELLO): _receive_hello,
+        (State.HELLO, FrameType.HAPROXY_DISCONNECT): Connection._receive_disconnect,
+        (State.OPEN, FrameType.NOTIFY): _receive_notify,
+        (State.OPEN, FrameType.UNSET): _receive_fragment,
+        (State.OPEN, FrameType.HAPROXY_DISCONNECT): Connection._receive_disconnect,
+    }
