@@ -57,6 +57,10 @@ class Phase(Enum):
     """Nothing more is written."""
 
 
+# In Python 3.11 looking up a member of an Enum costs a call.
+HELLO, OPEN, DRAINING, CLOSED = Phase
+
+
 class SpopProtocol(FastPathProtocol, asyncio.Protocol):
     """A connection to an engine.
 
@@ -75,7 +79,7 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
         self.peer = peer
         self.engine_id: str | None = None
         self.deadline = self.received + state.limits.hello_timeout
-        self.phase = Phase.HELLO
+        self.phase = HELLO
         self._state = state
         self._dispatcher = state.dispatcher
         self._dispatch = state.dispatcher.dispatch
@@ -104,7 +108,7 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
 
     def receive(self, data: bytes) -> None:
         """Handle all frames of a read, and write what is due at once."""
-        if self.phase in (Phase.HELLO, Phase.OPEN):
+        if self.phase in (HELLO, OPEN):
             self._connection.receive_data(data)
             events = self._connection.events_received()
             if self._frames_left is not None:
@@ -119,7 +123,7 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
         """Keep the write side open while ACKs are pending. TLS has no half-close."""
         self._is_half_closed = True
         self._connection.receive_eof()
-        self._enter(Phase.DRAINING)
+        self._enter(DRAINING)
         # A frame that is cut short is not the engine's mistake but its connection's.
         self.handle(
             [
@@ -127,12 +131,12 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
                 for event in self._connection.events_received()
             ]
         )
-        return self.phase is Phase.DRAINING and self._transport.can_write_eof()
+        return self.phase is DRAINING and self._transport.can_write_eof()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel the handlers that are still running, and hold nothing."""
         logger.debug("connection from %s closed%s", self.peer, f": {exc}" if exc else "")
-        self._enter(Phase.CLOSED)
+        self._enter(CLOSED)
         for handle in (self._linger_handle, self._flush_handle):
             if handle is not None:
                 handle.cancel()
@@ -156,11 +160,11 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
 
     def handle(self, events: Sequence[Event]) -> None:
         """Handle events after those that wait, and write what is due at once."""
-        if self._backlog.has_events:
-            self._backlog.put_off(events)
+        if self._backlog.events:
+            self._backlog.events.extend(events)
         elif events:
             self._handle_events(events)
-            if self._backlog.has_events and not self._is_write_paused:
+            if self._backlog.events and not self._is_write_paused:
                 self._state.backpressure()
         self._settle()
 
@@ -174,12 +178,13 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
     def wait(self, frame: SuspendedFrame) -> None:
         """Keep a frame as in flight until `finish` or `fail`."""
         self._backlog.add(frame)
-        self._set_fast_path()
+        if self.is_fast_path_open:
+            self._set_fast_path()
 
     def finish(self, frame: SuspendedFrame, actions: list[Action]) -> None:
         """Acknowledge a frame in flight, in one write with others that finish now."""
         self._backlog.discard(frame)
-        if self.phase is Phase.CLOSED:
+        if self.phase is CLOSED:
             return
         if not append_ack(self.outgoing, frame.notify.ids, actions, self.max_frame_size):
             self._dispatcher.oversized_ack(self)
@@ -196,7 +201,7 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
     @property
     def done(self) -> bool:
         """Whether the HELLO has come, or is not awaited any more."""
-        return self.phase is not Phase.HELLO
+        return self.phase is not HELLO
 
     @property
     def frames_in_flight(self) -> int:
@@ -222,7 +227,7 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
 
     def abort(self) -> None:
         """Close at once."""
-        self._enter(Phase.CLOSED)
+        self._enter(CLOSED)
         self._transport.abort()
 
     # --- frames ------------------------------------------------------------------------
@@ -235,8 +240,8 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
         try:
             # With a reason to disconnect nothing more is handled.
             while index < count and self._reason is None:
-                if self._is_write_paused or self._backlog.is_full:
-                    self._backlog.put_off(events[index:])
+                if self._is_write_paused or (self._backlog.in_flight and self._backlog.is_full):
+                    self._backlog.events.extend(events[index:])
                     self._transport.pause_reading()
                     return
                 index = self._dispatch(events, index, self)
@@ -256,11 +261,11 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
             case Opened(engine, agent):
                 self.engine_id = engine.engine_id
                 self.max_frame_size = agent.max_frame_size
-                self._enter(Phase.OPEN)
+                self._enter(OPEN)
                 logger.debug("HELLO from %s: %s; answered %s", self.peer, engine, agent)
             case HealthChecked():
                 self._state.health_checked()
-                self._enter(Phase.DRAINING)
+                self._enter(DRAINING)
             case Disconnected(status_code, message):
                 self._state.disconnected(self.peer, status_code, message)
                 self._disconnect(status_code, message)
@@ -294,7 +299,7 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
     def _set_fast_path(self) -> None:
         """Open the fast path if the next read may be handled at once, or else shut it."""
         self.is_fast_path_open = (
-            self.phase is Phase.OPEN
+            self.phase is OPEN
             and self._backlog.is_empty
             and self._connection.is_between_frames
             and not self._is_write_paused
@@ -306,7 +311,7 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
 
         Frames in flight are cancelled, unless the engine has only been cut off.
         """
-        if self._reason is None and self.phase is not Phase.CLOSED:
+        if self._reason is None and self.phase is not CLOSED:
             self._state.failed(self.peer, error)
             if not isinstance(error, InputOutputError):
                 self._backlog.cancel()
@@ -320,16 +325,16 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
         if self._reason is None:
             self._reason = status_code, message
             self._backlog.pop_events()
-            self._enter(Phase.DRAINING)
+            self._enter(DRAINING)
 
     def _settle(self) -> None:
         """Write what is due, and close where nothing is pending any more."""
-        if self._frames_left == 0 and not self._backlog.has_events:
+        if self._frames_left == 0 and not self._backlog.events:
             # All frames of the last read are acknowledged, those over the limit too: to the engine
             # a frame without an ACK is an error.
             frames = self._state.limits.frames
             self._disconnect(StatusCode.NORMAL, f"the connection has had its {frames} frames")
-        if self.phase is Phase.DRAINING and self._backlog.is_empty:
+        if self.phase is DRAINING and self._backlog.is_empty:
             self._close()
         elif self.outgoing:
             self._write_outgoing()
@@ -342,20 +347,20 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
 
     def _flush(self) -> None:
         self._flush_handle = None
-        if self._backlog.has_events and not self._is_write_paused:
+        if self._backlog.events and not self._is_write_paused:
             self._handle_events(self._backlog.pop_events())
         self._settle()
         self._resume_reading()
 
     def _resume_reading(self) -> None:
         """Read on, if neither events wait nor the engine's end has ended."""
-        must_wait = self._backlog.has_events or self._is_write_paused or self._is_half_closed
+        must_wait = self._backlog.events or self._is_write_paused or self._is_half_closed
         if not must_wait and not self._transport.is_closing():
             self._transport.resume_reading()
 
     def _write_outgoing(self) -> None:
         data = self._connection.data_to_send()
-        if self.phase is not Phase.CLOSED and not self._transport.is_closing():
+        if self.phase is not CLOSED and not self._transport.is_closing():
             self._transport.write(data)
 
     def _close(self) -> None:
@@ -364,7 +369,7 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
             self._connection.send_disconnect(*self._reason)
         if self.outgoing:
             self._write_outgoing()
-        self._enter(Phase.CLOSED)
+        self._enter(CLOSED)
         if self._transport.is_closing():
             return
         if self._is_half_closed or not self._transport.can_write_eof():
