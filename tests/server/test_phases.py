@@ -107,12 +107,17 @@ class Transport(asyncio.Transport):
         self._is_closing = False
         self._has_eof = False
         self.written = bytearray()
+        self.on_write: Callable[[], None] | None = None
+        """Called within the next write, as a transport calls `pause_writing`."""
 
     def write(self, data: Any) -> None:
         assert data
         assert not self._has_eof, "a write after write_eof"
         assert not self._is_closing, "a write after close"
         self.written += data
+        if self.on_write is not None:
+            self.on_write()
+            self.on_write = None
 
     def can_write_eof(self) -> bool:
         return True
@@ -142,6 +147,10 @@ class Transport(asyncio.Transport):
         """Have bytes received, or the end."""
         self._incoming.append(data)
         self.deliver()
+
+    @property
+    def has_delivered(self) -> bool:
+        return not self._incoming
 
     def deliver(self) -> None:
         while self._incoming and self._is_reading and not self._is_closing:
@@ -275,8 +284,8 @@ PEERS = st.one_of(
 STEPS = st.one_of(
     PEERS,
     PEERS,
-    st.tuples(st.sampled_from(["pause", "resume"])),
-    st.tuples(st.sampled_from(["leave", "expire", "abort", "lose"])),
+    st.tuples(st.sampled_from(["pause", "pause in write", "resume", "read too late"])),
+    st.tuples(st.sampled_from(["leave", "expire", "abort", "lose", "lose in write"])),
 )
 
 
@@ -320,6 +329,13 @@ def test_whatever_happens(loop: LoopName, steps: list[Any], frames: int, batch: 
                         protocol.pause_writing()
                     case ("resume",) if protocol.phase is not Phase.CLOSED:
                         protocol.resume_writing()
+                    case ("pause in write",):
+                        transport.on_write = protocol.pause_writing
+                    case ("read too late",) if read_ended and transport.has_delivered:
+                        protocol.data_received(encode("inline", 999))
+                    case ("lose in write",):
+                        story.ended = True
+                        transport.on_write = transport.close
                     case ("leave",):
                         story.ended = True
                         protocol.leave()
@@ -359,11 +375,15 @@ def open_gate(story: Story, index: int) -> None:
 
 async def finish_all(story: Story, protocol: SpopProtocol) -> None:
     """Let everything finish that can."""
+    for _ in range(len(story.sent) + 2):
+        await settle()
+        if protocol._is_write_paused:
+            protocol.resume_writing()
+            await settle()
+        open_gate(story, 0)
     await settle()
     if protocol._is_write_paused:
         protocol.resume_writing()
-    for _ in range(len(story.sent) + 1):
-        open_gate(story, 0)
         await settle()
 
 
