@@ -193,6 +193,13 @@ class Story:
     finished: set[int] = field(default_factory=set)
     errors: list[Any] = field(default_factory=list)
 
+    async def settle(self) -> None:
+        """Let the loop do all that is due: a call takes a few rounds from its gate to its ACK."""
+        for _ in range(8):
+            await asyncio.sleep(0)
+        if self.calls_at_violation is None:
+            self.finished = {n for n, gate in self.handlers.gates.items() if gate.is_set()}
+
     def violated(self, error: ProtocolError) -> None:
         self.violations.append(error)
         if not isinstance(error, InputOutputError):
@@ -235,12 +242,6 @@ def read_frames(data: bytes) -> tuple[list[int], list[int]]:
             acks.append(frame.stream_id)
         data = data[size:]
     return kinds, acks
-
-
-async def settle() -> None:
-    """Let the loop do all that is due: a call takes a few rounds from its gate to its ACK."""
-    for _ in range(8):
-        await asyncio.sleep(0)
 
 
 def run(loop: LoopName, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -348,7 +349,7 @@ def test_whatever_happens(loop: LoopName, steps: list[Any], frames: int, batch: 
                         story.ended = True
                         transport.close()
                 if not batch:
-                    await settle()
+                    await story.settle()
             await finish_all(story, protocol)
             if frames and len(story.sent) > frames:
                 story.ended = True  # frames that were not read any more have no ACK
@@ -357,7 +358,7 @@ def test_whatever_happens(loop: LoopName, steps: list[Any], frames: int, batch: 
             assert protocol._backlog.is_empty
             assert protocol.phase is not Phase.OPEN or protocol.is_fast_path_open is (not frames)
             transport.close()
-            await settle()
+            await story.settle()
             assert story.errors == []
 
     run(loop, main)
@@ -369,22 +370,20 @@ def open_gate(story: Story, index: int) -> None:
     if waiting:
         n = waiting[index % len(waiting)]
         story.handlers.gates[n].set()
-        if story.calls_at_violation is None:
-            story.finished.add(n)
 
 
 async def finish_all(story: Story, protocol: SpopProtocol) -> None:
     """Let everything finish that can."""
     for _ in range(len(story.sent) + 2):
-        await settle()
+        await story.settle()
         if protocol._is_write_paused:
             protocol.resume_writing()
-            await settle()
+            await story.settle()
         open_gate(story, 0)
-    await settle()
+    await story.settle()
     if protocol._is_write_paused:
         protocol.resume_writing()
-        await settle()
+        await story.settle()
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
@@ -427,19 +426,19 @@ def test_whatever_happens_on_a_socket(loop: LoopName, steps: list[Any]) -> None:
                                     theirs.shutdown(socket.SHUT_WR)
                             except OSError:
                                 pass
-                    await settle()
+                    await story.settle()
                 [protocol] = protocols
                 await finish_all(story, protocol)
                 assert protocol._backlog.is_empty
                 if protocol.phase is Phase.OPEN:
                     protocol.leave()
-                await settle()
+                await story.settle()
                 written = bytearray()
                 while data := await state.loop.sock_recv(theirs, 65536):
                     written += data
                 story.check(bytes(written))
             while state.connections:
-                await settle()
+                await story.settle()
             assert story.errors == []
 
     run(loop, main)
