@@ -1,8 +1,11 @@
 """SPOP over TLS: who gets in, who does not, and that neither holds up the other."""
 
+import os
+import signal
 import socket
 import ssl
 import subprocess
+import sys
 import time
 from contextlib import closing
 from dataclasses import replace
@@ -10,7 +13,10 @@ from pathlib import Path
 
 import pytest
 from tests.certificates import Pem, make_authority, make_certificate
+from tests.ports import free_port
+from tests.processes import children_of
 
+import spoakit
 from spoakit import Action, Agent
 from spoakit.exceptions import ConfigurationError
 from spoakit.logs import forget_throttled
@@ -254,6 +260,61 @@ def test_each_server_has_the_certificate_that_is_in_its_file(
         with AgentServer(agent, settings=replace(DEFAULT_SETTINGS, listen=listen)) as server:
             served = ssl.get_server_certificate(("127.0.0.1", server.port), timeout=BOUND)
         assert served in own.certificate.read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_workers_share_the_context_that_was_made_before_they_were_forked(
+    authority: Pem, tmp_path: Path
+) -> None:
+    own = make_certificate(tmp_path, "agent", authority)
+    (tmp_path / "agents.py").write_text(
+        "from spoakit import Agent\none = Agent('one')\n"
+        "@one.message('nothing')\ndef nothing() -> None: ...\n"
+    )
+    port = free_port()
+    command = f"-m spoakit.cli.spoakit run agents:one -a 127.0.0.1 -p {port} -n 2 --drain 0"
+    with subprocess.Popen(
+        [sys.executable, *command.split(), "--tls-cert", own.both],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(spoakit.__file__).parent.parent)},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stderr is not None
+            while "listening on" not in process.stderr.readline():
+                assert process.poll() is None
+            own.both.unlink()
+            context = ssl.create_default_context(cafile=str(authority.certificate))
+            # Connections take turns, so each goes to another worker than the one before.
+            first = handshake_with(port, context, None)
+            second = handshake_with(port, context, first.session)
+            assert second.session_reused
+            for each in (first, second):
+                each.close()
+            [worker, _] = children_of(process.pid)
+            os.kill(worker, signal.SIGKILL)
+            # Its successor reads no file either.
+            while worker in children_of(process.pid) or len(children_of(process.pid)) < 2:
+                time.sleep(0.01)
+            for _ in range(2):
+                handshake_with(port, context, None).close()
+        finally:
+            process.terminate()
+            process.wait(BOUND)
+
+
+def handshake_with(
+    port: int, context: ssl.SSLContext, session: ssl.SSLSession | None
+) -> ssl.SSLSocket:
+    """Return a connection whose HELLO has been answered, and so whose session is known."""
+    plain = socket.create_connection(("127.0.0.1", port), BOUND)
+    engine = context.wrap_socket(plain, server_hostname="127.0.0.1", session=session)
+    hello = EngineConnection(EngineHello(16380))
+    hello.send_hello()
+    engine.sendall(hello.data_to_send())
+    assert engine.recv(4096)
+    return engine
 
 
 def test_files_that_cannot_be_used_are_named(agent: Agent, pem: Pem, tmp_path: Path) -> None:
