@@ -80,7 +80,7 @@ class StandaloneServer:
         begin = self._loop.time()
         try:
             await self._server.drain(drain.timeout)
-        except asyncio.CancelledError:
+        except BaseException:
             begin = self._loop.time()
             await _uncancelled(self._close_server(begin, drain.resources + GRACE))
             raise
