@@ -94,6 +94,7 @@ class Serving:
         self.may_stop = asyncio.Event()
         self.may_stop.set()
         self.started = asyncio.Event()
+        self.stopping = asyncio.Event()
         self.agent = make_agent()
 
         @self.agent.resource
@@ -103,6 +104,7 @@ class Serving:
                 await self.may_start.wait()
                 yield path
             finally:
+                self.stopping.set()
                 try:
                     await self.may_stop.wait()
                 finally:
@@ -199,6 +201,27 @@ def test_cancelled_again_it_stops_resources_within_their_bound(
 
     run_in(main())
     assert caplog.text.count("leaving all the same") == 1
+
+
+def test_cancelled_again_it_waits_no_longer_for_resources_than_they_may_take(
+    run_in: Run, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        serving = Serving(tmp_path / "agent.sock", Drain(timeout=60, resources=0.05))
+        serving.may_stop.clear()
+        async with serving.connect():
+            pass
+        await serving.cancel()
+        # The drain is over as soon as nobody is connected.
+        while not serving.stopping.is_set():
+            await asyncio.sleep(0.001)
+        begin = time.monotonic()
+        await serving.cancel()
+        await serving.ended()
+        assert time.monotonic() - begin < 5
+        assert serving.events == ["starting", "stopped"]
+
+    run_in(main())
 
 
 @pytest.mark.parametrize("times", [1, 2, 5])

@@ -81,23 +81,35 @@ class StandaloneServer:
         try:
             await self._server.drain(drain.timeout)
         except BaseException:
-            begin = self._loop.time()
-            await _uncancelled(self._close_server(begin, drain.resources + GRACE))
+            await self._close_server(self._loop.time(), drain.resources + GRACE)
             raise
-        return await _uncancelled(self._close_server(begin, drain.total + GRACE))
+        return await self._close_server(begin, drain.total + GRACE)
 
     async def _close_server(self, begin: float, bound: float) -> bool:
-        """Close the server; return whether that was done within `bound` seconds of a time."""
+        """Close the server; return whether that was done within `bound` seconds of a time.
+
+        A cancellation is raised in the end; resources have their own time and the grace from then.
+        """
         closing = asyncio.create_task(self._server.aclose())
-        _, late = await asyncio.wait([closing], timeout=begin + bound - self._loop.time())
-        if late:
-            logger.error("not done within %g s of draining; leaving all the same", bound)
-            await _cancel(closing)
-        if self._flusher is not None:
-            await asyncio.wait([self._flusher])
-        if not late:
+        cancellation: asyncio.CancelledError | None = None
+        while not closing.done() and (left := begin + bound - self._loop.time()) > 0:
+            try:
+                await asyncio.wait([closing], timeout=left)
+            except asyncio.CancelledError as error:
+                cancellation = error
+                if self._settings.drain.resources + GRACE < left:
+                    begin, bound = self._loop.time(), self._settings.drain.resources + GRACE
+        done = closing.done()
+        if done:
             closing.result()
-        return not late
+        else:
+            logger.error("not done within %g s of draining; leaving all the same", bound)
+            await _uncancelled(_cancel(closing))
+        if self._flusher is not None:
+            await _uncancelled(_cancel(self._flusher))
+        if cancellation is not None:
+            raise cancellation
+        return done
 
     def close(self) -> None:
         """Stop listening."""
