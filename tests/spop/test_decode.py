@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from spoakit.exceptions import InvalidFrameError
+from spoakit.exceptions import InvalidFrameError, TooManyMessagesError
 from spoakit.spop.constants import DataType, FrameFlag, FrameType
 from spoakit.spop.frames import encode_frame
 
@@ -271,6 +271,30 @@ def test_detaching_keeps_the_payload_alone_and_the_cursors_place(decoding: Modul
         assert (cursor.tell(), frame.payload) == (3, b"\x01a\x00\x01b\x00")
     assert cursor.message_shape() == (b"b", [])
     assert cursor.at_end()
+
+
+@pytest.mark.parametrize("detached", [False, True])
+def test_a_message_over_the_limit_is_refused_and_none_counts_twice(
+    decoding: ModuleType, detached: bool
+) -> None:
+    payload = b"\x01a\x00" + b"\x00\x00" + b"\x01b\x00" + b"\x01c\x00"
+    frame = decoding.Notify(b"\x01\x01", bytes(7) + payload, 7, 7 + len(payload))
+    cursor = frame.cursor(3)
+    for name in (b"a", b"", b"b"):
+        start = cursor.tell()
+        assert [cursor.message_name() for _ in range(2)] == [name, name]
+        cursor.message_shape()
+        cursor.seek(start)
+        if detached:
+            cursor = frame.detach(cursor)
+        assert cursor.message_name() == name
+        cursor.message_shape()
+    with pytest.raises(TooManyMessagesError, match="more than 3 messages, which is the limit"):
+        cursor.message_name()
+    for without_limit in (frame.cursor(), frame.cursor(4)):
+        while not without_limit.at_end():
+            without_limit.message_name()
+            without_limit.message_shape()
 
 
 # --- argument readers ------------------------------------------------------------------
