@@ -1,4 +1,4 @@
-"""Where reads come in: the compiled half of a connection to an engine. Hot code.
+"""Fast path of reads: the compiled half of a connection to an engine. Hot code.
 
 Plain Python that compiles to C (see ``spoakit._cython``). A read of few frames costs mostly what
 is around them, so its way is kept short: a look at the clock, one call or two, one write.
@@ -26,11 +26,13 @@ COMPILED: bool = cython.compiled
 
 @cython.cclass
 class FastPathProtocol:
-    """Handles reads that are whole NOTIFYs, as nearly all are; others go to `receive`.
+    """Base of a protocol: answers reads of whole NOTIFYs, as nearly all are, by itself.
+
+    Other reads go to `receive`.
 
     Args:
         dispatcher: handles the frames.
-        frame_size_cap: the largest FRAME-LENGTH that is taken.
+        frame_size_cap: the largest FRAME-LENGTH that is accepted.
         longest: the longest read, in bytes, that is handled here.
     """
 

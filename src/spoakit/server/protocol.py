@@ -45,7 +45,7 @@ _TURN: Final = 128 * 1024
 
 
 class Phase(Enum):
-    """How far a connection has come; each phase leads to a later one only."""
+    """Phase of a connection; each leads to a later one only."""
 
     HELLO = 0
     """The engine's HELLO is awaited."""
@@ -65,13 +65,13 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
     """A connection to an engine.
 
     Args:
-        state: what all connections of the worker share.
+        state: shared by all connections of the worker.
         peer: the engine's address, for logs and for `Context`.
 
     Attributes:
         outgoing, max_frame_size, peer, engine_id, received: see `EngineLink`.
         deadline: when the HELLO must have come, on the loop's clock.
-        phase: how far the connection has come.
+        phase: see `Phase`; changed here alone.
     """
 
     def __init__(self, state: ServerState, peer: str) -> None:

@@ -1,4 +1,4 @@
-"""What the connections of a worker share: the dispatcher, settings, counters, each other."""
+"""State that the connections of a worker share: dispatcher, settings, counters, each other."""
 
 import asyncio
 import logging
@@ -57,13 +57,13 @@ logger = logging.getLogger("spoakit.server")
 
 
 class ServerState:
-    """What the connections of a worker share; to be made on the loop that serves them.
+    """State that the connections of a worker share; to be made on the loop that serves them.
 
     Args:
         runtime: the agents, started.
         settings: the server's settings.
         row: the worker's counters.
-        on_closed: called for each connection that is gone.
+        on_closed: called for each connection that is closed.
 
     Attributes:
         connections: those that are open.

@@ -21,14 +21,14 @@ from spoakit.spop.handshake import ASYNC, FRAGMENTATION, PIPELINING, AgentHello,
 
 @dataclass(frozen=True, slots=True)
 class AgentSettings:
-    """What an agent offers and endures.
+    """Settings of the agent's end: what it offers, and its limits.
 
     Attributes:
         max_frame_size: the largest frame agreed to, in bytes; None takes the engine's.
         frame_size_cap: the longest frame read, whatever was agreed, in bytes.
         reassembled_size: the longest payload put together from fragments, in bytes.
         capabilities: what is announced; fragmentation always is, since HAProxy up to
-            3.0 sends fragments to whoever announces it and never recovers from a refusal.
+            3.0 sends fragments to all that announce it and never recovers from a refusal.
     """
 
     max_frame_size: int | None = None
@@ -110,7 +110,7 @@ class AgentConnection(Connection):
         return mutual | {FRAGMENTATION}
 
     def _receive_notify(self, frame: Frame) -> None:
-        """Take a NOTIFY that is not whole, or comes while another is not (3.2)."""
+        """Parse a NOTIFY that is not whole, or comes while another is not (3.2)."""
         if self._fragments is not None:
             raise InterlacedFramesError("a NOTIFY within the fragments of another")
         if FrameFlag.ABORT in frame.flags:

@@ -6,8 +6,8 @@ write, since HAProxy may stall on a frame in pieces. Everything that decides whi
 may come when stands in the two tables `AgentConnection.RULES` and
 `EngineConnection.RULES`; a frame that no rule names is an `InvalidFrameError`.
 
-A violation by the peer is an event too, `Failed`: whoever drives the connection sends
-what is still owed, calls `send_disconnect` and closes.
+A violation by the peer is an event too, `Failed`: the caller sends the ACKs that are due,
+calls `send_disconnect` and closes.
 """
 
 from collections.abc import Callable, Mapping
@@ -36,7 +36,7 @@ _FRAME_NAMES = {int(kind): kind.name.replace("_", "-") for kind in FrameType}
 
 
 class State(Enum):
-    """How far a connection has come."""
+    """State of a connection, as seen from its reading side."""
 
     HELLO = "HELLO"  # the peer's HELLO is awaited
     OPEN = "OPEN"  # NOTIFYs and ACKs go back and forth
@@ -48,13 +48,13 @@ Rules: TypeAlias = Mapping[tuple[State, int], Callable[[Any, Frame], None]]
 
 
 class Connection:
-    """What both ends have in common: framing, the rules' application, the end.
+    """Base of both ends: framing, the rules' application, the end.
 
     Args:
         frame_size_cap: the longest frame read, in bytes.
 
     Attributes:
-        state: how far the connection has come.
+        state: see `State`.
         outgoing: what `data_to_send` will return; ACKs are built in it.
         max_frame_size: the agreed size, 256 until there is one.
     """
@@ -85,7 +85,7 @@ class Connection:
         return self.state is State.OPEN and self._holds_nothing()
 
     def receive_data(self, data: bytes) -> None:
-        """Take bytes from the peer; then ask for `events_received` and `data_to_send`."""
+        """Parse bytes from the peer; then call `events_received` and `data_to_send`."""
         if self.is_closing:
             return
         if self._incomplete:
@@ -105,7 +105,7 @@ class Connection:
             self._incomplete += data[consumed:]
 
     def receive_eof(self) -> None:
-        """Take note that the peer sends nothing more; an event tells of a frame cut short.
+        """Note that the peer sends nothing more; a frame cut short becomes an event.
 
         Between two frames it is normal: HAProxy closes idle connections so.
         """
@@ -172,7 +172,7 @@ class Connection:
         return not self._incomplete
 
     def _receive_fast(self, data: bytes, position: int) -> int:
-        """Take what needs no rule; return the offset of the first frame that does."""
+        """Parse frames that need no rule; return the offset of the first one that does."""
         return position
 
     def _receive_frame(self, frame: Frame) -> None:

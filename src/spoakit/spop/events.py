@@ -1,4 +1,4 @@
-"""What a connection reports of the frames it has received."""
+"""Events of a connection: the frames it has received, by their meaning."""
 
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -19,7 +19,7 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class HealthChecked:
-    """HAProxy asked whether the agent is well, and the answer is ready: send it and close."""
+    """Health check by HAProxy; the response is ready: send it and close."""
 
     refused: bool
 
