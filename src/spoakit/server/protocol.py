@@ -206,7 +206,7 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
     @property
     def frames_in_flight(self) -> int:
         """How many frames wait for their handlers."""
-        return len(self._frames)
+        return len(self._backlog.in_flight)
 
     def expire(self) -> None:
         """End a connection whose HELLO did not come in time."""
