@@ -609,7 +609,9 @@ def test_an_observer_with_unfitting_arguments_or_an_error_disturbs_no_other(
         for n in range(2):
             assert engine.call("message", n=n) == {}
     assert seen == [0, 1]
-    assert re.search(r"failing failed in line \d+: RuntimeError: on purpose", caplog.text)
+    assert re.search(
+        r"failing failed at test_dispatch\.py:\d+: RuntimeError: on purpose", caplog.text
+    )
     assert "fallback is sent: RuntimeError" not in caplog.text
 
 

@@ -15,8 +15,8 @@ from spoakit.agent._dispatch_cy import BoundHandler
 from spoakit.agent.handlers import DEFAULT_TIMEOUT
 from spoakit.agent.runtime import Runtime
 from spoakit.agent.suspension import SuspendedFrame
-from spoakit.agent.thread_pool import ThreadPool
-from spoakit.exceptions import DeadlineError, InvalidFrameError, ProtocolError
+from spoakit.agent.thread_pool import Outcome, ThreadPool
+from spoakit.exceptions import DeadlineError, InvalidFrameError, ProtocolError, RefusedError
 from spoakit.logs import forget_throttled
 from spoakit.spop import Notify, encode_messages
 from spoakit.testing import Engine
@@ -236,7 +236,9 @@ def test_a_thread_that_fails_is_answered_with_the_fallback(
         assert engine.call("message") == {"txn.number": -1}
         assert time.monotonic() - start < DEFAULT_TIMEOUT
     line = handle.__code__.co_firstlineno + 2
-    assert f"handle failed in line {line}, its fallback is sent: RuntimeError" in caplog.text
+    place = f"test_suspension.py:{line}"
+    summary = f"handle failed at {place}, its fallback is sent: {type(error).__name__}"
+    assert summary in caplog.text
 
 
 def test_a_mismatch_before_and_behind_what_waits_costs_its_message_alone(agent: Agent) -> None:
@@ -385,6 +387,14 @@ def runner(agent: Agent, function: Callable[[], Any]) -> BoundHandler:
     return BoundHandler(agent.handlers[0], function, {}.__getitem__)
 
 
+async def submit_when_free(threads: ThreadPool, bound: BoundHandler) -> Outcome:
+    while True:
+        try:
+            return await threads.submit(bound, [])
+        except RefusedError:
+            await asyncio.sleep(0.001)
+
+
 def test_calls_over_the_threads_and_their_queue_are_refused(
     agent: Agent, blocked: threading.Event
 ) -> None:
@@ -395,20 +405,19 @@ def test_calls_over_the_threads_and_their_queue_are_refused(
     async def live() -> None:
         threads = ThreadPool(asyncio.get_running_loop(), size=2, queue=3)
         blocking = runner(agent, block)
-        calls = [threads.submit(blocking, []) for _ in range(7)]
-        assert [call is None for call in calls] == [False] * 5 + [True] * 2
-        # What a deadline gives up keeps its place until a thread has seen it.
-        waiting = [call for call in calls if call is not None]
+        waiting = [threads.submit(blocking, []) for _ in range(5)]
+        # What a deadline gives up keeps its slot until a thread has seen it.
         waiting[4].cancel()
         waiting[0].cancel()
-        assert threads.submit(blocking, []) is None
+        for _ in range(2):
+            with pytest.raises(RefusedError, match="2 threads are busy, and 3 calls wait"):
+                threads.submit(blocking, [])
         blocked.set()
         async with asyncio.timeout(BOUND):
-            names = await asyncio.gather(*waiting[1:4])
-            assert set(names) <= {"spoakit-0", "spoakit-1"}
-            while (call := threads.submit(blocking, [])) is None:
-                await asyncio.sleep(0.001)
-            assert await call in {"spoakit-0", "spoakit-1"}
+            outcomes = await asyncio.gather(*waiting[1:4])
+            assert {outcome.returned for outcome in outcomes} <= {"spoakit-0", "spoakit-1"}
+            outcome = await submit_when_free(threads, blocking)
+            assert outcome.returned in {"spoakit-0", "spoakit-1"}
         assert blocking.calls == 5
         threads.close()
 
@@ -420,9 +429,7 @@ def test_threads_are_started_as_they_are_needed_and_end(agent: Agent) -> None:
         threads = ThreadPool(asyncio.get_running_loop(), size=8)
         quick = runner(agent, lambda: None)
         for _ in range(50):
-            call = threads.submit(quick, [])
-            assert call is not None
-            await call
+            await threads.submit(quick, [])
         assert len(pool()) == 1
         threads.close()
 

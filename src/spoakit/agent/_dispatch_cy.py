@@ -96,8 +96,8 @@ class BoundHandler:
         handler: the handler.
         function: the handler's function in its middleware, taking all values by position.
         resources: gives the object for the type of each RESOURCE parameter.
-        on_error: called with what went wrong in each call that came to nothing, an exception
-            of the handler's own or a `CallError`. For tests.
+        on_error: called with the error of each call that failed, an exception of the handler's
+            own or a `CallError`. For tests.
     """
 
     _handler: Handler
@@ -141,26 +141,40 @@ class BoundHandler:
 
     @property
     def errors(self) -> CallErrors:
-        """What went wrong with the handler."""
+        """Errors of the handler's calls."""
         return self._errors
 
-    def start(self, values: list[Any]) -> Any:
-        """Call the function, for handlers that take time, and return what it returns."""
+    def call(self, values: list[Any]) -> Any:
+        """Call the function of an async or threaded handler, and return its result."""
         self._calls += 1
         return self._function(*values)
 
-    def take(self, cursor: Cursor, notify: Notify, link: EngineLink) -> list[Any] | None:
-        """Read the message at the cursor; return the values to call the handler with.
+    def bind_values(self, cursor: Cursor, notify: Notify, link: EngineLink) -> list[Any] | None:
+        """Go past the message at the cursor; return the values to call the handler with.
 
         Returns:
-            None where it cannot be called, which has been counted and logged.
+            None if it cannot be called, which has been counted and logged.
 
         Raises:
             InvalidFrameError: the message cannot be read.
         """
+        start: cython.Py_ssize_t = cursor.tell()
+        try:
+            return self._bind_values(start, cursor, notify, link)
+        except BaseException as error:
+            # The message's fault, or that of the code that makes a value?
+            cursor.seek(start)
+            decode_message(cursor)
+            self._errors.record_failure(error)
+            return None
+
+    @cython.cfunc
+    @cython.inline
+    def _bind_values(
+        self, start: cython.Py_ssize_t, cursor: Cursor, notify: Notify, link: EngineLink
+    ) -> list[Any] | None:
         values: list[Any]
         known: CallPlan
-        start: cython.Py_ssize_t = cursor.tell()
         if self._last is not None:
             known = self._last
             values = known._template.copy()
@@ -189,7 +203,7 @@ class BoundHandler:
         link: EngineLink,
     ) -> list[Any] | None:
         if known._mismatch is not None:
-            self._errors.mismatch(known._mismatch, link.peer)
+            self._errors.record_mismatch(known._mismatch, link.peer)
             return None
         if known._injected:
             self._inject(known._injected, values, start, cursor, notify, link)
@@ -344,7 +358,7 @@ class Dispatcher:
         """How many messages came that no handler takes."""
         return self._unknown
 
-    def begin(self, now: float) -> None:
+    def start_clock(self, now: float) -> None:
         """Note the time before calls of `dispatch_message`: slow handlers are measured from it."""
         self._clock = now
 
@@ -568,7 +582,7 @@ class Dispatcher:
         start: cython.Py_ssize_t = cursor.tell()
         observers: Any = handlers
         if bound._inline:
-            values: Any = bound.take(cursor, notify, link)
+            values: Any = bound.bind_values(cursor, notify, link)
             if values is None:
                 extend_actions(actions, bound._fallback)
             else:
@@ -601,9 +615,9 @@ class Dispatcher:
             # One value, as is usual, needs no tuple.
             actions: Any = function(values[0]) if len(values) == 1 else function(*values)
             if actions is not None and type(actions) is not Action:
-                check_actions(actions)
-        except Exception as error:
-            bound._errors.fail(error)
+                actions = check_actions(actions)
+        except BaseException as error:
+            bound._errors.record_failure(error)
             actions = bound._fallback
         return actions
 
@@ -620,7 +634,7 @@ class Dispatcher:
         bound: BoundHandler
         for bound in handlers:
             cursor.seek(start)
-            values: Any = bound.take(cursor, notify, link)
+            values: Any = bound.bind_values(cursor, notify, link)
             if values is not None:
                 observations.append((bound, values))
 
@@ -657,8 +671,8 @@ class Dispatcher:
             function: Any = bound._function
             try:
                 function(*values)
-            except Exception as error:
-                bound._errors.fail(error)
+            except BaseException as error:
+                bound._errors.record_failure(error)
             self._time(bound, 1)
         return None
 

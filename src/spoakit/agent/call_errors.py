@@ -1,12 +1,14 @@
-"""What goes wrong with a handler's calls: counted, logged with bounds, told to tests."""
+"""Errors of calls of handlers: counted, logged within limits, passed on to tests."""
 
 import logging
-from collections.abc import Callable
-from traceback import walk_tb
+import signal
+from collections.abc import Callable, Hashable
+from pathlib import PurePath
+from types import TracebackType
 from typing import Final
 
 from spoakit.agent.handlers import Handler, HandlerKind
-from spoakit.exceptions import DeadlineError, MismatchError, RefusedError
+from spoakit.exceptions import CallError, DeadlineError, MismatchError, RefusedError
 from spoakit.logs import Throttle
 
 logger = logging.getLogger("spoakit.agent")
@@ -14,6 +16,8 @@ throttle = Throttle(logger)
 once_a_minute = Throttle(logger, 60.0)
 
 _MAX_NAME: Final = 80
+# The packages whose frames stand between the event loop and a handler.
+_OWN_PACKAGES: Final = ("spoakit.agent.", "spoakit.spop.")
 
 
 def show_name(name: bytes) -> str:
@@ -24,16 +28,8 @@ def show_name(name: bytes) -> str:
     return shown if len(name) <= _MAX_NAME else f"{shown}..."
 
 
-def _place(error: BaseException, handler: str) -> str:
-    """Return which line of a handler an error left, as logs show it; "" if it came from outside."""
-    for frame, line in walk_tb(error.__traceback__):
-        if f"{frame.f_globals.get('__name__')}.{frame.f_code.co_qualname}" == handler:
-            return f" in line {line}"
-    return ""
-
-
 class CallErrors:
-    """The calls of one handler, in one worker, that came to nothing.
+    """The calls of one handler, in one worker, that failed.
 
     Args:
         handler: the handler.
@@ -41,13 +37,22 @@ class CallErrors:
             For tests.
 
     Attributes:
-        failures: calls that raised, or returned what are no actions.
-        mismatches: messages whose arguments the handler does not take.
+        failures: calls that raised, or returned something other than actions.
+        mismatches: messages whose arguments do not fit the handler.
         expired: calls that missed their deadline.
         refused: calls for which there was no thread.
     """
 
-    __slots__ = ("_handler", "_on_error", "expired", "failures", "mismatches", "refused")
+    __slots__ = (
+        "_consequence",
+        "_handler",
+        "_on_error",
+        "_subject",
+        "expired",
+        "failures",
+        "mismatches",
+        "refused",
+    )
 
     def __init__(
         self, handler: Handler, on_error: Callable[[BaseException], object] | None = None
@@ -58,69 +63,122 @@ class CallErrors:
         self.refused = 0
         self._handler = handler
         self._on_error = on_error
-
-    def fail(self, error: BaseException) -> None:
-        """Count and log that a call raised, or returned what are no actions."""
-        self.failures += 1
-        name = self._handler.name
-        failed = f"{name} failed{_place(error, name)}"
-        what = f"{type(error).__name__}: {error}"
-        if self._handler.kind is HandlerKind.OBSERVER:
-            throttle.error(name, "observer %s: %s", failed, what)
+        if handler.kind is HandlerKind.OBSERVER:
+            self._subject, self._consequence = f"observer {handler.name}", ""
+        elif handler.fallback:
+            self._subject, self._consequence = f"handler {handler.name}", ", its fallback is sent"
         else:
-            throttle.error(name, "handler %s, its fallback is sent: %s", failed, what)
-        logger.debug("%s failed", name, exc_info=error)
-        self._tell(error)
+            self._subject, self._consequence = f"handler {handler.name}", ", nothing is set"
 
-    def expire(self) -> None:
-        """Count and log that a call was not done at its deadline."""
+    def record_failure(self, error: BaseException) -> None:
+        """Count and log that a call raised, or returned something other than actions.
+
+        Raises:
+            MemoryError: see `raise_if_fatal`.
+            KeyboardInterrupt: likewise.
+        """
+        raise_if_fatal(error)
+        self.failures += 1
+        called = _from_the_handler(error.__traceback__)
+        # `with_traceback`, since an attribute of a frozen dataclass cannot be set.
+        BaseException.with_traceback(error, called)
+        place, kind = _place_of(error, self._handler.name)
+        throttle.error(kind, "%s failed%s%s", self._subject, place, self._consequence, error=error)
+        if self._on_error is None:
+            # An exception that is raised again and again would collect the frames of each time.
+            BaseException.with_traceback(error, None)
+        else:
+            self._report(error)
+
+    def record_deadline(self) -> None:
+        """Count and log that a call had not finished at its deadline."""
         self.expired += 1
         name = self._handler.name
         throttle.warning(
-            ("expired", name), "handler %s missed its deadline, its fallback is sent", name
+            ("expired", name), "%s missed its deadline%s", self._subject, self._consequence
         )
-        self._tell(
+        self._report(
             DeadlineError(f"handler {name} had not answered after {self._handler.deadline_after} s")
         )
 
-    def refuse(self) -> None:
+    def record_refusal(self, reason: str) -> None:
         """Count and log that there was no thread for a call."""
         self.refused += 1
-        name = self._handler.name
         throttle.warning(
-            ("refused", name), "no thread is free for handler %s, its fallback is sent", name
+            ("refused", self._handler.name, reason),
+            "no thread for %s%s: %s",
+            self._subject,
+            self._consequence,
+            reason,
         )
-        self._tell(RefusedError(f"no thread is free for handler {name}"))
+        self._report(RefusedError(f"no thread for {self._subject}: {reason}"))
 
-    def mismatch(self, reason: str, peer: str) -> None:
-        """Count and log that a message's arguments are not what the handler takes."""
+    def record_mismatch(self, reason: str, peer: str) -> None:
+        """Count and log that a message's arguments do not fit the handler."""
         self.mismatches += 1
         handler = self._handler
-        observer = handler.kind is HandlerKind.OBSERVER
         once_a_minute.warning(
             (handler.name, reason),
-            "%s %s cannot be called%s: message %s from %s: %s; check the spoe-message's args",
-            "observer" if observer else "handler",
-            handler.name,
-            "" if observer else ", its fallback is sent",
+            "%s cannot be called%s: message %s from %s: %s; check the spoe-message's args",
+            self._subject,
+            self._consequence,
             handler.message,
             peer,
             reason,
         )
-        self._tell(MismatchError(f"handler {handler.name} cannot be called: {reason}"))
+        self._report(MismatchError(f"handler {handler.name} cannot be called: {reason}"))
 
     def slow(self, seconds: float, calls: int) -> None:
         """Log that a call, or several in a row, took long on the event loop."""
-        name = self._handler.name
         throttle.warning(
-            ("slow", name),
-            "handler %s took %.0f ms on the event loop%s, and everything waited: "
+            ("slow", self._handler.name),
+            "%s took %.0f ms on the event loop%s, and everything waited: "
             "make it async def, or threaded=True",
-            name,
+            self._subject,
             seconds * 1000,
             f" for {calls} calls" if calls > 1 else "",
         )
 
-    def _tell(self, error: BaseException) -> None:
-        if self._on_error is not None:
+    def _report(self, error: BaseException | CallError) -> None:
+        if self._on_error is None:
+            return
+        try:
             self._on_error(error)
+        except Exception:
+            logger.exception("on_error failed, called with %s", type(error).__qualname__)
+
+
+def raise_if_fatal(error: BaseException) -> None:
+    """Raise an error that must end more than the call in which it was met.
+
+    Raises:
+        MemoryError: spoakit itself raised it, not the handler: the process is at its end.
+        KeyboardInterrupt: SIGINT interrupts this process; workers ignore it.
+    """
+    if isinstance(error, MemoryError) and _from_the_handler(error.__traceback__) is None:
+        raise error
+    is_interruptible = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+    if isinstance(error, KeyboardInterrupt) and is_interruptible:
+        raise error
+
+
+def _from_the_handler(traceback: TracebackType | None) -> TracebackType | None:
+    """Return the part of a traceback that begins behind spoakit's own frames, if there is one."""
+    while traceback is not None:
+        module = traceback.tb_frame.f_globals.get("__name__")
+        if not (isinstance(module, str) and module.startswith(_OWN_PACKAGES)):
+            break
+        traceback = traceback.tb_next
+    return traceback
+
+
+def _place_of(error: BaseException, handler: str) -> tuple[str, Hashable]:
+    """Return the place where an error was raised, as logs show it, and its kind for a throttle."""
+    kind = f"{type(error).__module__}.{type(error).__qualname__}"
+    traceback = error.__traceback__
+    if traceback is None:
+        return "", (kind, handler)
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    path, line = traceback.tb_frame.f_code.co_filename, traceback.tb_lineno
+    return f" at {PurePath(path).name}:{line}", (kind, path, line)

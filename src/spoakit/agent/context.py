@@ -68,9 +68,7 @@ class FrameState:
 
     def get(self, factory: Callable[[], T]) -> T:
         """Return the frame's object of this type, made by ``factory()`` the first time."""
-        found: T
-        try:
-            found = self._objects[factory]
-        except KeyError:
-            found = self._objects[factory] = factory()
+        if factory not in self._objects:
+            self._objects[factory] = factory()
+        found: T = self._objects[factory]
         return found

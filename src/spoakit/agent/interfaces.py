@@ -1,4 +1,4 @@
-"""What a dispatcher must know of the connection a frame came by."""
+"""Interfaces that the layers above implement: a connection, as a dispatcher sees it."""
 
 from typing import TYPE_CHECKING, Protocol
 
@@ -10,15 +10,15 @@ if TYPE_CHECKING:
 
 
 class EngineLink(Protocol):
-    """A connection to an engine, as handlers' calls see it."""
+    """A connection to an engine, which sends the ACKs of its frames."""
 
     @property
     def outgoing(self) -> bytearray:
-        """Where ACKs are appended; the same object as long as the connection lives."""
+        """The output buffer, to which ACKs are appended; the same object throughout."""
 
     @property
     def max_frame_size(self) -> int:
-        """The agreed size, which an ACK must fit."""
+        """The agreed max-frame-size, which an ACK must not exceed."""
 
     @property
     def peer(self) -> str:
@@ -26,17 +26,17 @@ class EngineLink(Protocol):
 
     @property
     def engine_id(self) -> str | None:
-        """What the engine calls itself, if it said."""
+        """The engine-id of the HELLO; None if it had none."""
 
     @property
     def received(self) -> float:
-        """When the last bytes were read, on ``time.monotonic()``'s clock."""
+        """The time of the last read, on ``time.monotonic()``'s clock."""
 
     def wait(self, frame: "SuspendedFrame") -> None:
-        """Keep a frame in mind until `finish` or `fail`."""
+        """Keep a suspended frame until `finish` or `fail`."""
 
     def finish(self, frame: "SuspendedFrame", actions: list[Action]) -> None:
-        """Send the ACK of a frame that had to wait."""
+        """Send the ACK of a suspended frame."""
 
     def fail(self, frame: "SuspendedFrame", error: ProtocolError) -> None:
-        """End the connection, because a frame that waited turned out broken."""
+        """End the connection: a message of a suspended frame cannot be read."""

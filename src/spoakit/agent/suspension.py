@@ -1,8 +1,8 @@
-"""Frames whose ACK waits for handlers that take time: ``async def`` and threaded ones.
+"""Frames whose ACK waits for ``async def`` and threaded handlers.
 
 The messages of a frame are handled one after the other, in their order; frames run
-concurrently. A call that fails, or has not finished at its deadline, is answered with its
-handler's fallback, and the frame goes on.
+concurrently. Where a call fails, or has not finished at its deadline, its handler's fallback
+stands in for its actions, and the frame is resumed.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ from time import monotonic
 from typing import Any
 
 from spoakit.agent._dispatch_cy import BoundHandler, Dispatcher
+from spoakit.agent.call_errors import raise_if_fatal
 from spoakit.agent.context import FrameState
 from spoakit.agent.deadlines import Deadlines
 from spoakit.agent.handlers import DEFAULT_TIMEOUT, HandlerKind
 from spoakit.agent.interfaces import EngineLink
-from spoakit.agent.thread_pool import ThreadPool
-from spoakit.exceptions import InvalidFrameError
+from spoakit.agent.thread_pool import Outcome, ThreadPool
+from spoakit.exceptions import InvalidFrameError, RefusedError
 from spoakit.spop._decode_cy import Cursor, Notify
 from spoakit.spop._encode_cy import Action, check_actions, extend_actions
 
 
 class Suspender:
-    """What all waiting frames of a worker share.
+    """Starter of calls that take time, and watch of their deadlines; one for a worker.
 
     Args:
         loop: the event loop.
@@ -46,36 +47,51 @@ class Suspender:
         """Take over a frame: see `Dispatcher`."""
         frame = SuspendedFrame(self, dispatcher, notify, link, cursor, actions, observations)
         link.wait(frame)
-        frame.go_on()
+        frame.resume()
 
-    def start(self, bound: BoundHandler, values: list[Any]) -> Future[Any] | None:
-        """Start a handler; None if there is no thread for it."""
+    def start(self, bound: BoundHandler, values: list[Any]) -> Future[Outcome]:
+        """Start a call of a handler.
+
+        Raises:
+            RefusedError: there is no thread for it.
+        """
         if bound.handler.kind is HandlerKind.ASYNC:
-            return self.loop.create_task(bound.start(values))
+            return self.loop.create_task(_await_call(bound, values))
         if self._threads is None:
             self._threads = ThreadPool(self.loop)
         return self._threads.submit(bound, values)
 
     def watch(self, call: PendingCall) -> None:
-        """Have a call expire at its deadline."""
+        """Make a call expire at its deadline."""
         deadlines = self._deadlines.get(call.bound)
         if deadlines is None:
             deadlines = self._deadlines[call.bound] = Deadlines(self.loop, PendingCall.expire)
         deadlines.add(call)
 
     def close(self) -> None:
-        """Stop timers and threads; calls still running get no answer sent."""
+        """Stop timers and threads; of calls that still run, nothing is sent."""
         for deadlines in self._deadlines.values():
             deadlines.close()
         if self._threads is not None:
             self._threads.close()
 
 
+async def _await_call(bound: BoundHandler, values: list[Any]) -> Outcome:
+    """Call an async handler, and await its result.
+
+    Its middleware may raise at once, and may return any awaitable.
+    """
+    try:
+        return Outcome(await bound.call(values))
+    except BaseException as error:
+        return Outcome(error=error)
+
+
 class SuspendedFrame:
-    """A frame on its way through its messages.
+    """A frame that waits for the call of one of its messages, or is between two.
 
     Args:
-        suspender: what it shares with others.
+        suspender: starts its calls.
         dispatcher: handles the messages that take no time.
         notify: the frame.
         link: the connection it came by.
@@ -123,10 +139,10 @@ class SuspendedFrame:
             notify.state = FrameState(link.received)
         self._received: float = notify.state.received
 
-    def go_on(self) -> None:
-        """Handle messages up to one that takes time, or to the end."""
+    def resume(self) -> None:
+        """Handle messages up to one whose handler takes time, or to the end."""
         cursor, notify, link, dispatcher = self._cursor, self.notify, self._link, self._dispatcher
-        dispatcher.begin(monotonic())
+        dispatcher.start_clock(monotonic())
         try:
             while not cursor.at_end():
                 if dispatcher.dispatch_message(
@@ -140,38 +156,35 @@ class SuspendedFrame:
             return
         link.finish(self, self._actions)
         if self._observations:
-            # Called after what `finish` has had called soon, which is what writes the ACK.
+            # `finish` has scheduled the write of the ACK, which thus comes before.
             self._suspender.loop.call_soon(dispatcher.call_observers, self._observations)
 
-    def take(self, actions: object) -> None:
-        """Take what the call that was waited for has answered; then `go_on`.
+    def end_call(self, actions: object) -> None:
+        """Add the actions of the call that the frame waited for; `resume` is to follow.
 
         Raises:
-            TypeError: it is no actions; nothing has been taken then.
+            TypeError: they are something else; nothing has been added then.
         """
-        check_actions(actions)
-        extend_actions(self._actions, actions)
+        extend_actions(self._actions, check_actions(actions))
         self._call = None
 
     def cancel(self) -> None:
-        """Give up, because there is nobody left to answer."""
+        """Give the call up, because the connection has ended."""
         if self._call is not None:
             self._call.cancel()
             self._call = None
 
     def _start_call(self) -> bool:
-        """Start the handler of the message at the cursor; False if it was answered at once."""
+        """Start the call for the message at the cursor; False if it cannot be made."""
         cursor, notify, link = self._cursor, self.notify, self._link
         handlers = self._dispatcher.routes[cursor.message_name()]
         bound, observers = handlers[0], handlers[1:]
         start = cursor.tell()
-        values = bound.take(cursor, notify, link)
+        values = bound.bind_values(cursor, notify, link)
         if observers:
             self._dispatcher.observe(observers, start, cursor, notify, link, self._observations)
-        future = None if values is None else self._suspender.start(bound, values)
+        future = None if values is None else self._start(bound, values)
         if future is None:
-            if values is not None:
-                bound.errors.refuse()
             extend_actions(self._actions, bound.handler.fallback)
             return False
         timeout = bound.handler.deadline_after or DEFAULT_TIMEOUT
@@ -179,20 +192,27 @@ class SuspendedFrame:
         self._suspender.watch(self._call)
         return True
 
+    def _start(self, bound: BoundHandler, values: list[Any]) -> Future[Outcome] | None:
+        try:
+            return self._suspender.start(bound, values)
+        except RefusedError as error:
+            bound.errors.record_refusal(str(error))
+            return None
+
 
 class PendingCall:
-    """A call of a handler that takes time.
+    """A call of an async or threaded handler that has started.
 
     Attributes:
-        bound: whose it is.
-        deadline: when its fallback is answered instead, on the loop's clock.
-        done: whether it has been answered, or given up.
+        bound: the handler.
+        deadline: when the fallback stands in for its actions, on the loop's clock.
+        done: whether it has ended, or been given up.
     """
 
     __slots__ = ("_frame", "_future", "bound", "deadline", "done")
 
     def __init__(
-        self, frame: SuspendedFrame, bound: BoundHandler, future: Future[Any], deadline: float
+        self, frame: SuspendedFrame, bound: BoundHandler, future: Future[Outcome], deadline: float
     ) -> None:
         self.bound = bound
         self.deadline = deadline
@@ -202,35 +222,41 @@ class PendingCall:
         future.add_done_callback(self._finished)
 
     def expire(self) -> None:
-        """Answer with the fallback, because the deadline has come."""
+        """Give the call up at its deadline; the fallback stands in for its actions."""
         frame = self._frame
         self.cancel()
-        self.bound.errors.expire()
-        frame.take(self.bound.handler.fallback)
-        frame.go_on()
+        self.bound.errors.record_deadline()
+        frame.end_call(self.bound.handler.fallback)
+        frame.resume()
 
     def cancel(self) -> None:
-        """Give the call up; what it still answers is ignored."""
+        """Give the call up; its outcome is ignored."""
         future = self._future
         self._end()
         future.cancel()
 
-    def _finished(self, future: Future[Any]) -> None:
+    def _finished(self, future: Future[Outcome]) -> None:
+        # Cancelled by someone else: a task that has not begun cannot catch it.
+        cancelled = future.cancelled()
+        outcome = Outcome(error=CancelledError()) if cancelled else future.result()
         if self.done:
-            # Asked for, so that asyncio does not report what came too late.
-            if not future.cancelled():
-                future.exception()
+            if outcome.error is not None:
+                raise_if_fatal(outcome.error)
             return
         frame = self._frame
         self._end()
-        try:
-            frame.take(future.result())
-        except (Exception, CancelledError) as error:
-            self.bound.errors.fail(error)
-            frame.take(self.bound.handler.fallback)
-        frame.go_on()
+        error = outcome.error
+        if error is None:
+            try:
+                frame.end_call(outcome.returned)
+            except BaseException as raised:
+                error = raised
+        if error is not None:
+            self.bound.errors.record_failure(error)
+            frame.end_call(self.bound.handler.fallback)
+        frame.resume()
 
     def _end(self) -> None:
-        """Be done, and hold nothing: `Deadlines` may keep this object for a while."""
+        """Mark as done, and release the frame: `Deadlines` may keep this object for a while."""
         self.done = True
         del self._frame, self._future

@@ -1,4 +1,4 @@
-"""Threads for threaded handlers, with a bound on the calls that wait for one."""
+"""Threads for threaded handlers, and a bound on the calls that wait for one."""
 
 from __future__ import annotations
 
@@ -6,9 +6,22 @@ from asyncio import AbstractEventLoop, Future
 from contextlib import suppress
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any
+from typing import Any, NamedTuple
 
 from spoakit.agent._dispatch_cy import BoundHandler
+from spoakit.agent.call_errors import raise_if_fatal, throttle
+from spoakit.exceptions import RefusedError
+
+
+class Outcome(NamedTuple):
+    """What a handler returned, or what it raised.
+
+    It is the result of a call's future, which never has an exception: asyncio lets SystemExit out
+    of the event loop, refuses StopIteration, and logs an exception that is not asked for.
+    """
+
+    returned: Any = None
+    error: BaseException | None = None
 
 
 class ThreadPool:
@@ -16,29 +29,33 @@ class ThreadPool:
 
     Args:
         loop: the event loop.
-        size: how many threads there are.
+        size: how many threads there are at most.
         queue: how many calls may wait for one; further ones are refused.
     """
 
     def __init__(self, loop: AbstractEventLoop, size: int = 32, queue: int = 1024) -> None:
         self._loop = loop
         self._size = size
-        self._places = size + queue
-        self._taken = 0
+        self._queue = queue
+        self._occupied = 0
         self._threads: list[Thread] = []
-        self._calls: SimpleQueue[tuple[Future[Any], BoundHandler, list[Any]] | None] = SimpleQueue()
+        self._calls: SimpleQueue[tuple[Future[Outcome], BoundHandler, list[Any]] | None] = (
+            SimpleQueue()
+        )
 
-    def submit(self, bound: BoundHandler, values: list[Any]) -> Future[Any] | None:
-        """Have a handler called in a thread; None if all places are taken."""
-        if self._taken == self._places:
-            return None
-        self._taken += 1
-        future: Future[Any] = self._loop.create_future()
+    def submit(self, bound: BoundHandler, values: list[Any]) -> Future[Outcome]:
+        """Schedule a call of a handler.
+
+        Raises:
+            RefusedError: too many calls wait, or no thread can be started.
+        """
+        if self._occupied == self._size + self._queue:
+            raise RefusedError(f"{self._size} threads are busy, and {self._queue} calls wait")
+        if len(self._threads) < min(self._occupied + 1, self._size):
+            self._start_thread()
+        self._occupied += 1
+        future: Future[Outcome] = self._loop.create_future()
         self._calls.put((future, bound, values))
-        if len(self._threads) < min(self._taken, self._size):
-            thread = Thread(target=self._run, name=f"spoakit-{len(self._threads)}", daemon=True)
-            thread.start()
-            self._threads.append(thread)
         return future
 
     def close(self) -> None:
@@ -48,30 +65,41 @@ class ThreadPool:
         for _ in self._threads:
             self._calls.put(None)
 
+    def _start_thread(self) -> None:
+        """Start one more thread.
+
+        Raises:
+            RefusedError: that fails, and none runs that could make the call instead.
+        """
+        count = len(self._threads)
+        thread = Thread(target=self._run, name=f"spoakit-{count}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            if count == 0:
+                raise RefusedError(str(error)) from error
+            throttle.warning("threads", "%d threads, and not one more: %s", count, error)
+        else:
+            self._threads.append(thread)
+
     def _run(self) -> None:
         while (call := self._calls.get()) is not None:
             future, bound, values = call
-            result, error = None, None
+            outcome = Outcome()
             if not future.cancelled():
                 try:
-                    result = bound.start(values)
-                except BaseException as raised:
-                    error = raised
+                    outcome = Outcome(bound.call(values))
+                except BaseException as error:
+                    outcome = Outcome(error=error)
             # The loop is closed when a handler outlives the drain.
             with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._finished, future, result, error)
-            del call, future, bound, values, result, error
+                self._loop.call_soon_threadsafe(self._finish, future, outcome)
+            del call, future, bound, values, outcome
 
-    def _finished(self, future: Future[Any], result: object, error: BaseException | None) -> None:
-        # A place is free when the thread is, not when a deadline gave the call up.
-        self._taken -= 1
-        if future.cancelled():
-            return
-        if error is None:
-            future.set_result(result)
-        elif isinstance(error, StopIteration):
-            # Futures refuse it; out of a coroutine it comes as this, too.
-            stopped = RuntimeError("the handler raised StopIteration")
-            future.set_exception(stopped.with_traceback(error.__traceback__))
-        else:
-            future.set_exception(error)
+    def _finish(self, future: Future[Outcome], outcome: Outcome) -> None:
+        # A slot is free when the thread is, not when a deadline gave the call up.
+        self._occupied -= 1
+        if not future.cancelled():
+            future.set_result(outcome)
+        elif outcome.error is not None:
+            raise_if_fatal(outcome.error)

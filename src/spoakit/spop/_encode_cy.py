@@ -11,6 +11,7 @@ those of HAProxy's SPOE.txt.
 from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv6Address
+from reprlib import repr as shorten
 from typing import TYPE_CHECKING, Any
 
 from spoakit.spop._decode_cy import Value
@@ -303,15 +304,24 @@ def _append_action(pieces: list[bytes], action: Action) -> cython.Py_ssize_t:
     return _append_untyped(pieces, variable._kind, action._value)
 
 
-def check_actions(actions: object) -> None:
-    """Raise TypeError for what is not an action, a tuple or list of them, or None."""
+def check_actions(actions: Any) -> Any:
+    """Return what a handler returned: an action, a tuple of them, or None.
+
+    A list is copied, since its owner may change it before the ACK is encoded, and so is what only
+    derives from tuple or list, since its iteration may differ from time to time.
+
+    Raises:
+        TypeError: it is something else.
+    """
     if actions is None or type(actions) is Action:
-        return
+        return actions
     if not isinstance(actions, (tuple, list)):
-        raise TypeError(f"a handler returns actions, not {actions!r}")
-    for action in actions:
+        raise TypeError(f"a handler returns actions, not {shorten(actions)}")
+    several: tuple[Any, ...] = actions if type(actions) is tuple else tuple(actions)
+    for action in several:
         if type(action) is not Action:
-            raise TypeError(f"a handler returns actions, and {action!r} is none")
+            raise TypeError(f"a handler returns actions, and {shorten(action)} is none")
+    return several
 
 
 def extend_actions(collected: list[Any], actions: Any) -> None:
