@@ -1,9 +1,14 @@
 import gc
 import logging
 import os
+import re
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -178,16 +183,335 @@ def test_a_log_that_nobody_reads_holds_up_nothing_and_what_was_lost_is_counted()
         written = os.read(process.stderr.fileno(), 1 << 20).count(b"\n")
         _, rest = process.communicate(b"\n")
     [lost, last] = rest.splitlines()
-    assert lost.endswith(b"%d lines of this log were lost: nobody read them" % (1000 - written))
+    assert lost.endswith(
+        b"%d lines of this log were lost: nobody read them, or the disk is full" % (1000 - written)
+    )
     assert last.endswith(b"read again")
 
 
 def test_a_peer_cannot_forge_log_lines() -> None:
     [line] = run_configured(False, r"log.info('got %s', 'x\n2024 \x1b[31mfake')")
-    assert line.endswith(r"got x\x0a2024 \x1b[31mfake")
+    assert line.endswith(r"got x\n2024 \x1b[31mfake")
 
 
 def test_long_messages_are_cut() -> None:
     [line] = run_configured(False, "log.info('got %s', 'x' * 1_000_000)")
-    assert len(line) < 4300
-    assert line.endswith("xxx... (995908 characters more)")
+    assert 4080 < len(line) < 4096
+    assert line.endswith("xxx... (1000004 characters in all)")
+
+
+# --- exceptions ----------------------------------------------------------------------------
+
+
+def raised(error: BaseException) -> BaseException:
+    """Return an exception with a traceback."""
+    try:
+        raise error
+    except BaseException as caught:
+        return caught
+
+
+def test_a_line_shows_its_exception_and_a_summary_the_one_logged_before(
+    throttle: Throttle, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(3):
+        throttle.error("a", "call %d failed", number, error=raised(ValueError(f"no {number}")))
+    clock.now += 1.0
+    throttle.flush()
+    assert caplog.messages == [
+        "call 0 failed: ValueError: no 0",
+        "call 2 failed: ValueError: no 0 (and 1 more like it in the last second)",
+    ]
+    for record in caplog.records:
+        assert record.exc_text is not None
+        lines = record.exc_text.splitlines()
+        assert (lines[0], lines[-1]) == ("Traceback (most recent call last):", "ValueError: no 0")
+        assert "in raised" in lines[1]
+
+
+def test_a_line_after_the_interval_shows_its_own_exception(
+    throttle: Throttle, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(3):
+        clock.now += 1.0
+        throttle.error("a", "failed", error=raised(ValueError(f"no {number}")))
+    assert [message.split(" (")[0] for message in caplog.messages] == [
+        f"failed: ValueError: no {number}" for number in range(3)
+    ]
+
+
+def test_an_exception_held_back_among_too_many_kinds_is_only_named(
+    throttle: Throttle, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(10):
+        error = KeyError(number) if number == 9 else ValueError(number)
+        throttle.error(number, "%d failed", number, error=raised(error))
+    clock.now += 1.0
+    throttle.flush()
+    assert caplog.messages[-1] == "9 failed: KeyError (and 5 more like it in the last second)"
+
+
+def test_an_exception_that_is_held_back_is_neither_formatted_nor_kept(
+    throttle: Throttle, caplog: pytest.LogCaptureFixture
+) -> None:
+    class CountedError(Exception):
+        shown = 0
+
+        def __str__(self) -> str:
+            CountedError.shown += 1
+            return "counted"
+
+    references = []
+    for _ in range(100):
+        error = raised(CountedError())
+        throttle.error("a", "failed", error=error)
+        references.append(weakref.ref(error))
+        del error
+    assert CountedError.shown <= 3
+    gc.collect()
+    assert [reference() for reference in references] == [None] * 100
+
+
+def test_what_led_to_an_exception_follows_it(
+    throttle: Throttle, caplog: pytest.LogCaptureFixture
+) -> None:
+    group = ExceptionGroup("both", [ValueError(1), OSError(2)])
+
+    def fail() -> None:
+        try:
+            raise KeyError("first")
+        except KeyError as error:
+            raise group from error
+
+    with pytest.raises(ExceptionGroup) as caught:
+        fail()
+    throttle.error("a", "failed", error=caught.value)
+    assert caplog.records[0].exc_text is not None
+    lines = [line for line in caplog.records[0].exc_text.splitlines() if line[0] != " "]
+    assert lines == [
+        "Traceback (most recent call last):",
+        "ExceptionGroup: both (2 sub-exceptions)",
+        "Exception 1 of this group (most recent call last):",
+        "ValueError: 1",
+        "Exception 2 of this group (most recent call last):",
+        "OSError: 2",
+        "Caused by (most recent call last):",
+        "KeyError: 'first'",
+    ]
+
+
+def endless() -> BaseException:
+    """Return an exception that is the cause of its own cause."""
+    first, second = raised(ValueError(1)), raised(ValueError(2))
+    first.__cause__, second.__cause__ = second, first
+    return first
+
+
+def wide() -> BaseException:
+    group: ExceptionGroup[Exception]
+    group = ExceptionGroup("wide", [ValueError(n) for n in range(100)])
+    for _ in range(3):
+        group = ExceptionGroup("wide", [group] * 100)
+    return raised(group)
+
+
+class ShamError(Exception):
+    """An exception whose attributes fail."""
+
+    __suppress_context__ = property(lambda self: 1 / 0)
+
+    def __str__(self) -> str:
+        raise ShamError
+
+
+def sham() -> BaseException:
+    error = raised(ShamError())
+    error.__context__ = ValueError()
+    return error
+
+
+@pytest.mark.parametrize("make", [endless, wide, sham, lambda: raised(ValueError("x" * 10**7))])
+def test_of_an_exception_only_so_much_is_logged(
+    make: Callable[[], BaseException], throttle: Throttle, caplog: pytest.LogCaptureFixture
+) -> None:
+    throttle.error("a", "failed", error=make())
+    [record] = caplog.records
+    assert len(record.getMessage()) < 1100
+    assert record.exc_text is not None
+    assert len(record.exc_text) < 8300
+
+
+def test_an_exceptions_text_cannot_forge_log_lines() -> None:
+    forged = r"'a\n2026-01-01 00:00:00.000 [1] INFO FORGED\r\x85\u2028b'"
+    for code in (
+        f"throttle.error('kind', 'failed', error=failed(ValueError({forged})))",
+        f"log.error('failed', exc_info=failed(ValueError({forged})))",
+        f"log.error('failed', exc_info=ValueError({forged}))",
+        f"log.error('failed', exc_info=failed(noted({forged})))",
+        f"log.error('failed', exc_info=failed(ExceptionGroup('g', [ValueError({forged})])))",
+        f"log.error({forged}, stack_info=True)",
+        f"log.handle(logging.makeLogRecord(dict(known, exc_text={forged})))",
+    ):
+        script = (
+            "from spoakit.logs import Throttle\n"
+            "throttle = Throttle(log)\n"
+            "known = dict(name='root', levelno=20, levelname='INFO', msg='failed')\n"
+            "def noted(text):\n    error = ValueError(); error.add_note(text); return error\n"
+            "def failed(error):\n"
+            "    try: raise error\n"
+            "    except Exception as caught: return caught\n"
+            f"{code}\n"
+        )
+        for debug in (False, True):
+            first, *rest = run_configured(debug, f"exec({script!r})")
+            assert re.match(r"\d{4}-\d\d-\d\d [\d:.]+ \[\d+\] \w+ (spoakit\.test|root): ", first)
+            assert all(line.startswith("  ") for line in rest), rest
+            assert "\x85" not in "".join((first, *rest))
+
+
+def test_a_line_whose_arguments_cannot_be_shown_is_still_a_line() -> None:
+    lines = run_configured(False, "log.info('%d', 'text'); log.info(5); log.info('%s', 1, 2)")
+    assert [line.partition("test: ")[2] for line in lines] == [
+        "%d (its arguments cannot be shown: TypeError)",
+        "5",
+        "%s (its arguments cannot be shown: TypeError)",
+    ]
+
+
+# --- where lines go ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [os.pipe, lambda: [s.detach() for s in socket.socketpair()]])
+@pytest.mark.parametrize("room", [1, 2, 5, 15])
+@pytest.mark.parametrize("character", ["x", "é", "\U0001f600", "\n", "\udc80"])
+def test_no_line_waits_for_a_reader(
+    make: Callable[[], Sequence[int]], room: int, character: str
+) -> None:
+    reader, writer = make()
+    os.set_blocking(writer, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"." * 4095 + b"\n")
+    os.set_blocking(writer, True)
+    for _ in range(room):
+        os.read(reader, 4096)
+    script = (
+        f"import logging; from spoakit.logs import configure_logging; configure_logging()\n"
+        f"log = logging.getLogger('spoakit.test'); text = {character!a}\n"
+        "for size in range(0, 9000, 450): log.info(text * size)\n"
+        "for size in range(0, 9000, 450): log.info('failed', exc_info=ValueError(text * size))\n"
+        "for size in range(0, 9000, 450): log.info('stack', stack_info=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], stderr=writer, timeout=30, check=True)
+    assert done.returncode == 0
+    assert os.get_blocking(writer)
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        lines = pipe.read().splitlines(keepends=True)
+    # Whole lines, however little room there was.
+    assert all(line.endswith(b"\n") and len(line) <= 4096 for line in lines)
+    assert all(line.startswith((b".", b"20", b"  ")) for line in lines)
+
+
+def test_lines_of_several_processes_do_not_mix() -> None:
+    reader, writer = os.pipe()
+    script = (
+        "import logging, sys; from spoakit.logs import configure_logging; configure_logging()\n"
+        "log = logging.getLogger('spoakit.test')\n"
+        "for size in range(1000): log.info(sys.argv[1] * (3 * size % 4000))\n"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script, letter], stderr=writer) for letter in "abcd"
+    ]
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        lines = pipe.read().splitlines()
+    assert [process.wait(30) for process in processes] == [0] * 4
+    assert len(lines) >= 100
+    for line in lines:
+        assert re.fullmatch(rb"20\S+ \S+ \[\d+\] \w+ spoakit.*: (a*|b*|c*|d*|\d+ lines .*)", line)
+
+
+def shell(redirection: str) -> subprocess.CompletedProcess[bytes]:
+    """Log with standard error redirected, and print what happens to the log's caller."""
+    script = (
+        "import logging, sys; from spoakit.logs import configure_logging; configure_logging()\n"
+        "log = logging.getLogger('spoakit.test')\n"
+        "for size in range(100): log.error('x' * size, exc_info=ValueError('x'), stack_info=True)\n"
+        "logging.shutdown(); print('fine', flush=True)\n"
+    )
+    return subprocess.run(
+        ["/bin/sh", "-c", f'"$0" -c "$1" {redirection}', sys.executable, script],
+        stdout=subprocess.PIPE,
+        timeout=30,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", "2>/dev/null", "2</dev/null"])
+def test_a_log_that_cannot_be_written_raises_nothing(redirection: str) -> None:
+    done = shell(redirection)
+    assert done.stdout == b"fine\n"
+
+
+def test_a_log_whose_reader_has_gone_raises_nothing() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    script = (
+        "import logging; from spoakit.logs import configure_logging; configure_logging()\n"
+        "[logging.error('x') for _ in range(3)]; print('fine')"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=writer, timeout=30, check=False)
+    os.close(writer)
+    assert done.stdout == b"fine\n"
+
+
+def test_a_log_that_is_closed_under_way_goes_on_elsewhere(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    script = (
+        "import logging, os, sys; from spoakit.logs import configure_logging; configure_logging()\n"
+        "log = logging.getLogger('spoakit.test')\n"
+        "os.close(2); log.info('lost'); log.info('lost')\n"
+        "os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND); log.info('x' * 5000)\n"
+        "log.info('short')"
+    )
+    subprocess.run([sys.executable, "-c", script, path], timeout=30, check=True)
+    lost, long, short = path.read_text().splitlines()
+    assert "2 lines of this log were lost" in lost
+    assert long.endswith("xxx... (5000 characters in all)")
+    assert short.endswith("short")
+
+
+def test_a_record_that_a_socket_took_in_part_is_ended_before_the_next() -> None:
+    reader, writer = socket.socketpair()
+    writer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
+    script = (
+        "import logging, sys; from spoakit.logs import configure_logging; configure_logging()\n"
+        "log = logging.getLogger('spoakit.test')\n"
+        "for size in range(200): log.info('x' * (37 * size % 4000))\n"
+        "print(flush=True); sys.stdin.readline()\n"
+        "for size in range(3): log.info('y')\n"
+    )
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", script]
+    with (
+        reader,
+        writer,
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=writer.fileno()) as process,
+    ):
+        assert process.stdout
+        process.stdout.readline()
+        writer.close()
+        reader.setblocking(False)
+        data = b""
+        with suppress(BlockingIOError):
+            while True:
+                data += reader.recv(1 << 20)
+        process.communicate(b"\n", 30)
+        reader.setblocking(True)
+        while more := reader.recv(1 << 20):
+            data += more
+    assert data.endswith(b"spoakit.test: y\n")
+    for line in data.splitlines():
+        assert re.match(rb"20\d\d-\d\d-\d\d ", line)

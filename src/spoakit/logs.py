@@ -88,6 +88,8 @@ def _traceback_lines(error: BaseException, title: str, depth: int) -> Iterator[s
     yield f"{title} (most recent call last):"
     yield from _stack_lines(error.__traceback__)
     yield describe_error(error)
+    for note in getattr(error, "__notes__", ()):
+        yield f"{note}".translate(_ESCAPES)
     if isinstance(error, BaseExceptionGroup):
         for number, member in enumerate(error.exceptions, start=1):
             yield from _traceback_lines(member, f"Exception {number} of this group", depth + 1)
