@@ -364,7 +364,7 @@ def test_a_call_is_refused_where_no_thread_starts(
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", fail)
             assert engine.call("message", n=2) == {"txn.number": 2}
-    assert "no thread for handler" in caplog.text
+    assert "no thread is free for handler" in caplog.text
     assert "its fallback is sent: can't start new thread" in caplog.text
 
 

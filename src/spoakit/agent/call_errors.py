@@ -106,12 +106,12 @@ class CallErrors:
         self.refused += 1
         throttle.warning(
             ("refused", self._handler.name, reason),
-            "no thread for %s%s: %s",
+            "no thread is free for %s%s: %s",
             self._subject,
             self._consequence,
             reason,
         )
-        self._report(RefusedError(f"no thread for {self._subject}: {reason}"))
+        self._report(RefusedError(f"no thread is free for {self._subject}: {reason}"))
 
     def record_mismatch(self, reason: str, peer: str) -> None:
         """Count and log that a message's arguments do not fit the handler."""
