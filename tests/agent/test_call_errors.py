@@ -5,11 +5,14 @@ import dataclasses
 import logging
 import re
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, NoReturn
 
 import pytest
+from tests.ports import free_port
 
 from spoakit import Action, Agent, Argument, Message, PerFrame
 from spoakit.agent._dispatch_cy import BoundHandler
@@ -239,6 +242,59 @@ def test_an_observer_that_fails_disturbs_no_other_call(error: BaseException) -> 
 def test_an_interrupt_ends_what_sigint_may_end(message: str) -> None:
     with Engine(failing_agent(KeyboardInterrupt())) as engine, pytest.raises(KeyboardInterrupt):
         engine.call(message)
+
+
+INTERRUPTED = """
+import asyncio, sys, threading
+from spoakit import Agent
+from spoakit.logs import configure_logging
+from spoakit.server import Drain, Listen, ServerSettings, serve
+from spoakit.server.event_loops import loop_factory
+from spoakit.testing import EngineClient
+
+agent = Agent("agent")
+
+@agent.message("inline")
+def inline() -> None:
+    raise KeyboardInterrupt
+
+@agent.message("async")
+async def in_task() -> None:
+    raise KeyboardInterrupt
+
+@agent.message("threaded", threaded=True)
+def in_thread() -> None:
+    raise KeyboardInterrupt
+
+@agent.observe("observer")
+def see() -> None:
+    raise KeyboardInterrupt
+
+loop, port, message = sys.argv[1:]
+
+def call():
+    while True:
+        try:
+            with EngineClient(port=int(port)) as engine:
+                engine.hello()
+                engine.call(message)
+        except ConnectionError:
+            pass
+
+threading.Thread(target=call, daemon=True).start()
+settings = ServerSettings(listen=Listen("127.0.0.1", int(port)), drain=Drain(timeout=0))
+with asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
+    runner.run(serve([agent], settings))
+"""
+
+
+@pytest.mark.parametrize("message", ["inline", "async", "threaded", "observer"])
+@pytest.mark.parametrize("loop", ["uvloop", "epoll"])
+def test_an_interrupt_ends_serve(loop: str, message: str) -> None:
+    command = [sys.executable, "-c", INTERRUPTED, loop, str(free_port()), message]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == -signal.SIGINT, done.stderr
+    assert "KeyboardInterrupt" in done.stderr.splitlines()
 
 
 # --- awaitables ----------------------------------------------------------------------------

@@ -4,10 +4,14 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
+from time import monotonic
 
 import pytest
+from tests.ports import free_port
 
+from spoakit import Message
 from spoakit.server.fatal_errors import EXIT_CODE
+from spoakit.testing import EngineClient
 
 TIMEOUT = 30.0
 
@@ -120,3 +124,68 @@ def test_it_ends_too_where_nobody_reads_its_log() -> None:
     finally:
         os.close(reader)
         os.close(writer)
+
+
+# An agent that keeps something of each frame, in a process that may not grow by 40 MiB.
+LEAKING = """
+import asyncio, resource, sys, threading
+from spoakit import Agent
+from spoakit.logs import configure_logging
+from spoakit.server import Listen, ServerSettings, serve
+from spoakit.server.event_loops import loop_factory
+from spoakit.server.fatal_errors import end_on_memory_error
+from spoakit.testing import EngineClient
+
+agent = Agent("agent")
+kept = []
+
+@agent.message("inline")
+def inline() -> None:
+    kept.append([object() for _ in range(200)])
+
+@agent.message("async")
+async def in_task() -> None:
+    kept.append([object() for _ in range(200)])
+
+@agent.message("threaded", threaded=True)
+def in_thread() -> None:
+    kept.append([object() for _ in range(200)])
+
+@agent.observe("observer")
+def see() -> None:
+    kept.append([object() for _ in range(200)])
+
+async def main():
+    asyncio.get_running_loop().set_exception_handler(end_on_memory_error)
+    with open("/proc/self/statm") as file:
+        size = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + (40 << 20), size + (40 << 20)))
+    await serve([agent], ServerSettings(listen=Listen("127.0.0.1", int(port))))
+
+configure_logging()
+loop, port = sys.argv[1:]
+with asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
+    runner.run(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS and /proc are Linux's")
+@pytest.mark.parametrize("message", ["inline", "async", "observer"])
+@pytest.mark.parametrize("loop", ["uvloop", "epoll"])
+def test_a_process_whose_memory_is_exhausted_ends(loop: str, message: str) -> None:
+    port = free_port()
+    command = [sys.executable, "-c", LEAKING, loop, str(port)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        end = monotonic() + TIMEOUT
+        while process.poll() is None:
+            assert monotonic() < end, "it goes on"
+            with suppress(OSError), EngineClient(port=port) as engine:
+                engine.hello()
+                while True:
+                    for ids in [engine.notify(Message(message)) for _ in range(50)]:
+                        engine.ack(ids)
+        assert process.stderr is not None
+        log = process.stderr.read().splitlines()
+    assert process.returncode == EXIT_CODE
+    assert log[-1] == b"spoakit: out of memory, the worker ends at once"
+    assert len(log) < 200

@@ -2,10 +2,11 @@
 
 import logging
 import signal
+from asyncio import get_running_loop
 from collections.abc import Callable, Hashable
 from pathlib import PurePath
 from types import TracebackType
-from typing import Final
+from typing import Final, NoReturn
 
 from spoakit.agent.handlers import Handler, HandlerKind
 from spoakit.exceptions import CallError, DeadlineError, MismatchError, RefusedError
@@ -74,10 +75,9 @@ class CallErrors:
         """Count and log that a call raised, or returned something other than actions.
 
         Raises:
-            MemoryError: see `raise_if_fatal`.
-            KeyboardInterrupt: likewise.
+            MemoryError: see `propagate_fatal`.
         """
-        raise_if_fatal(error)
+        propagate_fatal(error)
         self.failures += 1
         called = _from_the_handler(error.__traceback__)
         # `with_traceback`, since an attribute of a frozen dataclass cannot be set.
@@ -148,18 +148,25 @@ class CallErrors:
             logger.exception("on_error failed, called with %s", type(error).__qualname__)
 
 
-def raise_if_fatal(error: BaseException) -> None:
-    """Raise an error that must end more than the call in which it was met.
+def propagate_fatal(error: BaseException) -> None:
+    """Let an error out that must end more than the call in which it was met.
+
+    A KeyboardInterrupt is raised by the event loop's next round, unless the process ignores
+    SIGINT, as workers do. Raised at once, it would end the connection alone: uvloop catches
+    whatever leaves ``data_received``.
 
     Raises:
         MemoryError: spoakit itself raised it, not the handler: the process is at its end.
-        KeyboardInterrupt: SIGINT interrupts this process; workers ignore it.
     """
     if isinstance(error, MemoryError) and _from_the_handler(error.__traceback__) is None:
         raise error
     is_interruptible = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
     if isinstance(error, KeyboardInterrupt) and is_interruptible:
-        raise error
+        get_running_loop().call_soon(_raise, error, error.__traceback__)
+
+
+def _raise(error: BaseException, traceback: TracebackType | None) -> NoReturn:
+    raise error.with_traceback(traceback)
 
 
 def _from_the_handler(traceback: TracebackType | None) -> TracebackType | None:

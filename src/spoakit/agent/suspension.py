@@ -12,7 +12,7 @@ from time import monotonic
 from typing import Any
 
 from spoakit.agent._dispatch_cy import BoundHandler, Dispatcher
-from spoakit.agent.call_errors import raise_if_fatal
+from spoakit.agent.call_errors import propagate_fatal
 from spoakit.agent.context import FrameState
 from spoakit.agent.deadlines import Deadlines
 from spoakit.agent.handlers import DEFAULT_TIMEOUT, HandlerKind
@@ -241,7 +241,7 @@ class PendingCall:
         outcome = Outcome(error=CancelledError()) if cancelled else future.result()
         if self.done:
             if outcome.error is not None:
-                raise_if_fatal(outcome.error)
+                propagate_fatal(outcome.error)
             return
         frame = self._frame
         self._end()

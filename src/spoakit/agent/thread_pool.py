@@ -9,7 +9,7 @@ from threading import Thread
 from typing import Any, NamedTuple
 
 from spoakit.agent._dispatch_cy import BoundHandler
-from spoakit.agent.call_errors import raise_if_fatal, throttle
+from spoakit.agent.call_errors import propagate_fatal, throttle
 from spoakit.exceptions import RefusedError
 
 
@@ -102,4 +102,4 @@ class ThreadPool:
         if not future.cancelled():
             future.set_result(outcome)
         elif outcome.error is not None:
-            raise_if_fatal(outcome.error)
+            propagate_fatal(outcome.error)
