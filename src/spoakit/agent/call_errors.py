@@ -160,8 +160,7 @@ def propagate_fatal(error: BaseException) -> None:
     """
     if isinstance(error, MemoryError) and _from_the_handler(error.__traceback__) is None:
         raise error
-    is_interruptible = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
-    if isinstance(error, KeyboardInterrupt) and is_interruptible:
+    if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         get_running_loop().call_soon(_raise, error, error.__traceback__)
 
 
