@@ -1,10 +1,14 @@
-"""From a NOTIFY to its handlers and their actions. Hot code.
+"""Dispatch of NOTIFYs to handlers, and of their actions into ACKs. Hot code.
 
 Plain Python that compiles to C (see ``spoakit._cython``). A `BoundHandler` is one handler in one
-worker. It keeps a `CallPlan` for each shape in which its message has come, which knows where
-every parameter's value is found, so that a call costs comparing some bytes and decoding
-the values. Frames whose handlers are all inline are answered at once; one that meets a
-handler that takes time is handed on, to ``spoakit.agent.suspension``.
+worker. It keeps a `CallPlan` for each shape in which its message has come, which knows the
+source of every parameter's value, so that a call costs comparing some bytes and decoding
+the values. Frames whose handlers are all inline are answered at once; one with an async or
+threaded handler is handed on, to ``spoakit.agent.suspension``.
+
+Each message is one guarded step: whatever finding its values, or calling its handler, raises
+costs that message alone (`CallErrors.record_failure`), but for an InvalidFrameError of a payload
+that cannot be read.
 """
 
 from __future__ import annotations
@@ -54,7 +58,7 @@ _MAX_SHOWN: int = 16
 MAX_OUTGOING: int = 256 * 1024
 _MAX_OUTGOING = cython.declare(cython.Py_ssize_t, 256 * 1024)
 
-# Calls of observers that wait; with more they are not gathered any longer.
+# Pending calls of observers; with this many, no more are waited for.
 MANY_OBSERVATIONS: int = 16
 _MANY_OBSERVATIONS = cython.declare(cython.Py_ssize_t, 16)
 
@@ -67,7 +71,7 @@ SLOW = cython.declare(cython.double, 0.010)
 @cython.final
 @cython.cclass
 class CallPlan:
-    """How messages of one shape become calls of one handler; see `plan`."""
+    """Recipe for calls of one handler by messages of one shape; see `plan`."""
 
     _reader: ArgumentReader
     _template: list[Any]
@@ -136,7 +140,7 @@ class BoundHandler:
 
     @property
     def calls(self) -> int:
-        """How often the handler has been called."""
+        """Number of calls of the handler."""
         return self._calls
 
     @property
@@ -210,7 +214,7 @@ class BoundHandler:
         return values
 
     def _learn(self, cursor: Cursor) -> CallPlan:
-        """CallPlan for the shape of the message at the cursor, and go past it."""
+        """Plan calls for the shape of the message at the cursor, and go past it."""
         name, shape = cursor.message_shape()
         made = plan(self._handler, name, shape, self._resources)
         if len(self._plans) >= MAX_PLANS:
@@ -228,7 +232,7 @@ class BoundHandler:
         notify: Notify,
         link: EngineLink,
     ) -> None:
-        """Fill in what comes from the frame."""
+        """Fill in the values that come from the frame."""
         if notify.state is None:
             notify.state = FrameState(link.received)
         state: Any = notify.state
@@ -257,7 +261,7 @@ def plan(
     shape: list[tuple[bytes, Any]],
     resources: Callable[[Any], Any],
 ) -> CallPlan:
-    """CallPlan the calls of a handler by messages of one shape."""
+    """Plan the calls of a handler by messages of one shape."""
     binding = bind_arguments(handler, shape)
     takes_all = any(parameter.role is Role.MESSAGE for parameter in handler.parameters)
     if binding.extra and not takes_all:
@@ -292,16 +296,16 @@ def plan(
 @cython.final
 @cython.cclass
 class Dispatcher:
-    """Gives the messages of frames to their handlers; one for a worker.
+    """Router of messages to their handlers; one for a worker.
 
     Args:
         routes: the handlers of each message; one that answers stands before observers.
-        suspend: takes over a frame whose next handler takes time, with the cursor in
-            front of its message, the actions so far, and what is to be observed once its
-            ACK is written.
-        schedule: has what it is given called once observers wait, after what is due has been
-            written; that is `run_observers`.
-        hurry: has the same called soon, since `MANY_OBSERVATIONS` calls of observers wait.
+        suspend: takes over a frame whose next handler is async or threaded, with the cursor in
+            front of its message, the actions so far, and the observers' calls that are due
+            once its ACK is written.
+        schedule: schedules `run_observers`, which is given to it, once the ACKs that are due
+            have been written; called with the first pending call of an observer.
+        hurry: schedules the same soon; called once `MANY_OBSERVATIONS` calls are pending.
         max_messages: messages that a frame may have; the handlers of that many may have been
             called when a frame is found to have more.
     """
@@ -345,17 +349,17 @@ class Dispatcher:
 
     @property
     def frames(self) -> int:
-        """How many frames have been dispatched."""
+        """Number of frames dispatched."""
         return self._frames
 
     @property
     def oversized(self) -> int:
-        """How many ACKs lost their actions because they did not fit."""
+        """Number of ACKs that lost their actions because they did not fit."""
         return self._oversized
 
     @property
     def unknown(self) -> int:
-        """How many messages came that no handler takes."""
+        """Number of messages without a handler."""
         return self._unknown
 
     def start_clock(self, now: float) -> None:
@@ -397,7 +401,7 @@ class Dispatcher:
         return _NOTHING
 
     def try_single(self, data: bytes, received: float, link: EngineLink) -> bytes | None:
-        """Handle a frame that came alone and looks like the last one, at the least cost.
+        """Answer `data` if it is exactly one NOTIFY of the expected shape.
 
         Args:
             data: what was received, by a connection that is between two frames.
@@ -505,7 +509,7 @@ class Dispatcher:
     @cython.cfunc
     @cython.exceptval(-1, check=False)
     def _call_expected(self, calls: list[Any]) -> cython.Py_ssize_t:
-        """Put the actions of the handler that is expected in the place of each call's values."""
+        """Call the expected handler; replace each call's values by its actions."""
         bound: BoundHandler = self._expected
         index: cython.Py_ssize_t
         count: cython.Py_ssize_t = len(calls)
@@ -523,7 +527,7 @@ class Dispatcher:
     @cython.cfunc
     @cython.inline
     def _expected_plan(self) -> Any:
-        """Return how messages of the shape that is expected are called with; None if unknown."""
+        """Return the plan for the expected shape; None if there is none."""
         bound: BoundHandler = self._expected
         if bound is None:
             return None
@@ -566,10 +570,10 @@ class Dispatcher:
             notify: its frame.
             link: the connection it came by.
             actions: gains those of its handler.
-            observations: gains what `call_observers` is to be called with after the ACK.
+            observations: gains the calls that `call_observers` is to make after the ACK.
 
         Returns:
-            False if its handler takes time; the cursor has not moved then.
+            False if its handler is async or threaded; the cursor has not moved then.
 
         Raises:
             InvalidFrameError: the message cannot be read.
@@ -651,14 +655,14 @@ class Dispatcher:
         return 0
 
     def run_observers(self, most: int = 0) -> bool:
-        """Make the calls of observers that wait, `most` of them or all; tell if some are left."""
+        """Make `most` of the pending observers' calls, or all; return True if some are left."""
         observations: list[Any] = self._observations
         self._observations = observations[most:] if most else []
         self._call_observers(observations[:most] if most else observations)
         return bool(self._observations)
 
     def call_observers(self, observations: list[Any]) -> None:
-        """Call the observers of frames whose ACKs are written."""
+        """Make calls of observers of frames whose ACKs are written."""
         self._call_observers(observations)
 
     @cython.cfunc

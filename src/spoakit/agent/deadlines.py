@@ -1,4 +1,4 @@
-"""When handlers are late: one queue and at most one timer for all calls of a handler."""
+"""Deadlines of calls: one queue and at most one timer for all calls of a handler."""
 
 from asyncio import AbstractEventLoop, TimerHandle
 from collections import deque
@@ -8,7 +8,7 @@ from typing import Final, Generic, Protocol, TypeVar
 # uvloop's timers count whole milliseconds, and may ring that much too early.
 _RESOLUTION: Final = 0.001
 # Below this many entries, looking for finished ones is not worth it.
-_FEW: Final = 64
+_MIN_ENTRIES: Final = 64
 
 
 class Entry(Protocol):
@@ -16,11 +16,11 @@ class Entry(Protocol):
 
     @property
     def deadline(self) -> float:
-        """When it is late, in seconds on the clock of ``loop.time()``; never changes."""
+        """The time at which it is late, on the clock of ``loop.time()``; never changes."""
 
     @property
     def done(self) -> bool:
-        """Whether it has finished, so that its deadline no longer matters."""
+        """True once it has finished, so that its deadline no longer matters."""
 
 
 EntryT = TypeVar("EntryT", bound=Entry)
@@ -31,25 +31,24 @@ class Deadlines(Generic[EntryT]):
 
     All calls of a handler have the same time from the reading of their frame, so their
     deadlines come in the order they are added in, or nearly: a queue is enough, where a
-    timer for each call would cost ten times as much. Calls that finish are forgotten
-    later, in passing: at most 64 calls are kept, and twice those that were unfinished
-    when they were last looked through.
+    timer for each call would cost ten times as much. Finished calls are dropped later,
+    in passing: at most 64 calls are kept, and twice those that were unfinished at the last look.
 
     Args:
         loop: the event loop.
         on_expired: called with each entry that is not done at its deadline, once.
     """
 
-    __slots__ = ("_entries", "_limit", "_loop", "_on_expired", "_rings_at", "_timer")
+    __slots__ = ("_entries", "_limit", "_loop", "_on_expired", "_timer", "_timer_at")
 
     def __init__(self, loop: AbstractEventLoop, on_expired: Callable[[EntryT], object]) -> None:
         self._loop = loop
         self._on_expired = on_expired
         self._entries: deque[EntryT] = deque()
-        self._limit = _FEW
+        self._limit = _MIN_ENTRIES
         self._timer: TimerHandle | None = None
-        # uvloop's handles do not tell.
-        self._rings_at = 0.0
+        # uvloop's handles have no `when()`.
+        self._timer_at = 0.0
 
     def __len__(self) -> int:
         """Return how many entries are kept, some of which may be done."""
@@ -59,7 +58,7 @@ class Deadlines(Generic[EntryT]):
         """Watch a call until it is done or late."""
         entries = self._entries
         if len(entries) >= self._limit:
-            self._forget_done()
+            self._drop_done()
         if entries and entry.deadline < entries[-1].deadline:
             self._insert(entry)
         else:
@@ -67,34 +66,34 @@ class Deadlines(Generic[EntryT]):
         self._set_timer()
 
     def close(self) -> None:
-        """Forget all."""
+        """Drop all entries, and stop the timer."""
         self._entries.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _insert(self, entry: EntryT) -> None:
-        """Put an entry in its place: its message waited for others of its frame before it."""
+        """Insert an entry by its deadline: its message waited for others of its frame."""
         index = len(self._entries)
         while index and entry.deadline < self._entries[index - 1].deadline:
             index -= 1
         self._entries.insert(index, entry)
-        if self._timer is not None and entry.deadline < self._rings_at:
+        if self._timer is not None and entry.deadline < self._timer_at:
             self._timer.cancel()
             self._timer = None
 
     def _set_timer(self) -> None:
         if self._timer is None and self._entries:
-            self._rings_at = self._entries[0].deadline
-            self._timer = self._loop.call_at(self._rings_at, self._ring)
+            self._timer_at = self._entries[0].deadline
+            self._timer = self._loop.call_at(self._timer_at, self._expire_due)
 
-    def _forget_done(self) -> None:
+    def _drop_done(self) -> None:
         unfinished = [entry for entry in self._entries if not entry.done]
         self._entries.clear()
         self._entries.extend(unfinished)
-        self._limit = _FEW + 2 * len(unfinished)
+        self._limit = _MIN_ENTRIES + 2 * len(unfinished)
 
-    def _ring(self) -> None:
+    def _expire_due(self) -> None:
         entries = self._entries
         now = self._loop.time() + _RESOLUTION
         self._timer = None

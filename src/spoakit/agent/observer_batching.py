@@ -1,28 +1,27 @@
-"""When observers are called: soon after the ACK, or several calls together."""
+"""Batches of observers' calls: soon after the ACK, or several calls together."""
 
 from asyncio import AbstractEventLoop, Handle
 from collections.abc import Callable
 from typing import Final
 
 Run = Callable[[int], bool]
-"""Calls observers that wait, so many at most, all for 0; tells if some are left."""
+"""Makes at most this many of the pending calls, all for 0; returns True if some are left."""
 
-# Of calls whose time has come, how many are made before the event loop may do something else:
-# ACKs, above all.
-_AT_A_TIME: Final = 4
+# Calls that are made in one round of the event loop, so that ACKs do not wait for all of them.
+_CALLS_A_ROUND: Final = 4
 
 
 class ObserverBatcher:
-    """Have the calls of observers made several at a time while messages come close to each other.
+    """Scheduler of observers' calls, several at a time while messages come close to each other.
 
-    What a small call costs is mostly waking up, oneself and whoever is written to, and finding
-    nothing in the processor's caches; several at a time share that. The first one after a quiet
+    A small call costs mostly two things: waking up this process and the one it writes to, and
+    missing the processor's caches. Several at a time share both. The first call after a quiet
     time is made at once. Those that follow wait until `max_delay` seconds after the last ones, or
-    until many wait.
+    until many are pending.
 
     Args:
         loop: the event loop.
-        max_delay: seconds; with 0 none waits for longer than the loop's next round.
+        max_delay: seconds; with 0 no call waits for longer than the loop's next round.
     """
 
     __slots__ = ("_loop", "_max_delay", "_next", "_next_at")
@@ -34,25 +33,27 @@ class ObserverBatcher:
         self._next: Handle | None = None
 
     def schedule(self, run: Run) -> None:
-        """Have a first call made that waits, and those that will wait with it."""
+        """Schedule a batch: the first pending call and those that join it."""
         if not self._max_delay or self._loop.time() >= self._next_at:
             self._next = self._loop.call_soon(self._run_all, run)
         else:
             self._next = self._loop.call_at(self._next_at, self._run_some, run)
 
     def hurry(self, run: Run) -> None:
-        """Have all that wait made in the loop's next round, since they are many."""
+        """Schedule the batch for the loop's next round, since many calls are pending."""
         if self._max_delay:
             if self._next is not None:
                 self._next.cancel()
             self._next = self._loop.call_soon(self._run_all, run)
 
     def _run_all(self, run: Run) -> None:
-        run(0)
-        self._end()
+        try:
+            run(0)
+        finally:
+            self._end()
 
     def _run_some(self, run: Run) -> None:
-        if run(_AT_A_TIME):
+        if run(_CALLS_A_ROUND):
             self._next = self._loop.call_soon(self._run_some, run)
         else:
             self._end()
