@@ -7,9 +7,11 @@ spoa-iprep, both with two workers, behind one HAProxy. Each round has a HAProxy 
 through the incidents of `incidents.py`, each under its own load; then it is looked at what the
 agents hold.
 
-Exit status 0 when each request was answered, and copied to the healthy target unless a killed
-worker had it; when no memory and no file was kept; and when both agents ended in order. Else 1,
-and 2 when it could not go on.
+Exit status 0 when each request was answered, scored by spoa-iprep and copied to the healthy target
+unless a worker that was killed had it; when no memory and no file was kept; and when both agents
+ended in order. Else 1, and 2 when it could not go on.
+
+Workers are stopped only where the agents have --worker-timeout, which replaces them.
 """
 
 import argparse
@@ -27,10 +29,9 @@ from threading import Event
 from tests.benchmarks.measure import BenchmarkError
 from tests.benchmarks.subjects import REPOSITORY
 from tests.benchmarks.tools import Sent, build
-from tests.soak.incidents import INCIDENTS, LOSING, Incident
-from tests.soak.scene import Scene
+from tests.soak.incidents import LOST_COPIES, UNSCORED, Incident, incidents
+from tests.soak.scene import Scene, has_worker_timeout
 
-MOST_LOST = 100  # requests that a killed worker had
 MOST_MEMORY = 8.0  # MB that an agent may hold beyond what it held after the first round
 MOST_FILES = 250  # of an agent: with two workers, 160 connections to five targets among them
 
@@ -42,6 +43,7 @@ class Soak:
     scene: Scene
     rate: int
     seconds: float
+    stop_workers: bool = False
     problems: list[str] = field(default_factory=list)
     requests: int = 0
     _first: dict[str, float] = field(default_factory=dict)
@@ -49,7 +51,7 @@ class Soak:
     def round(self) -> str:
         """Go through all incidents; return what there is to say of it."""
         self.scene.restart_haproxy()
-        met = {incident.__name__: self.meet(incident) for incident in INCIDENTS}
+        met = {each.__name__: self.meet(each) for each in incidents(self.stop_workers)}
         p99s = {name: p99 for name, (p99, _) in met.items()}
         worst = max(p99s, key=p99s.__getitem__)
         return (
@@ -84,8 +86,10 @@ class Soak:
         if requests != count * len(loads):
             self.problems.append(f"{name}: {requests} of {count * len(loads)} requests were served")
         lost = requests - copies
-        if not 0 <= lost <= (MOST_LOST if incident in LOSING else 0):
+        if not 0 <= lost <= LOST_COPIES.get(incident, 0):
             self.problems.append(f"{name}: {copies} copies of {requests} requests")
+        if (unscored := self.scene.unscored()) > UNSCORED.get(incident, 0):
+            self.problems.append(f"{name}: {unscored} of {requests} requests have no score")
         return max(load.p99 for load in loads) / 1e3, lost
 
     def _look(self) -> str:
@@ -100,7 +104,9 @@ class Soak:
         return ", ".join(texts)
 
 
-def soak(folder: Path, *, minutes: float, rate: int, seconds: float) -> int:
+def soak(
+    folder: Path, *, minutes: float, rate: int, seconds: float, stop_workers: bool = False
+) -> int:
     """Go round for some time, once at least; print what comes of it, return how many problems."""
     start = time.monotonic()
 
@@ -111,7 +117,7 @@ def soak(folder: Path, *, minutes: float, rate: int, seconds: float) -> int:
 
     with ExitStack() as stack:
         scene = Scene(build(REPOSITORY / ".cache" / "benchmarks"), folder, stack)
-        rounds = Soak(scene, rate, seconds)
+        rounds = Soak(scene, rate, seconds, stop_workers)
         while not rounds.requests or time.monotonic() < start + minutes * 60:
             known = len(rounds.problems)
             line = rounds.round()
@@ -133,12 +139,22 @@ def main() -> int:
     parser.add_argument(
         "--seconds", type=float, default=10.0, help="of load for each incident (default: 10)"
     )
+    parser.add_argument(
+        "--stop-workers",
+        action=argparse.BooleanOptionalAction,
+        default=has_worker_timeout(),
+        help="send workers SIGSTOP (default: if the agents have --worker-timeout)",
+    )
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with TemporaryDirectory(prefix="spoakit-soak-") as folder:
         try:
             problems = soak(
-                Path(folder), minutes=options.minutes, rate=options.rate, seconds=options.seconds
+                Path(folder),
+                minutes=options.minutes,
+                rate=options.rate,
+                seconds=options.seconds,
+                stop_workers=options.stop_workers,
             )
         except BenchmarkError as error:
             print(f"ERROR: {error}", file=sys.stderr)

@@ -1,5 +1,6 @@
 """What a soak runs: both agents behind one HAProxy, with an origin and targets in trouble."""
 
+import csv
 import re
 import signal
 import subprocess
@@ -40,8 +41,15 @@ frontend web
     option http-buffer-request
     filter spoe engine reputation config spoe.cfg
     filter spoe engine mirror config spoe.cfg
-    http-request deny if { var(txn.iprep.ip_score) -m int lt 20 }
+    http-request set-var(txn.scored) bool(true) if { var(sess.iprep.ip_score) -m found }
+    http-request deny if { var(sess.iprep.ip_score) -m int lt 20 }
+    # The scope is the client's connection: without this its next request has this one's score.
+    http-request unset-var(sess.iprep.ip_score)
+    use_backend unscored unless { var(txn.scored) -m found }
     default_backend origin
+
+backend unscored
+    server origin "127.0.0.1:${ORIGIN}"
 
 backend origin
     server origin "127.0.0.1:${ORIGIN}"
@@ -189,14 +197,21 @@ class Agent:
         wait(is_logged, f"spoa-{self.name} logs {pattern!r} {times} times")
 
 
-def wait(condition: Callable[[], bool], what: str) -> None:
+def wait(condition: Callable[[], bool], what: str, bound: float = BOUND) -> None:
     """Wait for a condition.
 
     Raises:
         BenchmarkError: it did not come true in time.
     """
-    if not wait_until(condition, BOUND):
-        raise BenchmarkError(f"not within {BOUND:g} s: {what}")
+    if not wait_until(condition, bound):
+        raise BenchmarkError(f"not within {bound:g} s: {what}")
+
+
+def has_worker_timeout() -> bool:
+    """Return whether the agents replace a worker that hangs."""
+    command = [str(PROGRAMS / "spoa-mirror"), "--help"]
+    printed = subprocess.run(command, capture_output=True, text=True, timeout=BOUND, check=True)
+    return "--worker-timeout" in printed.stdout
 
 
 class Scene:
@@ -206,7 +221,7 @@ class Scene:
         self._tools = tools
         self._folder = folder
         self._errors: list[str] = []
-        self._reloads = self._requests = self._copies = 0
+        self._reloads = self._requests = self._copies = self._unscored = 0
         self.origin = stack.enter_context(tools.sink(folder / "origin.log"))
         self._healthy = stack.enter_context(tools.sink(folder / "healthy.log"))
         slow = stack.enter_context(tools.sink(folder / "slow.log", delay=SLOW_ANSWER))
@@ -244,9 +259,21 @@ class Scene:
         self._copies += copies
         return requests, copies
 
+    def unscored(self) -> int:
+        """Return the number of requests without a score since the last call."""
+        rows = csv.DictReader(self._haproxy.command("show stat").removeprefix("# ").splitlines())
+        [total] = [
+            int(row["stot"])
+            for row in rows
+            if (row["pxname"], row["svname"]) == ("unscored", "BACKEND")
+        ]
+        since, self._unscored = total - self._unscored, total
+        return since
+
     def restart_haproxy(self) -> None:
         """Replace HAProxy by a new one, which finds both agents up."""
         self._entrance.close()
+        self._unscored = 0
         if (binary := newest_haproxy()) is None:
             raise BenchmarkError("no HAProxy: install haproxy, or run scripts/fetch_haproxy.py")
         mode = "spop" if tuple(map(int, haproxy_version(binary).split(".")[:2])) > (3, 0) else "tcp"
@@ -268,7 +295,8 @@ class Scene:
     def start_target(self) -> None:
         """Start the target that is restarted, on its port."""
         log = self._folder / "restarted.log"
-        self._target.enter_context(self._tools.sink(log, port=self._ports["restarted"]))
+        sink = self._tools.sink(log, port=self._ports["restarted"])
+        self.restarted = self._target.enter_context(sink)
 
     def stop_target(self) -> None:
         """Stop it."""
