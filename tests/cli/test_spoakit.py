@@ -122,11 +122,11 @@ def in_process(
         (["run", "agents:third"], "no such name in agents; its agents are: first, second"),
         (["run", "agents:number"], "it is not an Agent in agents; its agents are: first, second"),
         (["run", "agents:first", "agents:first"], "two agents"),
-        (["run", "-p", "65536", "agents:first"], "port: 65536 is not in the range 0 to 65535"),
+        (["run", "-p", "65536", "agents:first"], "port must be between 0 and 65535, got 65536"),
         (["run", "-p", "http", "agents:first"], "argument -p/--port: invalid int value: 'http'"),
         (["run", "--allow", "10.0.0.1/8", "agents:first"], "allow: '10.0.0.1/8' is neither"),
         (["run", "--unix-mode", "9", "agents:first"], "invalid octal value: '9'"),
-        (["run", "-n", "0", "agents:first"], "workers: 0 is not in the range 1 to 1024"),
+        (["run", "-n", "0", "agents:first"], "workers must be between 1 and 1024, got 0"),
     ],
 )
 def test_a_wrong_command_line_is_named_and_ends_with_64(

@@ -25,34 +25,44 @@ def test_the_defaults_are_valid() -> None:
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: Listen(port=65536), "port: 65536 is not in the range 0 to 65535"),
-        (lambda: Listen(port=-1), "port: -1 is not in the range 0 to 65535"),
+        (lambda: Listen(port=65536), "port must be between 0 and 65535, got 65536"),
+        (lambda: Listen(port=-1), "port must be between 0 and 65535, got -1"),
         (lambda: Listen(address=""), "address: it is empty"),
-        (lambda: Listen(backlog=0), "backlog: 0 is not in the range 1 to 65535"),
-        (lambda: Listen(unix=""), "unix: the path '' is not 1 to 103 bytes long"),
+        (lambda: Listen(backlog=0), "backlog must be between 1 and 65535, got 0"),
+        (lambda: Listen(unix=""), "unix must be a path, got an empty one"),
         (lambda: Listen(unix="/" + "x" * 103), "is not 1 to 103 bytes long"),
-        (lambda: Listen(unix_mode=0o1000), "unix mode: 512 is not in the range 0 to 511"),
-        (lambda: Limits(connections=0), "max connections: 0 is not in the range 1 to 1000000"),
-        (lambda: Limits(in_flight=0), "max in-flight frames: 0 is not in the range"),
-        (lambda: Limits(frame_size=255), "max frame size: 255 is not in the range 256 to 1048576"),
+        (lambda: Listen(unix_mode=0o1777), "unix mode must be between 000 and 777, got 1777"),
+        (lambda: Limits(connections=0), "max connections must be between 1 and 1000000, got 0"),
+        (lambda: Limits(in_flight=0), "max in-flight frames must be between"),
+        (lambda: Limits(frame_size=255), "max frame size must be between 256 and 1048576, got 255"),
         (
             lambda: Limits(frame_size=5000, frame_size_cap=4096),
-            "max frame size: 5000 is not in the range 256 to 4096",
+            "max frame size must be between 256 and 4096, got 5000",
         ),
-        (lambda: Limits(frame_size_cap=1), "frame size cap: 1 is not in the range"),
-        (lambda: Limits(reassembled_size=1), "max reassembled size: 1 is not in the range"),
-        (lambda: Limits(messages=0), "max messages: 0 is not in the range 1 to 1000000"),
-        (lambda: Limits(hello_timeout=0), "hello timeout: 0 is not in the range 0.001 to 86400"),
-        (lambda: Limits(frames=-1), "max frames: -1 is not in the range 0 to 1000000000"),
-        (lambda: Drain(timeout=-1), "drain: -1 is not in the range 0 to 86400"),
-        (lambda: Drain(checks=float("nan")), "drain checks: nan is not in the range"),
-        (lambda: Drain(resources=-1), "drain resources: -1 is not in the range 0 to 86400"),
-        (lambda: ListenTls(""), "tls certificate: the path is empty"),
-        (lambda: ListenTls("c", ca=""), "tls ca: the path is empty"),
-        (lambda: Logfile(""), "logfile: the path is empty"),
-        (lambda: ServerSettings(monitor=0), "monitor: 0 is not in the range 0.1 to 86400"),
-        (lambda: ServerSettings(workers=0), "workers: 0 is not in the range 1 to 1024"),
-        (lambda: ServerSettings(runtime=0), "runtime: 0 is not a time above 0"),
+        (lambda: Limits(frame_size_cap=1), "frame size cap must be between"),
+        (lambda: Limits(reassembled_size=1), "max reassembled size must be between"),
+        (lambda: Limits(messages=0), "max messages must be between 1 and 1000000, got 0"),
+        (
+            lambda: ServerSettings(worker_timeout=0.5),
+            "worker timeout must be between 1.0 and 86400, got 0.5",
+        ),
+        (lambda: Limits(hello_timeout=0), "hello timeout must be between 0.001 and 86400, got 0"),
+        (lambda: Limits(frames=-1), "max frames must be between 0 and 1000000000, got -1"),
+        (lambda: Drain(timeout=-1), "drain must be between 0 and 86400, got -1"),
+        (lambda: Drain(checks=float("nan")), "drain checks must be between"),
+        (lambda: Drain(resources=-1), "drain resources must be between 0 and 86400, got -1"),
+        (lambda: ListenTls(""), "tls certificate must be a path, got an empty one"),
+        (lambda: ListenTls("c", ca=""), "tls ca must be a path, got an empty one"),
+        (lambda: Logfile(""), "logfile must be a path, got an empty one"),
+        (lambda: ServerSettings(pidfile=""), "pidfile must be a path, got an empty one"),
+        (lambda: ServerSettings(watch=""), "watch must be a path, got an empty one"),
+        (
+            lambda: ServerSettings(loop="select", limits=Limits(connections=901)),
+            "max connections must be between 1 and 900 with the loop select, got 901",
+        ),
+        (lambda: ServerSettings(monitor=0), "monitor must be between 0.1 and 86400, got 0"),
+        (lambda: ServerSettings(workers=0), "workers must be between 1 and 1024, got 0"),
+        (lambda: ServerSettings(runtime=0), "runtime must be greater than 0, got 0"),
         (
             lambda: ServerSettings(capabilities=("pipelining", "asynk")),
             "capability: 'asynk' is not one of fragmentation, pipelining, async",
@@ -65,6 +75,16 @@ def test_a_value_out_of_range_is_named_with_its_option_and_range(
     with pytest.raises(ConfigurationError) as caught:
         make()
     assert text in str(caught.value)
+
+
+def test_the_default_limit_is_lowered_to_what_select_can_watch(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings = ServerSettings(loop="select")
+    assert settings.limits == Limits(connections=900)
+    assert "loop select: at most 900 connections are accepted" in caplog.text
+    assert ServerSettings(loop="select", limits=Limits(connections=900)).limits.connections == 900
+    assert ServerSettings(loop="poll").limits.connections == 4096
 
 
 def test_networks_are_addresses_or_cidr() -> None:

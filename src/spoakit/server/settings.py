@@ -4,14 +4,17 @@ A value out of its range is a `ConfigurationError` that names the option, the va
 Sizes are in bytes, times in seconds.
 """
 
+import logging
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Final, Literal, get_args
 
 from spoakit.exceptions import ConfigurationError
 from spoakit.spop.constants import DEFAULT_MAX_MESSAGES, MIN_FRAME_SIZE
+
+logger = logging.getLogger("spoakit.server")
 
 IPNetwork = IPv4Network | IPv6Network
 LoopName = Literal["auto", "uvloop", "asyncio", "select", "poll", "epoll", "linuxaio"]
@@ -22,18 +25,26 @@ LOOPS: Final[tuple[LoopName, ...]] = get_args(LoopName)
 MAX_FRAME_SIZE_CAP: Final = 256 * 1024 * 1024
 MAX_REASSEMBLED_SIZE: Final = 1024 * 1024 * 1024
 MAX_WORKERS: Final = 1024
+_DEFAULT_CONNECTIONS: Final = 4096
 MAX_CONNECTIONS: Final = 1_000_000
 MAX_IN_FLIGHT: Final = 1_000_000
 MAX_FRAMES: Final = 1_000_000_000
 MAX_MESSAGES: Final = 1_000_000
-_DAY: Final = 86400.0
+# select(2) takes descriptors below 1024, and the process and its resources have some themselves.
+MAX_SELECT_CONNECTIONS: Final = 900
+_DAY: Final = 86400
 # sun_path holds 108 bytes on Linux and 104 on macOS, the final NUL included.
 _MAX_UNIX_PATH: Final = 103
 
 
 def _check(option: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
-        raise ConfigurationError(f"{option}: {value!r} is not in the range {low} to {high}")
+        raise ConfigurationError(f"{option} must be between {low} and {high}, got {value!r}")
+
+
+def _check_path(option: str, path: str | None) -> None:
+    if path == "":
+        raise ConfigurationError(f"{option} must be a path, got an empty one")
 
 
 def parse_network(text: str) -> IPNetwork:
@@ -67,8 +78,7 @@ class ListenTls:
 
     def __post_init__(self) -> None:
         for name in ("certificate", "key", "ca"):
-            if getattr(self, name) == "":
-                raise ConfigurationError(f"tls {name}: the path is empty")
+            _check_path(f"tls {name}", getattr(self, name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +86,8 @@ class Listen:
     """Where to listen and whom to accept.
 
     Attributes:
-        address: an IPv4 or IPv6 address or a host name; "::" takes IPv4 as well.
+        address: an IPv4 or IPv6 address or a host name; "::" takes IPv4 as well, "*" takes all
+            addresses of the families that the system has.
         port: 0 to 65535; 0 lets the system choose, and the choice is logged.
         unix: path of a Unix socket, listened on instead of address and port.
         unix_mode: permissions of the Unix socket; whoever may write to it may connect.
@@ -98,8 +109,12 @@ class Listen:
         if not self.address:
             raise ConfigurationError("address: it is empty; 0.0.0.0 listens on all IPv4 addresses")
         _check("port", self.port, 0, 65535)
-        _check("unix mode", self.unix_mode, 0, 0o777)
+        if not 0 <= self.unix_mode <= 0o777:
+            raise ConfigurationError(
+                f"unix mode must be between 000 and 777, got {self.unix_mode:o}"
+            )
         _check("backlog", self.backlog, 1, 65535)
+        _check_path("unix", self.unix)
         if self.unix is not None and not 1 <= len(os.fsencode(self.unix)) <= _MAX_UNIX_PATH:
             raise ConfigurationError(
                 f"unix: the path {self.unix!r} is not 1 to {_MAX_UNIX_PATH} bytes long"
@@ -133,7 +148,7 @@ class Limits:
             status 4 and no ACK; by then handlers may have been called for as many as are allowed.
     """
 
-    connections: int = 4096
+    connections: int = _DEFAULT_CONNECTIONS
     in_flight: int = 1024
     frame_size: int = 0
     frame_size_cap: int = 1024 * 1024
@@ -197,8 +212,7 @@ class Logfile:
     line_buffered: bool = False
 
     def __post_init__(self) -> None:
-        if not self.path:
-            raise ConfigurationError("logfile: the path is empty")
+        _check_path("logfile", self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +236,8 @@ class ServerSettings:
             SIGUSR2 asks for one at any time.
         watch: a file whose change has the effect of SIGHUP.
         loop: "uvloop"; "asyncio"; asyncio's loop on "select", "poll", "epoll" or "linuxaio"; or
-            "auto" for uvloop where it is installed.
+            "auto" for uvloop where it is installed. With "select" at most 900 connections are
+            accepted: the default of `limits` is lowered, a higher limit is an error.
     """
 
     listen: Listen = field(default_factory=Listen)
@@ -245,10 +260,31 @@ class ServerSettings:
             _check("worker timeout", self.worker_timeout, 1.0, _DAY)
         _check_names("capability", self.capabilities, CAPABILITIES)
         _check_names("loop", (self.loop,), LOOPS)
+        if self.loop == "select":
+            self._limit_to_select()
         if self.runtime is not None and not self.runtime > 0:
-            raise ConfigurationError(f"runtime: {self.runtime!r} is not a time above 0")
+            raise ConfigurationError(f"runtime must be greater than 0, got {self.runtime!r}")
+        _check_path("pidfile", self.pidfile)
+        _check_path("watch", self.watch)
         if self.monitor is not None:
             _check("monitor", self.monitor, 0.1, _DAY)
+
+    def _limit_to_select(self) -> None:
+        """Lower the default limit, of all workers together: one may get all connections."""
+        wanted = self.limits.connections
+        if wanted <= MAX_SELECT_CONNECTIONS:
+            return
+        if wanted != _DEFAULT_CONNECTIONS:
+            raise ConfigurationError(
+                f"max connections must be between 1 and {MAX_SELECT_CONNECTIONS} with the loop "
+                f"select, got {wanted}; use another loop"
+            )
+        logger.warning(
+            "loop select: at most %d connections are accepted; use another loop for more",
+            MAX_SELECT_CONNECTIONS,
+        )
+        limits = replace(self.limits, connections=MAX_SELECT_CONNECTIONS)
+        object.__setattr__(self, "limits", limits)
 
 
 def _check_names(option: str, names: Iterable[str], known: tuple[str, ...]) -> None:
