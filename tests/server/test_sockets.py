@@ -2,10 +2,13 @@ import errno
 import logging
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from ipaddress import ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,6 +66,98 @@ def test_the_unspecified_ipv6_address_takes_ipv4_too(listening: Listening) -> No
 def test_a_host_name_may_stand_for_several_addresses_on_one_port(listening: Listening) -> None:
     listeners = listening(Listen(address="localhost", port=0))
     assert len({listener.getsockname()[1] for listener in listeners.sockets}) == 1
+
+
+def resolving(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
+    """Have "name" resolve to these addresses, as the hosts file of a container does."""
+    resolve = socket.getaddrinfo
+
+    def getaddrinfo(host: str, *rest: Any, **options: Any) -> list[Any]:
+        hosts = addresses if host == "name" else [host]
+        return [each for address in hosts for each in resolve(address, *rest, **options)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+def test_an_address_of_a_name_that_the_system_lacks_is_skipped(
+    listening: Listening, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    resolving(monkeypatch, "2001:db8::1", "127.0.0.1")
+    listeners = listening(Listen(address="name", port=0))
+    assert listeners.describe().startswith("127.0.0.1:")
+    connect(listeners).close()
+    assert "name is also 2001:db8::1, which is skipped: Cannot assign" in caplog.text
+
+
+def test_a_name_without_any_address_of_the_system_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resolving(monkeypatch, "2001:db8::1", "192.0.2.1")
+    with pytest.raises(StartupError, match="cannot listen on name port 0: Cannot assign"):
+        Listeners(Listen(address="name", port=0))
+
+
+def test_an_address_in_use_is_not_skipped(
+    listening: Listening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = listening(Listen(address="127.0.0.1", port=0)).sockets[0].getsockname()[1]
+    resolving(monkeypatch, "127.0.0.2", "127.0.0.1")
+    with pytest.raises(StartupError, match="in use"):
+        Listeners(Listen(address="name", port=port))
+
+
+def test_a_star_takes_all_addresses(listening: Listening) -> None:
+    listeners = listening(Listen(address="*", port=0))
+    assert len({listener.getsockname()[1] for listener in listeners.sockets}) == 1
+    for host in ("127.0.0.1", "::1"):
+        connect(listeners, host).close()
+
+
+def test_of_two_starts_at_once_on_one_path_one_is_refused(tmp_path: Path) -> None:
+    script = (
+        "import sys\n"
+        "from spoakit.exceptions import StartupError\n"
+        "from spoakit.server.settings import Listen\n"
+        "from spoakit.server.sockets import Listeners\n"
+        "for line in sys.stdin:\n"
+        "    try:\n"
+        "        listeners = Listeners(Listen(unix=line.strip()))\n"
+        "        print('listens', flush=True)\n"
+        "    except StartupError as error:\n"
+        "        print('another process listens there' in str(error), flush=True)\n"
+    )
+    command = [sys.executable, "-c", script]
+    (tmp_path / "other").symlink_to(tmp_path)
+    with ExitStack() as stack:
+        starts = [
+            stack.enter_context(
+                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            )
+            for _ in range(2)
+        ]
+        for number in range(200):
+            names = f"{tmp_path}/{number}", f"{tmp_path}/other/{number}"
+            with socket.socket(socket.AF_UNIX) as stale:
+                stale.bind(names[0])
+            for start, name in zip(starts, names, strict=True):
+                assert start.stdin is not None
+                start.stdin.write(f"{name}\n")
+                start.stdin.flush()
+            lines = sorted(start.stdout.readline() for start in starts if start.stdout is not None)
+            assert lines == ["True\n", "listens\n"], number
+    assert {path.name for path in tmp_path.iterdir() if not path.is_socket()} == {"other"}
+
+
+def test_a_later_file_of_that_path_is_kept_though_it_has_our_inode_number(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    first = Listeners(Listen(unix=str(path)))
+    first.close()
+    second = Listeners(Listen(unix=str(path)))
+    first.remove()
+    assert path.is_socket()
+    second.close()
+    second.remove()
+    assert not path.exists()
 
 
 def test_accepted_sockets_have_keepalive_and_no_delay(listening: Listening) -> None:

@@ -1,12 +1,14 @@
 """Listening sockets, and accepting from them."""
 
 import errno
+import fcntl
 import logging
 import os
 import socket
 import stat
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from ipaddress import IPv6Address, ip_address
 from typing import Any, Final
 
@@ -32,6 +34,12 @@ ACCEPT_FAILURES = counter(
 # Connections taken in one go; signals and the other descriptors wait no longer than for these.
 _BATCH: Final = 64
 _PAUSE: Final = 1.0
+_LOCK_TIMEOUT: Final = 5.0
+_LOCK_POLL: Final = 0.01
+# A name may have addresses that this system or container lacks, ::1 most of all.
+_ABSENT: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
+
+_Identity = tuple[int, int, int]
 # accept(2) passes on what has become of the waiting connection; all else is about this process.
 _PEER_ERRORS: Final = frozenset(
     {
@@ -61,7 +69,7 @@ class Listeners:
             StartupError: an address cannot be had.
         """
         self.sockets: list[socket.socket] = []
-        self._unix: tuple[str, os.stat_result] | None = None
+        self._unix: tuple[str, _Identity] | None = None
         try:
             if listen.unix is not None:
                 self._listen_unix(os.path.abspath(listen.unix), listen)
@@ -87,27 +95,39 @@ class Listeners:
             return
         path, ours = self._unix
         self._unix = None
-        try:
-            if os.path.samestat(os.stat(path), ours):
+        # A file that stays is harmless: the next start removes it.
+        with suppress(OSError), _locked_directory(path):
+            if _identity(path) == ours:
                 os.unlink(path)
-        except FileNotFoundError:
-            pass
 
     def _listen_tcp(self, listen: Listen) -> None:
         where = f"{listen.address} port {listen.port}"
         try:
+            host = None if listen.address == "*" else listen.address
             found = socket.getaddrinfo(
-                listen.address, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+                host, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )
             port = listen.port
+            absent: dict[str, OSError] = {}
             for family, _, _, _, address in dict.fromkeys(found):
-                listener = socket.socket(family, socket.SOCK_STREAM)
-                self.sockets.append(listener)
-                _set_options(listener, dual_stack=address[0] == "::")
                 # With port 0 the first address chooses for all.
-                listener.bind((address[0], port, *address[2:]))
-                port = listener.getsockname()[1]
-                listener.listen(listen.backlog)
+                name = address[0], port, *address[2:]
+                try:
+                    listener = _bind(family, name, dual_stack=host == "::")
+                except OSError as error:
+                    if error.errno not in _ABSENT:
+                        raise
+                    absent[str(address[0])] = error
+                else:
+                    self.sockets.append(listener)
+                    port = listener.getsockname()[1]
+                    listener.listen(listen.backlog)
+            if absent and not self.sockets:
+                raise next(iter(absent.values()))
+            for skipped, why in absent.items():
+                logger.warning(
+                    "%s is also %s, which is skipped: %s", listen.address, skipped, why.strerror
+                )
         except OSError as error:
             raise StartupError(f"cannot listen on {where}: {error.strerror}") from error
         except UnicodeError as error:
@@ -118,18 +138,70 @@ class Listeners:
         self.sockets.append(listener)
         listener.setblocking(False)
         try:
-            _remove_stale(path)
-            umask = os.umask(0o177)  # nobody gets in before the mode is what was asked for
-            try:
-                listener.bind(path)
-            finally:
-                os.umask(umask)
-            os.chmod(path, listen.unix_mode)
-            self._unix = path, os.stat(path)
-            listener.listen(listen.backlog)
+            # Until it listens, another start would take its file for a stale one.
+            with _locked_directory(path):
+                _remove_stale(path)
+                umask = os.umask(0o177)  # nobody gets in before the mode is what was asked for
+                try:
+                    listener.bind(path)
+                finally:
+                    os.umask(umask)
+                self._unix = path, _identity(path)
+                os.chmod(path, listen.unix_mode)
+                listener.listen(listen.backlog)
         except OSError as error:
             # Python itself refuses a path that became too long, and has no number for that.
             raise StartupError(f"cannot listen on {path}: {error.strerror or error}") from error
+
+
+def _bind(family: int, name: tuple[Any, ...], *, dual_stack: bool) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        _set_options(listener, dual_stack)
+        listener.bind(name)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _identity(path: str) -> _Identity:
+    """Return what tells a file from a later one, which often has the same inode number."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino, status.st_mtime_ns
+
+
+@contextmanager
+def _locked_directory(path: str) -> Iterator[None]:
+    """Lock the directory of a Unix socket, which leaves no file and ends with the process.
+
+    Raises:
+        TimeoutError: others have held the lock for too long.
+    """
+    try:
+        descriptor = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        yield  # what cannot be read cannot be locked; if it is not there, binding says so
+        return
+    try:
+        give_up = time.monotonic() + _LOCK_TIMEOUT
+        while not _try_lock(descriptor):
+            if time.monotonic() > give_up:
+                raise TimeoutError(errno.ETIMEDOUT, "its directory is locked by another process")
+            time.sleep(_LOCK_POLL)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # a file system without locks of directories
+    return True
 
 
 def _set_options(listener: socket.socket, dual_stack: bool) -> None:
