@@ -19,6 +19,14 @@ def agent() -> Agent:
 
 
 def nothing(src: IPAddress) -> None: ...
+def wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapper(*values: Any) -> Any:
+        return function(*values)
+
+    return wrapper
+
+
 async def later(src: IPAddress) -> None: ...
 def generator(src: IPAddress) -> Iterator[None]:
     yield
@@ -143,8 +151,11 @@ def test_a_timeout_is_a_time(agent: Agent, timeout: float) -> None:
         (later, {"threaded": True}, "later: an async def cannot be threaded"),
         (generator, {}, "generator: a handler returns actions, it has no yield"),
         (async_generator, {}, "a handler returns actions, it has no yield"),
-        (Redis, {}, "Redis.* is no function"),
-        (functools.partial(nothing), {}, "is no function"),
+        (Redis, {}, "Redis.* is not a function"),
+        (functools.partial(nothing), {}, "is not a function; write a def or async def"),
+        (functools.partialmethod(nothing), {}, "is not a function; write a def or async def"),
+        (classmethod(wrapped(nothing)), {}, "is not a function; write a def or async def"),
+        (wrapped(later), {}, "later: a def wraps an async def, .* make the wrapper an async def"),
     ],
 )
 def test_what_is_no_handler_is_refused(
@@ -155,7 +166,48 @@ def test_what_is_no_handler_is_refused(
         message("check", **options)(function)
 
 
-@pytest.mark.parametrize("function", [later, generator, Redis])
+def test_a_def_in_a_thread_may_run_the_async_def_that_it_wraps(agent: Agent) -> None:
+    agent.message("check", threaded=True)(wrapped(later))
+    assert agent.handlers[0].kind is HandlerKind.THREADED
+
+
+def test_a_static_method_is_a_handler(agent: Agent) -> None:
+    agent.message("check")(staticmethod(nothing))
+    assert agent.handlers[0].kind is HandlerKind.INLINE
+
+
+def test_decorators_say_how_they_are_written(agent: Agent) -> None:
+    message: Any = agent.message
+    with pytest.raises(RegistrationError, match=r'@agent\.message\("name"\)'):
+        message(nothing)
+    resource: Any = agent.resource
+    with pytest.raises(RegistrationError, match=r"write @agent\.resource without parentheses"):
+        resource()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"event": []},
+        {"group": 5},
+        {"event": "on-client-session", "condition": 5},
+        {"fallback": 5},
+        {"fallback": [[]]},
+    ],
+)
+def test_options_of_odd_types_are_registration_errors(agent: Agent, options: Any) -> None:
+    with pytest.raises(RegistrationError, match="message 'check': "):
+        agent.message("check", **options)
+
+
+@pytest.mark.parametrize("name", [5, None, b"x", []])
+def test_names_that_are_not_texts_are_registration_errors(agent: Agent, name: Any) -> None:
+    for declare in (Agent, agent.message, agent.observe, lambda it: agent.variable(it, int)):
+        with pytest.raises(RegistrationError):
+            declare(name)
+
+
+@pytest.mark.parametrize("function", [later, generator, wrapped(later), Redis])
 def test_what_is_no_observer_is_refused(agent: Agent, function: Callable[..., Any]) -> None:
     with pytest.raises(RegistrationError):
         agent.observe("check")(function)

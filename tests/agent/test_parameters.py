@@ -4,7 +4,7 @@ import typing
 from collections.abc import Callable
 from functools import wraps
 from ipaddress import IPv4Address, IPv6Address
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pytest
 
@@ -201,7 +201,9 @@ def test_a_bound_method_has_no_self() -> None:
         ("Decimal", "cannot be evaluated .*'Decimal' is not defined"),
         ("1 / 0", "cannot be evaluated .*division by zero"),
         ("int | str", "none of what is allowed"),
-        ([], "is no type"),
+        ([], "is not a type"),
+        (Literal[[]], "is not a type"),
+        ("Literal[[]] | None", "cannot be evaluated"),
         ("Redis | None", "leave | None out"),
         ("Annotated[Redis, Fetch('src')]", "Fetch is for arguments"),
         ("Annotated[str, Fetch('src'), Fetch('dst')]", "more than one Fetch"),

@@ -15,6 +15,7 @@ from spoakit.agent.handlers import (
     Middleware,
     Trigger,
     handler_kind,
+    matches,
     with_middleware,
 )
 from spoakit.agent.parameters import ALLOWED, IPAddress, Role, describe, read_parameters
@@ -32,6 +33,10 @@ ObserverT = TypeVar("ObserverT", bound=Callable[..., None])
 ResourceT = TypeVar("ResourceT", bound=Callable[..., AsyncIterator[Any]])
 
 
+# What `@agent.resource()` passes on, which type checkers report where it decorates.
+_NO_FUNCTION: Any = None
+
+
 class Agent:
     """One agent: the variables it sets, the messages it answers, the resources it needs.
 
@@ -43,7 +48,8 @@ class Agent:
         var_prefix: what HAProxy puts before the names of its variables, the name with _
             for - by default.
         middleware: what to put around each handler when the agent starts, the first one
-            outermost. Each is called with the handler and the name of its message and
+            outermost: once in a service, before its workers are forked, and once for each
+            `Engine`. Each is called with the handler and the name of its message and
             returns what is called instead, with the same arguments: for ``def`` handlers
             a function, for ``async def`` ones what returns an awaitable.
 
@@ -54,10 +60,10 @@ class Agent:
     def __init__(
         self, name: str, *, var_prefix: str | None = None, middleware: Sequence[Middleware] = ()
     ) -> None:
-        prefix = name.replace("-", "_") if var_prefix is None else var_prefix
-        if not SECTION_NAME.fullmatch(name):
+        if not matches(SECTION_NAME, name):
             raise RegistrationError(f"agent {name!r}: a name has letters, digits and _ . : - only")
-        if not NAME.fullmatch(prefix):
+        prefix = name.replace("-", "_") if var_prefix is None else var_prefix
+        if not matches(NAME, prefix):
             raise RegistrationError(
                 f"agent {name!r}: the var_prefix {prefix!r} has to have letters, digits, _ and . "
                 "only"
@@ -290,7 +296,7 @@ class Agent:
 
         return register
 
-    def resource(self, function: ResourceT) -> ResourceT:
+    def resource(self, function: ResourceT = _NO_FUNCTION) -> ResourceT:
         """Register an async generator function whose object handlers can ask for by type.
 
         It runs once in each worker, up to its yield before the worker serves, the rest
@@ -302,6 +308,8 @@ class Agent:
             RegistrationError: it is something else, its return annotation does not say what
                 it yields, or another resource yields the same type.
         """
+        if function is _NO_FUNCTION:
+            raise RegistrationError("write @agent.resource without parentheses")
         resource = read_resource(function, self._resources)
         self._resources[resource.type] = resource
         return function
@@ -384,7 +392,7 @@ class Agent:
                 f"{describe(message)}: the decorator takes the message's name: "
                 '@agent.message("name")'
             )
-        if not SECTION_NAME.fullmatch(message):
+        if not matches(SECTION_NAME, message):
             raise RegistrationError(
                 f"message {message!r}: a name has letters, digits and _ . : - only"
             )

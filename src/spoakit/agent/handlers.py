@@ -44,6 +44,11 @@ SECTION_NAME: Final = re.compile(r"[A-Za-z0-9_.:-]+")
 _CONDITION: Final = re.compile(r"(if|unless) \S.*")
 
 
+def matches(pattern: re.Pattern[str], text: object) -> bool:
+    """Return whether the whole of a text matches; what is not a str does not."""
+    return isinstance(text, str) and pattern.fullmatch(text) is not None
+
+
 @dataclass(frozen=True, slots=True)
 class Trigger:
     """When HAProxy is to send a message (SPOE.txt 2.3, 2.4), as far as it is said.
@@ -64,7 +69,7 @@ class Trigger:
     def __post_init__(self) -> None:
         if self.event is not None and self.event not in get_args(Event):
             raise RegistrationError(f"event {self.event!r} is none of {', '.join(get_args(Event))}")
-        if self.group is not None and not SECTION_NAME.fullmatch(self.group):
+        if self.group is not None and not matches(SECTION_NAME, self.group):
             raise RegistrationError(
                 f"group {self.group!r}: a name has letters, digits and _ . : - only"
             )
@@ -72,7 +77,7 @@ class Trigger:
             raise RegistrationError("a message is sent on an event or with its group, not both")
         if self.condition is not None and self.event is None:
             raise RegistrationError(f"condition {self.condition!r} belongs to an event")
-        if self.condition is not None and not _CONDITION.fullmatch(self.condition):
+        if self.condition is not None and not matches(_CONDITION, self.condition):
             raise RegistrationError(f"condition {self.condition!r} must start with if or unless")
 
 
@@ -139,11 +144,20 @@ def handler_kind(message: str, function: Callable[..., Any], threaded: bool) -> 
     Raises:
         RegistrationError: it is no function, yields, or is async and to be threaded.
     """
-    if not inspect.isroutine(function):
-        raise RegistrationError(f"message {message!r}: {function!r} is no function")
+    # A classmethod or partialmethod object is a routine too, until its class binds it.
+    if not (inspect.isroutine(function) and callable(function)):
+        raise RegistrationError(
+            f"message {message!r}: {function!r} is not a function; write a def or async def that "
+            "calls it"
+        )
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise RegistrationError(f"{describe(function)}: a handler returns actions, it has no yield")
     if not inspect.iscoroutinefunction(function):
+        if not threaded and inspect.iscoroutinefunction(inspect.unwrap(function)):
+            raise RegistrationError(
+                f"{describe(function)}: a def wraps an async def, and nothing would await what it "
+                "returns; make the wrapper an async def too"
+            )
         return HandlerKind.THREADED if threaded else HandlerKind.INLINE
     if threaded:
         raise RegistrationError(f"{describe(function)}: an async def cannot be threaded")

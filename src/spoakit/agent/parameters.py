@@ -8,7 +8,7 @@ other annotation names a resource by its type.
 import inspect
 import operator
 import re
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import reduce
@@ -138,7 +138,7 @@ class Parameter:
 
 def describe(function: Callable[..., Any]) -> str:
     """Return how errors and logs name a handler: "module.qualified_name"."""
-    return f"{function.__module__}.{function.__qualname__}"
+    return f"{function.__module__}.{getattr(function, '__qualname__', repr(function))}"
 
 
 def resolve(function: Callable[..., Any], annotation: object) -> Any:
@@ -200,6 +200,8 @@ def _read_parameter(function: Callable[..., Any], found: inspect.Parameter) -> P
     if found.annotation is found.empty:
         raise RegistrationError(f"it has no annotation; allowed are {ALLOWED}")
     annotation, optional, extras = _strip(resolve(function, found.annotation))
+    if not is_hashable(annotation):
+        raise RegistrationError(f"{annotation!r} is not a type; allowed are {ALLOWED}")
     role = role_of(annotation, extras)
     if role is None:
         raise RegistrationError(f"{annotation} is none of what is allowed: {ALLOWED}")
@@ -267,9 +269,16 @@ def _strip(annotation: Any) -> tuple[Any, bool, tuple[object, ...]]:
             return stripped, optional, inside
         # typing.Union and | become one form, which ARGUMENT_TYPES can be asked for.
         return reduce(operator.or_, members), optional, ()
-    if not isinstance(annotation, Hashable):
-        raise RegistrationError(f"{annotation!r} is no type; allowed are {ALLOWED}")
     return annotation, False, ()
+
+
+def is_hashable(value: object) -> bool:
+    """Return whether a value has a hash: Literal[[]] has the method, which fails."""
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _name(annotation: Any) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final, Generic, TypeVar
 
-from spoakit.agent.parameters import IPAddress
+from spoakit.agent.parameters import IPAddress, is_hashable
 from spoakit.exceptions import RegistrationError
 from spoakit.spop._decode_cy import Value
 from spoakit.spop._encode_cy import Action, VariableEncoder
@@ -49,6 +49,8 @@ class Variable(Generic[T]):
     set: Callable[[T | None], Action]
 
     def __init__(self, name: str, data_type: object, prefix: str) -> None:
+        if not isinstance(name, str):
+            raise RegistrationError(f"variable {name!r}: a name must be a str")
         scope, _, self.name = name.partition(".")
         if scope not in _SCOPES or not NAME.fullmatch(self.name):
             raise RegistrationError(
@@ -79,7 +81,7 @@ def _setter(scope: Scope, name: str, data_type: object) -> Callable[[Value], Act
         ipv6 = VariableEncoder(scope, name, DataType.IPV6)
         return lambda value: (ipv6 if isinstance(value, IPv6Address) else ipv4).set(value)
     if not isinstance(data_type, DataType):
-        if data_type not in VARIABLE_TYPES:
+        if not is_hashable(data_type) or data_type not in VARIABLE_TYPES:
             raise RegistrationError(
                 f"its type is {data_type!r}; allowed are bool, int, str, bytes, IPv4Address, "
                 "IPv6Address, IPAddress and the members of DataType"
