@@ -1,4 +1,5 @@
 import asyncio
+import typing
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
@@ -176,6 +177,38 @@ def test_a_failure_at_the_stop_is_logged_and_the_others_stop(
     ]
 
 
+@pytest.mark.parametrize("error", [SystemExit(3), asyncio.CancelledError(), ValueError("x")])
+def test_a_resource_cannot_end_the_loop(
+    agent: Agent, log: Log, error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    @agent.resource
+    async def ends() -> AsyncIterator[Log]:
+        yield Log()
+        raise error
+
+    async def live() -> None:
+        resources = ResourceSet(agent.resources, Counters(1).row(0), on_error=errors.append)
+        await resources.start()
+        await resources.aclose()
+
+    errors: list[BaseException] = []
+    asyncio.run(live())
+    assert log == ["redis up", "cache up", "cache down", "redis down"]
+    assert errors == [error]
+    assert "ends failed while it stopped" in caplog.text
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), asyncio.CancelledError(), GeneratorExit()])
+def test_a_start_that_raises_anything_is_a_startup_error(agent: Agent, error: Exception) -> None:
+    @agent.resource
+    async def never() -> AsyncIterator[Log]:
+        raise error
+        yield Log()
+
+    with pytest.raises(StartupError, match=rf"never did not start: {type(error).__name__}"):
+        start(ResourceSet(agent.resources, Counters(1).row(0)))
+
+
 def test_closing_again_does_nothing(agent: Agent, log: Log) -> None:
     async def live() -> None:
         resources = ResourceSet(agent.resources, Counters(1).row(0))
@@ -220,10 +253,25 @@ async def in_a_frame(context: Context) -> AsyncIterator[Log]:
     yield Log()
 
 
+async def bare() -> AsyncIterator[Log]:
+    yield Log()
+
+
+async def unhashable() -> AsyncIterator[Log]:
+    yield Log()
+
+
+# Type checkers do not accept these.
+bare.__annotations__["return"] = typing.AsyncIterator
+unhashable.__annotations__["return"] = "AsyncIterator[typing.Literal[[]]]"
+
+
 @pytest.mark.parametrize(
     ("function", "why"),
     [
-        (no_generator, "has to be an async def with a yield"),
+        (bare, "annotate it with -> AsyncIterator"),
+        (unhashable, "never is a resource"),
+        (no_generator, "must be an async def with a yield"),
         (another, "annotate it with -> AsyncIterator"),
         (an_argument, "type <class 'str'> never is a resource"),
         (a_union, "never is a resource"),

@@ -120,6 +120,46 @@ def test_a_resource_that_fails_ends_the_start() -> None:
         pass
 
 
+def failing_at_its_end() -> Agent:
+    agent = Agent("failing")
+
+    @agent.resource
+    async def first() -> AsyncIterator[Redis]:
+        yield FakeRedis(1)
+        raise OSError("first")
+
+    @agent.resource
+    async def second() -> AsyncIterator[dict[str, int]]:
+        yield {}
+        raise OSError("second")
+
+    @agent.observe("message")
+    def see(redis: Redis) -> None: ...
+
+    return agent
+
+
+def test_the_first_failure_of_resources_at_their_end_is_raised(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with pytest.raises(OSError, match="second"), Engine(failing_at_its_end()):
+        pass
+    assert caplog.text.count("failed while it stopped") == 2
+
+
+def test_an_exception_of_the_block_comes_before_those_of_resources() -> None:
+    with pytest.raises(KeyError, match="block"), Engine(failing_at_its_end()):
+        raise KeyError("block")
+
+
+def test_failures_at_the_end_are_only_logged_without_raise_errors(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with Engine(failing_at_its_end(), raise_errors=False):
+        pass
+    assert caplog.text.count("failed while it stopped") == 2
+
+
 # --- arguments -----------------------------------------------------------------------------
 
 wire = Agent("wire")

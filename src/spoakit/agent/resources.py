@@ -7,6 +7,7 @@ runs when the worker stops.
 
 import inspect
 import logging
+from asyncio import CancelledError, current_task
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from spoakit.agent.parameters import (
     ParameterKind,
     Role,
     describe,
+    is_hashable,
     read_parameters,
     resolve,
     role_of,
@@ -55,14 +57,14 @@ def read_resource(
             does not say what it yields, or it needs what is not known yet.
     """
     if not (inspect.isroutine(function) and inspect.isasyncgenfunction(function)):
-        raise RegistrationError(f"resource {function!r}: it has to be an async def with a yield")
+        raise RegistrationError(f"resource {function!r} must be an async def with a yield")
     name = describe(function)
     parameters = read_parameters(function)
     returned = resolve(function, function.__annotations__.get("return"))
-    if get_origin(returned) not in (AsyncIterator, AsyncGenerator):
+    if get_origin(returned) not in (AsyncIterator, AsyncGenerator) or not get_args(returned):
         raise RegistrationError(f"resource {name}: annotate it with -> AsyncIterator[its type]")
     yielded = get_args(returned)[0]
-    if role_of(yielded) is not Role.RESOURCE:
+    if not is_hashable(yielded) or role_of(yielded) is not Role.RESOURCE:
         raise RegistrationError(
             f"resource {name}: a parameter of type {yielded} never is a resource; yield an object "
             "of a class of its own"
@@ -88,18 +90,20 @@ class ResourceSet:
         row: the worker's counters, which a resource may ask for as it does for others.
         overrides: objects to use instead of those that the resources would yield, by
             type; their generators do not run. For tests.
+        on_error: called with what a resource raises when it stops. For tests.
 
     Raises:
         ConfigurationError: an override is for a type that is no resource.
     """
 
-    __slots__ = ("_objects", "_overrides", "_resources", "_stack")
+    __slots__ = ("_objects", "_on_error", "_overrides", "_resources", "_stack")
 
     def __init__(
         self,
         resources: Sequence[Resource],
         row: CounterRow,
         overrides: Mapping[Any, object] = MappingProxyType({}),
+        on_error: Callable[[BaseException], object] | None = None,
     ) -> None:
         types = [resource.type for resource in resources]
         for override in overrides:
@@ -109,6 +113,7 @@ class ResourceSet:
                 )
         self._resources = resources
         self._overrides = overrides
+        self._on_error = on_error
         self._objects: dict[Any, object] = {CounterRow: row}
         self._stack = AsyncExitStack()
 
@@ -149,16 +154,32 @@ class ResourceSet:
             yielded: object = await manager.__aenter__()
         except StartupError:
             raise  # it says itself what is wrong
-        except Exception as error:
+        except BaseException as error:
+            if _ends_the_task(error):
+                raise
             raise StartupError(
                 f"resource {resource.name} did not start: {type(error).__name__}: {error}"
             ) from error
-        stack.push_async_callback(_stop, resource, manager)
+        stack.push_async_callback(self._stop, resource, manager)
         return yielded
 
+    async def _stop(self, resource: Resource, manager: AbstractAsyncContextManager[object]) -> None:
+        try:
+            await manager.__aexit__(None, None, None)
+        except BaseException as error:
+            if _ends_the_task(error):
+                raise
+            logger.exception("resource %s failed while it stopped", resource.name)
+            if self._on_error is not None:
+                self._on_error(error)
 
-async def _stop(resource: Resource, manager: AbstractAsyncContextManager[object]) -> None:
-    try:
-        await manager.__aexit__(None, None, None)
-    except Exception:
-        logger.exception("resource %s failed while it stopped", resource.name)
+
+def _ends_the_task(error: BaseException) -> bool:
+    """Return whether an exception comes from outside: SystemExit and others are a resource's own.
+
+    A CancelledError is one of the resource's unless its task is being cancelled.
+    """
+    if isinstance(error, CancelledError):
+        task = current_task()
+        return task is not None and task.cancelling() > 0
+    return isinstance(error, KeyboardInterrupt)

@@ -25,9 +25,11 @@ class Runtime:
     Args:
         agents: one or more, whose messages all differ.
         resources: objects to use instead of what resources would yield, by type. For tests.
-        on_error: called with what goes wrong in calls of handlers, see `BoundHandler`. For tests.
+        on_error: called with what goes wrong in calls of handlers, see `BoundHandler`, and when
+            resources stop. For tests.
         row: the worker's counters, for resources that ask for them.
         max_messages: messages that a frame may have.
+        handlers: of these agents, from `combine`; None calls it, which applies middleware anew.
 
     Raises:
         ConfigurationError: two agents have one name or one message, see `combine`; or an
@@ -42,8 +44,9 @@ class Runtime:
         on_error: Callable[[BaseException], object] | None = None,
         row: CounterRow | None = None,
         max_messages: int = DEFAULT_MAX_MESSAGES,
+        handlers: Mapping[str, tuple[Handler, ...]] | None = None,
     ) -> None:
-        self._handlers = combine(agents)
+        self._handlers = combine(agents) if handlers is None else handlers
         self._on_error = on_error
         self._max_messages = max_messages
         known = set().union(*map(_types, agents))
@@ -56,6 +59,7 @@ class Runtime:
                 agent.resources,
                 row,
                 {kind: each for kind, each in resources.items() if kind in _types(agent)},
+                on_error,
             )
             for agent in agents
         }

@@ -64,6 +64,8 @@ class Engine:
         ConfigurationError: an object is for a type that is no resource of the agent.
         RegistrationError: a handler of the agent cannot work.
         StartupError: (when entered) a resource failed.
+        Exception: (when left) the first that a resource raised while it stopped, if `raise_errors`
+            is true and the block raised nothing; all are logged.
     """
 
     def __init__(
@@ -107,7 +109,11 @@ class Engine:
         if self._loop is not None:
             with self._loop as loop:
                 self._loop = None
+                self._errors.clear()
                 loop.run(self._runtime.aclose())
+            # An exception of the block says more than what followed from it.
+            if self._errors and self._raise_errors and error is None:
+                raise self._errors[0]
 
     def call(self, message: str, /, *args: Sendable, **kwargs: Sendable) -> Reply:
         """Send one message and return the answer; see `notify`.
