@@ -269,3 +269,9 @@ def test_an_acks_length_has_four_bytes(encoding: ModuleType) -> None:
         out = bytearray()
         assert encoding.append_ack(out, b"\x07\x01", variable.set(bytes(size)), 1 << 30)
         assert int.from_bytes(out[:4], "big") == len(out) - 4
+
+
+@pytest.mark.parametrize("variable", [None, 5, "txn.x"])
+def test_an_action_is_made_of_an_encoder_only(encoding: ModuleType, variable: object) -> None:
+    with pytest.raises(TypeError, match="variable"):
+        encoding.Action(variable, 5)

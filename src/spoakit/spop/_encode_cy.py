@@ -194,6 +194,8 @@ class Action:
     _value: object
 
     def __init__(self, variable: VariableEncoder, value: Value) -> None:
+        if not isinstance(variable, VariableEncoder):  # None, or anything where not compiled
+            raise TypeError(f"variable must be a VariableEncoder, got {variable!r}")
         self._variable = variable
         self._value = value
 
