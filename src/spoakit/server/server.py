@@ -4,12 +4,13 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from time import monotonic
 from typing import Final
 
 from spoakit.agent import Agent
+from spoakit.agent.handlers import Handler
 from spoakit.agent.runtime import Runtime
 from spoakit.logs import Throttle
 from spoakit.metrics.counters import CounterRow, counter
@@ -39,6 +40,7 @@ class Server:
         settings: limits, TLS and what to announce; where to listen is not its business.
         row: the worker's counters.
         tls: the context that the workers of a service share; made of the settings by default.
+        handlers: of these agents, prepared before the fork; None prepares them here.
 
     Attributes:
         on_closed: called once for each adopted connection when it is gone.
@@ -54,9 +56,12 @@ class Server:
         settings: ServerSettings,
         row: CounterRow,
         tls: ssl.SSLContext | None = None,
+        handlers: Mapping[str, tuple[Handler, ...]] | None = None,
     ) -> None:
         self.on_closed: Callable[[], None] = _ignore
-        self._runtime = Runtime(agents, row=row, max_messages=settings.limits.messages)
+        self._runtime = Runtime(
+            agents, row=row, max_messages=settings.limits.messages, handlers=handlers
+        )
         self._settings = settings
         self._row = row
         self._state: ServerState | None = None
