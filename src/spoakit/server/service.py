@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Final
 
 from spoakit.agent import Agent
+from spoakit.agent.combine import combine
 from spoakit.exceptions import ConfigurationError, StartupError
 from spoakit.logs import flush_throttles
 from spoakit.metrics.counters import CounterRow, Counters
@@ -77,8 +78,10 @@ def run(
         ConfigurationError: the system lacks the loop asked for, or a TLS file cannot be used.
         RegistrationError: the agents do not go together.
     """
+    # Once, before the workers are forked: middleware is applied, and the TLS key read.
+    handlers = combine(agents)
     tls = None if settings.listen.tls is None else server_context(settings.listen.tls)
-    return run_service(lambda row: Server(agents, settings, row, tls), settings, hooks)
+    return run_service(lambda row: Server(agents, settings, row, tls, handlers), settings, hooks)
 
 
 async def serve(agents: Sequence[Agent], settings: ServerSettings = _DEFAULT_SETTINGS) -> None:
