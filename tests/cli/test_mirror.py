@@ -114,7 +114,7 @@ NO_RUNTIME = "runtime value not set: give -r, with 0 for unlimited"
             ["--mirror-url: invalid mirror URL 'foo': it does not start with http:// or https://"],
         ),
         (["-r0", "-lx:file"], ["--logfile: invalid logfile mode 'x' (allowed: a, w, A, W)"]),
-        (["-r0", "-lw:"], ["--logfile: the path is empty"]),
+        (["-r0", "-lw:"], ["--logfile: must be a path, got an empty one"]),
         (["-r0", "-Z"], ["unrecognized arguments: -Z"]),
         (["-r0", "--bogus"], ["unrecognized arguments: --bogus"]),
         (["-r0", "stray"], ["unrecognized arguments: stray"]),

@@ -1,6 +1,7 @@
 """Options in a table, from which they are parsed and explained."""
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ class Option:
             words = self.name.replace("_", " ")
             raise ConfigurationError(f"invalid {words} {text!r} ({self.flag}: {error})") from None
         except ConfigurationError as error:
-            reason = str(error).removeprefix(self.flag.removeprefix("--") + ": ")
+            reason = re.sub(rf"^{self.flag[2:]}(: | (?=must ))", "", str(error))
             raise ConfigurationError(f"{self.flag}: {reason}") from None
 
     def explain(self) -> str:
