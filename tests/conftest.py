@@ -17,6 +17,7 @@ import pytest
 from hypothesis import settings
 
 from spoakit.agent.call_errors import CallErrors
+from spoakit.logs import forget_throttled
 from spoakit.spop import COMPILED
 
 # In CI a failure must be the change's, so examples are the same each time.
@@ -84,6 +85,12 @@ def _slowness_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
     Tests of just that undo it.
     """
     monkeypatch.setattr(CallErrors, "slow", lambda errors, seconds, calls: None)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_held_back() -> None:
+    """Forget the log lines that earlier tests left in throttles: whatever ends flushes them."""
+    forget_throttled()
 
 
 # Gives a hot module, by its full name, in one of its forms.

@@ -72,7 +72,7 @@ ERRORS = [
     InvalidFrameError("not the frame's fault"),
     FrozenError(),
     MuteError(),
-    ValueError("\ud800\n" + "x" * 100_000),
+    ValueError("\x00\n" + "x" * 100_000),
     type("LocalError", (BaseException,), {})(),
 ]
 

@@ -12,6 +12,7 @@ from spoakit.logs import Throttle, flush_throttles
 from spoakit.metrics.counters import CounterRow, counter
 from spoakit.server.backstop import arm_backstop, backstop_for
 from spoakit.server.event_loops import loop_factory
+from spoakit.server.fatal_errors import end_on_memory_error
 from spoakit.server.ipc import (
     TRACEBACK_SIGNAL,
     SupervisorCommand,
@@ -124,6 +125,7 @@ class _Worker:
 
     async def run(self) -> int:
         self._loop = asyncio.get_running_loop()
+        self._loop.set_exception_handler(end_on_memory_error)
         self._leave = asyncio.Event()
         self._loop.add_reader(self._channel, self._on_commands)
         # Asked for by the supervisor, before it kills a worker that does not answer.
