@@ -349,7 +349,7 @@ class Agent:
             address: where to listen: an IPv4 or IPv6 address or a host name.
             port: 0 lets the system choose.
             unix: path of a Unix socket to listen on instead.
-            workers: processes; with 1 there is no child process.
+            workers: processes that serve, beside the one that supervises them.
 
         Raises:
             ConfigurationError: a setting is out of its range.

@@ -36,7 +36,7 @@ BACKPRESSURE = counter(
     "spoakit_backpressure_total", "Reads that had frames over the in-flight limit."
 )
 CALLS = counter("spoakit_calls_total", "Calls of handlers and observers.")
-CALL_FAILURES = counter("spoakit_call_failures_total", "Handlers that raised; fallback sent.")
+CALL_FAILURES = counter("spoakit_call_failures_total", "Calls that raised; their fallback is sent.")
 MISMATCHES = counter("spoakit_mismatches_total", "Messages whose arguments did not fit.")
 EXPIRED = counter("spoakit_expired_total", "Handlers that missed their deadline.")
 REFUSED = counter("spoakit_refused_total", "Threaded handlers for which there was no thread.")
