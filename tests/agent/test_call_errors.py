@@ -245,7 +245,7 @@ def test_an_interrupt_ends_what_sigint_may_end(message: str) -> None:
 
 
 INTERRUPTED = """
-import asyncio, sys, threading
+import asyncio, signal, sys, threading
 from spoakit import Agent
 from spoakit.logs import configure_logging
 from spoakit.server import Drain, Listen, ServerSettings, serve
@@ -270,6 +270,8 @@ def in_thread() -> None:
 def see() -> None:
     raise KeyboardInterrupt
 
+# Shells start background jobs with SIGINT ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 loop, port, message = sys.argv[1:]
 
 def call():
