@@ -515,3 +515,23 @@ def test_a_record_that_a_socket_took_in_part_is_ended_before_the_next() -> None:
     assert data.endswith(b"spoakit.test: y\n")
     for line in data.splitlines():
         assert re.match(rb"20\d\d-\d\d-\d\d ", line)
+
+
+def test_a_filter_that_raises_costs_its_line_alone(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logger = logging.getLogger("spoakit.test.filtered")
+
+    def refuse(record: logging.LogRecord) -> bool:
+        raise RuntimeError("a bad filter")
+
+    throttle = Throttle(logger)
+    logger.addFilter(refuse)
+    try:
+        throttle.warning("kind", "lost")
+        throttle.error("other kind", "lost", error=ValueError("lost"))
+    finally:
+        logger.removeFilter(refuse)
+    throttle.warning("third kind", "kept")
+    assert caplog.messages == ["kept"]
+    assert capsys.readouterr().err.count("RuntimeError: a bad filter") == 2

@@ -246,20 +246,23 @@ class Throttle:
         error: FormattedError | None,
         suffix: str = "",
     ) -> None:
-        if error is None:
-            self._logger.log(level, message + suffix, *args)
-            return
-        args = (*args, error.summary)
-        name = self._logger.name
+        if error is not None:
+            message, args = f"{message}: %s", (*args, error.summary)
         record = self._logger.makeRecord(
-            name, level, __file__, 0, f"{message}: %s{suffix}", args, None
+            self._logger.name, level, __file__, 0, message + suffix, args, None
         )
-        # Every formatter appends this text, where it would format `exc_info` itself.
-        record.exc_text = error.traceback or None
-        self._logger.handle(record)
+        if error is not None:
+            # Every formatter appends this text, where it would format `exc_info` itself.
+            record.exc_text = error.traceback or None
+        try:
+            self._logger.handle(record)
+        except Exception:
+            # A filter of the application's may raise, which must not cost a connection.
+            _failing.handleError(record)
 
 
 _OTHERS: Final = object()
+_failing: Final = logging.Handler()
 _throttles: WeakSet[Throttle] = WeakSet()
 
 

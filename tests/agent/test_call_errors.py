@@ -588,3 +588,35 @@ def test_an_answer_is_what_it_was_when_it_was_returned() -> None:
             ids = [engine.notify(Message("message", (Argument.of("n", n),))) for n in range(4)]
             replies = [engine.ack(each) for each in ids]
             assert replies == [*({"txn.number": n} for n in range(3)), {}]
+
+
+# --- planning ------------------------------------------------------------------------------
+
+
+def test_a_plan_that_cannot_be_made_costs_its_message_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    agent = Agent("agent")
+    number = agent.variable("txn.number", int)
+    seen: list[int] = []
+
+    @agent.message("handled", fallback=number.set(-1))
+    def handle(n: int) -> Action:
+        return number.set(n)
+
+    @agent.observe("observed")
+    def see(n: int) -> None:
+        seen.append(n)
+
+    def fail(*arguments: object) -> None:
+        raise LookupError("no plan")
+
+    with Engine(agent, raise_errors=False) as engine:
+        with monkeypatch.context() as patch:
+            patch.setattr("spoakit.agent._dispatch_cy.bind_arguments", fail)
+            for _ in range(2):
+                assert engine.call("handled", n=1) == {"txn.number": -1}
+                assert isinstance(engine.call("observed", n=1).error, LookupError)
+        assert engine.call("handled", n=2) == {"txn.number": 2}
+        assert engine.call("observed", n=3).error is None
+    assert seen == [3]

@@ -604,8 +604,10 @@ class Dispatcher:
     def _expect(self, handlers: tuple[Any, ...]) -> object:
         """Expect the next frames to be like this one, if that makes them simple to handle."""
         bound: BoundHandler = handlers[0]
+        if bound._last is None or len(handlers) != 1:
+            return None  # without a plan where making one failed
         known: CallPlan = bound._last
-        if len(handlers) == 1 and not known._injected and known._mismatch is None:
+        if not known._injected and known._mismatch is None:
             self._expected = bound
         return None
 
