@@ -156,14 +156,21 @@ class _Worker:
         # By a timer of its own, not by the supervisor's pings: while the supervisor is stopped, or
         # loads a configuration, the workers serve.
         if self._backstop and not self._leave.is_set():
-            arm_backstop(self._backstop)
+            self._arm_backstop()
             self._loop.call_later(self._backstop / _ARMED_TIMES, self._keep_backstop_armed)
 
-    def _begin_to_leave(self) -> None:
-        self._leave.set()
+    def _arm_backstop(self) -> None:
+        """Arm the backstop once more, for the time that a worker may take in its state."""
+        seconds = self._backstop
         # A supervisor kills a worker that exceeds its time to leave; an orphan has none.
-        if self._backstop or self._is_orphan:
-            arm_backstop(max(self._backstop, self._settings.drain.total + GRACE + 2.0))
+        if self._leave.is_set() and (self._backstop or self._is_orphan):
+            seconds = max(seconds, self._settings.drain.total + GRACE + 2.0)
+        arm_backstop(seconds)
+
+    def _begin_to_leave(self) -> None:
+        if not self._leave.is_set() or self._is_orphan:
+            self._leave.set()
+            self._arm_backstop()
 
     def _on_commands(self) -> None:
         try:
@@ -194,10 +201,12 @@ class _Worker:
 
     def _reload(self) -> None:
         arm_backstop(self._backstop and _MAX_LOADING_TIME)
-        self._server.run_observers()
-        self._hooks.call(SignalAction.RELOAD)
-        self._report(WorkerEvent.RELOADED)
-        arm_backstop(self._backstop)
+        try:
+            self._server.run_observers()
+            self._hooks.call(SignalAction.RELOAD)
+        finally:
+            self._report(WorkerEvent.RELOADED)
+            self._arm_backstop()
 
     def _take(self, connection: socket.socket | None) -> None:
         if connection is not None:
