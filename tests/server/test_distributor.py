@@ -132,6 +132,18 @@ def test_a_burst_is_spread_evenly_whatever_was_reported(house: Callable[[int], H
     assert abs(gained.count(0) - gained.count(1)) <= 1
 
 
+def test_health_checks_are_not_work(house: Callable[[int], House]) -> None:
+    two = house(2)
+    for _ in range(2):
+        two.where()
+    busy, idle = two.workers
+    busy.report_work(frames=100, in_flight=0)
+    idle.report_work(frames=0, in_flight=0)
+    for _ in range(20):
+        assert two.where() == 1
+        two.report(idle, WorkerEvent.CLOSED)
+
+
 def test_a_worker_that_misses_a_ping_gets_none(house: Callable[[int], House]) -> None:
     two = house(2)
     two.workers[0].ping()

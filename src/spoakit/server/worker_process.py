@@ -30,7 +30,7 @@ class WorkerProcess:
         pid: 0 while there is no process.
         channel: the supervisor's end; None while there is no process, or it has closed its own.
         connections: handed over and not reported closed yet.
-        handed_over: those of them that came after the last answer to a ping.
+        handed_over: those of them that came after the last answer to a ping, roughly.
         frames: how many it had handled in all at that answer.
         work: frames that it handled between the last two answers, and those in flight at the last.
         is_ready: its resources are up.
@@ -191,7 +191,10 @@ class WorkerProcess:
         return received
 
     def _note(self, events: bytes, now: float) -> None:
-        self.connections -= events.count(WorkerEvent.CLOSED)
+        closed = events.count(WorkerEvent.CLOSED)
+        self.connections -= closed
+        # A connection that is closed within a second of its opening was a health check, mostly.
+        self.handed_over = max(0, self.handed_over - closed)
         if WorkerEvent.READY in events:
             self.is_ready = True
             self._ready_at = now
