@@ -124,7 +124,7 @@ class Throttle:
     """Log the first line of a kind at once, and what follows within `interval` as one summary.
 
     No timer and no thread: a summary is written with the kind's next line after the interval, or
-    by `flush`, which whoever runs the process calls about once a second for all throttles
+    by `flush`, which the process's main loop calls about once a second for all throttles
     (`flush_throttles`) and once more at exit. Nothing is lost silently.
 
     A line may show an exception with its traceback. It is formatted when it is logged: a summary

@@ -250,7 +250,7 @@ def test_a_fallback_is_kept_as_a_tuple(agent: Agent) -> None:
 
 @pytest.mark.parametrize("fallback", [False, {"txn.ok": False}, ["txn.ok"], nothing])
 def test_a_fallback_of_anything_but_actions_is_refused(agent: Agent, fallback: Any) -> None:
-    with pytest.raises(RegistrationError, match="is no action"):
+    with pytest.raises(RegistrationError, match="is not an action"):
         agent.message("check", fallback=fallback)
 
 

@@ -163,7 +163,7 @@ def test_fetch_gives_the_name_on_the_wire() -> None:
 
 @pytest.mark.parametrize("expression", ["", " ", "src\n", "a\0b"])
 def test_fetch_refuses_what_is_no_expression(expression: str) -> None:
-    with pytest.raises(RegistrationError, match="no sample expression"):
+    with pytest.raises(RegistrationError, match="not a sample expression"):
         Fetch(expression)
 
 
@@ -208,7 +208,7 @@ def test_a_bound_method_has_no_self() -> None:
         ("Annotated[Redis, Fetch('src')]", "Fetch is for arguments"),
         ("Annotated[str, Fetch('src'), Fetch('dst')]", "more than one Fetch"),
         ("PerFrame[NeedsMore]", r"NeedsMore\(\) has to work: .*'more'"),
-        ("PerFrame[int | str]", "this is no class"),
+        ("PerFrame[int | str]", "this is not a class"),
     ],
 )
 def test_an_annotation_that_cannot_be_filled_is_refused_by_name(

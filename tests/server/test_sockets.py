@@ -177,7 +177,7 @@ def test_an_address_that_cannot_be_had_is_named(address: str) -> None:
 
 @pytest.mark.parametrize("address", ["a" * 70, "a..b", "\udcff"])
 def test_what_cannot_be_a_host_name_is_named(address: str) -> None:
-    with pytest.raises(StartupError, match="port 7: it is no host name"):
+    with pytest.raises(StartupError, match="port 7: it is not a host name"):
         Listeners(Listen(address=address, port=7))
 
 

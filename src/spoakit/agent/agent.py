@@ -318,7 +318,7 @@ class Agent:
         """Return the handlers as they are called: checked as a whole, middleware applied.
 
         Raises:
-            RegistrationError: a parameter is of a type that is no resource, or a middleware
+            RegistrationError: a parameter is of a type that is not a resource, or a middleware
                 returned what cannot be called as the handler was.
         """
         for handler in self._handlers:
@@ -424,7 +424,9 @@ class Agent:
         actions = tuple(fallback) if isinstance(fallback, (tuple, list)) else (fallback,)
         for action in actions:
             if not isinstance(action, Action):
-                raise RegistrationError(f"message {message!r}: fallback: {action!r} is no action")
+                raise RegistrationError(
+                    f"message {message!r}: fallback: {action!r} is not an action"
+                )
             if (action.scope, action.name) not in self._variables:
                 raise RegistrationError(
                     f"message {message!r}: fallback: {action!r} is of a variable that agent "

@@ -1,4 +1,4 @@
-"""What a handler may ask about the frame its message came in."""
+"""Context of a message: its frame and its connection, for handlers that ask."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 class PerFrameMarker:
-    """What tells `PerFrame` from other annotated types."""
+    """Marker of `PerFrame` among the extras of an annotated type."""
 
     def __repr__(self) -> str:
         return "PerFrame"
@@ -54,7 +54,7 @@ class Context:
 
 
 class FrameState:
-    """What handlers may ask about one frame, made when the first of them does.
+    """Objects of one frame that handlers share, made when the first of them asks.
 
     Args:
         received: when the frame was read, in seconds on ``time.monotonic()``'s clock.

@@ -18,7 +18,7 @@ from spoakit.spop._encode_cy import Action
 from spoakit.spop.constants import DataType
 
 Actions: TypeAlias = Action | tuple[Action, ...] | list[Action] | None
-"""What a handler returns."""
+"""Type of a handler's result."""
 
 Event: TypeAlias = Literal[
     "on-client-session",
@@ -30,7 +30,7 @@ Event: TypeAlias = Literal[
     "on-backend-http-request",
     "on-http-response",
 ]
-"""When HAProxy sends a message (SPOE.txt 2.3)."""
+"""Event on which HAProxy sends a message (SPOE.txt 2.3)."""
 
 Middleware: TypeAlias = Callable[[Callable[..., Any], str], Callable[..., Any]]
 """Takes a handler and its message's name, returns what is called instead of it."""
@@ -39,7 +39,7 @@ Shape: TypeAlias = Sequence[tuple[bytes, DataType]]
 """The arguments of a message on the wire: each one's name and type."""
 
 SECTION_NAME: Final = re.compile(r"[A-Za-z0-9_.:-]+")
-"""What HAProxy takes as the name of a spoe-agent, a spoe-message, a spoe-group."""
+"""Names that HAProxy accepts for a spoe-agent, a spoe-message, a spoe-group."""
 
 _CONDITION: Final = re.compile(r"(if|unless) \S.*")
 
@@ -51,7 +51,7 @@ def matches(pattern: re.Pattern[str], text: object) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Trigger:
-    """When HAProxy is to send a message (SPOE.txt 2.3, 2.4), as far as it is said.
+    """Trigger of a message: its event or group (SPOE.txt 2.3, 2.4), as far as declared.
 
     Attributes:
         event: the event.
@@ -86,7 +86,7 @@ DEFAULT_TIMEOUT: Final = 1.0
 
 
 class HandlerKind(Enum):
-    """How a handler runs."""
+    """Way in which a handler runs."""
 
     INLINE = "inline"  # at once, on the event loop
     ASYNC = "async"  # as a task
@@ -132,7 +132,7 @@ class Handler:
 
     @property
     def positional_count(self) -> int:
-        """How many of the parameters are passed by position; the rest go by name."""
+        """Number of parameters passed by position; the rest go by name."""
         return sum(
             parameter.kind is not ParameterKind.KEYWORD_ONLY for parameter in self.parameters
         )
@@ -142,7 +142,7 @@ def handler_kind(message: str, function: Callable[..., Any], threaded: bool) -> 
     """Return how a function is to be run as a handler.
 
     Raises:
-        RegistrationError: it is no function, yields, or is async and to be threaded.
+        RegistrationError: it is not a function, yields, or is async and to be threaded.
     """
     # A classmethod or partialmethod object is a routine too, until its class binds it.
     if not (inspect.isroutine(function) and callable(function)):
@@ -182,7 +182,7 @@ def with_middleware(handler: Handler, middleware: Sequence[Middleware]) -> Handl
 
 @dataclass(frozen=True, slots=True)
 class ParameterSource:
-    """Where one parameter's value is found in messages of one shape.
+    """Source of one parameter's value in messages of one shape.
 
     Attributes:
         parameter: the parameter.
@@ -198,7 +198,7 @@ class ParameterSource:
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """What `bind_arguments` found.
+    """Result of `bind_arguments`.
 
     Attributes:
         slots: one for each parameter of the handler, in order; empty on a mismatch.

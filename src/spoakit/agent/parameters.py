@@ -26,7 +26,7 @@ from spoakit.spop.messages import Message
 IPAddress: TypeAlias = IPv4Address | IPv6Address
 
 REQUIRED: Final = inspect.Parameter.empty
-"""What `Parameter.when_absent` is where the handler cannot be called without a value."""
+"""Value of `Parameter.when_absent` if the handler cannot be called without the argument."""
 
 _INTEGERS = frozenset({DataType.INT32, DataType.UINT32, DataType.INT64, DataType.UINT64})
 _STRINGS = frozenset({DataType.STRING, DataType.BINARY})
@@ -54,7 +54,7 @@ _ARGUMENT_NAME: Final = re.compile(r"""[^\s="'\\#\x00-\x1f\x7f]+""")
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Where HAProxy takes an argument from: ``Annotated[str, Fetch("req.hdr(host)")]``.
+    """Source of an argument in HAProxy: ``Annotated[str, Fetch("req.hdr(host)")]``.
 
     Args:
         expression: a sample expression of HAProxy, converters included, for the
@@ -71,7 +71,7 @@ class Fetch:
 
     def __post_init__(self) -> None:
         if not self.expression.strip() or not self.expression.isprintable():
-            raise RegistrationError(f"Fetch({self.expression!r}): this is no sample expression")
+            raise RegistrationError(f"Fetch({self.expression!r}): this is not a sample expression")
         if self.name is not None and not _ARGUMENT_NAME.fullmatch(self.name):
             raise RegistrationError(
                 f"Fetch(name={self.name!r}): a name has no space and none of = # \" ' \\"
@@ -79,7 +79,7 @@ class Fetch:
 
 
 class ParameterKind(Enum):
-    """How a parameter is matched with the arguments of a message."""
+    """Way in which a parameter is matched with the arguments of a message."""
 
     POSITIONAL_ONLY = inspect.Parameter.POSITIONAL_ONLY
     ORDINARY = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -87,7 +87,7 @@ class ParameterKind(Enum):
 
 
 class Role(Enum):
-    """Where a parameter's value comes from."""
+    """Origin of a parameter's value."""
 
     ARGUMENT = "argument"
     CONTEXT = "Context"
@@ -244,7 +244,7 @@ def role_of(annotation: Any, extras: Sequence[object] = ()) -> Role | None:
 def _check_factory(annotation: Any) -> None:
     """Refuse a PerFrame type that cannot be made without arguments."""
     if not callable(annotation):
-        raise RegistrationError(f"PerFrame[{_name(annotation)}]: this is no class")
+        raise RegistrationError(f"PerFrame[{_name(annotation)}]: this is not a class")
     try:
         inspect.signature(annotation).bind()
     except ValueError:

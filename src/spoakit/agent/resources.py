@@ -1,4 +1,4 @@
-"""What handlers share for the life of a worker: connections, tables, queues.
+"""Resources: objects that handlers share for the life of a worker, such as connections.
 
 A resource is an async generator that yields once. What it yields goes to the handlers,
 and to later resources, that have a parameter of its type; what stands behind the yield
@@ -93,7 +93,7 @@ class ResourceSet:
         on_error: called with what a resource raises when it stops. For tests.
 
     Raises:
-        ConfigurationError: an override is for a type that is no resource.
+        ConfigurationError: an override is for a type that is not a resource.
     """
 
     __slots__ = ("_objects", "_on_error", "_overrides", "_resources", "_stack")

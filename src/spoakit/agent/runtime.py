@@ -33,7 +33,7 @@ class Runtime:
 
     Raises:
         ConfigurationError: two agents have one name or one message, see `combine`; or an
-            object is for a type that is no agent's resource.
+            object is for a type that is not a resource of any agent.
         RegistrationError: a handler cannot work.
     """
 

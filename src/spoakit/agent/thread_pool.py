@@ -14,7 +14,7 @@ from spoakit.exceptions import RefusedError
 
 
 class Outcome(NamedTuple):
-    """What a handler returned, or what it raised.
+    """Result of a call: the returned object, or the exception raised.
 
     It is the result of a call's future, which never has an exception: asyncio lets SystemExit out
     of the event loop, refuses StopIteration, and logs an exception that is not asked for.

@@ -88,5 +88,5 @@ def _setter(scope: Scope, name: str, data_type: object) -> Callable[[Value], Act
             )
         data_type = VARIABLE_TYPES[data_type]
     if data_type is DataType.NULL:
-        raise RegistrationError("NULL is no type; set(None) unsets a variable")
+        raise RegistrationError("NULL is not a type; set(None) unsets a variable")
     return VariableEncoder(scope, name, data_type).set

@@ -1,4 +1,4 @@
-"""What the values of options may be: each function reads the text of one kind."""
+"""Readers of options' values: each function reads the text of one kind."""
 
 import re
 from collections.abc import Callable, Sequence

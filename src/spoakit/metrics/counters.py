@@ -23,7 +23,7 @@ _MASK: Final = 2**64 - 1
 
 
 class MetricKind(Enum):
-    """How a figure behaves: counters only grow, gauges are the state of a living worker."""
+    """Kind of a figure: counters only grow, gauges are the state of a living worker."""
 
     COUNTER = "counter"
     GAUGE = "gauge"

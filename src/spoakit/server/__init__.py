@@ -1,4 +1,4 @@
-"""What serves agents: sockets, workers, limits, signals; see `run` and `serve`."""
+"""Serving of agents: sockets, workers, limits, signals; see `run` and `serve`."""
 
 from spoakit.server.service import run, serve
 from spoakit.server.settings import Drain, Limits, Listen, ListenTls, Logfile, ServerSettings

@@ -30,12 +30,12 @@ class Backlog:
 
     @property
     def is_empty(self) -> bool:
-        """Whether every frame received has been acknowledged."""
+        """True if every frame received has been acknowledged."""
         return not self.in_flight and not self.events
 
     @property
     def is_full(self) -> bool:
-        """Whether as many frames are in flight, or as many bytes, as may be."""
+        """True if the limit of frames in flight, or of their bytes, is reached."""
         return len(self.in_flight) >= self._max_in_flight or self._size > MAX_IN_FLIGHT_SIZE
 
     def add(self, frame: SuspendedFrame) -> None:

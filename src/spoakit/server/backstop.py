@@ -21,7 +21,7 @@ def backstop_for(worker_timeout: float) -> float:
 
 
 def arm_backstop(seconds: float) -> None:
-    """End this process after so many seconds of elapsed time, unless called again before.
+    """End this process after a time, unless called again before.
 
     A thread in C does it, with no need of the interpreter: it ends an event loop in an endless
     loop, and a call into C that never returns. It writes the tracebacks of all threads to standard
@@ -29,7 +29,7 @@ def arm_backstop(seconds: float) -> None:
     that is ended when it goes on. A process that is being traced is left alone.
 
     Args:
-        seconds: 0 leaves the process alone.
+        seconds: elapsed time; 0 leaves the process alone.
     """
     faulthandler.cancel_dump_traceback_later()
     if not seconds or sys.gettrace() is not None or is_traced("self"):

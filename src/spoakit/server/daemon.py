@@ -16,7 +16,7 @@ class StartupNotifier:
     """Notifies the process that started this one, and waits for that, how the start went.
 
     Args:
-        pipe: descriptor of the pipe to it; -1 if there is no such process.
+        pipe: descriptor of the pipe to it; -1 without one.
     """
 
     __slots__ = ("_pipe",)

@@ -1,4 +1,4 @@
-"""Which event loop runs a worker."""
+"""Event loops of workers, by name."""
 
 import asyncio
 import importlib.util

@@ -65,7 +65,7 @@ class WorkerServer(Protocol):
 
     @property
     def connection_count(self) -> int:
-        """How many adopted connections are not gone yet."""
+        """Number of adopted connections that are not closed yet."""
 
     async def start(self) -> None:
         """Bring the resources up, or, failing or cancelled, none of them; raises StartupError."""

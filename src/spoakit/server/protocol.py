@@ -200,12 +200,12 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
 
     @property
     def done(self) -> bool:
-        """Whether the HELLO has come, or is not awaited any more."""
+        """True once the HELLO has come, or is not awaited any more."""
         return self.phase is not HELLO
 
     @property
     def frames_in_flight(self) -> int:
-        """How many frames wait for their handlers."""
+        """Number of frames that wait for their handlers."""
         return len(self._backlog.in_flight)
 
     def expire(self) -> None:

@@ -75,7 +75,7 @@ class Server:
 
     @property
     def connection_count(self) -> int:
-        """How many adopted connections are not gone yet."""
+        """Number of adopted connections that are not closed yet."""
         return self._count
 
     async def start(self) -> None:
@@ -160,7 +160,7 @@ class Server:
                     ssl_shutdown_timeout=LINGER,
                 )
         except OSError as error:
-            # The peer left before it was served, or is none that TLS is to be had with.
+            # The peer left before it was served, or does not speak TLS.
             if self._tls is not None:
                 self._row.add(TLS_FAILURES)
                 self._throttle.warning("tls", "TLS with %s failed: %s", peer, error)
@@ -168,7 +168,7 @@ class Server:
             self._closed()
 
     def _end_handshakes(self) -> None:
-        """Let those fail that are under way: whoever has not been served yet is not owed that."""
+        """Fail the handshakes under way: nothing has been promised to those peers."""
         if self._tls is not None:
             for sock in self._adopting.values():
                 # The peer may have gone first.

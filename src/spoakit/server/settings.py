@@ -1,4 +1,4 @@
-"""What a server can be told, checked as soon as it is said.
+"""Server settings, validated on construction.
 
 A value out of its range is a `ConfigurationError` that names the option, the value and the range.
 Sizes are in bytes, times in seconds.
@@ -83,14 +83,14 @@ class ListenTls:
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """Where to listen and whom to accept.
+    """Addresses to listen on, and peers to accept.
 
     Attributes:
         address: an IPv4 or IPv6 address or a host name; "::" takes IPv4 as well, "*" takes all
             addresses of the families that the system has.
         port: 0 to 65535; 0 lets the system choose, and the choice is logged.
         unix: path of a Unix socket, listened on instead of address and port.
-        unix_mode: permissions of the Unix socket; whoever may write to it may connect.
+        unix_mode: permissions of the Unix socket; every process that may write to it may connect.
         backlog: connections that the kernel keeps until they are accepted, 1 to 65535.
         allow: networks that may connect; empty for all. SPOP has no authentication of its own.
             Does not concern Unix sockets.
@@ -123,10 +123,10 @@ class Listen:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What peers may use.
+    """Limits of what peers may use.
 
-    SPOP has no authentication, so whoever can connect can have each connection hold a frame and
-    fragments received in part: `frame_size_cap` and `reassembled_size` together, 5 MiB as they
+    SPOP has no authentication: each connection of any peer can hold a frame and fragments received
+    in part, `frame_size_cap` and `reassembled_size` together, 5 MiB as they
     are, times `connections`. Where others than HAProxy reach the port, use `Listen.allow`.
 
     Attributes:
@@ -171,7 +171,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """How to leave.
+    """Times in which to stop.
 
     Attributes:
         timeout: time the connections have to become quiet before they are closed all the same.
@@ -204,7 +204,7 @@ class Logfile:
     Attributes:
         path: it is made if need be, and opened anew on SIGUSR1.
         truncate: empty it at the start, instead of writing on.
-        line_buffered: whoever gathers lines is to write each at once.
+        line_buffered: code that gathers lines has to write each at once.
     """
 
     path: str
@@ -217,7 +217,7 @@ class Logfile:
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """Everything a server can be told.
+    """All settings of a server.
 
     Attributes:
         workers: processes, 1 to 1024, each with its own event loop, beside that of the supervisor.

@@ -21,7 +21,7 @@ _ONE_PRESS: Final = 0.5
 
 
 class SignalAction(Enum):
-    """What the sender of a signal wants."""
+    """Action that a signal asks for."""
 
     STOP = auto()
     END = auto()
@@ -141,7 +141,7 @@ def _log_reopen() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """What a program does on SIGHUP and SIGUSR1, in the supervisor and in each worker.
+    """Functions that a program calls on SIGHUP and SIGUSR1, in the supervisor and in each worker.
 
     Both run in the process's event loop, between two callbacks. What a hook raises is logged, and
     if it was raised in the supervisor the workers are not told: so a reload is refused. Observers

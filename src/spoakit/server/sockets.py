@@ -131,7 +131,9 @@ class Listeners:
         except OSError as error:
             raise StartupError(f"cannot listen on {where}: {error.strerror}") from error
         except UnicodeError as error:
-            raise StartupError(f"cannot listen on {where}: it is no host name: {error}") from error
+            raise StartupError(
+                f"cannot listen on {where}: it is not a host name: {error}"
+            ) from error
 
     def _listen_unix(self, path: str, listen: Listen) -> None:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -288,7 +290,7 @@ class Acceptor:
         self._clock = clock
         self._throttle = Throttle(logger, clock=clock)
         self.paused_until = 0.0
-        """When to accept again, after descriptors or memory ran out; on the same clock."""
+        """Time to accept again, after descriptors or memory ran out; on the same clock."""
 
     def accept(self, listener: socket.socket) -> Iterator[socket.socket]:
         """Yield what waits to be accepted and may come in, a batch at most."""

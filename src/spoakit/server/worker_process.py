@@ -27,8 +27,8 @@ class WorkerProcess:
 
     Attributes:
         index: 0 up, also the worker's row of counters; logs count from 1.
-        pid: 0 while there is no process.
-        channel: the supervisor's end; None while there is no process, or it has closed its own.
+        pid: the process id, 0 between two processes.
+        channel: the supervisor's end; None between two processes, or when its other end is closed.
         connections: handed over and not reported closed yet.
         handed_over: those of them that came after the last answer to a ping, roughly.
         frames: how many it had handled in all at that answer.
@@ -99,7 +99,7 @@ class WorkerProcess:
 
     @property
     def is_available(self) -> bool:
-        """Whether it takes connections: it is ready, and has answered the last ping."""
+        """True if it takes connections: it is ready, and has answered the last ping."""
         return self.is_ready and not self.missed_pings
 
     def started(self, pid: int, channel: socket.socket) -> None:
@@ -129,7 +129,7 @@ class WorkerProcess:
 
     @property
     def has_unsent(self) -> bool:
-        """Whether commands wait to be sent."""
+        """True if commands wait to be sent."""
         return bool(self._unsent)
 
     def flush(self) -> None:

@@ -73,12 +73,12 @@ class Connection:
 
     @property
     def is_closing(self) -> bool:
-        """Whether nothing more is read: `data_to_send` is to be written, and that is all."""
+        """True if nothing more is read: only `data_to_send` is still to be written."""
         return self.state is State.CLOSING
 
     @property
     def is_between_frames(self) -> bool:
-        """Whether it is open and nothing has come in part.
+        """True if it is open and nothing has come in part.
 
         Whole NOTIFYs may be handled then without passing through here.
         """

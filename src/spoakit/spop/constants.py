@@ -52,14 +52,14 @@ class DataType(IntEnum):
 
 
 class ActionType(IntEnum):
-    """What an ACK can ask for (3.4)."""
+    """Actions of an ACK (3.4)."""
 
     SET_VAR = 1
     UNSET_VAR = 2
 
 
 class Scope(IntEnum):
-    """Where a variable lives (3.4)."""
+    """Scope of a variable (3.4)."""
 
     PROC = 0
     SESS = 1

@@ -34,7 +34,7 @@ class Frame:
 
     @property
     def is_final(self) -> bool:
-        """Whether it is the last or only fragment of its payload."""
+        """True for the last or only fragment of a payload."""
         return FrameFlag.FIN in self.flags
 
 

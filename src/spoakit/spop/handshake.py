@@ -1,4 +1,4 @@
-"""What HELLO and DISCONNECT frames say (SPOE.txt 3.2.4, 3.2.5, 3.2.8, 3.2.9)."""
+"""Contents of HELLO and DISCONNECT frames (SPOE.txt 3.2.4, 3.2.5, 3.2.8, 3.2.9)."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What agents are tested with, from a function call to a real HAProxy.
+"""Testing of agents, from a function call to a real HAProxy.
 
 `Engine` calls handlers in memory, `EngineClient` plays HAProxy over a socket, `AgentServer`
 serves an agent for it, `HAProxy` boots the real one. ``spoakit.testing.pytest_plugin`` has

@@ -1,4 +1,4 @@
-"""What a test sends as a message, and what it gets for an answer."""
+"""Messages that a test sends, and the replies to them."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace

@@ -24,7 +24,7 @@ from spoakit.spop import (
 from spoakit.testing.calls import Reply, Sendable, make_message
 
 MAX_FRAME_SIZE: Final = 16380
-"""What HAProxy offers by default, in bytes: ``tune.bufsize`` less four."""
+"""Frame size that HAProxy offers by default, in bytes: ``tune.bufsize`` less four."""
 
 # HAProxy keeps one set of variables for both: req's until it turns to the response, then res's.
 _IGNORED_ON: Final = {
@@ -61,7 +61,7 @@ class Engine:
             it is in `Reply.error`.
 
     Raises:
-        ConfigurationError: an object is for a type that is no resource of the agent.
+        ConfigurationError: an object is for a type that is not a resource of the agent.
         RegistrationError: a handler of the agent cannot work.
         StartupError: (when entered) a resource failed.
         Exception: (when left) the first that a resource raised while it stopped, if `raise_errors`

@@ -85,7 +85,7 @@ class EngineClient:
 
     @property
     def agent(self) -> AgentHello | None:
-        """What the agent answered to the HELLO, None before."""
+        """The agent's HELLO, None before it has come."""
         return self._connection.agent
 
     def __enter__(self) -> Self:
