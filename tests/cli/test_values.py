@@ -36,6 +36,27 @@ def test_a_time_out_of_its_range_is_refused_with_the_range(text: str) -> None:
         values.time(1, 3600)(text)
 
 
+@pytest.mark.parametrize(("text", "seconds"), [("0", 0), ("0.0", 0), ("10s", 10), ("1500ms", 1.5)])
+def test_a_duration_says_its_unit(text: str, seconds: float) -> None:
+    assert values.duration(1, 3600)(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("10", "say 10s or 10ms"),
+        ("1.5", r"say 1.5s or 1.5ms"),
+        ("nan", "allowed: 0, or a number with one of us, ms, s, m, h, d"),
+        ("", "allowed: 0, or a number with one of"),
+        ("999ms", r"allowed range \[1.00s, 3600.00s\]"),
+        ("-1s", "allowed range"),
+    ],
+)
+def test_a_duration_without_a_unit_or_out_of_its_range_is_refused(text: str, error: str) -> None:
+    with pytest.raises(ConfigurationError, match=error):
+        values.duration(1, 3600)(text)
+
+
 @pytest.mark.parametrize(
     ("read", "text", "value"),
     [

@@ -328,3 +328,8 @@ def test_an_agent_process_leaves_no_descriptor_to_its_children(start: Start, wor
     for descriptor in listed:
         flags = Path(f"/proc/{pid}/fdinfo/{descriptor}").read_text().split("flags:\t")[1].split()[0]
         assert int(descriptor) <= 2 or int(flags, 8) & os.O_CLOEXEC, descriptor
+
+
+def test_the_limit_of_select_is_said_at_the_start(start: Start, workers: int) -> None:
+    service = start(workers=workers, loop="select").ready()
+    assert "loop select: at most 900 connections are accepted" in service.log

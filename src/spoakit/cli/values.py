@@ -51,6 +51,8 @@ def duration(low: float, high: float) -> Callable[[str], float]:
             return 0.0
         if re.fullmatch(r"[0-9.]+", text):
             raise NotAllowedError(f"say {text}s or {text}ms")
+        if _TIME.fullmatch(text) is None:
+            raise NotAllowedError(f"allowed: 0, or a number with one of {', '.join(TIMES)}")
         return read_with_unit(text)
 
     return read

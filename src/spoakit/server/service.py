@@ -132,6 +132,11 @@ def run_service(make_server: MakeServer, settings: ServerSettings, hooks: Hooks)
                 stack.callback(flush_throttles, final=True)
                 hooks = replace(hooks, reopen_logs=logfile.reopen)
             _raise_descriptor_limit(settings.limits.connections)
+            if loop == "select":
+                logger.warning(
+                    "loop select: at most %d connections are accepted; use another loop for more",
+                    settings.limits.connections,
+                )
             _require_descriptors(settings.workers)
 
             def on_ready() -> None:

@@ -4,7 +4,6 @@ A value out of its range is a `ConfigurationError` that names the option, the va
 Sizes are in bytes, times in seconds.
 """
 
-import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -13,8 +12,6 @@ from typing import Final, Literal, get_args
 
 from spoakit.exceptions import ConfigurationError
 from spoakit.spop.constants import DEFAULT_MAX_MESSAGES, MIN_FRAME_SIZE
-
-logger = logging.getLogger("spoakit.server")
 
 IPNetwork = IPv4Network | IPv6Network
 LoopName = Literal["auto", "uvloop", "asyncio", "select", "poll", "epoll", "linuxaio"]
@@ -279,10 +276,6 @@ class ServerSettings:
                 f"max connections must be between 1 and {MAX_SELECT_CONNECTIONS} with the loop "
                 f"select, got {wanted}; use another loop"
             )
-        logger.warning(
-            "loop select: at most %d connections are accepted; use another loop for more",
-            MAX_SELECT_CONNECTIONS,
-        )
         limits = replace(self.limits, connections=MAX_SELECT_CONNECTIONS)
         object.__setattr__(self, "limits", limits)
 
