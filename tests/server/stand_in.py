@@ -149,6 +149,9 @@ def _block() -> None:
 def _reload() -> None:
     if os.path.exists("refuse"):
         raise ConfigurationError("the stand-in was told to refuse")
+    if os.path.exists("hanging"):
+        logging.getLogger("stand_in").info("opening a FIFO that nobody writes to")
+        open("hanging").close()
     time.sleep(float(os.environ.get("SLOW_RELOAD", "0")))
     logging.getLogger("stand_in").info("reloading")
     for reloaded in _slow:

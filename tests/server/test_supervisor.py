@@ -480,3 +480,26 @@ def test_an_orphan_that_blocks_at_its_stop_ends_itself(start: Start) -> None:
     service.wait()
     service.wait_for("blocking")
     service.wait_until(lambda: not is_running(pid), "the orphan's end")
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_reload_that_hangs_does_not_keep_the_service_from_stopping(
+    start: Start, tmp_path: Path, signals: int
+) -> None:
+    service = start(workers=2).ready()
+    busy = service.connect()
+    busy.ask("pid")
+    busy.send("slow")
+    os.mkfifo(tmp_path / "hanging")
+    service.signal(signal.SIGHUP)
+    service.wait_for("opening a FIFO")
+    service.signal(signal.SIGTERM)
+    service.wait_for("reload: interrupted by a signal to stop")
+    service.wait_for("draining", times=2)
+    if signals == 2:
+        wait_longer_than(0.6, service)
+        service.signal(signal.SIGTERM)
+        assert service.wait() == 128 + signal.SIGTERM
+    else:
+        busy.close()
+        assert service.wait() == 0

@@ -4,7 +4,8 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from types import FrameType
@@ -28,6 +29,10 @@ class SignalAction(Enum):
     RELOAD = auto()
     REOPEN_LOGS = auto()
     REPORT = auto()
+
+    def describe(self) -> str:
+        """Return the action as logs name it: "reopen logs"."""
+        return self.name.lower().replace("_", " ")
 
 
 _ACTIONS: Final = {
@@ -72,14 +77,18 @@ class SignalDebouncer:
         return action
 
 
+class InterruptedBySignal(BaseException):
+    """Raised by a signal to stop, in code that may take for ever."""
+
+
 class SignalReceiver:
     """Make signals something to read; a context manager, for a process without an asyncio loop.
 
     While it is entered, a signal of `SIGNALS`, or the end of a child process, makes `fileno`
-    readable and interrupts nothing.
+    readable, and interrupts nothing outside of `interruptible`.
     """
 
-    __slots__ = ("_before", "_reader", "_wakeup", "_writer")
+    __slots__ = ("_before", "_is_interruptible", "_reader", "_wakeup", "_writer")
 
     RECEIVED: Final = SIGNALS | {signal.SIGCHLD}
 
@@ -88,12 +97,13 @@ class SignalReceiver:
         self._reader.setblocking(False)
         self._writer.setblocking(False)
         self._before: dict[signal.Signals, Any] = {}
+        self._is_interruptible = False
         self._wakeup = -1
 
     def __enter__(self) -> Self:
         # Python's C handler writes the signal's number to the socket.
         self._wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        self._before = {signum: signal.signal(signum, _do_nothing) for signum in self.RECEIVED}
+        self._before = {signum: signal.signal(signum, self._interrupt) for signum in self.RECEIVED}
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -101,6 +111,20 @@ class SignalReceiver:
             signal.signal(signum, handler)
         signal.set_wakeup_fd(self._wakeup)
         self.close()
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Let a signal to stop raise `InterruptedBySignal` in the block; it can be read, too."""
+        self._is_interruptible = True
+        try:
+            yield
+        finally:
+            self._is_interruptible = False
+
+    def _interrupt(self, signum: int, frame: FrameType | None) -> None:
+        if self._is_interruptible and signum in STOP_SIGNALS:
+            self._is_interruptible = False
+            raise InterruptedBySignal
 
     def fileno(self) -> int:
         """Return the descriptor that signals make readable."""
@@ -125,10 +149,6 @@ class SignalReceiver:
         """Close the descriptors."""
         self._reader.close()
         self._writer.close()
-
-
-def _do_nothing(signum: int, frame: FrameType | None) -> None:
-    pass
 
 
 def _log_reload() -> None:
@@ -165,7 +185,7 @@ class Hooks:
     def call(self, action: SignalAction) -> bool:
         """Run the hook for `RELOAD` or `REOPEN_LOGS`; tell if it went well."""
         hook = self.reload if action is SignalAction.RELOAD else self.reopen_logs
-        what = action.name.lower().replace("_", " ")
+        what = action.describe()
         try:
             hook()
         except (ConfigurationError, OSError) as error:

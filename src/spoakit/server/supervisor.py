@@ -27,7 +27,14 @@ from spoakit.server.distributor import Distributor
 from spoakit.server.forking import fork
 from spoakit.server.ipc import FRAMES, IN_FLIGHT, SupervisorCommand, WorkerEvent, WorkerServer
 from spoakit.server.settings import ServerSettings
-from spoakit.server.signals import SIGNALS, Hooks, SignalAction, SignalDebouncer, SignalReceiver
+from spoakit.server.signals import (
+    SIGNALS,
+    Hooks,
+    InterruptedBySignal,
+    SignalAction,
+    SignalDebouncer,
+    SignalReceiver,
+)
 from spoakit.server.sockets import Acceptor, Listeners
 from spoakit.server.stats_log import log_counters
 from spoakit.server.watch import WatchedFile
@@ -334,7 +341,14 @@ class Supervisor:
 
     def _call_hooks(self, action: SignalAction, command: SupervisorCommand) -> None:
         """Call a hook here, and have the workers call theirs if that went well."""
-        if self._hooks.call(action):
+        try:
+            # A file may be on a disk that hangs, and the service has to stop all the same.
+            with self._signals.interruptible():
+                went_well = self._hooks.call(action)
+        except InterruptedBySignal:
+            went_well = False
+            logger.warning("%s: interrupted by a signal to stop", action.describe())
+        if went_well:
             for worker in self._workers:
                 worker.send_command(command)
 
