@@ -1,7 +1,7 @@
 """Frames for a dispatcher, and the connection they come by."""
 
 from spoakit import Action, Message
-from spoakit.agent.suspension import SuspendedFrame
+from spoakit.agent.interfaces import PendingFrame
 from spoakit.exceptions import ProtocolError
 from spoakit.spop import Notify, decode_actions, decode_frame, encode_messages
 
@@ -17,13 +17,13 @@ class EngineLink:
         self.outgoing = bytearray()
         self.max_frame_size = max_frame_size
 
-    def wait(self, frame: SuspendedFrame) -> None:
+    def wait(self, frame: PendingFrame) -> None:
         raise AssertionError("nothing here takes time")
 
-    def finish(self, frame: SuspendedFrame, actions: list[Action]) -> None:
+    def finish(self, frame: PendingFrame, actions: list[Action]) -> None:
         raise AssertionError("nothing here takes time")
 
-    def fail(self, frame: SuspendedFrame, error: ProtocolError) -> None:
+    def fail(self, frame: PendingFrame, error: ProtocolError) -> None:
         raise AssertionError("nothing here takes time")
 
     def acks(self) -> list[tuple[int, list[Action]]]:

@@ -13,8 +13,8 @@ import pytest
 from spoakit import Action, Agent, Argument, Context, Message, PerFrame
 from spoakit.agent._dispatch_cy import BoundHandler
 from spoakit.agent.handlers import DEFAULT_TIMEOUT
+from spoakit.agent.interfaces import PendingFrame
 from spoakit.agent.runtime import Runtime
-from spoakit.agent.suspension import SuspendedFrame
 from spoakit.agent.thread_pool import Outcome, ThreadPool
 from spoakit.exceptions import DeadlineError, InvalidFrameError, ProtocolError, RefusedError
 from spoakit.logs import forget_throttled
@@ -264,17 +264,17 @@ class EngineLink:
     def __init__(self) -> None:
         self.outgoing = bytearray()
         self.received = time.monotonic()
-        self.waiting: list[SuspendedFrame] = []
+        self.waiting: list[PendingFrame] = []
         self.finished: list[list[Action]] = []
         self.failed: list[ProtocolError] = []
 
-    def wait(self, frame: SuspendedFrame) -> None:
+    def wait(self, frame: PendingFrame) -> None:
         self.waiting.append(frame)
 
-    def finish(self, frame: SuspendedFrame, actions: list[Action]) -> None:
+    def finish(self, frame: PendingFrame, actions: list[Action]) -> None:
         self.finished.append(actions)
 
-    def fail(self, frame: SuspendedFrame, error: ProtocolError) -> None:
+    def fail(self, frame: PendingFrame, error: ProtocolError) -> None:
         self.failed.append(error)
 
 

@@ -13,8 +13,8 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Annotated, Any
 
 from spoakit import Agent, Context, DataType, Fetch, Headers, IPAddress, Message
+from spoakit.agent.interfaces import PendingFrame
 from spoakit.agent.runtime import Runtime
-from spoakit.agent.suspension import SuspendedFrame
 from spoakit.exceptions import ProtocolError
 from spoakit.spop import (
     Action,
@@ -107,7 +107,7 @@ class EngineLink:
         self.peer = "fuzzer"
         self.engine_id: str | None = None
         self.received = asyncio.get_running_loop().time()
-        self.waiting: set[SuspendedFrame] = set()
+        self.waiting: set[PendingFrame] = set()
         self.error: ProtocolError | None = None
         self.notifies: list[Notify] = []
         self.broken = 0
@@ -117,15 +117,15 @@ class EngineLink:
     def max_frame_size(self) -> int:
         return self.connection.max_frame_size
 
-    def wait(self, frame: SuspendedFrame) -> None:
+    def wait(self, frame: PendingFrame) -> None:
         self.waiting.add(frame)
 
-    def finish(self, frame: SuspendedFrame, actions: list[Action]) -> None:
+    def finish(self, frame: PendingFrame, actions: list[Action]) -> None:
         self.waiting.discard(frame)
         if not append_ack(self.outgoing, frame.notify.ids, actions, self.max_frame_size):
             self._dispatcher.oversized_ack(self)
 
-    def fail(self, frame: SuspendedFrame, error: ProtocolError) -> None:
+    def fail(self, frame: PendingFrame, error: ProtocolError) -> None:
         self.waiting.discard(frame)
         self.broken += 1
 

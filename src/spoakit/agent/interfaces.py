@@ -1,12 +1,25 @@
 """Interfaces that the layers above implement: a connection, as a dispatcher sees it."""
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from spoakit.exceptions import ProtocolError
+from spoakit.spop._decode_cy import Notify
 from spoakit.spop._encode_cy import Action
 
-if TYPE_CHECKING:
-    from spoakit.agent.suspension import SuspendedFrame
+
+class PendingFrame(Protocol):
+    """A frame whose ACK waits for a handler, as its connection sees it."""
+
+    @property
+    def notify(self) -> Notify:
+        """The frame."""
+
+    @property
+    def size(self) -> int:
+        """The bytes that it holds in memory."""
+
+    def cancel(self) -> None:
+        """Cancel its handler, because nobody waits for the ACK any more."""
 
 
 class EngineLink(Protocol):
@@ -32,11 +45,11 @@ class EngineLink(Protocol):
     def received(self) -> float:
         """The time of the last read, on ``time.monotonic()``'s clock."""
 
-    def wait(self, frame: "SuspendedFrame") -> None:
+    def wait(self, frame: PendingFrame) -> None:
         """Keep a suspended frame until `finish` or `fail`."""
 
-    def finish(self, frame: "SuspendedFrame", actions: list[Action]) -> None:
+    def finish(self, frame: PendingFrame, actions: list[Action]) -> None:
         """Send the ACK of a suspended frame."""
 
-    def fail(self, frame: "SuspendedFrame", error: ProtocolError) -> None:
+    def fail(self, frame: PendingFrame, error: ProtocolError) -> None:
         """End the connection: a message of a suspended frame cannot be read."""

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from spoakit.agent.suspension import SuspendedFrame
+from spoakit.agent.interfaces import PendingFrame
 from spoakit.spop import Event
 
 MAX_IN_FLIGHT_SIZE: Final = 4 * 1024 * 1024
@@ -24,7 +24,7 @@ class Backlog:
 
     def __init__(self, max_in_flight: int) -> None:
         self.events: list[Event] = []
-        self.in_flight: set[SuspendedFrame] = set()
+        self.in_flight: set[PendingFrame] = set()
         self._max_in_flight = max_in_flight
         self._size = 0
 
@@ -38,12 +38,12 @@ class Backlog:
         """True if the limit of frames in flight, or of their bytes, is reached."""
         return len(self.in_flight) >= self._max_in_flight or self._size > MAX_IN_FLIGHT_SIZE
 
-    def add(self, frame: SuspendedFrame) -> None:
+    def add(self, frame: PendingFrame) -> None:
         """Count a frame as in flight."""
         self.in_flight.add(frame)
         self._size += frame.size
 
-    def discard(self, frame: SuspendedFrame) -> None:
+    def discard(self, frame: PendingFrame) -> None:
         """Count a frame as in flight no longer."""
         if frame in self.in_flight:
             self.in_flight.remove(frame)

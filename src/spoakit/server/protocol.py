@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Any, Final
 
 from spoakit.agent._dispatch_cy import MAX_OUTGOING
-from spoakit.agent.suspension import SuspendedFrame
+from spoakit.agent.interfaces import PendingFrame
 from spoakit.exceptions import InputOutputError, ProtocolError, StatusCode, TimedOutError
 from spoakit.server._fast_path_cy import FastPathProtocol
 from spoakit.server.backlog import Backlog
@@ -175,13 +175,13 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
 
     # --- called by suspended frames ----------------------------------------------------
 
-    def wait(self, frame: SuspendedFrame) -> None:
+    def wait(self, frame: PendingFrame) -> None:
         """Keep a frame as in flight until `finish` or `fail`."""
         self._backlog.add(frame)
         if self.is_fast_path_open:
             self._set_fast_path()
 
-    def finish(self, frame: SuspendedFrame, actions: list[Action]) -> None:
+    def finish(self, frame: PendingFrame, actions: list[Action]) -> None:
         """Acknowledge a frame in flight, in one write with others that finish now."""
         self._backlog.discard(frame)
         if self.phase is CLOSED:
@@ -190,7 +190,7 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
             self._dispatcher.oversized_ack(self)
         self._flush_soon()
 
-    def fail(self, frame: SuspendedFrame, error: ProtocolError) -> None:
+    def fail(self, frame: PendingFrame, error: ProtocolError) -> None:
         """End the connection, because a frame in flight cannot be read to its end."""
         self._backlog.discard(frame)
         self._violate(error)

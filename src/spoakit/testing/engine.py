@@ -8,8 +8,8 @@ from typing import Any, Final, Self
 
 from spoakit.agent import Agent
 from spoakit.agent._dispatch_cy import Dispatcher
+from spoakit.agent.interfaces import PendingFrame
 from spoakit.agent.runtime import Runtime
-from spoakit.agent.suspension import SuspendedFrame
 from spoakit.exceptions import CallError, ProtocolError, SpoakitError
 from spoakit.spop import (
     Acknowledged,
@@ -237,15 +237,15 @@ class _Link:
         assert isinstance(event, Acknowledged)
         return event.actions
 
-    def wait(self, frame: SuspendedFrame) -> None:
+    def wait(self, frame: PendingFrame) -> None:
         self._waiting = asyncio.get_running_loop().create_future()
 
-    def finish(self, frame: SuspendedFrame, actions: list[Action]) -> None:
+    def finish(self, frame: PendingFrame, actions: list[Action]) -> None:
         if not self._agent.send_ack(frame.notify, actions):
             self._dispatcher.oversized_ack(self)
         assert self._waiting is not None
         self._waiting.set_result(None)
 
-    def fail(self, frame: SuspendedFrame, error: ProtocolError) -> None:
+    def fail(self, frame: PendingFrame, error: ProtocolError) -> None:
         assert self._waiting is not None
         self._waiting.set_exception(error)
