@@ -54,12 +54,19 @@ class FormattedError(NamedTuple):
 
 def describe_error(error: BaseException) -> str:
     """Return the type and the text of an exception in one line, cut after 1,000 characters."""
+    try:
+        return _describe_error(error)
+    except BaseException:  # its class and its text may run code of any kind
+        return "an exception that cannot be shown"
+
+
+def _describe_error(error: BaseException) -> str:
     kind = type(error)
     name = kind.__qualname__
     if kind.__module__ not in ("builtins", "__main__"):
         name = f"{kind.__module__}.{name}"
     try:
-        text = str(error)
+        text = str.__str__(str(error))
     except BaseException as raised:  # the exception's own code may raise anything
         text = f"(its text cannot be shown: {type(raised).__name__})"
     if len(text) > _MAX_ERROR_TEXT:
@@ -70,11 +77,11 @@ def describe_error(error: BaseException) -> str:
 def format_error(error: BaseException) -> FormattedError:
     """Return an exception as text: its last 20 frames, then its causes."""
     summary = describe_error(error)
-    if error.__traceback__ is None and error.__cause__ is None:
-        return FormattedError(summary, "")
     try:
+        if error.__traceback__ is None and error.__cause__ is None:
+            return FormattedError(summary, "")
         lines = "\n".join(islice(_traceback_lines(error, "Traceback", 0), _MAX_TRACEBACK_LINES))
-    except Exception as raised:  # the exception's own code may raise anything
+    except BaseException as raised:  # the exception's own code may raise anything
         lines = f"(its traceback cannot be shown: {type(raised).__name__})"
     if len(lines) > _MAX_TRACEBACK:
         lines = f"{lines[:_MAX_TRACEBACK]}... ({len(lines)} characters in all)"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from spoakit import Action, Actions, Agent, DataType, IPAddress, PerFrame
+from spoakit import Action, Actions, Agent, DataType, Fetch, IPAddress, PerFrame
 from spoakit.agent.handlers import HandlerKind, Trigger
 from spoakit.exceptions import RegistrationError
 
@@ -111,9 +111,7 @@ def test_the_kind_of_a_handler_follows_its_function(
 
 @pytest.mark.parametrize("max_delay", [-1, math.inf, math.nan])
 def test_calls_of_observers_wait_for_a_time_only(agent: Agent, max_delay: float) -> None:
-    with pytest.raises(
-        RegistrationError, match=r"'check': max_delay must be finite and not negative"
-    ):
+    with pytest.raises(RegistrationError, match=r"'check': max_delay must be 0 to 86400 seconds"):
         agent.observe("check", max_delay=max_delay)
 
 
@@ -139,9 +137,11 @@ def test_an_inline_handler_has_no_timeout(agent: Agent) -> None:
         register(nothing)
 
 
-@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "timeout", [0, -1, float("nan"), float("inf"), 10**400, 86401, "1s", True, []]
+)
 def test_a_timeout_is_a_time(agent: Agent, timeout: float) -> None:
-    with pytest.raises(RegistrationError, match="must be finite and greater than 0"):
+    with pytest.raises(RegistrationError, match="timeout must be greater than 0 and at most 86400"):
         agent.message("check", timeout=timeout)
 
 
@@ -358,3 +358,32 @@ def test_an_agent_is_served_until_it_is_cancelled(agent: Agent, tmp_path: Path) 
 
     asyncio.run(live())
     assert not path.exists()
+
+
+def test_middleware_is_callable() -> None:
+    middleware: Any = [5]
+    with pytest.raises(RegistrationError, match="agent 'a': middleware 5 is not callable"):
+        Agent("a", middleware=middleware)
+
+
+@pytest.mark.parametrize("arguments", [(5,), (None,), (b"src",)])
+def test_a_fetch_is_text(arguments: tuple[Any, ...]) -> None:
+    with pytest.raises(RegistrationError, match="this is not a sample expression"):
+        Fetch(*arguments)
+    name: Any = 5
+    with pytest.raises(RegistrationError, match="a name has no space"):
+        Fetch("src", name=name)
+
+
+def test_a_method_of_a_type_in_c_is_named(agent: Agent) -> None:
+    method: Any = str.upper
+    with pytest.raises(RegistrationError, match=r"builtins\.str\.upper"):
+        agent.message("check")(method)
+
+
+def test_a_handler_has_at_most_255_parameters(agent: Agent) -> None:
+    names: dict[str, Any] = {}
+    arguments = ", ".join(f"a{index}: int = 0" for index in range(256))
+    exec(f"def many({arguments}) -> None: ...", names)
+    with pytest.raises(RegistrationError, match="256 parameters, 255 are allowed"):
+        agent.message("check")(names["many"])

@@ -57,7 +57,28 @@ class MuteError(Exception):
     __repr__ = __str__
 
 
-ERRORS = [
+def hostile(name: str) -> BaseException:
+    """Return an exception of which one attribute exits when it is asked for."""
+
+    def leave(self: object) -> NoReturn:
+        raise SystemExit(name)
+
+    kind: type[Exception] = type("HostileError", (Exception,), {name: property(leave)})
+    return kind("on purpose")
+
+
+class OddType(type):
+    def __getattribute__(cls, name: str) -> Any:
+        if name in ("__qualname__", "__module__"):
+            raise SystemExit(name)
+        return super().__getattribute__(name)
+
+
+class NamelessError(Exception, metaclass=OddType):
+    """An exception whose class does not tell its name."""
+
+
+ORDINARY: list[BaseException] = [
     ValueError("on purpose"),
     asyncio.CancelledError(),
     SystemExit(3),
@@ -75,6 +96,15 @@ ERRORS = [
     ValueError("\x00\n" + "x" * 100_000),
     type("LocalError", (BaseException,), {})(),
 ]
+# By names, since pytest looks at the values of parameters.
+ERRORS: dict[str, BaseException] = {
+    **{f"{index}-{type(error).__name__}": error for index, error in enumerate(ORDINARY)},
+    **{
+        name: hostile(name)
+        for name in ("__notes__", "__cause__", "__class__", "__traceback__", "__dict__")
+    },
+    "nameless": NamelessError(),
+}
 
 
 def failing_agent(error: BaseException) -> Agent:
@@ -177,14 +207,12 @@ MESSAGES = [
 
 
 @pytest.mark.usefixtures("_ignored_interrupts")
-@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_an_exception_costs_its_message_alone(
-    error: BaseException, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.mark.parametrize("name", ERRORS)
+def test_an_exception_costs_its_message_alone(name: str, caplog: pytest.LogCaptureFixture) -> None:
     settings = ServerSettings(listen=Listen("127.0.0.1", 0))
     failures = 0
     with (
-        AgentServer(failing_agent(error), settings=settings) as server,
+        AgentServer(failing_agent(ERRORS[name]), settings=settings) as server,
         EngineClient(port=server.port) as engine,
     ):
         engine.hello()
@@ -212,8 +240,9 @@ def test_an_exception_costs_its_message_alone(
 
 
 @pytest.mark.usefixtures("_ignored_interrupts")
-@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_an_observer_that_fails_disturbs_no_other_call(error: BaseException) -> None:
+@pytest.mark.parametrize("name", ERRORS)
+def test_an_observer_that_fails_disturbs_no_other_call(name: str) -> None:
+    error = ERRORS[name]
     agent = Agent("agent")
     seen: list[str] = []
 

@@ -6,7 +6,10 @@ from importlib.machinery import ModuleSpec
 
 import pytest
 
+from spoakit.cli.iprep import main as iprep_main
+from spoakit.cli.mirror import main as mirror_main
 from spoakit.cli.options import form, read_tls
+from spoakit.cli.spoakit import main as spoakit_main
 from spoakit.exceptions import ConfigurationError
 from spoakit.server.settings import ListenTls
 from spoakit.spop import COMPILED
@@ -67,3 +70,20 @@ def test_one_who_reads_no_further_is_no_error(arguments: list[str]) -> None:
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("argument", ["--port=--", "-p--", "--pidfile=--", "--tls-cert=--"])
+def test_dashes_are_not_a_value(argument: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for main in (spoakit_main, mirror_main, iprep_main):
+        with pytest.raises(SystemExit) as left:
+            main(["run", argument, "hello:agent"] if main is spoakit_main else ["-r0", argument])
+        assert left.value.code == 64
+        option = argument.removesuffix("--").removesuffix("=")
+        assert f"argument {option}: expected one argument" in capsys.readouterr().err
+
+
+def test_dashes_are_not_a_value_of_a_commands_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        iprep_main(["ban", "192.0.2.7", "--for=--"])
+    assert left.value.code == 64
+    assert "argument --for: expected one argument" in capsys.readouterr().err

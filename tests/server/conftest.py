@@ -56,6 +56,7 @@ class Service:
         env: dict[str, str],
         settings: dict[str, Any],
         stdout: int | None = None,
+        stderr: int | None = None,
         descriptors: int | None = None,
     ) -> None:
         self.directory = directory
@@ -71,7 +72,7 @@ class Service:
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log if stdout is None else stdout,
-                stderr=log,
+                stderr=log if stderr is None else stderr,
                 env={**os.environ, "PYTHONPATH": str(source), **env},
                 cwd=directory,
                 start_new_session=True,
@@ -144,10 +145,11 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Service]]:
     def start(
         env: dict[str, str] | None = None,
         stdout: int | None = None,
+        stderr: int | None = None,
         descriptors: int | None = None,
         **settings: Any,
     ) -> Service:
-        services.append(Service(tmp_path, env or {}, settings, stdout, descriptors))
+        services.append(Service(tmp_path, env or {}, settings, stdout, stderr, descriptors))
         return services[-1]
 
     yield start

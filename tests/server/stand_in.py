@@ -62,6 +62,8 @@ class StandIn:
             await asyncio.Event().wait()
         if self._fail == "exit":
             os._exit(7)
+        if self._fail == "thread":
+            asyncio.get_running_loop().run_in_executor(None, _block)
         if self._fail == "block-start":
             _block()
 

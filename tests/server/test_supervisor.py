@@ -5,6 +5,7 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -391,9 +392,8 @@ def test_a_successor_that_fails_leaves_the_service_alone(
 def test_a_supervisor_without_descriptors_tries_again(start: Start) -> None:
     service = start(workers=3).ready()
     pids = children_of(service.process.pid)
-    opened = len(descriptors_of(service.process.pid))
     limits = resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE)
-    resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE, (opened - 1, limits[1]))
+    resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
     os.kill(pids[0], signal.SIGKILL)
     service.wait_for("cannot fork worker 1: Too many open files; the limit of")
     assert len(children_of(service.process.pid)) == 2
@@ -503,3 +503,82 @@ def test_a_reload_that_hangs_does_not_keep_the_service_from_stopping(
     else:
         busy.close()
         assert service.wait() == 0
+
+
+@linux_only
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_an_orphan_that_hangs_ends_although_nobody_reads_its_log(start: Start, kind: str) -> None:
+    if kind == "pipe":
+        reader, writer = os.pipe()
+    else:
+        reader, writer = (end.detach() for end in socket.socketpair())
+    service = start(workers=1, stderr=writer, **HANG)
+    os.set_blocking(reader, False)
+    log = bytearray()
+
+    def is_ready() -> bool:
+        with suppress(BlockingIOError):
+            log.extend(os.read(reader, 4096))
+        return b"listening on" in log and log.endswith(b"\n")
+
+    service.wait_until(is_ready, "a start")
+    [pid] = children_of(service.process.pid)
+    found = re.search(rb"listening on 127.0.0.1:(\d+)", log)
+    assert found is not None
+    os.set_blocking(writer, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"x")
+    os.set_blocking(writer, True)
+    with socket.create_connection(("127.0.0.1", int(found[1])), 10) as client:
+        client.sendall(b"block\n")
+        wait_longer_than(0.5, service)
+        service.signal(signal.SIGKILL)
+        service.wait()
+        service.wait_until(lambda: not is_running(pid), "the orphan's end")
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_reload_while_a_worker_starts_leaves_it_its_time(start: Start) -> None:
+    service = start(workers=1, fail="hang", **HANG)
+    service.wait_for("hanging")
+    service.signal(signal.SIGHUP)
+    service.wait_for("reloading", times=2)
+    wait_longer_than(7.0, service)  # the backstop of a worker that is up
+    assert service.process.poll() is None
+    service.signal(signal.SIGTERM)
+    assert service.wait() == 0
+
+
+@pytest.mark.parametrize("count", [1, 1000])
+def test_a_stop_is_not_lost_behind_reloads(start: Start, count: int) -> None:
+    service = start(workers=1, env={"SLOW_RELOAD": "1"}, worker_timeout=0).ready()
+    service.signal(signal.SIGHUP)
+    for _ in range(count):
+        service.signal(signal.SIGHUP)
+    service.signal(signal.SIGTERM)
+    service.wait_for("stopping: SIGTERM")
+    assert service.wait() == 0
+    assert service.log.count("reloading") <= 4
+
+
+def test_signals_up_to_the_end_leave_no_file(start: Start, tmp_path: Path) -> None:
+    socket_file, pidfile = tmp_path / "agent.sock", tmp_path / "pid"
+    service = start(workers=1, listen={"unix": str(socket_file)}, pidfile=str(pidfile)).ready()
+    while service.process.poll() is None:
+        service.signal(signal.SIGTERM)
+        service.signal(signal.SIGHUP)
+    # The last one may come when all is done, and the process has only to end.
+    assert service.process.returncode in (0, -signal.SIGTERM, -signal.SIGHUP)
+    assert not socket_file.exists()
+    assert not pidfile.exists()
+
+
+def test_a_thread_that_hangs_does_not_keep_a_worker_from_ending(start: Start) -> None:
+    service = start(workers=1, fail="thread").ready()
+    assert service.connect().ask("pid").isdigit()
+    before = time.monotonic()
+    service.signal(signal.SIGTERM)
+    assert service.wait() == 0
+    assert time.monotonic() - before < 1.5

@@ -128,3 +128,38 @@ def test_a_death_is_described_by_its_signal() -> None:
         signal.pause()
     os.kill(pid, signal.SIGKILL)
     assert describe_exit(os.waitpid(pid, 0)[1]) == "signal 9 (Killed)"
+
+
+class Broken:
+    """A channel that the system has no memory for."""
+
+    def send(self, data: bytes) -> int:
+        raise OSError(105, "No buffer space available")
+
+
+def test_a_command_waits_where_the_system_has_no_memory(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle, worker = pair
+    worker.send(report(WorkerEvent.READY))
+    handle.receive_events(0.0)
+    monkeypatch.setattr(handle, "channel", Broken())
+    handle.send_command(SupervisorCommand.DRAIN)
+    assert handle.is_ready
+    assert handle.has_unsent
+    monkeypatch.undo()
+    handle.flush()
+    assert receive_commands(worker)[0] == bytes((SupervisorCommand.DRAIN,))
+
+
+def test_a_worker_that_hangs_has_no_excuse_in_a_reload(pair: Pair) -> None:
+    handle, worker = pair
+    handle.ping()
+    handle.missed_pings = 1
+    handle.send_command(SupervisorCommand.RELOAD)
+    assert handle.pending_reloads == 0
+    worker.send(report(WorkerEvent.PONG, WorkerEvent.RELOADED))
+    handle.receive_events(0.0)
+    assert handle.pending_reloads == 0
+    handle.send_command(SupervisorCommand.RELOAD)
+    assert handle.pending_reloads == 1

@@ -275,3 +275,82 @@ def test_an_acks_length_has_four_bytes(encoding: ModuleType) -> None:
 def test_an_action_is_made_of_an_encoder_only(encoding: ModuleType, variable: object) -> None:
     with pytest.raises(TypeError, match="variable"):
         encoding.Action(variable, 5)
+
+
+class Odd(int):
+    def __and__(self, other: object) -> int:
+        raise RuntimeError("and")
+
+    def __le__(self, other: object) -> bool:
+        return True
+
+    __ge__ = __lt__ = __gt__ = __le__
+
+
+class OddText(str):
+    def encode(self, *arguments: object) -> bytes:
+        raise RuntimeError("encode")
+
+
+class OddBytes(bytes):
+    def __bytes__(self) -> bytes:
+        raise RuntimeError("bytes")
+
+
+class OddAddress(IPv4Address):
+    packed = property(lambda self: b"")
+
+
+@pytest.mark.parametrize(
+    ("data_type", "derived", "plain"),
+    [
+        (DataType.INT64, Odd, 7),
+        (DataType.UINT32, Odd, 7),
+        (DataType.STRING, OddText, "caf\xe9"),
+        (DataType.BINARY, OddBytes, b"x"),
+        (DataType.IPV4, OddAddress, IPv4Address("192.0.2.1")),
+    ],
+)
+def test_a_value_of_a_derived_type_is_encoded_as_the_type_itself(
+    encoding: ModuleType, data_type: DataType, derived: type[Any], plain: Any
+) -> None:
+    value = derived(plain)
+    encoder = encoding.VariableEncoder(Scope.TXN, "v", data_type)
+    for action in (encoder.set(value), encoding.Action(encoder, value)):
+        assert type(action.value) is type(plain)
+        out, expected = bytearray(), bytearray()
+        assert encoding.append_ack(out, b"\x01\x01", [action], 1000)
+        assert encoding.append_ack(expected, b"\x01\x01", [encoder.set(plain)], 1000)
+        assert out == expected
+
+
+@pytest.mark.parametrize(
+    ("data_type", "value"),
+    [
+        (DataType.INT64, "abc"),
+        (DataType.STRING, 5),
+        (DataType.IPV4, object()),
+        (DataType.IPV4, IPv4Address.__new__(IPv4Address)),
+        (DataType.UINT32, Odd(2**40)),
+    ],
+)
+def test_an_action_is_checked_however_it_is_made(
+    encoding: ModuleType, data_type: DataType, value: Any
+) -> None:
+    encoder = encoding.VariableEncoder(Scope.TXN, "v", data_type)
+    for make in (encoder.set, lambda value: encoding.Action(encoder, value)):
+        with pytest.raises((TypeError, ValueError)):
+            make(value)
+
+
+def test_an_action_of_no_variable_sets_nothing(encoding: ModuleType) -> None:
+    action = encoding.Action.__new__(encoding.Action)
+    out, empty = bytearray(), bytearray()
+    assert encoding.append_ack(out, b"\x01\x01", [action], 1000)
+    assert encoding.append_ack(empty, b"\x01\x01", [], 1000)
+    assert out == empty
+    assert repr(action) == "<Action of no variable>"
+    assert action.value is None
+    for name in ("scope", "name"):
+        with pytest.raises(TypeError, match="this Action is of no variable"):
+            getattr(action, name)

@@ -457,16 +457,18 @@ class Dispatcher:
         limit: int = link.max_frame_size
         handled: cython.Py_ssize_t
         waits: cython.bint = False
-        while index < count and not waits and len(out) <= _MAX_OUTGOING:
-            handled = self._dispatch_run(events, index, out, limit, link)
-            if handled == index:
-                event: Any = events[index]
-                if type(event) is not Notify:
-                    break
-                waits = not self._dispatch_any(event, out, limit, link)
-                handled += 1
-            index = handled
-        self._frames += index - first
+        try:
+            while index < count and not waits and len(out) <= _MAX_OUTGOING:
+                handled = self._dispatch_run(events, index, out, limit, link)
+                if handled == index:
+                    event: Any = events[index]
+                    if type(event) is not Notify:
+                        break
+                    waits = not self._dispatch_any(event, out, limit, link)
+                    handled += 1
+                index = handled
+        finally:
+            self._frames += index - first
         return index
 
     @cython.cfunc

@@ -1,10 +1,9 @@
 """`Agent`: what users declare their variables, handlers and resources on."""
 
-import math
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from types import UnionType
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Final, Literal, TypeVar, overload
 
 from spoakit.agent.handlers import (
     SECTION_NAME,
@@ -35,6 +34,13 @@ ResourceT = TypeVar("ResourceT", bound=Callable[..., AsyncIterator[Any]])
 
 # What `@agent.resource()` passes on, which type checkers report where it decorates.
 _NO_FUNCTION: Any = None
+
+
+_DAY: Final = 86400
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 class Agent:
@@ -71,6 +77,9 @@ class Agent:
         self.name = name
         self.var_prefix = prefix
         self.middleware = tuple(middleware)
+        for wrap in self.middleware:
+            if not callable(wrap):
+                raise RegistrationError(f"agent {name!r}: middleware {wrap!r} is not callable")
         self._variables: dict[tuple[Scope, str], Variable[Any]] = {}
         self._handlers: list[Handler] = []
         self._resources: dict[Any, Resource] = {}
@@ -211,9 +220,10 @@ class Agent:
         """
         trigger = self._trigger(name, event, condition, group)
         answer = self._fallback(name, fallback)
-        if timeout is not None and not 0 < timeout < math.inf:
+        if timeout is not None and not (_is_number(timeout) and 0 < timeout <= _DAY):
             raise RegistrationError(
-                f"message {name!r}: timeout must be finite and greater than 0, got {timeout!r}"
+                f"message {name!r}: timeout must be greater than 0 and at most {_DAY} seconds, "
+                f"got {timeout!r}"
             )
 
         def register(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -269,9 +279,9 @@ class Agent:
                 signature cannot work.
         """
         trigger = self._trigger(name, event, condition, group)
-        if not 0 <= max_delay < math.inf:
+        if not (_is_number(max_delay) and 0 <= max_delay <= _DAY):
             raise RegistrationError(
-                f"message {name!r}: max_delay must be finite and not negative, got {max_delay!r}"
+                f"message {name!r}: max_delay must be 0 to {_DAY} seconds, got {max_delay!r}"
             )
 
         def register(function: ObserverT) -> ObserverT:

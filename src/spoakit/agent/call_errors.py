@@ -17,6 +17,8 @@ throttle = Throttle(logger)
 once_a_minute = Throttle(logger, 60.0)
 
 _MAX_NAME: Final = 80
+_MAX_RELEASED: Final = 20
+_TRACEBACK: Final = BaseException.__dict__["__traceback__"]
 # The packages whose frames stand between the event loop and a handler.
 _OWN_PACKAGES: Final = ("spoakit.agent.", "spoakit.spop.")
 
@@ -79,14 +81,26 @@ class CallErrors:
         """
         propagate_fatal(error)
         self.failures += 1
-        called = _from_the_handler(error.__traceback__)
+        try:
+            self._log_failure(error)
+        except BaseException as raised:  # the exception's own code may raise anything
+            throttle.error(
+                ("unshowable", self._handler.name),
+                "%s failed%s: its exception cannot be shown: %s",
+                self._subject,
+                self._consequence,
+                type(raised).__name__,
+            )
+            self._report(error)
+
+    def _log_failure(self, error: BaseException) -> None:
+        called = _from_the_handler(_traceback_of(error))
         # `with_traceback`, since an attribute of a frozen dataclass cannot be set.
         BaseException.with_traceback(error, called)
         place, kind = _place_of(error, self._handler.name)
         throttle.error(kind, "%s failed%s%s", self._subject, place, self._consequence, error=error)
         if self._on_error is None:
-            # An exception that is raised again and again would collect the frames of each time.
-            BaseException.with_traceback(error, None)
+            _release(error)
         else:
             self._report(error)
 
@@ -158,14 +172,39 @@ def propagate_fatal(error: BaseException) -> None:
     Raises:
         MemoryError: spoakit itself raised it, not the handler: the process is at its end.
     """
-    if isinstance(error, MemoryError) and _from_the_handler(error.__traceback__) is None:
+    kind = type(error)  # `isinstance` would ask the exception itself
+    if issubclass(kind, MemoryError) and _from_the_handler(_traceback_of(error)) is None:
         raise error
-    if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-        get_running_loop().call_soon(_raise, error, error.__traceback__)
+    if issubclass(kind, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        get_running_loop().call_soon(_raise, error, _traceback_of(error))
 
 
 def _raise(error: BaseException, traceback: TracebackType | None) -> NoReturn:
     raise error.with_traceback(traceback)
+
+
+def _traceback_of(error: BaseException) -> TracebackType | None:
+    """Return the traceback of an exception, whatever its class has under that name."""
+    found: TracebackType | None = _TRACEBACK.__get__(error)
+    return found
+
+
+def _release(error: BaseException) -> None:
+    """Drop the tracebacks of an exception and of those that led to it.
+
+    One that is raised again and again would collect the frames of each time.
+    """
+    waiting: list[BaseException | None] = [error]
+    for _ in range(_MAX_RELEASED):
+        if not waiting:
+            return
+        each = waiting.pop()
+        if each is None:
+            continue
+        BaseException.with_traceback(each, None)
+        waiting += [each.__cause__, each.__context__]
+        if isinstance(each, BaseExceptionGroup):
+            waiting += each.exceptions
 
 
 def _from_the_handler(traceback: TracebackType | None) -> TracebackType | None:
@@ -181,7 +220,7 @@ def _from_the_handler(traceback: TracebackType | None) -> TracebackType | None:
 def _place_of(error: BaseException, handler: str) -> tuple[str, Hashable]:
     """Return the place where an error was raised, as logs show it, and its kind for a throttle."""
     kind = f"{type(error).__module__}.{type(error).__qualname__}"
-    traceback = error.__traceback__
+    traceback = _traceback_of(error)
     if traceback is None:
         return "", (kind, handler)
     while traceback.tb_next is not None:

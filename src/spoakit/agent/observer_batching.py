@@ -53,10 +53,14 @@ class ObserverBatcher:
             self._end()
 
     def _run_some(self, run: Run) -> None:
-        if run(_CALLS_A_ROUND):
-            self._next = self._loop.call_soon(self._run_some, run)
-        else:
-            self._end()
+        more = True
+        try:
+            more = run(_CALLS_A_ROUND)
+        finally:
+            if more:
+                self._next = self._loop.call_soon(self._run_some, run)
+            else:
+                self._end()
 
     def _end(self) -> None:
         self._next = None

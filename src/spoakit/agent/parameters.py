@@ -48,6 +48,9 @@ ALLOWED: Final = (
     "| None; Context, Message, PerFrame[...]; or the type of a resource of the agent"
 )
 
+# A NOTIFY's message has at most this many arguments, and plans number them in a byte.
+_MAX_PARAMETERS: Final = 255
+
 # What can stand before the = in a spoe-message's args without quotes.
 _ARGUMENT_NAME: Final = re.compile(r"""[^\s="'\\#\x00-\x1f\x7f]+""")
 
@@ -70,9 +73,12 @@ class Fetch:
     name: str | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        if not self.expression.strip() or not self.expression.isprintable():
+        text = self.expression
+        if not isinstance(text, str) or not text.strip() or not text.isprintable():
             raise RegistrationError(f"Fetch({self.expression!r}): this is not a sample expression")
-        if self.name is not None and not _ARGUMENT_NAME.fullmatch(self.name):
+        if self.name is not None and not (
+            isinstance(self.name, str) and _ARGUMENT_NAME.fullmatch(self.name)
+        ):
             raise RegistrationError(
                 f"Fetch(name={self.name!r}): a name has no space and none of = # \" ' \\"
             )
@@ -138,7 +144,9 @@ class Parameter:
 
 def describe(function: Callable[..., Any]) -> str:
     """Return how errors and logs name a handler: "module.qualified_name"."""
-    return f"{function.__module__}.{getattr(function, '__qualname__', repr(function))}"
+    # Methods of types written in C have no module.
+    module = getattr(function, "__module__", None) or "builtins"
+    return f"{module}.{getattr(function, '__qualname__', repr(function))}"
 
 
 def resolve(function: Callable[..., Any], annotation: object) -> Any:
@@ -148,8 +156,8 @@ def resolve(function: Callable[..., Any], annotation: object) -> Any:
         RegistrationError: it cannot be evaluated with the names of the function's module.
     """
     holder = SimpleNamespace(__annotations__={"it": annotation})
-    names = getattr(inspect.unwrap(function), "__globals__", {})
     try:
+        names = getattr(inspect.unwrap(function), "__globals__", {})
         return get_type_hints(holder, names, include_extras=True)["it"]
     except Exception as error:  # whatever the expression raises
         raise RegistrationError(
@@ -177,6 +185,10 @@ def read_parameters(function: Callable[..., Any]) -> tuple[Parameter, ...]:
             raise RegistrationError(
                 f"{describe(function)}: parameter {found.name!r}: {error}"
             ) from error
+    if len(parameters) > _MAX_PARAMETERS:
+        raise RegistrationError(
+            f"{describe(function)}: {len(parameters)} parameters, {_MAX_PARAMETERS} are allowed"
+        )
     _check_wire_names(function, parameters)
     return tuple(parameters)
 

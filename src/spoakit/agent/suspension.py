@@ -231,6 +231,8 @@ class PendingCall:
 
     def cancel(self) -> None:
         """Give the call up; its outcome is ignored."""
+        if self.done:
+            return
         future = self._future
         self._end()
         future.cancel()

@@ -134,6 +134,7 @@ def run_command(arguments: Sequence[str]) -> int:
     command = COMMANDS[name]
     parser = Parser(f"spoa-iprep {name}", description=f"{command.help}.")
     command.add_to(parser)
+    parser.refuse_dashes(arguments[1:])
     options = parser.parse_args(arguments[1:])
     try:
         request = {"command": name} | command.request(options)

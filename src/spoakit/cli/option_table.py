@@ -117,6 +117,8 @@ class OptionParser(Parser):
         Returns:
             None if help or the version was asked for, which has been shown.
         """
+        arguments = sys.argv[1:] if arguments is None else arguments
+        self.refuse_dashes(arguments)
         options, unknown = self.parse_known_args(arguments)
         if options.help:
             show(self._help_text())

@@ -3,7 +3,9 @@
 import argparse
 import importlib.util
 import os
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -43,6 +45,12 @@ def show(text: str) -> None:
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors look like the programs' own: "ERROR: what is wrong"; exit code 64."""
+
+    def refuse_dashes(self, arguments: Sequence[str]) -> None:
+        """Leave if an option has -- for a value, of which argparse makes an empty list."""
+        for argument in arguments:
+            if found := re.fullmatch(r"(--[\w-]+)=--|(-\w)--", argument):
+                self.error(f"argument {found[1] or found[2]}: expected one argument")
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong, and leave."""

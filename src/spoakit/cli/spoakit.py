@@ -33,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "run", help="serve agents", description=_run.__doc__, formatter_class=_HelpFormatter
     )
     _add_run_options(runner)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser.refuse_dashes(arguments)
     options = parser.parse_args(arguments)
     return _run(runner, options)
 

@@ -2,7 +2,12 @@
 
 import faulthandler
 import logging
+import os
+import socket
+import stat
+import struct
 import sys
+from contextlib import suppress
 from typing import Final
 
 from spoakit.server.worker_process import is_traced
@@ -10,6 +15,8 @@ from spoakit.server.worker_process import is_traced
 logger = logging.getLogger("spoakit.server")
 
 _STANDARD_ERROR: Final = 2
+# Of a write to a socket that nobody reads; a traceback has some hundred of them.
+_SEND_TIMEOUT: Final = struct.pack("@ll", 0, 10_000)
 
 
 def backstop_for(worker_timeout: float) -> float:
@@ -35,7 +42,7 @@ def arm_backstop(seconds: float) -> None:
     if not seconds or sys.gettrace() is not None or is_traced("self"):
         return
     try:
-        faulthandler.dump_traceback_later(seconds, exit=True, file=_STANDARD_ERROR)
+        faulthandler.dump_traceback_later(seconds, exit=True, file=_output.descriptor())
     except RuntimeError as error:
         logger.warning("no backstop against a hanging event loop: %s", error)
 
@@ -43,3 +50,50 @@ def arm_backstop(seconds: float) -> None:
 def disarm_backstop() -> None:
     """Leave this process alone."""
     faulthandler.cancel_dump_traceback_later()
+
+
+class _Output:
+    """Standard error, as a descriptor on which no write waits for a reader.
+
+    A traceback that nobody reads would keep a hung process from its end. O_NONBLOCK on standard
+    error itself would belong to every process that shares it, so it is opened once more.
+    """
+
+    def __init__(self) -> None:
+        self._descriptor = -1
+        self._identity: tuple[int, int] | None = None
+
+    def descriptor(self) -> int:
+        """Return it; the same as long as standard error is."""
+        try:
+            status = os.fstat(_STANDARD_ERROR)
+        except OSError:
+            return _STANDARD_ERROR  # closed: nothing waits
+        if stat.S_ISSOCK(status.st_mode):
+            _limit_waiting(_STANDARD_ERROR)
+            return _STANDARD_ERROR
+        identity = status.st_dev, status.st_ino
+        if identity != self._identity:
+            self._reopen()
+            self._identity = identity
+        return self._descriptor if self._descriptor >= 0 else _STANDARD_ERROR
+
+    def _reopen(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+        flags = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        # A pipe without a reader is refused; and there is no such path but on Linux.
+        for path in (f"/proc/self/fd/{_STANDARD_ERROR}", os.devnull):
+            with suppress(OSError):
+                self._descriptor = os.open(path, flags)
+                return
+
+
+def _limit_waiting(descriptor: int) -> None:
+    """Limit the time that a write to a socket waits; it cannot be opened once more."""
+    with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as duplicate:
+        duplicate.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT)
+
+
+_output: Final = _Output()

@@ -8,6 +8,7 @@ from typing import Final, NoReturn
 
 from spoakit.exceptions import StartupError
 from spoakit.server.forking import flush_standard_streams
+from spoakit.server.signals import stop_receiving
 
 _OK: Final = b"\0"
 
@@ -84,6 +85,7 @@ def _await_start(reader: int) -> NoReturn:
     """Wait for the notification, and exit with the code that it calls for."""
     code = 1
     try:
+        stop_receiving()
         with os.fdopen(reader, "rb") as pipe:
             message = pipe.read()
         if message == _OK:

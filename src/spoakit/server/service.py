@@ -22,7 +22,7 @@ from spoakit.server.logfile import OpenLogfile
 from spoakit.server.pidfile import Pidfile
 from spoakit.server.server import Server
 from spoakit.server.settings import ServerSettings
-from spoakit.server.signals import Hooks
+from spoakit.server.signals import Hooks, SignalReceiver
 from spoakit.server.sockets import Listeners
 from spoakit.server.standalone import StandaloneServer
 from spoakit.server.supervisor import Supervisor
@@ -115,7 +115,8 @@ def run_service(make_server: MakeServer, settings: ServerSettings, hooks: Hooks)
     make_server(counters.row(0))
     starter = StartupNotifier()
     try:
-        with ExitStack() as stack:
+        # Signals are received until all files are removed: one to stop again must leave none.
+        with SignalReceiver() as signals, ExitStack() as stack:
             listeners = Listeners(settings.listen)
             stack.callback(listeners.remove)
             stack.callback(listeners.close)
@@ -151,7 +152,14 @@ def run_service(make_server: MakeServer, settings: ServerSettings, hooks: Hooks)
                     pidfile.close()
 
             return Supervisor(
-                settings, listeners, counters, make_server, hooks, on_ready, close_in_worker
+                settings,
+                listeners,
+                counters,
+                make_server,
+                hooks,
+                on_ready,
+                close_in_worker,
+                signals,
             ).run()
     except StartupError as error:
         logger.error("cannot start: %s", error)

@@ -5,7 +5,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from types import FrameType
@@ -77,6 +77,13 @@ class SignalDebouncer:
         return action
 
 
+def stop_receiving() -> None:
+    """Let signals end this process, in one that only waits for the one that it has forked."""
+    signal.set_wakeup_fd(-1)
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_DFL)
+
+
 class InterruptedBySignal(BaseException):
     """Raised by a signal to stop, in code that may take for ever."""
 
@@ -85,10 +92,11 @@ class SignalReceiver:
     """Make signals something to read; a context manager, for a process without an asyncio loop.
 
     While it is entered, a signal of `SIGNALS`, or the end of a child process, makes `fileno`
-    readable, and interrupts nothing outside of `interruptible`.
+    readable, and interrupts nothing outside of `interruptible`. However many come before they are
+    read, each signal is kept once: the descriptor wakes up, and does not carry them.
     """
 
-    __slots__ = ("_before", "_is_interruptible", "_reader", "_wakeup", "_writer")
+    __slots__ = ("_before", "_is_interruptible", "_pending", "_reader", "_wakeup", "_writer")
 
     RECEIVED: Final = SIGNALS | {signal.SIGCHLD}
 
@@ -98,12 +106,13 @@ class SignalReceiver:
         self._writer.setblocking(False)
         self._before: dict[signal.Signals, Any] = {}
         self._is_interruptible = False
+        self._pending: dict[int, None] = {}
         self._wakeup = -1
 
     def __enter__(self) -> Self:
         # Python's C handler writes the signal's number to the socket.
         self._wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        self._before = {signum: signal.signal(signum, self._interrupt) for signum in self.RECEIVED}
+        self._before = {signum: signal.signal(signum, self._on_signal) for signum in self.RECEIVED}
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -121,7 +130,8 @@ class SignalReceiver:
         finally:
             self._is_interruptible = False
 
-    def _interrupt(self, signum: int, frame: FrameType | None) -> None:
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        self._pending[signum] = None
         if self._is_interruptible and signum in STOP_SIGNALS:
             self._is_interruptible = False
             raise InterruptedBySignal
@@ -130,12 +140,14 @@ class SignalReceiver:
         """Return the descriptor that signals make readable."""
         return self._reader.fileno()
 
-    def read(self) -> bytes:
-        """Return the numbers of the signals that came, a byte each, SIGCHLD's among them."""
-        try:
-            return self._reader.recv(4096)
-        except BlockingIOError:
-            return b""
+    def read(self) -> list[int]:
+        """Return the signals that came, each once, SIGCHLD among them."""
+        with suppress(BlockingIOError):
+            while self._reader.recv(4096):
+                pass
+        signals = list(self._pending)
+        self._pending.clear()
+        return signals
 
     def ignore(self) -> None:
         """Ignore the signals from now on, in a worker just forked."""

@@ -29,6 +29,7 @@ from spoakit.server.ipc import FRAMES, IN_FLIGHT, SupervisorCommand, WorkerEvent
 from spoakit.server.settings import ServerSettings
 from spoakit.server.signals import (
     SIGNALS,
+    STOP_SIGNALS,
     Hooks,
     InterruptedBySignal,
     SignalAction,
@@ -75,6 +76,7 @@ class Supervisor:
         hooks: called on SIGHUP and SIGUSR1, here and in the workers.
         on_ready: called once, when all workers are ready.
         close_in_worker: closes what else a worker must not keep open.
+        signals: those that this process receives.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Supervisor:
         hooks: Hooks,
         on_ready: Callable[[], None],
         close_in_worker: Callable[[], None],
+        signals: SignalReceiver,
     ) -> None:
         self._settings = settings
         self._counters = counters
@@ -105,7 +108,7 @@ class Supervisor:
         self._watchdog = Watchdog(settings.worker_timeout)
         self._watched = None if settings.watch is None else WatchedFile(settings.watch)
         self._throttle = Throttle(logger)
-        self._signals = SignalReceiver()
+        self._signals = signals
         self._debouncer = SignalDebouncer()
         self._phase = _Phase.STARTING
         self._deadline = math.inf
@@ -126,13 +129,12 @@ class Supervisor:
         gc.collect()
         gc.freeze()
         try:
-            with self._signals:
-                self._selector.register(self._signals, selectors.EVENT_READ, _do_nothing)
-                for worker in self._workers:
-                    if self._failure is None:
-                        self._fork(worker)
-                while any(worker.pid or worker.restart_at for worker in self._workers):
-                    self._run_guarded()
+            self._selector.register(self._signals, selectors.EVENT_READ, _do_nothing)
+            for worker in self._workers:
+                if self._failure is None:
+                    self._fork(worker)
+            while any(worker.pid or worker.restart_at for worker in self._workers):
+                self._run_guarded()
         finally:
             for worker in self._workers:
                 worker.close_channel()  # tells those that are left, after an error, to leave
@@ -159,8 +161,8 @@ class Supervisor:
         for key, _ in self._selector.select(self._time_to_wait(time.monotonic())):
             key.data()
         now = time.monotonic()
-        self._reap(now)
         self._handle_signals(now)
+        self._reap(now)
         self._meet_deadlines(now)
         self._distributor.run_once(now)
 
@@ -231,7 +233,7 @@ class Supervisor:
         )
 
     def _on_events(self, worker: WorkerProcess, channel: socket.socket) -> None:
-        if worker.channel is not channel or not self._receive_events(worker):
+        if not self._receive_events(worker):
             self._selector.unregister(channel)
             worker.close_channel()
         if self._phase is _Phase.STARTING and all(worker.is_ready for worker in self._workers):
@@ -254,7 +256,10 @@ class Supervisor:
         for worker in self._workers:
             if not worker.pid:
                 continue
-            pid, status = os.waitpid(worker.pid, os.WNOHANG)
+            try:
+                pid, status = os.waitpid(worker.pid, os.WNOHANG)
+            except ChildProcessError:
+                pid, status = worker.pid, 0  # somebody else has asked for it
             if pid:
                 self._on_ended(worker, status, now)
 
@@ -264,7 +269,7 @@ class Supervisor:
                 pass
             self._selector.unregister(worker.channel)
         name, failure = str(worker), worker.failure
-        was_hanging = self._kill_at.pop(worker, None) is not None
+        was_hanging = self._kill_at.pop(worker, None) == math.inf
         worker.ended(now)
         self._counters.reset_gauges(worker.index)
         how = describe_exit(status)
@@ -293,9 +298,6 @@ class Supervisor:
         if now < self._watchdog.due:
             return
         hanging = self._watchdog.ping(self._workers, now)
-        for worker in self._workers:
-            if worker.missed_pings == 1:
-                logger.warning("%s does not answer, and gets no connections until it does", worker)
         for worker in hanging:
             # In later phases the time that workers have to leave in is the bound.
             if self._phase is _Phase.SERVING and worker not in self._kill_at:
@@ -320,7 +322,8 @@ class Supervisor:
     # --- signals and time --------------------------------------------------------------
 
     def _handle_signals(self, now: float) -> None:
-        for signum in dict.fromkeys(self._signals.read()):  # a storm of reloads is one
+        # A stop goes before a hook, which may take long.
+        for signum in sorted(self._signals.read(), key=STOP_SIGNALS.__contains__, reverse=True):
             action = self._debouncer.read(signum) if signum in SIGNALS else None
             match action:
                 case SignalAction.STOP:
@@ -423,6 +426,7 @@ class Supervisor:
 
     def _drain(self, now: float) -> None:
         self._phase = _Phase.DRAINING
+        self._watchdog.due = math.inf  # a resource may block while it stops
         self._distributor.close()
         self._deadline = now + self._settings.drain.total + _KILL_AFTER
         for worker in self._workers:

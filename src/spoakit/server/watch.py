@@ -28,6 +28,7 @@ class WatchedFile:
     def mark_loaded(self) -> None:
         """Note that the file as it stands now is about to be read."""
         self._loaded = self._seen = identity_of(self._path)
+        self._looks = 0
 
     def has_changed(self) -> bool:
         """Return whether the file is there, another than the one loaded, and written completely.

@@ -1,10 +1,13 @@
 """Find workers that hang."""
 
+import logging
 import math
 from collections.abc import Iterable
 from typing import Final
 
 from spoakit.server.worker_process import WorkerProcess, is_traced
+
+logger = logging.getLogger("spoakit.server")
 
 _INTERVAL: Final = 1.0
 _FEWEST_PINGS: Final = 5
@@ -40,8 +43,11 @@ class Watchdog:
         self.due = now + self._interval
         ready = [worker for worker in workers if worker.is_ready]
         for worker in ready:
-            if not worker.ping() and not was_away:
-                worker.missed_pings += 1
+            if worker.ping() or was_away:
+                continue
+            worker.missed_pings += 1
+            if worker.missed_pings == 1:
+                logger.warning("%s does not answer, and gets no connections until it does", worker)
         return [
             worker
             for worker in ready

@@ -5,6 +5,7 @@ import faulthandler
 import logging
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from spoakit.exceptions import StartupError
@@ -34,6 +35,8 @@ GRACE: Final = 1.0
 
 FLUSH_INTERVAL: Final = 1.0
 
+_MOMENT: Final = 0.2
+
 # How often the backstop is armed again within its time.
 _ARMED_TIMES: Final = 4
 # Starts and reloads may read large files; they hold up the event loop, and yet end.
@@ -49,8 +52,8 @@ def run_worker(
 ) -> int:
     """Serve until told to leave; return the exit code. For a process that was just forked."""
     worker = _Worker(channel, settings, make_server, row, hooks)
-    with asyncio.Runner(loop_factory=loop_factory(settings.loop)) as runner:
-        return runner.run(worker.run())
+    # The loop is not closed: that would wait for threads, which may hang, and the process ends.
+    return asyncio.Runner(loop_factory=loop_factory(settings.loop)).run(worker.run())
 
 
 async def flush_logs_forever() -> None:
@@ -88,12 +91,25 @@ async def leave(server: WorkerServer, drain: Drain) -> bool:
     return True
 
 
+async def _cancel_tasks(moment: float) -> None:
+    """Cancel what still runs, and give it `moment` seconds to clean up."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=moment)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(moment):
+            await asyncio.get_running_loop().shutdown_asyncgens()
+
+
 class _Worker:
     __slots__ = (
         "_backstop",
         "_channel",
         "_hooks",
         "_is_orphan",
+        "_is_up",
         "_leave",
         "_loop",
         "_row",
@@ -117,6 +133,7 @@ class _Worker:
         self._backstop = backstop_for(settings.worker_timeout)
         self._hooks = hooks
         self._is_orphan = False
+        self._is_up = False
         self._row = row
         self._throttle = Throttle(logger)
         self._unreported = b""
@@ -130,7 +147,7 @@ class _Worker:
         self._loop.add_reader(self._channel, self._on_commands)
         # Asked for by the supervisor, before it kills a worker that does not answer.
         faulthandler.register(TRACEBACK_SIGNAL, self._channel.fileno(), all_threads=False)
-        arm_backstop(self._backstop and _MAX_LOADING_TIME)
+        self._arm_backstop()
         flushing = asyncio.create_task(flush_logs_forever())
         leaving = asyncio.create_task(self._leave.wait())
         starting = asyncio.create_task(start_server(self._server))
@@ -140,6 +157,7 @@ class _Worker:
             if not starting.done():
                 return 0
             starting.result()
+            self._is_up = True
             self._report(WorkerEvent.READY)
             self._keep_backstop_armed()
             await leaving
@@ -151,6 +169,8 @@ class _Worker:
             flushing.cancel()
             self._loop.remove_reader(self._channel)
             self._loop.remove_writer(self._channel)
+            # Resources whose start is cancelled have something to take down.
+            await _cancel_tasks(_MOMENT if self._is_up else GRACE)
 
     def _keep_backstop_armed(self) -> None:
         # By a timer of its own, not by the supervisor's pings: while the supervisor is stopped, or
@@ -161,7 +181,7 @@ class _Worker:
 
     def _arm_backstop(self) -> None:
         """Arm the backstop once more, for the time that a worker may take in its state."""
-        seconds = self._backstop
+        seconds = self._backstop if self._is_up else self._backstop and _MAX_LOADING_TIME
         # A supervisor kills a worker that exceeds its time to leave; an orphan has none.
         if self._leave.is_set() and (self._backstop or self._is_orphan):
             seconds = max(seconds, self._settings.drain.total + GRACE + 2.0)

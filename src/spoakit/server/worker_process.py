@@ -115,7 +115,9 @@ class WorkerProcess:
     def send_command(self, command: SupervisorCommand) -> None:
         """Send a command, behind what was sent before; kept until the worker takes it."""
         if self.channel is not None:
-            self.pending_reloads += command is SupervisorCommand.RELOAD
+            # A worker that hangs already has no excuse in a reload.
+            if command is SupervisorCommand.RELOAD and not self.missed_pings:
+                self.pending_reloads += 1
             self._unsent += bytes((command,))
             self.flush()
 
@@ -137,11 +139,11 @@ class WorkerProcess:
         if self._unsent and self.channel is not None:
             try:
                 self._unsent = self._unsent[self.channel.send(self._unsent) :]
-            except BlockingIOError:
-                pass
-            except OSError:
+            except ConnectionError:
                 self._unsent = b""
                 self.is_ready = False  # it is dying; the kernel will report it
+            except OSError:
+                pass  # it does not read now, or the system has no memory for this
 
     def hand(self, connection: socket.socket) -> bool:
         """Hand a connection over, and close it here; False if the worker cannot take it now."""
@@ -199,7 +201,8 @@ class WorkerProcess:
             self.is_ready = True
             self._ready_at = now
         if WorkerEvent.RELOADED in events:
-            self.pending_reloads -= events.count(WorkerEvent.RELOADED)
+            reloads = self.pending_reloads - events.count(WorkerEvent.RELOADED)
+            self.pending_reloads = max(0, reloads)
             self.missed_pings = 0  # it could not answer meanwhile
         if WorkerEvent.PONG in events:
             self._is_pinged = False

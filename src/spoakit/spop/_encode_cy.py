@@ -81,7 +81,7 @@ def _append_bytes(pieces: list[bytes], data: bytes) -> cython.Py_ssize_t:
 @cython.cfunc
 @cython.exceptval(-1, check=False)
 def _append_value(pieces: list[bytes], kind: cython.uint, value: Any) -> cython.Py_ssize_t:
-    """Append a typed value (3.1) that `_check` has let pass; None goes as NULL."""
+    """Append a typed value (3.1) that `_checked` has let pass; None goes as NULL."""
     if value is None:
         pieces.append(_BYTES[0])
     elif kind == _BOOL:
@@ -114,20 +114,27 @@ def _raw(text: Any) -> bytes:
 
 
 @cython.cfunc
-@cython.exceptval(-1, check=False)
-def _check(kind: cython.uint, value: Any) -> cython.Py_ssize_t:
-    """Raise TypeError or ValueError for a value that does not fit its type."""
+def _checked(kind: cython.uint, value: Any) -> Any:
+    """Return a value of exactly the type that is encoded, so that encoding it cannot fail.
+
+    A derived type may do anything when it is encoded, and no handler's fallback would help then.
+
+    Raises:
+        TypeError, ValueError: the value does not fit its type.
+    """
     if value is None:
-        return 0
+        return None
     if kind == _NULL:
         raise TypeError(f"NULL takes None, not {value!r}")
     if kind == _BOOL:
         if type(value) is not bool:
             raise TypeError(f"BOOL takes a bool, not {value!r}")
     elif kind <= _UINT64:
-        # bool is an int to isinstance, and never what was meant.
-        if type(value) is bool or not isinstance(value, int):
-            raise TypeError(f"{_DATA_TYPES[kind].name} takes an int, not {value!r}")
+        if type(value) is not int:
+            # bool is an int to isinstance, and never what was meant.
+            if type(value) is bool or not isinstance(value, int):
+                raise TypeError(f"{_DATA_TYPES[kind].name} takes an int, not {value!r}")
+            value = int.__index__(value)
         if kind == _UINT32:
             fits = 0 <= value <= 0xFFFFFFFF
         elif kind == _INT64:
@@ -142,10 +149,28 @@ def _check(kind: cython.uint, value: Any) -> cython.Py_ssize_t:
         raise TypeError(
             f"{_DATA_TYPES[kind].name} takes {_PYTHON_TYPES[kind][0].__name__}, not {value!r}"
         )
-    elif isinstance(value, str) and not value.isascii():
-        # JSON can make surrogates that are no bytes: better refused here than in the ACK.
-        _raw(value)
-    return 0
+    elif kind in (_IPV4, _IPV6):
+        return _exact_address(kind, value)
+    elif type(value) is not bytes:
+        if type(value) is not str:
+            derived: Any = value
+            value = str.__str__(derived) if isinstance(value, str) else bytes(memoryview(derived))
+        if type(value) is str and not value.isascii():
+            # JSON can make surrogates that cannot be encoded: better refused here than in the ACK.
+            _raw(value)
+    return value
+
+
+@cython.cfunc
+def _exact_address(kind: cython.uint, value: Any) -> Any:
+    """Return an address whose number is there and in its range."""
+    number = getattr(value, "_ip", None)
+    exact = _PYTHON_TYPES[kind][0]
+    if type(value) is exact and type(number) is int:
+        return value
+    if not isinstance(number, int):
+        raise TypeError(f"{_DATA_TYPES[kind].name} takes an address, and this one is not complete")
+    return exact(int.__index__(number))
 
 
 def encode_varint(value: int) -> bytes:
@@ -171,7 +196,7 @@ def encode_value(data_type: DataType, value: Value) -> bytes:
         TypeError: the value is not of a Python type that stands for ``data_type``.
         ValueError: the integer is out of the type's range, or the text cannot be UTF-8.
     """
-    _check(data_type, value)
+    value = _checked(data_type, value)
     pieces: list[bytes] = []
     _append_value(pieces, data_type, value)
     return b"".join(pieces)
@@ -196,8 +221,16 @@ class Action:
     def __init__(self, variable: VariableEncoder, value: Value) -> None:
         if not isinstance(variable, VariableEncoder):  # None, or anything where not compiled
             raise TypeError(f"variable must be a VariableEncoder, got {variable!r}")
+        self._value = _checked(variable._kind, value)
         self._variable = variable
-        self._value = value
+
+    @cython.cfunc
+    def _encoder(self) -> VariableEncoder:
+        """Return the variable's encoder; TypeError if `Action.__new__` alone made this."""
+        variable: VariableEncoder = self._variable
+        if variable is None:
+            raise TypeError("this Action is of no variable; Variable.set makes actions")
+        return variable
 
     @property
     def type(self) -> ActionType:
@@ -207,17 +240,17 @@ class Action:
     @property
     def scope(self) -> Scope:
         """The variable's scope."""
-        return self._variable._scope
+        return self._encoder()._scope
 
     @property
     def name(self) -> str:
         """The variable's name on the wire: without scope and without HAProxy's prefix."""
-        return self._variable._name
+        return self._encoder()._name
 
     @property
     def data_type(self) -> DataType:
         """The type the value has on the wire."""
-        return DataType.NULL if self._value is None else self._variable._data_type
+        return DataType.NULL if self._value is None else self._encoder()._data_type
 
     @property
     def value(self) -> Any:
@@ -238,10 +271,18 @@ class Action:
         return hash((self.scope, self.name, self.data_type, self.value))
 
     def __repr__(self) -> str:
+        if self._variable is None:
+            return "<Action of no variable>"
         variable = f"{self.scope.name.lower()}.{self.name}"
         if self._value is None:
             return f"<unset {variable}>"
         return f"<set {variable} {self.data_type.name} {self._value!r}>"
+
+
+if not cython.compiled:
+    # Attributes of C start as None.
+    for _name in ("_variable", "_value"):
+        setattr(Action, _name, None)
 
 
 @cython.final
@@ -285,10 +326,10 @@ class VariableEncoder:
             TypeError: the value is not of the variable's type.
             ValueError: the integer is out of the type's range, or the text cannot be UTF-8.
         """
-        _check(self._kind, value)
+        checked = _checked(self._kind, value)
         action: Action = Action.__new__(Action)
         action._variable = self
-        action._value = value
+        action._value = checked
         return action
 
 
@@ -296,6 +337,8 @@ class VariableEncoder:
 @cython.exceptval(-1, check=False)
 def _append_action(pieces: list[bytes], action: Action) -> cython.Py_ssize_t:
     variable: VariableEncoder = action._variable
+    if variable is None:
+        return 0  # made by Action.__new__ alone: it sets nothing
     if action._value is None:
         pieces.append(variable._unset)
         return 0
