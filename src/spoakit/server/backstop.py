@@ -47,11 +47,6 @@ def arm_backstop(seconds: float) -> None:
         logger.warning("no backstop against a hanging event loop: %s", error)
 
 
-def disarm_backstop() -> None:
-    """Leave this process alone."""
-    faulthandler.cancel_dump_traceback_later()
-
-
 class _Output:
     """Standard error, as a descriptor on which no write waits for a reader.
 
