@@ -1,4 +1,4 @@
-"""What the command lines have in common: how wrong ones are refused, and which form runs."""
+"""Basis of the command lines: refusal of wrong ones, and the form of the hot code that runs."""
 
 import argparse
 import importlib.util

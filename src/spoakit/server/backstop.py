@@ -78,7 +78,7 @@ class _Output:
             os.close(self._descriptor)
             self._descriptor = -1
         flags = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-        # A pipe without a reader is refused; and there is no such path but on Linux.
+        # A pipe without a reader is refused, and only Linux has this path.
         for path in (f"/proc/self/fd/{_STANDARD_ERROR}", os.devnull):
             with suppress(OSError):
                 self._descriptor = os.open(path, flags)
