@@ -87,7 +87,8 @@ class Soak:
             self.problems.append(f"{name}: {requests} of {count * len(loads)} requests were served")
         lost = requests - copies
         if not 0 <= lost <= LOST_COPIES.get(incident, 0):
-            self.problems.append(f"{name}: {copies} copies of {requests} requests")
+            said = self.scene.said_of_healthy()
+            self.problems.append(f"{name}: {copies} copies of {requests} requests\n{said}")
         if (unscored := self.scene.unscored()) > UNSCORED.get(incident, 0):
             self.problems.append(f"{name}: {unscored} of {requests} requests have no score")
         return max(load.p99 for load in loads) / 1e3, lost

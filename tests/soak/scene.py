@@ -25,6 +25,7 @@ CONNECTIONS = 16  # of each worker to each target
 SLOW_ANSWER = 500  # milliseconds
 PROGRAMS = Path(sys.executable).parent
 BOUND = 20.0  # seconds, for what is waited for
+LAST_LINES = 20  # of a log, which are shown with a problem
 
 HAPROXY_CFG = """\
 global
@@ -95,7 +96,8 @@ spoe-message mirror
     event on-frontend-http-request
 """
 
-# The target that is restarted is also another one after each reload.
+# The target that is restarted is also another one after each reload. The healthy one, whose copies
+# are counted, has room for the burst of requests that follows a worker's standstill.
 MIRROR_TOML = """\
 [defaults]
 connections = {connections}
@@ -105,6 +107,7 @@ queue = {{ length = 1000 }}
 [[target]]
 name = "healthy"
 url = "http://127.0.0.1:{healthy}/"
+queue = {{ length = 20000 }}
 
 [[target]]
 name = "restarted"
@@ -258,6 +261,13 @@ class Scene:
         self._requests += requests
         self._copies += copies
         return requests, copies
+
+    def said_of_healthy(self) -> str:
+        """Return what spoa-mirror's log says of the healthy target, its counters at last."""
+        with self.mirror.logging(" all: "):
+            self.mirror.signal(signal.SIGUSR2)
+        lines = self.mirror.log.read_text(errors="replace").splitlines()
+        return "\n".join([line for line in lines if " healthy: " in line][-LAST_LINES:])
 
     def unscored(self) -> int:
         """Return the number of requests without a score since the last call."""
