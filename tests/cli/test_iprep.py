@@ -63,7 +63,7 @@ def test_the_version_tells_the_form(capsys: pytest.CaptureFixture[str]) -> None:
         (["-p", "70000"], ["invalid port '70000' (--port: allowed range [0, 65535])"]),
         (["-p", "x"], ["invalid port 'x' (--port: allowed range [0, 65535])"]),
         (["-n", "0"], ["invalid num workers '0' (--num-workers: allowed range [1, 1000])"]),
-        (["-f0"], ["invalid frames '0' (--frames: allowed range [1, 1000000000])"]),
+        (["-f-1"], ["invalid frames '-1' (--frames: allowed range [0, 1000000000])"]),
         (
             ["-m1"],
             ["invalid max frame size '1' (--max-frame-size: allowed range [512, 268435456])"],
@@ -98,14 +98,6 @@ def test_the_version_tells_the_form(capsys: pytest.CaptureFixture[str]) -> None:
         (["-x"], ["unrecognized arguments: -x"]),
         (["stray"], ["unrecognized arguments: stray"]),
         (["-p"], ["argument -p/--port: expected one argument"]),
-        (["--tls-key=x"], ["--tls-key 'x': --tls-cert is missing"]),
-        (["--watch"], ["--watch: there is nothing to watch without --config"]),
-        (["--control=x"], ["--control: there is nothing to control without --config"]),
-        (["--config=/absent/i.toml"], ["/absent/i.toml: No such file or directory"]),
-        (
-            ["--config=i.toml", "--random"],
-            ["--random: with --config, 'i.toml' is where scores come from"],
-        ),
     ],
 )
 def test_all_that_is_wrong_is_named_and_the_exit_code_is_64(
@@ -117,6 +109,27 @@ def test_all_that_is_wrong_is_named_and_the_exit_code_is_64(
     shown = capsys.readouterr()
     assert shown.err.splitlines() == [f"ERROR: {error}" for error in errors]
     assert shown.out == USAGE
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--tls-key=x"], "--tls-key 'x': --tls-cert is missing"),
+        (["--watch"], "--watch: there is nothing to watch without --config"),
+        (["--control=x"], "--control: there is nothing to control without --config"),
+        (["--config=/absent/i.toml"], "/absent/i.toml: No such file or directory"),
+        (
+            ["--config=i.toml", "--random"],
+            "--random: with --config, 'i.toml' is where scores come from",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_named_without_a_usage_block(
+    arguments: list[str], error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert iprep.main(arguments) == 64
+    shown = capsys.readouterr()
+    assert (shown.err, shown.out) == (f"ERROR: {error}\n", "")
 
 
 class Given:
@@ -195,7 +208,7 @@ def test_all_that_the_server_offers_can_be_said(run: Run, form: str) -> None:
 def test_the_listening_socket_and_the_end(run: Run) -> None:
     given = run(
         "--unix=/run/i.sock --allow=192.0.2.0/24 --allow=::1 --tls-cert=c --tls-key=k --tls-ca=a "
-        "--drain=3s --drain-checks=500 --max-messages=7"
+        "--drain=3s --drain-checks=500ms --max-messages=7"
     )
     assert given.settings.listen == Listen(
         unix="/run/i.sock",

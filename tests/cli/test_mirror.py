@@ -145,24 +145,6 @@ NO_RUNTIME = "runtime value not set: give -r, with 0 for unlimited"
                 "select, poll, epoll, linuxaio)"
             ],
         ),
-        (["-r0", "--tls-ca=x"], ["--tls-ca 'x': --tls-cert is missing"]),
-        (["-r0", "--watch"], ["--watch: there is nothing to watch without --config"]),
-        (
-            ["-r0", "--config=m.toml", "-uhttp://h/"],
-            ["--mirror-url: with --config, 'm.toml' is where targets are described"],
-        ),
-        (
-            ["-r0", "--config=m.toml", "--insecure"],
-            ["--insecure: with --config, 'm.toml' is where targets are described"],
-        ),
-        (
-            ["-r0", "--config=/absent/m.toml"],
-            ["/absent/m.toml: No such file or directory"],
-        ),
-        (
-            ["-r0", "--tls-cert=/absent/c.pem"],
-            ["tls certificate /absent/c.pem: No such file or directory"],
-        ),
     ],
 )
 def test_all_that_is_wrong_is_named_and_the_exit_code_is_64(
@@ -175,6 +157,38 @@ def test_all_that_is_wrong_is_named_and_the_exit_code_is_64(
     found = [line.removeprefix("ERROR: ") for line in shown.err.splitlines() if "ERROR: " in line]
     assert found == errors
     assert shown.out == USAGE
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["-r0", "--tls-ca=x"], "--tls-ca 'x': --tls-cert is missing"),
+        (["-r0", "--watch"], "--watch: there is nothing to watch without --config"),
+        (
+            ["-r0", "--config=m.toml", "-uhttp://h/"],
+            "--mirror-url: with --config, 'm.toml' is where targets are described",
+        ),
+        (
+            ["-r0", "--config=m.toml", "--insecure"],
+            "--insecure: with --config, 'm.toml' is where targets are described",
+        ),
+        (
+            ["-r0", "--config=/absent/m.toml"],
+            "/absent/m.toml: No such file or directory",
+        ),
+        (
+            ["-r0", "--tls-cert=/absent/c.pem"],
+            "tls certificate /absent/c.pem: No such file or directory",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_named_without_a_usage_block(
+    arguments: list[str], error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert mirror.main(arguments) == 64
+    shown = capsys.readouterr()
+    errors = [line for line in shown.err.splitlines() if " WARNING spoakit.mirror: " not in line]
+    assert (errors, shown.out) == ([f"ERROR: {error}"], "")
 
 
 class Given:
@@ -324,7 +338,7 @@ def test_the_log_the_listening_socket_and_the_end(run: Run) -> None:
     given = run(
         "-r0 -uhttp://h/ --log-format=json --log-sample=10 --quiet --unix=/run/m.sock "
         "--allow=192.0.2.0/24 --allow=::1 --tls-cert=c --tls-key=k --tls-ca=a "
-        "--drain=3s --drain-checks=500 --max-messages=7"
+        "--drain=3s --drain-checks=500ms --max-messages=7"
     )
     assert given.mirror.log == LogSettings("json", 10.0, quiet=True)
     assert given.mirror.drain == 3.0

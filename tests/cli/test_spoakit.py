@@ -13,7 +13,7 @@ import pytest
 import spoakit
 from spoakit.cli import spoakit as command
 from spoakit.cli.options import form
-from spoakit.server import ServerSettings
+from spoakit.server import Logfile, ServerSettings
 from spoakit.spop import Argument, Message
 from spoakit.testing import EngineClient
 
@@ -42,6 +42,12 @@ def directory(tmp_path: Path) -> Path:
     (tmp_path / "agents.py").write_text(AGENTS)
     (tmp_path / "broken.py").write_text("def :\n")
     (tmp_path / "wrong.py").write_text("from os import nothing\n")
+    (tmp_path / "failing.py").write_text(
+        "def connect():\n    raise ValueError('no database')\n\nconnect()\n"
+    )
+    (tmp_path / "unregistered.py").write_text(
+        "from spoakit import Agent\n\nagent = Agent('a')\n@agent.message('x y')\ndef f(): ...\n"
+    )
     (tmp_path / "needy.py").write_text("import a_module_that_is_missing\n")
     return tmp_path
 
@@ -90,7 +96,7 @@ def test_it_serves_several_agents_on_one_port(
 def test_it_drains_within_its_bound(
     run: Callable[..., tuple[subprocess.Popen[str], int]],
 ) -> None:
-    process, port = run("agents:first", "--drain", "0.2", "--workers", "2")
+    process, port = run("agents:first", "--drain", "200ms", "--workers", "2")
     with socket.create_connection(("127.0.0.1", port), timeout=10):
         before = time.monotonic()
         process.send_signal(signal.SIGTERM)
@@ -98,56 +104,121 @@ def test_it_drains_within_its_bound(
         assert time.monotonic() - before < 3
 
 
-def in_process(
-    arguments: list[str], directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> int | str | None:
+def in_process(arguments: list[str], directory: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.chdir(directory)
     monkeypatch.setattr(sys, "path", sys.path[:])
-    with pytest.raises(SystemExit) as caught:
-        command.main(arguments)
-    return caught.value.code
+    try:
+        return command.main(arguments)
+    except SystemExit as left:
+        return int(str(left.code))
 
 
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        ([], "the following arguments are required: COMMAND"),
-        (["run"], "the following arguments are required: module:agent"),
-        (["run", "agents"], "agent 'agents': give it as module:agent"),
-        (["run", "missing:agent"], "agent 'missing:agent': No module named 'missing'"),
-        (["run", "needy:agent"], "No module named 'a_module_that_is_missing'"),
-        (["run", ".agents:first"], "agent '.agents:first': give it as module:agent"),
-        (["run", "broken:agent"], "agent 'broken:agent': invalid syntax (broken.py, line 1)"),
-        (["run", "wrong:agent"], "agent 'wrong:agent': cannot import name 'nothing' from 'os'"),
-        (["run", "agents:third"], "no such name in agents; its agents are: first, second"),
-        (["run", "agents:number"], "it is not an Agent in agents; its agents are: first, second"),
-        (["run", "agents:first", "agents:first"], "two agents"),
-        (["run", "-p", "65536", "agents:first"], "port must be between 0 and 65535, got 65536"),
-        (["run", "-p", "http", "agents:first"], "argument -p/--port: invalid int value: 'http'"),
-        (["run", "--allow", "10.0.0.1/8", "agents:first"], "allow: '10.0.0.1/8' is neither"),
-        (["run", "--unix-mode", "9", "agents:first"], "invalid octal value: '9'"),
-        (["run", "-n", "0", "agents:first"], "workers must be between 1 and 1024, got 0"),
+        ([], "no command"),
+        (["serve"], "unknown command 'serve' (allowed: run)"),
+        (["run"], "no agent: give one as MODULE:AGENT, such as iprep:agent"),
+        (["run", "-p", "65536"], "invalid port '65536' (--port: allowed range [0, 65535])"),
+        (["run", "-p", "http"], "invalid port 'http' (--port: allowed range [0, 65535])"),
+        (["run", "-p", "\u0661"], "invalid port '\u0661' (--port: allowed range [0, 65535])"),
+        (["run", "--allow", "10.0.0.1/8"], "--allow: '10.0.0.1/8' is neither"),
+        (["run", "--unix-mode", "9"], "invalid unix mode '9' (--unix-mode: allowed: octal digits"),
+        (["run", "-n", "0"], "invalid num workers '0' (--num-workers: allowed range [1, 1000])"),
+        (["run", "--drain", "10"], "invalid drain '10' (--drain: say 10s or 10ms)"),
+        (["run", "-r", "5"], "invalid runtime '5' (--runtime: say 5s or 5ms)"),
+        (["run", "-i", "1.5"], "invalid monitor interval '1.5' (--monitor-interval: say 1.5s or"),
+        (["run", "--hello-timeout", "0"], "invalid hello timeout '0' (--hello-timeout: allowed"),
+        (["run", "--max-reassembled", "1"], "invalid max reassembled '1' (--max-reassembled: allo"),
     ],
 )
-def test_a_wrong_command_line_is_named_and_ends_with_64(
+def test_a_wrong_command_line_is_named_with_how_to_call_it(
     arguments: list[str],
     error: str,
     directory: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    if len(arguments) > 1:
+        arguments = [*arguments, "agents:first"]
     assert in_process(arguments, directory, monkeypatch) == 64
     shown = capsys.readouterr()
+    assert shown.err.startswith(f"ERROR: {error}")
+    assert "Usage: spoakit " in shown.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["agents"], "agent 'agents': give it as module:agent"),
+        (["missing:agent"], "agent 'missing:agent': No module named 'missing'"),
+        (["agents.inner:agent"], "agent 'agents.inner:agent': No module named 'agents.inner'"),
+        ([".agents:first"], "agent '.agents:first': give it as module:agent"),
+        (["agents:third"], "agent 'agents:third': there is no such name in agents; its agents are"),
+        (["agents:number"], "agent 'agents:number': it is not an Agent in agents; its agents are"),
+        (["agents:first", "agents:first"], "two agents are called 'first'"),
+        (["agents:first", "--tls-key=x"], "--tls-key 'x': --tls-cert is missing"),
+    ],
+)
+def test_a_wrong_agent_or_setting_is_named(
+    arguments: list[str],
+    error: str,
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert in_process(["run", *arguments], directory, monkeypatch) == 64
+    shown = capsys.readouterr()
+    assert shown.err.startswith(f"ERROR: {error}")
+    assert shown.err.count("\n") == 1
     assert shown.out == ""
-    assert shown.err.startswith("ERROR: ")
-    assert error in shown.err
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "error"),
+    [
+        ("needy", 'needy.py", line 1', "ModuleNotFoundError: No module named 'a_module_that_is"),
+        ("broken", 'broken.py", line 1', "SyntaxError: invalid syntax"),
+        ("wrong", 'wrong.py", line 1', "ImportError: cannot import name 'nothing' from 'os'"),
+        ("failing", 'failing.py", line 4', "ValueError: no database"),
+        ("unregistered", 'unregistered.py", line 4', "spoakit.exceptions.RegistrationError: "),
+    ],
+)
+def test_a_module_that_cannot_be_imported_shows_its_traceback_alone(
+    name: str,
+    place: str,
+    error: str,
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert in_process(["run", f"{name}:agent"], directory, monkeypatch) == 1
+    shown = capsys.readouterr()
+    lines = shown.err.splitlines()
+    [file] = [line for line in lines if line.startswith("  File")][:1]
+    assert place in file
+    assert lines[-1].startswith(error)
+    assert shown.out == ""
+
+
+def test_what_a_module_logs_while_it_is_imported_is_written(directory: Path) -> None:
+    (directory / "talking.py").write_text(
+        "import logging\nlogging.getLogger('talking').info('hello')\nagent = 7\n"
+    )
+    arguments = [sys.executable, "-m", "spoakit.cli.spoakit", "run", "talking:agent"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(spoakit.__file__).parent.parent)}
+    done = subprocess.run(
+        arguments, capture_output=True, text=True, cwd=directory, env=environment, check=False
+    )
+    assert done.returncode == 64
+    assert "INFO talking: hello" in done.stderr
 
 
 def test_the_version_tells_which_form_is_in_use(
     directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert in_process(["--version"], directory, monkeypatch) == 0
-    assert capsys.readouterr().out == f"spoakit {spoakit.__version__} ({form()})\n"
+    assert capsys.readouterr().out == f"\nspoakit v{spoakit.__version__} ({form()})\n\n"
 
 
 def test_the_options_make_the_settings(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,9 +235,10 @@ def test_the_options_make_the_settings(directory: Path, monkeypatch: pytest.Monk
     assert command.main(["run", "agents:first"]) == 0
     options = (
         "--unix a.sock --unix-mode 600 --backlog 7 --allow 10.0.0.0/8 --allow ::1 --workers 3 "
-        "--loop asyncio --runtime 5 --drain 1.5 --drain-checks 2 --pidfile a.pid --daemonize "
+        "--monitor-interval 2s --logfile a.log --watch a.toml "
+        "--loop asyncio --runtime 5s --drain 1500ms --drain-checks 2s --pidfile a.pid --daemonize "
         "--capability async --max-frame-size 1024 --frame-size-cap 4096 --max-reassembled 5000 "
-        "--max-connections 8 --max-in-flight 9 --hello-timeout 3 --max-frames 10 "
+        "--max-connections 8 --max-in-flight 9 --hello-timeout 3s --max-frames 10 "
         "--max-messages 11"
     )
     assert command.main(["run", "agents:first", *options.split()]) == 0
@@ -179,6 +251,8 @@ def test_the_options_make_the_settings(directory: Path, monkeypatch: pytest.Monk
     assert (settings.workers, settings.loop, settings.runtime) == (3, "asyncio", 5.0)
     assert (settings.drain.timeout, settings.drain.checks) == (1.5, 2.0)
     assert (settings.pidfile, settings.daemonize) == ("a.pid", True)
+    assert (settings.monitor, settings.watch) == (2.0, "a.toml")
+    assert settings.logfile == Logfile("a.log")
     assert settings.capabilities == ("fragmentation", "pipelining", "async")
     limits = settings.limits
     assert (limits.frame_size, limits.frame_size_cap, limits.reassembled_size) == (1024, 4096, 5000)

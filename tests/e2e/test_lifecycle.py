@@ -62,7 +62,7 @@ class Balance:
 def test_a_stop_under_load_makes_no_request_wait(
     serve: Serve, balance: Balance, workers: int
 ) -> None:
-    agent = serve(AGENT, "--drain-checks", "0.3", "--drain", "0.5", "-n", str(workers))
+    agent = serve(AGENT, "--drain-checks", "300ms", "--drain", "500ms", "-n", str(workers))
     running = balance(agent)
     with Load(running) as load:
         load.wait_for(50)
@@ -121,7 +121,7 @@ async def request() -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_second_sigterm_ends_a_drain_at_once(serve: Serve, workers: int) -> None:
-    agent = serve(STUCK, "--drain", "30", "-n", str(workers))
+    agent = serve(STUCK, "--drain", "30s", "-n", str(workers))
     with connect(agent) as engine:
         engine.hello()
         engine.notify(Message("request"))

@@ -1,6 +1,7 @@
-"""The options that spoa-mirror and spoa-iprep have in common, and what they say of the server."""
+"""The option table of all commands, and the server settings that its values make."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from spoakit.cli import values
@@ -12,14 +13,20 @@ from spoakit.server import Drain, Limits, Listen, ServerSettings
 from spoakit.server.settings import (
     CAPABILITIES,
     LOOPS,
+    MAX_CONNECTIONS,
     MAX_FRAME_SIZE_CAP,
+    MAX_FRAMES,
+    MAX_IN_FLIGHT,
     MAX_MESSAGES,
+    MAX_REASSEMBLED_SIZE,
     parse_network,
 )
+from spoakit.spop.constants import MIN_FRAME_SIZE
 
 MAX_WORKERS: Final = 1000
+HOUR: Final = 3600.0
 _DAY: Final = 86400.0
-_MAX_RUNTIME: Final = 7 * _DAY
+MAX_RUNTIME: Final = 7 * _DAY
 _OFF: Final = ("no-", "!")
 _DEFAULTS: Final = ServerSettings()
 
@@ -34,6 +41,8 @@ def capability(text: str) -> tuple[str, bool]:
     return name, not prefix
 
 
+# --- options with a letter: those of the C programs, and those that all commands have -
+
 ADDRESS: Final = Option(
     "-a, --address",
     "NAME",
@@ -46,6 +55,8 @@ EVENT_BACKEND: Final = Option(
     "Specify the event loop (default: AUTO).",
     values.choice(LOOPS),
     "auto",
+    aliases=("--libev-backend", "--loop"),
+    name="loop",
 )
 BACKLOG: Final = Option(
     "-b, --connection-backlog",
@@ -53,6 +64,7 @@ BACKLOG: Final = Option(
     "Specify the connection backlog size (default: 1024).",
     values.number(1, 65535),
     "1024",
+    aliases=("--backlog",),
 )
 CAPABILITY: Final = Option(
     "-c, --capability",
@@ -62,7 +74,16 @@ CAPABILITY: Final = Option(
     repeated=True,
 )
 DAEMONIZE: Final = Option("-D, --daemonize", "", "Run this program as a daemon.")
+DEBUG: Final = Option("-d, --debug", "", "Enable the debug mode: log each frame.")
 PIDFILE: Final = Option("-F, --pidfile", "FILE", "Specifies a file to write the process-id to.")
+FRAMES: Final = Option(
+    "-f, --frames",
+    "VALUE",
+    "Close a connection after so many frames (default: never).",
+    values.number(0, MAX_FRAMES),
+    "0",
+    aliases=("--max-frames",),
+)
 HELP: Final = Option("-h, --help", "", "Show this text.")
 MONITOR_INTERVAL: Final = Option(
     "-i, --monitor-interval",
@@ -88,19 +109,20 @@ NUM_WORKERS: Final = Option(
     "Specify the number of workers (default: 5).",
     values.number(1, MAX_WORKERS),
     "5",
+    aliases=("--workers",),
 )
 PORT: Final = Option(
     "-p, --port",
     "VALUE",
-    "Specify the port to listen on (default: 12345).",
-    values.port,
+    "Specify the port to listen on (default: 12345; 0: any).",
+    values.any_port,
     "12345",
 )
 RUNTIME: Final = Option(
     "-r, --runtime",
     "TIME",
-    "Run this program for the specified time (0 = unlimited).",
-    values.time(0, _MAX_RUNTIME),
+    "Run this program for the specified time (default: unlimited).",
+    values.time(0, MAX_RUNTIME),
 )
 PROCESSING_DELAY: Final = Option(
     "-t, --processing-delay",
@@ -110,11 +132,14 @@ PROCESSING_DELAY: Final = Option(
 )
 VERSION: Final = Option("-V, --version", "", "Show program version.")
 
+# --- options without a letter ---------------------------------------------------------
+
 WATCH: Final = Option("--watch", "", "Reload the file when it changes, as on SIGHUP.")
 LISTENING: Final[Group] = (
     "Listening:",
     (
         Option("--unix", "PATH", "Listen on this Unix socket instead."),
+        Option("--unix-mode", "MODE", "Its permissions, octal (default: 660).", values.mode, "660"),
         Option(
             "--allow",
             "CIDR",
@@ -131,32 +156,67 @@ LIMITS: Final[Group] = (
     "Limits:",
     (
         Option(
+            "--max-connections",
+            "N",
+            "Connections of all workers together (default: 4096).",
+            values.number(1, MAX_CONNECTIONS),
+            "4096",
+        ),
+        Option(
+            "--max-in-flight",
+            "N",
+            "Frames of a connection without an ACK (default: 1024).",
+            values.number(1, MAX_IN_FLIGHT),
+            "1024",
+        ),
+        Option(
             "--max-messages",
             "N",
             "Close a connection for a frame of more messages (default: 1000).",
             values.number(1, MAX_MESSAGES),
             "1000",
         ),
+        Option(
+            "--frame-size-cap",
+            "SIZE",
+            "The largest frame that is accepted at all (default: 1MiB).",
+            values.size(MIN_FRAME_SIZE, MAX_FRAME_SIZE_CAP),
+        ),
+        Option(
+            "--max-reassembled",
+            "SIZE",
+            "The largest frame in fragments (default: 4MiB).",
+            values.size(MIN_FRAME_SIZE, MAX_REASSEMBLED_SIZE),
+            "4MiB",
+        ),
+        Option(
+            "--hello-timeout",
+            "TIME",
+            "Time for a connection's HELLO (default: 10s).",
+            values.duration(0.001, _DAY),
+            "10s",
+        ),
     ),
 )
+WORKER_TIMEOUT: Final = Option(
+    "--worker-timeout",
+    "TIME",
+    "Replace a worker that hangs for so long; 0 = never (default: 10s).",
+    values.duration(1, _DAY, off=True),
+    "10s",
+)
 DRAIN: Final = Option(
-    "--drain", "TIME", "Time for connections to end (default: 10s).", values.time(0, _DAY)
+    "--drain", "TIME", "Time for connections to end (default: 10s).", values.duration(0, _DAY)
 )
 DRAIN_CHECKS: Final = Option(
     "--drain-checks",
     "TIME",
     "Before that, refuse health checks and serve on (default: 0).",
-    values.time(0, _DAY),
+    values.duration(0, _DAY),
     "0",
 )
 
-WORKER_TIMEOUT: Final = Option(
-    "--worker-timeout",
-    "TIME",
-    "Replace a worker that hangs for so long; 0 = never (default: 10s).",
-    values.duration(1, _DAY),
-    "10s",
-)
+# --- ends of help texts ---------------------------------------------------------------
 
 CAPABILITY_NOTE: Final = f"""\
 Supported capabilities: {", ".join(CAPABILITIES)}.  The first two are
@@ -167,8 +227,9 @@ Allowed logging file opening modes: a, w.  The 'a' mode allows opening or
 creating file for writing at end-of-file.  The 'w' mode allows truncating the
 file to zero length or creating a new file.  The default is 'a'."""
 TIME_NOTE: Final = """\
-The time delay/interval is specified in milliseconds by default, but can be
+With a letter's option, a time is specified in milliseconds by default, but can be
 in any other unit if the number is suffixed by a unit (us, ms, s, m, h, d).
+The times of all other options need their unit.
 """
 SIGNAL_NOTE: Final = """\
 Signals: TERM and INT stop, HUP reloads the configuration, USR1
@@ -179,29 +240,23 @@ SPDX-License-Identifier: Apache-2.0
 
 
 def server_settings(given: Mapping[str, Any]) -> ServerSettings:
-    """Return what the values of these options say, by their names, of the server.
+    """Return the server settings that these options' values make, by the options' names.
 
     Raises:
         ConfigurationError: they do not go together.
     """
-    if given["watch"] and given["config"] is None:
-        raise ConfigurationError("--watch: there is nothing to watch without --config")
-    frame_size = given["max_frame_size"] or 0
     drain = _DEFAULTS.drain.timeout if given["drain"] is None else given["drain"]
     return ServerSettings(
         listen=Listen(
             given["address"],
             given["port"],
             unix=given["unix"],
+            unix_mode=given["unix_mode"],
             backlog=given["connection_backlog"],
             allow=tuple(given["allow"]),
             tls=read_tls(given["tls_cert"], given["tls_key"], given["tls_ca"]),
         ),
-        limits=Limits(
-            frame_size=frame_size,
-            frame_size_cap=max(frame_size, _DEFAULTS.limits.frame_size_cap),
-            messages=given["max_messages"],
-        ),
+        limits=_limits(given),
         drain=Drain(drain, given["drain_checks"]),
         workers=given["num_workers"],
         worker_timeout=given["worker_timeout"],
@@ -211,7 +266,37 @@ def server_settings(given: Mapping[str, Any]) -> ServerSettings:
         daemonize=given["daemonize"],
         logfile=given["logfile"],
         monitor=given["monitor_interval"],
-        watch=given["config"] if given["watch"] else None,
+        loop=given["loop"],
+    )
+
+
+def watching(settings: ServerSettings, given: Mapping[str, Any]) -> ServerSettings:
+    """Return the settings with the configuration file watched, where --watch asks for that.
+
+    Raises:
+        ConfigurationError: there is no file.
+    """
+    if not given["watch"]:
+        return settings
+    if given["config"] is None:
+        raise ConfigurationError("--watch: there is nothing to watch without --config")
+    return replace(settings, watch=given["config"])
+
+
+def _limits(given: Mapping[str, Any]) -> Limits:
+    frame_size = given["max_frame_size"] or 0
+    cap = given["frame_size_cap"]
+    if cap is None:
+        cap = max(frame_size, _DEFAULTS.limits.frame_size_cap)
+    return Limits(
+        connections=given["max_connections"],
+        in_flight=given["max_in_flight"],
+        frame_size=frame_size,
+        frame_size_cap=cap,
+        reassembled_size=given["max_reassembled"],
+        hello_timeout=given["hello_timeout"],
+        frames=given["frames"],
+        messages=given["max_messages"],
     )
 
 

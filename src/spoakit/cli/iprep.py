@@ -14,10 +14,10 @@ from spoakit.apps.iprep.config import read_config
 from spoakit.apps.iprep.random_score import random_agent
 from spoakit.apps.iprep.service import editions_folder, live_settings
 from spoakit.apps.iprep.settings import ReputationSettings
-from spoakit.cli.common_options import server_settings
+from spoakit.cli.common_options import server_settings, watching
 from spoakit.cli.iprep_commands import COMMANDS, run_command
 from spoakit.cli.iprep_options import iprep_parser
-from spoakit.cli.options import open_standard_streams
+from spoakit.cli.options import EX_USAGE, open_standard_streams, show_errors
 from spoakit.exceptions import ConfigurationError
 from spoakit.logs import configure_logging
 from spoakit.server import Hooks, ServerSettings, run
@@ -29,18 +29,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in COMMANDS:
         return run_command(arguments)
-    parser = iprep_parser()
-    given = parser.read(arguments)
+    given = iprep_parser().read(arguments)
     if given is None:
         return 0
     with ExitStack() as stack:
         try:
-            settings = _server_settings(given)
+            settings = watching(server_settings(given), given)
             agent, hooks = _agent(given, settings, stack)
             configure_logging(given["debug"])
             return run([agent], settings, hooks)
         except ConfigurationError as error:
-            parser.error(str(error))
+            show_errors(str(error))
+            return EX_USAGE
 
 
 def _agent(
@@ -80,15 +80,6 @@ def _is_loopback(address: str) -> bool:
         return ip_address(address).is_loopback
     except ValueError:
         return address == "localhost"
-
-
-def _server_settings(given: Mapping[str, Any]) -> ServerSettings:
-    settings = server_settings(given)
-    return replace(
-        settings,
-        limits=replace(settings.limits, frames=given["frames"] or 0),
-        loop=given["event_backend"],
-    )
 
 
 if __name__ == "__main__":

@@ -1,21 +1,20 @@
 """The commands that speak to a running spoa-iprep over its control socket."""
 
-import argparse
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
-from typing import Final
+from typing import Any, Final
 
 from spoakit.apps.iprep.config import read_config
 from spoakit.apps.iprep.control import Answer, ControlError, Request, ask
 from spoakit.cli import iprep_answers as answers
 from spoakit.cli import values
-from spoakit.cli.option_table import Option
-from spoakit.cli.options import Parser, show
+from spoakit.cli.common_options import HELP
+from spoakit.cli.option_table import Option, OptionParser
+from spoakit.cli.options import EX_FAILED, EX_USAGE, show, show_errors
 from spoakit.exceptions import ConfigurationError
 
 CONTROL_VARIABLE: Final = "SPOA_IPREP_CONTROL"
@@ -27,28 +26,30 @@ _EVERYWHERE: Final = (
     Option(
         "--control",
         "PATH",
-        f"the control socket (default: that of --config, ${CONTROL_VARIABLE}, or "
-        f"{DEFAULT_CONTROL})",
+        f"The control socket (default: that of --config, ${CONTROL_VARIABLE}, or "
+        f"{DEFAULT_CONTROL}).",
     ),
-    Option("--config", "FILE", "the configuration file that names the control socket"),
-    Option("--json", "", "print the answer as JSON"),
+    Option("--config", "FILE", "The configuration file that names the control socket."),
+    Option("--json", "", "Print the answer as JSON."),
+    HELP,
 )
 _BAN: Final = (
     Option(
         "--for",
         "TIME",
-        "how long: a number of seconds, or one with us, ms, s, m, h or d (default: 1h)",
-        values.time(1, _YEAR, "s"),
+        "How long, such as 90s, 10m or 7d (default: 1h).",
+        values.duration(1, _YEAR),
         "1h",
+        name="seconds",
     ),
     Option(
         "--score",
         "N",
-        "its score meanwhile, 0 (worst) to 100 (default: 0)",
+        "Its score meanwhile, 0 (worst) to 100 (default: 0).",
         values.number(0, 100),
         "0",
     ),
-    Option("--reason", "TEXT", "why, for whoever reads the list of bans", str, ""),
+    Option("--reason", "TEXT", "Why, for the readers of the list of bans.", str, ""),
 )
 
 
@@ -69,27 +70,29 @@ class _Command:
     check: Callable[[str], None] | None = None
     options: tuple[Option, ...] = ()
 
-    def add_to(self, parser: argparse.ArgumentParser) -> None:
-        """Add what it takes to a parser."""
-        if self.check is not None:
-            parser.add_argument("address", metavar="ADDRESS")
-        for option in (*self.options, *_EVERYWHERE):
-            option.add_to(parser)
+    def parser(self, name: str) -> OptionParser:
+        """Return the parser of its options, and of the address that it takes."""
+        operand = "" if self.check is None else "ADDRESS"
+        synopsis = f"Usage: spoa-iprep {name} {operand + ' ' if operand else ''}[OPTION]...\n"
+        groups = (("Options are:", (*self.options, *_EVERYWHERE)),)
+        notes = f"{self.help[0].upper()}{self.help[1:]}.\n"
+        return OptionParser(f"spoa-iprep {name}", synopsis, groups, notes, operand)
 
-    def request(self, options: argparse.Namespace) -> Request:
+    def request(self, given: Mapping[str, Any]) -> Request:
         """Return what spoa-iprep is asked.
 
         Raises:
-            ConfigurationError: an option's value is wrong, or the address.
+            ConfigurationError: the address is missing or wrong.
         """
         request: Request = {}
         if self.check is not None:
-            self.check(options.address)
-            request["address"] = options.address
-        given = {option.name: option.read_from(options) for option in self.options}
-        if "for" in given:
-            given["seconds"] = given.pop("for")
-        return request | given
+            if len(given["operands"]) != 1:
+                count = len(given["operands"])
+                raise ConfigurationError(f"ADDRESS: give one address, not {count or 'none'}")
+            [address] = given["operands"]
+            self.check(address)
+            request["address"] = address
+        return request | {option.name: given[option.name] for option in self.options}
 
 
 def _check_network(text: str) -> None:
@@ -132,28 +135,32 @@ def run_command(arguments: Sequence[str]) -> int:
     """
     name = arguments[0]
     command = COMMANDS[name]
-    parser = Parser(f"spoa-iprep {name}", description=f"{command.help}.")
-    command.add_to(parser)
-    parser.refuse_dashes(arguments[1:])
-    options = parser.parse_args(arguments[1:])
+    parser = command.parser(name)
+    given = parser.read(arguments[1:])
+    if given is None:
+        return 0
     try:
-        request = {"command": name} | command.request(options)
-        path = _control_path(options)
+        request = {"command": name} | command.request(given)
     except ConfigurationError as error:
         parser.error(str(error))
     try:
+        path = _control_path(given)
+    except ConfigurationError as error:
+        show_errors(str(error))
+        return EX_USAGE
+    try:
         answer = ask(path, request)
-        show(json.dumps(answer) if options.json else command.show(answer, time.time()))
+        show(json.dumps(answer) if given["json"] else command.show(answer, time.time()))
     except ControlError as error:
-        sys.stderr.write(f"ERROR: {error}\n")
-        return 1
+        show_errors(str(error))
+        return EX_FAILED
     return 0
 
 
-def _control_path(options: argparse.Namespace) -> str:
-    path: str | None = options.control
-    if path is None and options.config is not None:
-        path = read_config(options.config).control.path
+def _control_path(given: Mapping[str, Any]) -> str:
+    path: str | None = given["control"]
+    if path is None and given["config"] is not None:
+        path = read_config(given["config"]).control.path
         if path is None:
-            raise ConfigurationError(f"{options.config}: there is no control.path in it")
+            raise ConfigurationError(f"{given['config']}: there is no control.path in it")
     return path or os.environ.get(CONTROL_VARIABLE) or DEFAULT_CONTROL

@@ -1,12 +1,10 @@
 """The options of spoa-iprep: one table, from which they are parsed and explained."""
 
-from dataclasses import replace
 from typing import Final
 
 from spoakit.cli import common_options as common
-from spoakit.cli import values
 from spoakit.cli.option_table import Group, Option, OptionParser
-from spoakit.server.settings import LOOPS, MAX_FRAMES
+from spoakit.server.settings import LOOPS
 
 _SYNOPSIS: Final = """\
 Usage: spoa-iprep { -h --help }
@@ -33,28 +31,16 @@ _COMMON: Final = (
     common.BACKLOG,
     common.CAPABILITY,
     common.DAEMONIZE,
-    Option("-d, --debug", "", "Enable the debug mode: log each frame."),
+    common.DEBUG,
     common.PIDFILE,
-    Option(
-        "-f, --frames",
-        "VALUE",
-        "Close a connection after so many frames (default: never).",
-        values.number(1, MAX_FRAMES),
-    ),
+    common.FRAMES,
     common.HELP,
     common.MONITOR_INTERVAL,
     common.LOGFILE,
     common.MAX_FRAME_SIZE,
     common.NUM_WORKERS,
-    replace(
-        common.PORT,
-        help="Specify the port to listen on (default: 12345; 0: any).",
-        read=values.number(0, 65535),
-    ),
-    replace(
-        common.RUNTIME,
-        help="Run this program for the specified time (default: unlimited).",
-    ),
+    common.PORT,
+    common.RUNTIME,
     common.PROCESSING_DELAY,
     common.VERSION,
 )

@@ -18,9 +18,9 @@ from spoakit.apps.mirror.settings import (
     TlsSettings,
 )
 from spoakit.apps.mirror.url import TargetURL
-from spoakit.cli.common_options import server_settings
+from spoakit.cli.common_options import server_settings, watching
 from spoakit.cli.mirror_options import OF_TARGETS, mirror_parser
-from spoakit.cli.options import open_standard_streams
+from spoakit.cli.options import EX_USAGE, open_standard_streams, show_errors
 from spoakit.exceptions import ConfigurationError
 from spoakit.logs import configure_logging
 from spoakit.server import Hooks, ServerSettings, run
@@ -31,8 +31,7 @@ logger = logging.getLogger("spoakit.mirror")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run spoa-mirror; return its exit code, 64 for a wrong command line."""
     open_standard_streams()
-    parser = mirror_parser()
-    given = parser.read(arguments)
+    given = mirror_parser().read(arguments)
     if given is None:
         return 0
     try:
@@ -46,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             logger.warning("without a URL (-u) requests are acknowledged and not mirrored")
         return run([create_agent(live)], settings, hooks)
     except ConfigurationError as error:
-        parser.error(str(error))
+        show_errors(str(error))
+        return EX_USAGE
 
 
 def _settings_reader(given: Mapping[str, Any]) -> "partial[MirrorSettings]":
@@ -119,13 +119,9 @@ def _made(kind: Any, **fields: Any) -> Any:
 
 
 def _server_settings(given: Mapping[str, Any], mirror: MirrorSettings) -> ServerSettings:
-    settings = server_settings(given)
+    settings = watching(server_settings(given), given)
     queues = mirror.drain if mirror.targets else 0.0
-    return replace(
-        settings,
-        drain=replace(settings.drain, resources=queues),
-        loop=given["libev_backend"],
-    )
+    return replace(settings, drain=replace(settings.drain, resources=queues))
 
 
 if __name__ == "__main__":

@@ -62,7 +62,11 @@ _TARGETS_OF_C: Final = (
 )
 _COMMON: Final = (
     common.ADDRESS,
-    replace(common.EVENT_BACKEND, flags="-B, --libev-backend", alias="--event-backend"),
+    replace(
+        common.EVENT_BACKEND,
+        flags="-B, --libev-backend",
+        aliases=("--event-backend", "--loop"),
+    ),
     common.BACKLOG,
     common.CAPABILITY,
     common.DAEMONIZE,
@@ -74,6 +78,7 @@ _COMMON: Final = (
         "0",
     ),
     common.PIDFILE,
+    common.FRAMES,
     common.HELP,
     common.MONITOR_INTERVAL,
     common.LOGFILE,
@@ -83,8 +88,16 @@ _COMMON: Final = (
         help=f"Specify the number of workers (default: {usable_cpus()}, the usable CPUs).",
         default=str(usable_cpus()),
     ),
-    common.PORT,
-    replace(common.RUNTIME, missing="runtime value not set: give -r, with 0 for unlimited"),
+    replace(
+        common.PORT,
+        help="Specify the port to listen on (default: 12345).",
+        read=values.port,
+    ),
+    replace(
+        common.RUNTIME,
+        help="Run this program for the specified time (0 = unlimited).",
+        missing="runtime value not set: give -r, with 0 for unlimited",
+    ),
     common.PROCESSING_DELAY,
     *_TARGETS_OF_C,
     common.VERSION,

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, NoReturn, TypeAlias
 
 from spoakit.cli import values
-from spoakit.cli.options import EX_USAGE, Parser, show, version
+from spoakit.cli.options import EX_USAGE, show, show_errors, version
 from spoakit.cli.values import NotAllowedError, Reader
 from spoakit.exceptions import ConfigurationError
 
@@ -20,13 +20,14 @@ class Option:
 
     Attributes:
         flags: "-a, --address", or the long one alone.
-        value: what its value is called in the help; empty for a switch.
+        value: name of its value in the help; empty for a switch.
         help: a sentence or two.
         read: makes the value from its text.
-        default: the text that it has when it is not given.
+        default: text of the value when the option is not given.
         repeated: all values count, not only the last.
-        alias: another long flag.
-        missing: what is said where it is not given; empty for an option that need not be.
+        aliases: other long flags, which the help does not show.
+        missing: error where the option is not given; empty for an option that need not be.
+        name: its name among the values: "monitor_interval"; that of the long flag by default.
     """
 
     flags: str
@@ -35,22 +36,23 @@ class Option:
     read: Reader = values.text
     default: str | None = None
     repeated: bool = False
-    alias: str = ""
+    aliases: tuple[str, ...] = ()
     missing: str = ""
+    name: str = ""
 
-    @property
-    def name(self) -> str:
-        """Its name as a key: "monitor_interval"."""
-        return self.flag.removeprefix("--").replace("-", "_")
+    def __post_init__(self) -> None:
+        if not self.name:
+            name = self.flag.removeprefix("--").replace("-", "_")
+            object.__setattr__(self, "name", name)
 
     @property
     def flag(self) -> str:
         """The long flag."""
         return self.flags.rpartition(" ")[2]
 
-    def add_to(self, parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-        """Add it to a parser or a group of one, which leaves its value as text."""
-        flags = [*self.flags.split(", "), *([self.alias] if self.alias else [])]
+    def add_to(self, parser: argparse.ArgumentParser) -> None:
+        """Add it to a parser, which leaves its value as text."""
+        flags = [*self.flags.split(", "), *self.aliases]
         add = partial(parser.add_argument, *flags, dest=self.name, help=self.help)
         if not self.value:
             add(action="store_true")
@@ -76,7 +78,7 @@ class Option:
         try:
             return self.read(text)
         except NotAllowedError as error:
-            words = self.name.replace("_", " ")
+            words = self.flag.removeprefix("--").replace("-", " ")
             raise ConfigurationError(f"invalid {words} {text!r} ({self.flag}: {error})") from None
         except ConfigurationError as error:
             reason = re.sub(rf"^{self.flag[2:]}(: | (?=must ))", "", str(error))
@@ -86,47 +88,58 @@ class Option:
         """Return its line of the help."""
         shown = f"    {self.flags}" if self.flags.startswith("--") else self.flags
         shown += f"={self.value}" if self.value else ""
-        return f"  {shown:<32}{self.help}"
+        return f"  {shown:<32}{self.help}" if len(shown) < 32 else f"  {shown}\n{'':34}{self.help}"
 
 
 Group: TypeAlias = tuple[str, tuple[Option, ...]]
 """Options under a title of the help."""
 
 
-class OptionParser(Parser):
-    """Reads a program's options; all that is wrong with their values is found in one place.
+class OptionParser(argparse.ArgumentParser):
+    """Parser of a command's options; wrong values are reported together.
 
     Args:
-        program: its name.
-        synopsis: how it is called, which help and errors show.
-        groups: the options, with "help" and "version" among them.
-        notes: what the help ends with.
+        program: name of the command.
+        synopsis: lines on how to call it, for the help and for errors.
+        groups: the options, with "help" among them.
+        notes: end of the help.
+        operand: name of what may stand beside the options, any number of times; empty for nothing.
     """
 
-    def __init__(self, program: str, synopsis: str, groups: Sequence[Group], notes: str) -> None:
+    def __init__(
+        self,
+        program: str,
+        synopsis: str,
+        groups: Sequence[Group],
+        notes: str,
+        operand: str = "",
+    ) -> None:
         super().__init__(program, add_help=False)
         self._synopsis = synopsis
         self._groups = groups
         self._notes = notes
+        self._operand = operand
         for option in self._options():
             option.add_to(self)
+        if operand:
+            self.add_argument("operands", nargs="*", metavar=operand)
 
     def read(self, arguments: Sequence[str] | None) -> dict[str, Any] | None:
-        """Return the values by the options' names; leave if some of them are wrong.
+        """Return the values by the options' names, with "operands"; leave if some are wrong.
 
         Returns:
             None if help or the version was asked for, which has been shown.
         """
         arguments = sys.argv[1:] if arguments is None else arguments
-        self.refuse_dashes(arguments)
-        options, unknown = self.parse_known_args(arguments)
+        self._refuse_dashes(arguments)
+        options, unknown = self.parse_known_intermixed_args(arguments)
         if options.help:
             show(self._help_text())
             return None
-        if options.version:
+        if getattr(options, "version", False):
             show(f"\n{self.prog} v{version()}\n")
             return None
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {"operands": getattr(options, "operands", [])}
         errors = [f"unrecognized arguments: {' '.join(unknown)}"] if unknown else []
         for option in self._options():
             try:
@@ -138,11 +151,16 @@ class OptionParser(Parser):
         return found
 
     def error(self, message: str) -> NoReturn:
-        """Print what is wrong, a line each, and how the program is called, and leave."""
-        for line in message.splitlines():
-            sys.stderr.write(f"ERROR: {line}\n")
-        sys.stdout.write(f"\n{self._synopsis}\nFor help type: {self.prog} -h\n\n")
+        """Print what is wrong, a line each, and how the command is called, and leave."""
+        show_errors(message)
+        show(f"\n{self._synopsis}\nFor help type: {self.prog} -h\n")
         self.exit(EX_USAGE)
+
+    def _refuse_dashes(self, arguments: Sequence[str]) -> None:
+        """Leave if an option has -- for a value, of which argparse makes an empty list."""
+        for argument in arguments:
+            if found := re.fullmatch(r"(--[\w-]+)=--|(-\w)--", argument):
+                self.error(f"argument {found[1] or found[2]}: expected one argument")
 
     def _options(self) -> Iterator[Option]:
         """Yield the options in the order of the help."""

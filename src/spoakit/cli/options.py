@@ -1,20 +1,20 @@
-"""Basis of the command lines: refusal of wrong ones, and the form of the hot code that runs."""
+"""Basis of the commands: their streams, exit codes and errors, and the form of the hot code."""
 
-import argparse
 import importlib.util
 import os
-import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
 
 import spoakit
 from spoakit.exceptions import ConfigurationError
 from spoakit.server.settings import ListenTls
 
+EX_FAILED: Final = 1
+"""Exit code of a command that failed."""
+
 EX_USAGE: Final = 64
-"""The exit code for a wrong command line, as in sysexits.h and the C programs."""
+"""Exit code for a wrong command line or configuration, as in sysexits.h and the C programs."""
 
 
 def open_standard_streams() -> None:
@@ -43,18 +43,10 @@ def show(text: str) -> None:
         os.close(null)
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors look like the programs' own: "ERROR: what is wrong"; exit code 64."""
-
-    def refuse_dashes(self, arguments: Sequence[str]) -> None:
-        """Leave if an option has -- for a value, of which argparse makes an empty list."""
-        for argument in arguments:
-            if found := re.fullmatch(r"(--[\w-]+)=--|(-\w)--", argument):
-                self.error(f"argument {found[1] or found[2]}: expected one argument")
-
-    def error(self, message: str) -> NoReturn:
-        """Print what is wrong, and leave."""
-        self.exit(EX_USAGE, f"ERROR: {message}\nTry '{self.prog} -h'.\n")
+def show_errors(text: str) -> None:
+    """Print errors to standard error, each of the text's lines as one."""
+    for line in text.splitlines():
+        sys.stderr.write(f"ERROR: {line}\n")
 
 
 def read_tls(certificate: str | None, key: str | None, ca: str | None) -> ListenTls | None:

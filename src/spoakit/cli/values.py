@@ -6,7 +6,7 @@ from typing import Final, TypeAlias
 
 from spoakit.apps.mirror.checks import check_field, check_ports
 from spoakit.apps.mirror.values import parse_ports
-from spoakit.apps.values import TIMES
+from spoakit.apps.values import TIMES, parse_size
 from spoakit.exceptions import ConfigurationError
 from spoakit.server import Logfile
 
@@ -27,7 +27,8 @@ class NotAllowedError(ConfigurationError):
 def time(low: float, high: float, unit: str = "ms") -> Callable[[str], float]:
     """Return what reads a time of `low` to `high` seconds such as "500", "500ms" or "7d".
 
-    A number has the unit us, ms, s, m, h or d, or without one that which is given here.
+    For the C programs' options. A number has the unit us, ms, s, m, h or d; or without one, the
+    unit given here.
     """
 
     def read(text: str) -> float:
@@ -42,24 +43,34 @@ def time(low: float, high: float, unit: str = "ms") -> Callable[[str], float]:
     return read
 
 
-def duration(low: float, high: float) -> Callable[[str], float]:
-    """Return a reader of 0, or of `low` to `high` seconds with their unit, such as "10s"."""
+def duration(low: float, high: float, *, off: bool = False) -> Callable[[str], float]:
+    """Return a reader of a time with its unit such as "10s", of `low` to `high` seconds.
+
+    Args:
+        low: the least, in seconds.
+        high: the most, in seconds.
+        off: 0 is allowed, too, with a unit or without one.
+    """
     read_with_unit = time(low, high)
 
     def read(text: str) -> float:
-        if re.fullmatch(r"0+(?:\.0+)?", text):
+        match = _TIME.fullmatch(text)
+        if match is None:
+            or_0 = "0, or " if off or not low else ""
+            raise NotAllowedError(f"allowed: {or_0}a number with one of {', '.join(TIMES)}")
+        if float(match[1]) == 0 and (off or not low):
             return 0.0
-        if re.fullmatch(r"[0-9.]+", text):
+        if match[2] is None and float(match[1]) > 0:
             raise NotAllowedError(f"say {text}s or {text}ms")
-        if _TIME.fullmatch(text) is None:
-            raise NotAllowedError(f"allowed: 0, or a number with one of {', '.join(TIMES)}")
         return read_with_unit(text)
 
     return read
 
 
 def _show(seconds: float) -> str:
-    return f"{seconds:.2f}s" if seconds else "0"
+    if not seconds:
+        return "0"
+    return f"{seconds:.2f}s" if seconds >= 0.01 else f"{seconds * 1000:g}ms"
 
 
 def number(low: int, high: int) -> Callable[[str], int]:
@@ -73,7 +84,27 @@ def number(low: int, high: int) -> Callable[[str], int]:
     return read
 
 
+def size(low: int, high: int) -> Callable[[str], int]:
+    """Return a reader of a size of a range: a number of bytes, or one with B, KiB, MiB or GiB."""
+
+    def read(text: str) -> int:
+        size = parse_size(int(text) if re.fullmatch("-?[0-9]{1,15}", text) else text)
+        if not low <= size <= high:
+            raise NotAllowedError(f"allowed range [{low}, {high}] bytes")
+        return int(size)
+
+    return read
+
+
 port: Final = number(1, _MAX_PORT)
+any_port: Final = number(0, _MAX_PORT)
+
+
+def mode(text: str) -> int:
+    """Read the permissions of a file in octal, "660"."""
+    if not re.fullmatch("[0-7]{1,4}", text):
+        raise NotAllowedError("allowed: octal digits, such as 660")
+    return int(text, 8)
 
 
 def percent(text: str) -> float:

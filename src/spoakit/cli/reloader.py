@@ -1,0 +1,63 @@
+"""Development: the command runs in a child process, which is restarted when its code changes."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from threading import Event
+from types import FrameType
+from typing import Final
+
+from spoakit.exceptions import ConfigurationError
+
+_END_TIMEOUT: Final = 15.0
+
+
+def serve_and_restart(arguments: Sequence[str]) -> int:
+    """Run `spoakit run` with these arguments until SIGTERM or SIGINT, restarted at each change.
+
+    Each change of a Python file below the current directory restarts it. A module that cannot be
+    imported ends the child with its traceback, and the next change starts it again. Workers have
+    no timeout, since a debugger stops them.
+
+    Raises:
+        ConfigurationError: watchfiles is not installed.
+    """
+    try:
+        from watchfiles import PythonFilter, watch
+    except ImportError:
+        raise ConfigurationError(
+            "--reload: it needs watchfiles; install it with: pip install 'spoakit[reload]'"
+        ) from None
+    command = [sys.executable, "-m", "spoakit.cli.spoakit", "run"]
+    command += [argument for argument in arguments if argument != "--reload"]
+    command += ["--worker-timeout", "0"]
+    stopping = Event()
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        stopping.set()
+
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, stop)
+    child = subprocess.Popen(command)
+    changes = watch(".", watch_filter=PythonFilter(), stop_event=stopping, rust_timeout=500)
+    try:
+        for changed in changes:
+            names = ", ".join(sorted({path for _, path in changed})[:3])
+            sys.stderr.write(f"{names} changed: restarting\n")
+            _end(child)
+            child = subprocess.Popen(command)
+    finally:
+        code = _end(child)
+    return code
+
+
+def _end(child: "subprocess.Popen[bytes]") -> int:
+    """Have the child drain and end; return its exit code."""
+    if child.poll() is None:
+        child.terminate()
+    try:
+        return child.wait(_END_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        return child.wait()
