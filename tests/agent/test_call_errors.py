@@ -209,7 +209,7 @@ MESSAGES = [
 @pytest.mark.usefixtures("_ignored_interrupts")
 @pytest.mark.parametrize("name", ERRORS)
 def test_an_exception_costs_its_message_alone(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    settings = ServerSettings(listen=Listen("127.0.0.1", 0))
+    settings = ServerSettings(listen=Listen.at("127.0.0.1", 0))
     failures = 0
     with (
         AgentServer(failing_agent(ERRORS[name]), settings=settings) as server,
@@ -313,7 +313,7 @@ def call():
             pass
 
 threading.Thread(target=call, daemon=True).start()
-settings = ServerSettings(listen=Listen("127.0.0.1", int(port)), drain=Drain(timeout=0))
+settings = ServerSettings(listen=Listen.at("127.0.0.1", int(port)), drain=Drain(timeout=0))
 with asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
     runner.run(serve([agent], settings))
 """
@@ -411,7 +411,7 @@ def test_a_handler_whose_task_is_cancelled_by_others_fails() -> None:
             if "_await_call" in repr(task):
                 task.cancel()
 
-    settings = ServerSettings(listen=Listen("127.0.0.1", 0))
+    settings = ServerSettings(listen=Listen.at("127.0.0.1", 0))
     with (
         AgentServer(agent, settings=settings) as server,
         EngineClient(port=server.port) as engine,
@@ -555,7 +555,7 @@ def test_a_failure_keeps_nothing_alive(caplog: pytest.LogCaptureFixture) -> None
     def handle() -> None:
         raise error
 
-    settings = ServerSettings(listen=Listen("127.0.0.1", 0))
+    settings = ServerSettings(listen=Listen.at("127.0.0.1", 0))
     with (
         AgentServer(agent, settings=settings) as server,
         EngineClient(port=server.port) as engine,
@@ -607,7 +607,7 @@ def test_an_answer_is_what_it_was_when_it_was_returned() -> None:
         actions[:] = [number.set(n)] if n < 3 else [5]
         return actions
 
-    settings = ServerSettings(listen=Listen("127.0.0.1", 0))
+    settings = ServerSettings(listen=Listen.at("127.0.0.1", 0))
     with (
         AgentServer(agent, settings=settings) as server,
         EngineClient(port=server.port) as engine,

@@ -13,7 +13,17 @@ import pytest
 import spoakit
 from spoakit.agent import Agent
 from spoakit.cli import iprep
-from spoakit.server import Drain, Hooks, Limits, Listen, ListenTls, Logfile, ServerSettings
+from spoakit.server import (
+    Drain,
+    Hooks,
+    Limits,
+    Listen,
+    ListenTls,
+    Logfile,
+    ServerSettings,
+    TcpAddress,
+    UnixAddress,
+)
 from spoakit.spop import DataType
 from spoakit.testing import Engine, EngineClient
 
@@ -170,7 +180,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
 def test_the_defaults_are_those_of_the_c_program(run: Run, arguments: str) -> None:
     given = run(arguments)
     assert given.settings == ServerSettings(workers=5)
-    assert (given.settings.listen.address, given.settings.listen.port) == ("0.0.0.0", 12345)
+    assert given.settings.listen.addresses == (TcpAddress("0.0.0.0", 12345),)
     assert given.settings.limits.frames == 0
     assert given.hooks == Hooks()
     assert not given.debug
@@ -191,7 +201,7 @@ VALUES = ("::1", "3", "POLL", "async", "a.pid", "7", "2s", "w:a.log", "2097152",
 def test_all_that_the_server_offers_can_be_said(run: Run, form: str) -> None:
     given = run(form.format(*VALUES))
     assert given.settings == ServerSettings(
-        listen=Listen("::1", 0, backlog=3),
+        listen=Listen((TcpAddress("::1", 0),), backlog=3),
         limits=Limits(frame_size=2097152, frame_size_cap=2097152, frames=7),
         workers=2,
         capabilities=("fragmentation", "pipelining", "async"),
@@ -211,7 +221,7 @@ def test_the_listening_socket_and_the_end(run: Run) -> None:
         "--drain=3s --drain-checks=500ms --max-messages=7"
     )
     assert given.settings.listen == Listen(
-        unix="/run/i.sock",
+        (UnixAddress("/run/i.sock"),),
         allow=(ip_network("192.0.2.0/24"), ip_network("::1")),
         tls=ListenTls("c", "k", "a"),
     )

@@ -34,7 +34,7 @@ from spoakit.apps.mirror.settings import (
 from spoakit.apps.mirror.url import TargetURL
 from spoakit.cli import mirror
 from spoakit.exceptions import ConfigurationError
-from spoakit.server import Drain, Hooks, ListenTls, Logfile, ServerSettings
+from spoakit.server import Drain, Hooks, ListenTls, Logfile, ServerSettings, TcpAddress, UnixAddress
 from spoakit.testing import EngineClient
 
 USAGE = """
@@ -281,7 +281,7 @@ def test_values_may_be_attached_or_separate(run: Run, form: str) -> None:
     given = run(form.format(*VALUES))
     settings = given.settings
     assert settings.runtime == 0.5
-    assert (settings.listen.address, settings.listen.port) == ("::1", 1)
+    assert settings.listen.addresses == (TcpAddress("::1", 1),)
     assert (settings.workers, settings.listen.backlog) == (2, 3)
     assert settings.limits.frame_size == 2097152
     assert settings.capabilities == ("fragmentation", "pipelining", "async")
@@ -344,7 +344,7 @@ def test_the_log_the_listening_socket_and_the_end(run: Run) -> None:
     assert given.mirror.drain == 3.0
     assert given.settings.drain == Drain(3.0, 0.5, resources=3.0)
     assert given.settings.limits.messages == 7
-    assert given.settings.listen.unix == "/run/m.sock"
+    assert given.settings.listen.addresses == (UnixAddress("/run/m.sock"),)
     assert given.settings.listen.allow == (ip_network("192.0.2.0/24"), ip_network("::1"))
     assert given.settings.listen.tls == ListenTls("c", "k", "a")
 

@@ -13,7 +13,7 @@ import pytest
 import spoakit
 from spoakit.cli import spoakit as command
 from spoakit.cli.options import form
-from spoakit.server import Logfile, ServerSettings
+from spoakit.server import Logfile, ServerSettings, TcpAddress, UnixAddress
 from spoakit.spop import Argument, Message
 from spoakit.testing import EngineClient
 
@@ -78,6 +78,39 @@ def run(directory: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[str], 
         process.communicate()
 
 
+@pytest.mark.parametrize(
+    ("options", "addresses"),
+    [
+        ("", [TcpAddress("0.0.0.0", 12345)]),
+        ("-p 7", [TcpAddress("0.0.0.0", 7)]),
+        ("--unix a.sock", [UnixAddress("a.sock")]),
+        ("-a ::1 --unix a.sock", [TcpAddress("::1", 12345), UnixAddress("a.sock")]),
+        ("--listen unix:a.sock", [UnixAddress("a.sock")]),
+        (
+            "--listen tcp://[::1]:7 --listen=tcp://localhost:8 -p9 --unix=b.sock",
+            [
+                TcpAddress("0.0.0.0", 9),
+                UnixAddress("b.sock"),
+                TcpAddress("::1", 7),
+                TcpAddress("localhost", 8),
+            ],
+        ),
+    ],
+)
+def test_addresses_to_listen_on_add_up(
+    options: str, addresses: list[object], directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[ServerSettings] = []
+
+    def run(agents: object, settings: ServerSettings) -> int:
+        given.append(settings)
+        return 0
+
+    monkeypatch.setattr(command, "run", run)
+    assert in_process(["run", "agents:first", *options.split()], directory, monkeypatch) == 0
+    assert list(given[0].listen.addresses) == addresses
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_it_serves_several_agents_on_one_port(
     run: Callable[..., tuple[subprocess.Popen[str], int]], workers: str
@@ -125,6 +158,10 @@ def in_process(arguments: list[str], directory: Path, monkeypatch: pytest.Monkey
         (["run", "--allow", "10.0.0.1/8"], "--allow: '10.0.0.1/8' is neither"),
         (["run", "--unix-mode", "9"], "invalid unix mode '9' (--unix-mode: allowed: octal digits"),
         (["run", "-n", "0"], "invalid num workers '0' (--num-workers: allowed range [1, 1000])"),
+        (["run", "--listen", "http://x"], "--listen: 'http://x' is neither tcp://HOST:PORT nor"),
+        (["run", "--listen", "tcp://::1:7"], "--listen: 'tcp://::1:7' is neither"),
+        (["run", "--listen", "unix:"], "--listen: unix must be a path"),
+        (["run", "--listen", "tcp://h:65536"], "--listen: port must be between 0 and 65535"),
         (["run", "--drain", "10"], "invalid drain '10' (--drain: say 10s or 10ms)"),
         (["run", "-r", "5"], "invalid runtime '5' (--runtime: say 5s or 5ms)"),
         (["run", "-i", "1.5"], "invalid monitor interval '1.5' (--monitor-interval: say 1.5s or"),
@@ -234,7 +271,8 @@ def test_the_options_make_the_settings(directory: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(command, "configure_logging", lambda debug: None)
     assert command.main(["run", "agents:first"]) == 0
     options = (
-        "--unix a.sock --unix-mode 600 --backlog 7 --allow 10.0.0.0/8 --allow ::1 --workers 3 "
+        "--unix a.sock --unix-mode 600 --unix-owner root --unix-group 0 "
+        "--backlog 7 --allow 10.0.0.0/8 --allow ::1 --workers 3 "
         "--monitor-interval 2s --logfile a.log --watch a.toml "
         "--loop asyncio --runtime 5s --drain 1500ms --drain-checks 2s --pidfile a.pid --daemonize "
         "--capability async --max-frame-size 1024 --frame-size-cap 4096 --max-reassembled 5000 "
@@ -244,7 +282,8 @@ def test_the_options_make_the_settings(directory: Path, monkeypatch: pytest.Monk
     assert command.main(["run", "agents:first", *options.split()]) == 0
     assert given[0] == ServerSettings()
     settings = given[1]
-    assert settings.listen.unix == "a.sock"
+    assert settings.listen.addresses == (UnixAddress("a.sock"),)
+    assert (settings.listen.unix_owner, settings.listen.unix_group) == ("root", "0")
     assert settings.listen.unix_mode == 0o600
     assert settings.listen.backlog == 7
     assert [str(network) for network in settings.listen.allow] == ["10.0.0.0/8", "::1/128"]

@@ -26,7 +26,16 @@ from spoakit.logs import configure_logging
 from spoakit.metrics.counters import CounterRow, counter
 from spoakit.server.ipc import FRAMES, IN_FLIGHT
 from spoakit.server.service import run_service
-from spoakit.server.settings import Drain, Limits, Listen, Logfile, ServerSettings, parse_network
+from spoakit.server.settings import (
+    Drain,
+    Limits,
+    Listen,
+    Logfile,
+    ServerSettings,
+    TcpAddress,
+    UnixAddress,
+    parse_network,
+)
 from spoakit.server.signals import Hooks
 
 _slow: list[asyncio.Event] = []
@@ -170,10 +179,12 @@ def _reopen() -> None:
 
 def read_settings(given: dict[str, Any]) -> ServerSettings:
     allow = tuple(parse_network(text) for text in given.pop("allow", ()))
-    listen = {"address": "127.0.0.1", "port": 0, **given.pop("listen", {})}
+    listen = given.pop("listen", {})
+    path = listen.pop("unix", None)
+    address = TcpAddress("127.0.0.1", listen.pop("port", 0)) if path is None else UnixAddress(path)
     logfile = given.pop("logfile", None)
     return ServerSettings(
-        listen=Listen(allow=allow, **listen),
+        listen=Listen((address,), allow=allow, **listen),
         logfile=Logfile(**logfile) if logfile else None,
         limits=Limits(**given.pop("limits", {})),
         drain=Drain(**given.pop("drain", {})),

@@ -19,7 +19,7 @@ class House:
     """A distributor with real sockets, and workers that are played by the test."""
 
     def __init__(self, workers: int, limits: Limits) -> None:
-        listen = Listen("127.0.0.1", 0)
+        listen = Listen.at("127.0.0.1", 0)
         self.listeners = Listeners(listen)
         self.selector = selectors.DefaultSelector()
         self.workers = [WorkerProcess(index) for index in range(workers)]

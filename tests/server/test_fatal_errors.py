@@ -70,7 +70,7 @@ def set_up():
 
 configure_logging()
 loop_name, what = sys.argv[1:]
-settings = ServerSettings(listen=Listen("127.0.0.1", 0), loop=loop_name)
+settings = ServerSettings(listen=Listen.at("127.0.0.1", 0), loop=loop_name)
 with AgentServer(agent, settings=settings) as server:
     loop = server.call(set_up)
     with EngineClient(port=server.port) as engine:
@@ -160,7 +160,7 @@ async def main():
     with open("/proc/self/statm") as file:
         size = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + (40 << 20), size + (40 << 20)))
-    await serve([agent], ServerSettings(listen=Listen("127.0.0.1", int(port))))
+    await serve([agent], ServerSettings(listen=Listen.at("127.0.0.1", int(port))))
 
 configure_logging()
 loop, port = sys.argv[1:]

@@ -1106,7 +1106,7 @@ def test_it_works_on_a_unix_socket_too(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     path = str(tmp_path / "s")
-    serve_agents(subject.agent, settings=ServerSettings(listen=Listen(unix=path)))
+    serve_agents(subject.agent, settings=ServerSettings(listen=Listen.at(unix=path)))
     engine = connect_engine(unix=path)
     engine.hello()
     assert engine.call("echo", 1) == {"txn.number": 1}
@@ -1127,7 +1127,7 @@ def test_a_context_has_the_address_of_the_engine(
         return peer.set(context.peer)
 
     path = str(tmp_path / "s")
-    listen = Listen(unix=path) if address == "unix" else Listen(address, 0)
+    listen = Listen.at(unix=path) if address == "unix" else Listen.at(address, 0)
     server = serve_agents(agent, settings=replace(DEFAULT_SETTINGS, listen=listen))
     if address == "unix":
         engine, expected = connect_engine(unix=path), path

@@ -61,7 +61,7 @@ def test_it_serves_in_a_running_loop_and_drains_when_cancelled(
 
     async def main() -> None:
         serving = asyncio.create_task(
-            serve([agent], ServerSettings(listen=Listen(unix=str(path)), drain=Drain(timeout=5)))
+            serve([agent], ServerSettings(listen=Listen.at(unix=str(path)), drain=Drain(timeout=5)))
         )
         while not path.exists() and not serving.done():
             await asyncio.sleep(0.001)
@@ -87,7 +87,7 @@ class Serving:
 
     def __init__(self, path: Path, drain: Drain = DRAIN) -> None:
         self.path = path
-        self.settings = ServerSettings(listen=Listen(unix=str(path)), drain=drain)
+        self.settings = ServerSettings(listen=Listen.at(unix=str(path)), drain=drain)
         self.events: list[str] = []
         self.may_start = asyncio.Event()
         self.may_start.set()
@@ -308,7 +308,7 @@ def test_it_refuses_what_needs_a_process(settings: ServerSettings) -> None:
 
 def test_a_port_in_use_is_an_exception() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
-        listen = Listen(address="127.0.0.1", port=other.getsockname()[1])
+        listen = Listen.at("127.0.0.1", other.getsockname()[1])
         with pytest.raises(StartupError, match="Address already in use"):
             asyncio.run(serve([make_agent()], ServerSettings(listen=listen)))
 
@@ -323,5 +323,5 @@ def test_a_resource_that_fails_is_an_exception_and_nothing_listens(tmp_path: Pat
         yield path
 
     with pytest.raises(StartupError, match="no database"):
-        asyncio.run(serve([agent], ServerSettings(listen=Listen(unix=str(path)))))
+        asyncio.run(serve([agent], ServerSettings(listen=Listen.at(unix=str(path)))))
     assert not path.exists()

@@ -11,13 +11,16 @@ from spoakit.server.settings import (
     ListenTls,
     Logfile,
     ServerSettings,
+    TcpAddress,
+    UnixAddress,
+    parse_address,
     parse_network,
 )
 
 
 def test_the_defaults_are_valid() -> None:
     settings = ServerSettings()
-    assert (settings.listen.address, settings.listen.port) == ("0.0.0.0", 12345)
+    assert settings.listen.addresses == (TcpAddress("0.0.0.0", 12345),)
     assert settings.workers == 1
     assert settings.drain == Drain(timeout=10.0, checks=0.0)
 
@@ -25,12 +28,15 @@ def test_the_defaults_are_valid() -> None:
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: Listen(port=65536), "port must be between 0 and 65535, got 65536"),
-        (lambda: Listen(port=-1), "port must be between 0 and 65535, got -1"),
-        (lambda: Listen(address=""), "address: it is empty"),
+        (lambda: TcpAddress(port=65536), "port must be between 0 and 65535, got 65536"),
+        (lambda: TcpAddress(port=-1), "port must be between 0 and 65535, got -1"),
+        (lambda: TcpAddress(""), "address: it is empty"),
+        (lambda: Listen(()), "listen: there is no address"),
+        (lambda: Listen((TcpAddress(), TcpAddress())), "listen: 0.0.0.0 port 12345 is given twice"),
+        (lambda: Listen((UnixAddress("a"), UnixAddress("a"))), "listen: a is given twice"),
         (lambda: Listen(backlog=0), "backlog must be between 1 and 65535, got 0"),
-        (lambda: Listen(unix=""), "unix must be a path, got an empty one"),
-        (lambda: Listen(unix="/" + "x" * 103), "is not 1 to 103 bytes long"),
+        (lambda: Listen.at(unix=""), "unix must be a path, got an empty one"),
+        (lambda: UnixAddress("/" + "x" * 103), "is not 1 to 103 bytes long"),
         (lambda: Listen(unix_mode=0o1777), "unix mode must be between 000 and 777, got 1777"),
         (lambda: Limits(connections=0), "max connections must be between 1 and 1000000, got 0"),
         (lambda: Limits(in_flight=0), "max in-flight frames must be between"),
@@ -97,4 +103,40 @@ def test_what_is_no_network_is_named(text: str) -> None:
 
 
 def test_a_path_need_not_be_utf_8() -> None:
-    assert Listen(unix="/run/\udcff.sock").unix == "/run/\udcff.sock"
+    assert UnixAddress("/run/\udcff.sock").path == "/run/\udcff.sock"
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("tcp://127.0.0.1:1", TcpAddress("127.0.0.1", 1)),
+        ("tcp://[::1]:12345", TcpAddress("::1", 12345)),
+        ("tcp://[fe80::1%eth0]:1/", TcpAddress("fe80::1%eth0", 1)),
+        ("tcp://*:0", TcpAddress("*", 0)),
+        ("tcp://agents.example:12345", TcpAddress("agents.example", 12345)),
+        ("unix:/run/a.sock", UnixAddress("/run/a.sock")),
+        ("unix:a b", UnixAddress("a b")),
+    ],
+)
+def test_an_address_is_a_url(url: str, address: object) -> None:
+    assert parse_address(url) == address
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", "tcp://", "tcp://h", "tcp://h:", "tcp://:1", "tcp://h:x", "tcp://h:123456", "h:1"),
+        *("tcp://::1:1", "tcp://[::1]", "tcp://h:1/path", "tcp://u@h:1", "tcp://h:\u0661", "/a"),
+        *("tcp://h:1 ", "TCP://h:1", "udp://h:1", "tcp://h:1\n"),
+    ],
+)
+def test_what_is_not_an_address_is_refused(url: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"is neither tcp://HOST:PORT nor unix:PATH"):
+        parse_address(url)
+
+
+def test_an_address_and_a_unix_socket_add_up() -> None:
+    assert Listen.at().addresses == (TcpAddress("0.0.0.0", 12345),)
+    assert Listen.at(unix="a").addresses == (UnixAddress("a"),)
+    assert Listen.at("::1", unix="a").addresses == (TcpAddress("::1"), UnixAddress("a"))
+    assert Listen.at(port=7).addresses == (TcpAddress(port=7),)

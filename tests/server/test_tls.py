@@ -21,7 +21,15 @@ from spoakit import Action, Agent
 from spoakit.exceptions import ConfigurationError
 from spoakit.logs import forget_throttled
 from spoakit.server.server import TLS_FAILURES
-from spoakit.server.settings import Drain, Limits, Listen, ListenTls, LoopName, ServerSettings
+from spoakit.server.settings import (
+    Drain,
+    Limits,
+    Listen,
+    ListenTls,
+    LoopName,
+    ServerSettings,
+    TcpAddress,
+)
 from spoakit.server.tls import server_context
 from spoakit.spop import (
     Acknowledged,
@@ -65,7 +73,7 @@ def settings(request: pytest.FixtureRequest, pem: Pem) -> ServerSettings:
     loop: LoopName = request.param
     tls = ListenTls(str(pem.certificate), str(pem.key))
     return ServerSettings(
-        listen=Listen("127.0.0.1", 0, tls=tls), drain=Drain(timeout=BOUND), loop=loop
+        listen=Listen((TcpAddress("127.0.0.1", 0),), tls=tls), drain=Drain(timeout=BOUND), loop=loop
     )
 
 
@@ -256,7 +264,7 @@ def test_each_server_has_the_certificate_that_is_in_its_file(
         own = make_certificate(tmp_path, name, authority)
         live.write_bytes(own.both.read_bytes())
         tls = ListenTls(str(live))
-        listen = Listen("127.0.0.1", 0, tls=tls)
+        listen = Listen((TcpAddress("127.0.0.1", 0),), tls=tls)
         with AgentServer(agent, settings=replace(DEFAULT_SETTINGS, listen=listen)) as server:
             served = ssl.get_server_certificate(("127.0.0.1", server.port), timeout=BOUND)
         assert served in own.certificate.read_text()

@@ -163,8 +163,8 @@ def test_unix_sockets_and_ipv6_work_too(
     serve_agents: ServeAgents, connect_engine: ConnectEngine, tmp_path: Path
 ) -> None:
     path = str(tmp_path / "s")
-    on_path = serve_agents(agent, settings=ServerSettings(listen=Listen(unix=path)))
-    on_ipv6 = serve_agents(agent, settings=ServerSettings(listen=Listen("::1", 0)))
+    on_path = serve_agents(agent, settings=ServerSettings(listen=Listen.at(unix=path)))
+    on_ipv6 = serve_agents(agent, settings=ServerSettings(listen=Listen.at("::1", 0)))
     assert on_path.port == 0
     for engine in (connect_engine(unix=path), connect_engine("::1", on_ipv6.port)):
         engine.hello()
@@ -272,7 +272,7 @@ def test_a_server_that_cannot_start_says_why() -> None:
     with pytest.raises(StartupError, match="no route to host"), AgentServer(broken):
         pass
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        listen = Listen("127.0.0.1", taken.getsockname()[1])
+        listen = Listen.at("127.0.0.1", taken.getsockname()[1])
         with (
             pytest.raises(StartupError, match="in use"),
             AgentServer(agent, settings=ServerSettings(listen=listen)),

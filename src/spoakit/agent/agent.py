@@ -369,7 +369,7 @@ class Agent:
         from spoakit.server import run
         from spoakit.server.settings import Listen, ServerSettings
 
-        listen = Listen(address=address, port=port, unix=unix)
+        listen = Listen.at(address, port, unix=unix)
         return run([self], ServerSettings(listen=listen, workers=workers))
 
     async def serve(
@@ -389,7 +389,7 @@ class Agent:
         from spoakit.server import serve
         from spoakit.server.settings import Listen, ServerSettings
 
-        listen = Listen(address=address, port=port, unix=unix)
+        listen = Listen.at(address, port, unix=unix)
         await serve([self], ServerSettings(listen=listen))
 
     # --- checks ------------------------------------------------------------------------

@@ -19,6 +19,8 @@ from spoakit.server.settings import (
     MAX_IN_FLIGHT,
     MAX_MESSAGES,
     MAX_REASSEMBLED_SIZE,
+    ListenAddress,
+    parse_address,
     parse_network,
 )
 from spoakit.spop.constants import MIN_FRAME_SIZE
@@ -47,7 +49,6 @@ ADDRESS: Final = Option(
     "-a, --address",
     "NAME",
     'Specify the address to listen on (default: "0.0.0.0").',
-    default="0.0.0.0",
 )
 EVENT_BACKEND: Final = Option(
     "-B, --event-backend",
@@ -116,7 +117,6 @@ PORT: Final = Option(
     "VALUE",
     "Specify the port to listen on (default: 12345; 0: any).",
     values.any_port,
-    "12345",
 )
 RUNTIME: Final = Option(
     "-r, --runtime",
@@ -138,8 +138,23 @@ WATCH: Final = Option("--watch", "", "Reload the file when it changes, as on SIG
 LISTENING: Final[Group] = (
     "Listening:",
     (
-        Option("--unix", "PATH", "Listen on this Unix socket instead."),
-        Option("--unix-mode", "MODE", "Its permissions, octal (default: 660).", values.mode, "660"),
+        Option(
+            "--listen",
+            "URL",
+            "tcp://HOST:PORT or unix:PATH, beside -a, -p, --unix; repeatable.",
+            parse_address,
+            repeated=True,
+        ),
+        Option("--unix", "PATH", "Listen on this Unix socket."),
+        Option(
+            "--unix-mode",
+            "MODE",
+            "Permissions of Unix sockets, octal (default: 660).",
+            values.mode,
+            "660",
+        ),
+        Option("--unix-owner", "USER", "Owner of Unix sockets, a name or a number."),
+        Option("--unix-group", "GROUP", "Group of Unix sockets, a name or a number."),
         Option(
             "--allow",
             "CIDR",
@@ -248,10 +263,10 @@ def server_settings(given: Mapping[str, Any]) -> ServerSettings:
     drain = _DEFAULTS.drain.timeout if given["drain"] is None else given["drain"]
     return ServerSettings(
         listen=Listen(
-            given["address"],
-            given["port"],
-            unix=given["unix"],
+            _addresses(given),
             unix_mode=given["unix_mode"],
+            unix_owner=given["unix_owner"],
+            unix_group=given["unix_group"],
             backlog=given["connection_backlog"],
             allow=tuple(given["allow"]),
             tls=read_tls(given["tls_cert"], given["tls_key"], given["tls_ca"]),
@@ -268,6 +283,14 @@ def server_settings(given: Mapping[str, Any]) -> ServerSettings:
         monitor=given["monitor_interval"],
         loop=given["loop"],
     )
+
+
+def _addresses(given: Mapping[str, Any]) -> tuple[ListenAddress, ...]:
+    """Return those of --listen, and of -a, -p and --unix where one of these is given."""
+    address, port, unix = given["address"], given["port"], given["unix"]
+    if given["listen"] and (address, port, unix) == (None, None, None):
+        return tuple(given["listen"])
+    return (*Listen.at(address, port, unix=unix).addresses, *given["listen"])
 
 
 def watching(settings: ServerSettings, given: Mapping[str, Any]) -> ServerSettings:

@@ -20,7 +20,7 @@ from spoakit.cli.iprep_options import iprep_parser
 from spoakit.cli.options import EX_USAGE, open_standard_streams, show_errors
 from spoakit.exceptions import ConfigurationError
 from spoakit.logs import configure_logging
-from spoakit.server import Hooks, ServerSettings, run
+from spoakit.server import Hooks, ServerSettings, TcpAddress, run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,9 +65,14 @@ def _read(path: str, control: str | None, server: ServerSettings) -> ReputationS
     """Read the configuration file, which has to go together with the options."""
     settings = read_config(path)
     listen = server.listen
-    if settings.bans.message and listen.unix is None and not _is_loopback(listen.address):
+    public = [
+        each.host
+        for each in listen.addresses
+        if isinstance(each, TcpAddress) and not _is_loopback(each.host)
+    ]
+    if settings.bans.message and public:
         raise ConfigurationError(
-            f"{path}: bans.message: whoever reaches {listen.address} could ban; listen on a Unix "
+            f"{path}: bans.message: whoever reaches {public[0]} could ban; listen on a Unix "
             "socket (--unix) or on a loopback address (-a 127.0.0.1)"
         )
     if control is None:

@@ -1,7 +1,16 @@
 """Serving of agents: sockets, workers, limits, signals; see `run` and `serve`."""
 
 from spoakit.server.service import run, serve
-from spoakit.server.settings import Drain, Limits, Listen, ListenTls, Logfile, ServerSettings
+from spoakit.server.settings import (
+    Drain,
+    Limits,
+    Listen,
+    ListenTls,
+    Logfile,
+    ServerSettings,
+    TcpAddress,
+    UnixAddress,
+)
 from spoakit.server.signals import Hooks
 
 __all__ = [
@@ -12,6 +21,8 @@ __all__ = [
     "ListenTls",
     "Logfile",
     "ServerSettings",
+    "TcpAddress",
+    "UnixAddress",
     "run",
     "serve",
 ]

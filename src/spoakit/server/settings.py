@@ -5,6 +5,7 @@ Sizes are in bytes, times in seconds.
 """
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -32,6 +33,7 @@ MAX_SELECT_CONNECTIONS: Final = 900
 _DAY: Final = 86400
 # sun_path holds 108 bytes on Linux and 104 on macOS, the final NUL included.
 _MAX_UNIX_PATH: Final = 103
+_TCP_URL: Final = re.compile(r"tcp://(?:\[([^\[\]/@?#\s]+)\]|([^\[\]:/@?#\s]+)):([0-9]{1,5})/?")
 
 
 def _check(option: str, value: float, low: float, high: float) -> None:
@@ -79,43 +81,122 @@ class ListenTls:
 
 
 @dataclass(frozen=True, slots=True)
+class TcpAddress:
+    """A TCP address to listen on.
+
+    Attributes:
+        host: an IPv4 or IPv6 address or a host name; "::" takes IPv4 as well, "*" takes all
+            addresses of the families that the system has.
+        port: 0 to 65535; 0 lets the system choose, and the choice is logged.
+    """
+
+    host: str = "0.0.0.0"
+    port: int = 12345
+
+    def __post_init__(self) -> None:
+        if not self.host:
+            raise ConfigurationError("address: it is empty; 0.0.0.0 listens on all IPv4 addresses")
+        _check("port", self.port, 0, 65535)
+
+    def __str__(self) -> str:
+        return f"{self.host} port {self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class UnixAddress:
+    """A Unix socket to listen on.
+
+    Attributes:
+        path: 1 to 103 bytes; a relative one begins in the current directory.
+    """
+
+    path: str
+
+    def __post_init__(self) -> None:
+        _check_path("unix", self.path)
+        if not len(os.fsencode(self.path)) <= _MAX_UNIX_PATH:
+            raise ConfigurationError(
+                f"unix: the path {self.path!r} is not 1 to {_MAX_UNIX_PATH} bytes long"
+            )
+
+    def __str__(self) -> str:
+        return self.path
+
+
+ListenAddress = TcpAddress | UnixAddress
+
+
+def parse_address(url: str) -> ListenAddress:
+    """Parse an address to listen on, "tcp://HOST:PORT" or "unix:PATH".
+
+    An IPv6 address is in brackets: "tcp://[::1]:12345".
+
+    Raises:
+        ConfigurationError: it is neither, or the port or the path cannot be.
+    """
+    if url.startswith("unix:"):
+        return UnixAddress(url.removeprefix("unix:"))
+    match = _TCP_URL.fullmatch(url)
+    if match is None:
+        raise ConfigurationError(f"listen: {url!r} is neither tcp://HOST:PORT nor unix:PATH")
+    return TcpAddress(match[1] or match[2], int(match[3]))
+
+
+@dataclass(frozen=True, slots=True)
 class Listen:
     """Addresses to listen on, and peers to accept.
 
     Attributes:
-        address: an IPv4 or IPv6 address or a host name; "::" takes IPv4 as well, "*" takes all
-            addresses of the families that the system has.
-        port: 0 to 65535; 0 lets the system choose, and the choice is logged.
-        unix: path of a Unix socket, listened on instead of address and port.
-        unix_mode: permissions of the Unix socket; every process that may write to it may connect.
+        addresses: one or more, all different.
+        unix_mode: permissions of the Unix sockets; every process that may write to one may
+            connect.
+        unix_owner: name or number of the user that owns the Unix sockets; None for that of the
+            process. To give them to another takes root.
+        unix_group: name or number of their group; None for that of the process.
         backlog: connections that the kernel keeps until they are accepted, 1 to 65535.
         allow: networks that may connect; empty for all. SPOP has no authentication of its own.
             Does not concern Unix sockets.
         tls: take TLS connections only; None takes plain ones.
     """
 
-    address: str = "0.0.0.0"
-    port: int = 12345
-    unix: str | None = None
+    addresses: tuple[ListenAddress, ...] = (TcpAddress(),)
     unix_mode: int = 0o660
+    unix_owner: str | None = None
+    unix_group: str | None = None
     backlog: int = 1024
     allow: tuple[IPNetwork, ...] = ()
     tls: ListenTls | None = None
 
     def __post_init__(self) -> None:
-        if not self.address:
-            raise ConfigurationError("address: it is empty; 0.0.0.0 listens on all IPv4 addresses")
-        _check("port", self.port, 0, 65535)
+        if not self.addresses:
+            raise ConfigurationError("listen: there is no address")
+        for index, address in enumerate(self.addresses):
+            gets_a_port = isinstance(address, TcpAddress) and address.port == 0
+            if address in self.addresses[:index] and not gets_a_port:
+                raise ConfigurationError(f"listen: {address} is given twice")
         if not 0 <= self.unix_mode <= 0o777:
             raise ConfigurationError(
                 f"unix mode must be between 000 and 777, got {self.unix_mode:o}"
             )
         _check("backlog", self.backlog, 1, 65535)
-        _check_path("unix", self.unix)
-        if self.unix is not None and not 1 <= len(os.fsencode(self.unix)) <= _MAX_UNIX_PATH:
-            raise ConfigurationError(
-                f"unix: the path {self.unix!r} is not 1 to {_MAX_UNIX_PATH} bytes long"
-            )
+
+    @classmethod
+    def at(
+        cls, address: str | None = None, port: int | None = None, *, unix: str | None = None
+    ) -> "Listen":
+        """Return that for an address and a port, for a Unix socket, or for both.
+
+        Without any of them it is 0.0.0.0 port 12345, of which an address or a port changes a part.
+        """
+        default = TcpAddress()
+        tcp = TcpAddress(
+            default.host if address is None else address, default.port if port is None else port
+        )
+        if unix is None:
+            return cls((tcp,))
+        if address is None and port is None:
+            return cls((UnixAddress(unix),))
+        return cls((tcp, UnixAddress(unix)))
 
 
 @dataclass(frozen=True, slots=True)

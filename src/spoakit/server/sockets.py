@@ -2,8 +2,10 @@
 
 import errno
 import fcntl
+import grp
 import logging
 import os
+import pwd
 import socket
 import stat
 import time
@@ -15,7 +17,7 @@ from typing import Any, Final
 from spoakit.exceptions import StartupError
 from spoakit.logs import Throttle
 from spoakit.metrics.counters import CounterRow, counter
-from spoakit.server.settings import IPNetwork, Limits, Listen
+from spoakit.server.settings import IPNetwork, Limits, Listen, TcpAddress, UnixAddress
 
 logger = logging.getLogger("spoakit.server")
 
@@ -57,7 +59,7 @@ class Listeners:
     """The listening sockets, non-blocking.
 
     Attributes:
-        sockets: one for each address, or the Unix one.
+        sockets: one or more for each address.
     """
 
     __slots__ = ("_unix", "sockets")
@@ -66,17 +68,20 @@ class Listeners:
         """Bind and listen.
 
         Raises:
-            StartupError: an address cannot be had.
+            StartupError: an address cannot be had, or the system does not know the owner or group
+                of the Unix sockets.
         """
         self.sockets: list[socket.socket] = []
-        self._unix: tuple[str, _Identity] | None = None
+        self._unix: list[tuple[str, _Identity]] = []
         try:
-            if listen.unix is not None:
-                self._listen_unix(os.path.abspath(listen.unix), listen)
-            else:
-                self._listen_tcp(listen)
+            for address in listen.addresses:
+                if isinstance(address, UnixAddress):
+                    self._listen_unix(os.path.abspath(address.path), listen)
+                else:
+                    self._listen_tcp(address, listen.backlog)
         except BaseException:
             self.close()
+            self.remove()
             raise
 
     def describe(self) -> str:
@@ -90,24 +95,23 @@ class Listeners:
         self.sockets.clear()
 
     def remove(self) -> None:
-        """Remove the Unix socket's file, if it is still ours."""
-        if self._unix is None:
-            return
-        path, ours = self._unix
-        self._unix = None
-        # A file that stays is harmless: the next start removes it.
-        with suppress(OSError), _locked_directory(path):
-            if _identity(path) == ours:
-                os.unlink(path)
+        """Remove the Unix sockets' files, if they are still ours."""
+        while self._unix:
+            path, ours = self._unix.pop()
+            # A file that stays is harmless: the next start removes it.
+            with suppress(OSError), _locked_directory(path):
+                if _identity(path) == ours:
+                    os.unlink(path)
 
-    def _listen_tcp(self, listen: Listen) -> None:
-        where = f"{listen.address} port {listen.port}"
+    def _listen_tcp(self, wanted: TcpAddress, backlog: int) -> None:
+        where = str(wanted)
+        before = len(self.sockets)
         try:
-            host = None if listen.address == "*" else listen.address
+            host = None if wanted.host == "*" else wanted.host
             found = socket.getaddrinfo(
-                host, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+                host, wanted.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )
-            port = listen.port
+            port = wanted.port
             absent: dict[str, OSError] = {}
             for family, _, _, _, address in dict.fromkeys(found):
                 # With port 0 the first address chooses for all.
@@ -121,12 +125,12 @@ class Listeners:
                 else:
                     self.sockets.append(listener)
                     port = listener.getsockname()[1]
-                    listener.listen(listen.backlog)
-            if absent and not self.sockets:
+                    listener.listen(backlog)
+            if absent and len(self.sockets) == before:
                 raise next(iter(absent.values()))
             for skipped, why in absent.items():
                 logger.warning(
-                    "%s is also %s, which is skipped: %s", listen.address, skipped, why.strerror
+                    "%s is also %s, which is skipped: %s", wanted.host, skipped, why.strerror
                 )
         except OSError as error:
             raise StartupError(f"cannot listen on {where}: {error.strerror}") from error
@@ -136,6 +140,8 @@ class Listeners:
             ) from error
 
     def _listen_unix(self, path: str, listen: Listen) -> None:
+        owner = _user_id(listen.unix_owner)
+        group = _group_id(listen.unix_group)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sockets.append(listener)
         listener.setblocking(False)
@@ -148,12 +154,49 @@ class Listeners:
                     listener.bind(path)
                 finally:
                     os.umask(umask)
-                self._unix = path, _identity(path)
+                self._unix.append((path, _identity(path)))
+                if (owner, group) != (-1, -1):
+                    _give(path, owner, group)
                 os.chmod(path, listen.unix_mode)
                 listener.listen(listen.backlog)
         except OSError as error:
             # Python itself refuses a path that became too long, and has no number for that.
             raise StartupError(f"cannot listen on {path}: {error.strerror or error}") from error
+
+
+def _user_id(user: str | None) -> int:
+    """Return the number of a user; -1 for None."""
+    if user is None or user.isdecimal():
+        return int(user or -1)
+    try:
+        return pwd.getpwnam(user).pw_uid
+    except KeyError:
+        raise StartupError(f"unix owner: this system has no user {user!r}") from None
+
+
+def _group_id(group: str | None) -> int:
+    """Return the number of a group; -1 for None."""
+    if group is None or group.isdecimal():
+        return int(group or -1)
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise StartupError(f"unix group: this system has no group {group!r}") from None
+
+
+def _give(path: str, owner: int, group: int) -> None:
+    """Change the owner and the group of a Unix socket; -1 leaves them.
+
+    Raises:
+        StartupError: this process may not.
+    """
+    try:
+        os.chown(path, owner, group)
+    except OSError as error:
+        raise StartupError(
+            f"cannot change the owner or group of {path}: {error.strerror}; a process without "
+            "root can only choose among its own groups"
+        ) from error
 
 
 def _bind(family: int, name: tuple[Any, ...], *, dual_stack: bool) -> socket.socket:

@@ -1,6 +1,7 @@
 """`AgentServer`: agents served from a thread, for tests over real sockets."""
 
 import asyncio
+import socket
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
@@ -21,7 +22,7 @@ T = TypeVar("T")
 # Seconds until a call in the server's thread is given up: something hangs.
 _BOUND: Final = 15.0
 
-DEFAULT_SETTINGS: Final = ServerSettings(listen=Listen("127.0.0.1", 0), drain=Drain(timeout=0))
+DEFAULT_SETTINGS: Final = ServerSettings(listen=Listen.at("127.0.0.1", 0), drain=Drain(timeout=0))
 """A free port of 127.0.0.1, and no time to drain."""
 
 
@@ -105,8 +106,9 @@ class AgentServer:
             single = StandaloneServer(self._settings, listeners, self.server, self.counters.row(0))
             try:
                 await single.start()
-                if self._settings.listen.unix is None:
-                    self.port = listeners.sockets[0].getsockname()[1]
+                first = listeners.sockets[0]
+                if first.family != socket.AF_UNIX:
+                    self.port = first.getsockname()[1]
                 self._ready.set_result(None)
                 await self._leaving.wait()
             finally:

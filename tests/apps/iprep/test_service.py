@@ -40,7 +40,7 @@ from spoakit.server import Hooks, Listen, ServerSettings, run
 configure_logging()
 live = live_settings(lambda: read_config(sys.argv[1]))
 with editions_folder() as folder:
-    settings = ServerSettings(listen=Listen("127.0.0.1", 0), workers=int(sys.argv[2]))
+    settings = ServerSettings(listen=Listen.at("127.0.0.1", 0), workers=int(sys.argv[2]))
     code = run([create_agent(live, folder)], settings, Hooks(reload=live.reload))
 sys.exit(code)
 """
