@@ -339,7 +339,7 @@ def test_whatever_happens(loop: LoopName, steps: list[Any], frames: int, batch: 
                         transport.on_write = transport.close
                     case ("leave",):
                         story.ended = True
-                        protocol.leave()
+                        protocol.leave("the agent is stopping")
                     case ("expire",) if not protocol.done:
                         protocol.expire()
                     case ("abort",):
@@ -431,7 +431,7 @@ def test_whatever_happens_on_a_socket(loop: LoopName, steps: list[Any]) -> None:
                 await finish_all(story, protocol)
                 assert protocol._backlog.is_empty
                 if protocol.phase is Phase.OPEN:
-                    protocol.leave()
+                    protocol.leave("the agent is stopping")
                 await story.settle()
                 written = bytearray()
                 while data := await state.loop.sock_recv(theirs, 65536):

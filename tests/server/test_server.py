@@ -14,6 +14,7 @@ from spoakit import Action, Agent
 from spoakit.exceptions import AgentDisconnected, ConfigurationError, StartupError
 from spoakit.logs import forget_throttled
 from spoakit.metrics.counters import Counters
+from spoakit.server import server as server_module
 from spoakit.server.server import Server
 from spoakit.server.settings import Drain, Limits, LoopName, ServerSettings
 from spoakit.spop import Argument, Disconnected, Message
@@ -384,3 +385,74 @@ def test_a_connection_counts_once_while_it_is_adopted(settings: ServerSettings) 
         await server.aclose()
 
     asyncio.run(scenario())
+
+
+AGED = Disconnected(0, "the connection has reached its age")
+
+
+@pytest.fixture
+def aging(settings: ServerSettings) -> ServerSettings:
+    return replace(settings, limits=replace(settings.limits, connection_age=1.0))
+
+
+def test_a_connection_that_has_reached_its_age_is_closed_when_it_is_quiet(
+    subject: Subject,
+    aging: ServerSettings,
+    serve_agents: ServeAgents,
+    connect_engine: ConnectEngine,
+) -> None:
+    server = serve_agents(subject.agent, settings=aging)
+    begin = time.monotonic()
+    quiet = connected(server, connect_engine)
+    busy = connected(server, connect_engine)
+    ids = busy.notify(message("subject-wait", 1))
+    assert quiet.wait_for_disconnect() == AGED
+    quiet.wait_for_close()
+    assert time.monotonic() - begin >= 0.9
+    assert busy.call("subject-echo", 2) == {"txn.number": 2}
+    server.call(subject.open_gate)
+    assert busy.ack(ids) == {"txn.number": 1}
+    assert busy.wait_for_disconnect() == AGED
+    busy.wait_for_close()
+    wait_until(lambda: connection_count(server) == 0)
+    assert server.counters.totals()["spoakit_connections_retired_total"] == 2
+    assert connected(server, connect_engine).call("subject-echo", 3) == {"txn.number": 3}
+
+
+def test_a_connection_that_is_never_quiet_is_closed_all_the_same(
+    subject: Subject,
+    aging: ServerSettings,
+    serve_agents: ServeAgents,
+    connect_engine: ConnectEngine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server_module, "_RETIREMENT", 0.3)
+    server = serve_agents(subject.agent, settings=aging)
+    engine = connected(server, connect_engine)
+    engine.notify(message("subject-wait", 1))
+    wait_until(lambda: subject.waiting == 1)
+    with contextlib.suppress(AgentDisconnected, OSError):
+        for number in range(1_000_000):
+            assert engine.call("subject-echo", number) == {"txn.number": number}
+    server.call(subject.open_gate)
+    wait_until(lambda: connection_count(server) == 0)
+    assert server.counters.totals()["spoakit_connections_retired_total"] == 1
+
+
+def test_connections_reach_their_age_at_different_times(
+    subject: Subject,
+    aging: ServerSettings,
+    serve_agents: ServeAgents,
+    connect_engine: ConnectEngine,
+) -> None:
+    server = serve_agents(subject.agent, settings=aging)
+    engines = [connected(server, connect_engine) for _ in range(10)]
+
+    def ages() -> list[float]:
+        assert server.server._state is not None
+        connections = server.server._state.connections
+        return [each.retire_at - (each.deadline - 10.0) for each in connections]
+
+    found = server.call(ages)
+    assert len(set(found)) == len(engines)
+    assert all(0.9 <= age <= 1.1 for age in found)

@@ -13,6 +13,7 @@ from spoakit.server import Drain, Limits, Listen, ServerSettings
 from spoakit.server.settings import (
     CAPABILITIES,
     LOOPS,
+    MAX_CONNECTION_AGE,
     MAX_CONNECTIONS,
     MAX_FRAME_SIZE_CAP,
     MAX_FRAMES,
@@ -211,6 +212,13 @@ LIMITS: Final[Group] = (
             values.duration(0.001, _DAY),
             "10s",
         ),
+        Option(
+            "--max-connection-age",
+            "TIME",
+            "Close older connections; 0 = never (default: 0).",
+            values.duration(1, MAX_CONNECTION_AGE, off=True),
+            "0",
+        ),
     ),
 )
 WORKER_TIMEOUT: Final = Option(
@@ -320,6 +328,7 @@ def _limits(given: Mapping[str, Any]) -> Limits:
         hello_timeout=given["hello_timeout"],
         frames=given["frames"],
         messages=given["max_messages"],
+        connection_age=given["max_connection_age"],
     )
 
 

@@ -10,6 +10,8 @@ import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from enum import Enum
+from math import inf
+from random import uniform
 from typing import Any, Final
 
 from spoakit.agent._dispatch_cy import MAX_OUTGOING
@@ -71,6 +73,7 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
     Attributes:
         outgoing, max_frame_size, peer, engine_id, received: see `EngineLink`.
         deadline: when the HELLO must have come, on the loop's clock.
+        retire_at: when it has reached its age, on the same clock.
         phase: see `Phase`; changed here alone.
     """
 
@@ -79,6 +82,8 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
         self.peer = peer
         self.engine_id: str | None = None
         self.deadline = self.received + state.limits.hello_timeout
+        age = state.limits.connection_age
+        self.retire_at = self.received + age * uniform(0.9, 1.1) if age else inf
         self.phase = HELLO
         self._state = state
         self._dispatcher = state.dispatcher
@@ -220,9 +225,9 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
         """Return whether no ACK is pending, and nothing has been received since then."""
         return self._backlog.is_empty and self.received <= since
 
-    def leave(self) -> None:
-        """Send a DISCONNECT because the agent stops, and close."""
-        self._disconnect(StatusCode.NORMAL, "the agent is stopping")
+    def leave(self, reason: str) -> None:
+        """Send a DISCONNECT with status 0 and a reason, and close."""
+        self._disconnect(StatusCode.NORMAL, reason)
         self._settle()
 
     def abort(self) -> None:

@@ -28,6 +28,9 @@ TLS_FAILURES = counter("spoakit_tls_failures_total", "Connections without a TLS 
 QUIET: Final = 0.1
 _LOOK_INTERVAL: Final = 0.02
 _PUBLISH_INTERVAL: Final = 1.0
+_RETIRE_INTERVAL: Final = 0.25
+# Time that a connection which has reached its age has to become quiet.
+_RETIREMENT: Final = 10.0
 # Rounds of the event loop that a cancelled task takes to end.
 _ROUNDS: Final = 2
 
@@ -71,7 +74,7 @@ class Server:
         self._throttle = Throttle(logger)
         self._adopting: dict[asyncio.Task[None], socket.socket] = {}
         self._count = 0
-        self._publishing: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def connection_count(self) -> int:
@@ -86,7 +89,9 @@ class Server:
         """
         await self._runtime.start()
         self._state = ServerState(self._runtime, self._settings, self._row, self._closed)
-        self._publishing = asyncio.create_task(_publish_forever(self._state))
+        self._tasks.append(asyncio.create_task(_publish_forever(self._state)))
+        if self._settings.limits.connection_age:
+            self._tasks.append(asyncio.create_task(_retire_forever(self._state)))
 
     def adopt(self, sock: socket.socket) -> None:
         """Serve an accepted connection; the socket is the server's from now on."""
@@ -123,9 +128,10 @@ class Server:
 
     async def aclose(self) -> None:
         """Close what is left, and stop the resources."""
-        if self._publishing is not None:
-            self._publishing.cancel()
-            await asyncio.wait([self._publishing])
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
         self._end_handshakes()
         if self._adopting:
             # A moment each. Cancelled, they would leave their sockets open.
@@ -183,7 +189,30 @@ class Server:
         if self._state is not None:
             for connection in tuple(self._state.connections):
                 if connection.is_quiet(since):
-                    connection.leave()
+                    connection.leave("the agent is stopping")
+
+
+def _retire(state: ServerState) -> bool:
+    """Close connections that have reached their age, if they are quiet; tell if some are not.
+
+    The time in which nothing may have come shrinks, to 0 at the end: a moment without a frame in
+    flight is what a busy connection has at best.
+    """
+    now = monotonic()
+    due = [each for each in state.connections if each.retire_at <= now]
+    waiting = False
+    for connection in due:
+        left = 1 - (now - connection.retire_at) / _RETIREMENT
+        if left <= 0 or connection.is_quiet(now - QUIET * left):
+            state.retire(connection)
+        else:
+            waiting = True
+    return waiting
+
+
+async def _retire_forever(state: ServerState) -> None:
+    while True:
+        await asyncio.sleep(_LOOK_INTERVAL if _retire(state) else _RETIRE_INTERVAL)
 
 
 async def _publish_forever(state: ServerState) -> None:

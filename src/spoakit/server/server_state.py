@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 from spoakit.agent.deadlines import Deadlines
@@ -32,6 +33,7 @@ TOO_MANY = counter(
     "spoakit_too_many_messages_total", "Of these: a NOTIFY of more messages than the limit."
 )
 NO_HELLO = counter("spoakit_hello_timeouts_total", "Of these: no HELLO in time.")
+RETIRED = counter("spoakit_connections_retired_total", "Connections closed for their age.")
 BACKPRESSURE = counter(
     "spoakit_backpressure_total", "Reads that had frames over the in-flight limit."
 )
@@ -107,6 +109,12 @@ class ServerState:
         self.connections.discard(connection)
         self._row.set(CONNECTIONS, len(self.connections))
         self._on_closed()
+
+    def retire(self, connection: "SpopProtocol") -> None:
+        """Close a connection that has reached its age, and count it."""
+        self._row.add(RETIRED)
+        connection.retire_at = inf
+        connection.leave("the connection has reached its age")
 
     def health_checked(self) -> None:
         """Count a health check."""

@@ -28,6 +28,7 @@ MAX_CONNECTIONS: Final = 1_000_000
 MAX_IN_FLIGHT: Final = 1_000_000
 MAX_FRAMES: Final = 1_000_000_000
 MAX_MESSAGES: Final = 1_000_000
+MAX_CONNECTION_AGE: Final = 30 * 86400.0
 # select(2) takes descriptors below 1024, and the process and its resources have some themselves.
 MAX_SELECT_CONNECTIONS: Final = 900
 _DAY: Final = 86400
@@ -224,6 +225,10 @@ class Limits:
             without.
         messages: messages of one NOTIFY, 1 to 1,000,000. One with more gets a DISCONNECT with
             status 4 and no ACK; by then handlers may have been called for as many as are allowed.
+        connection_age: time, 1 s to 30 days, after which a connection is closed, so that its engine
+            opens another one, maybe to another agent behind the same address. Each connection has
+            up to a tenth more or less of it. It is closed when it is quiet, or 10 s later all the
+            same, which costs the NOTIFYs that are on their way. 0 for no limit.
     """
 
     connections: int = _DEFAULT_CONNECTIONS
@@ -234,6 +239,7 @@ class Limits:
     hello_timeout: float = 10.0
     frames: int = 0
     messages: int = DEFAULT_MAX_MESSAGES
+    connection_age: float = 0.0
 
     def __post_init__(self) -> None:
         _check("max connections", self.connections, 1, MAX_CONNECTIONS)
@@ -245,6 +251,8 @@ class Limits:
         _check("hello timeout", self.hello_timeout, 0.001, _DAY)
         _check("max frames", self.frames, 0, MAX_FRAMES)
         _check("max messages", self.messages, 1, MAX_MESSAGES)
+        if self.connection_age:
+            _check("max connection age", self.connection_age, 1, MAX_CONNECTION_AGE)
 
 
 @dataclass(frozen=True, slots=True)
