@@ -1,4 +1,5 @@
 import gc
+import json
 import logging
 import os
 import re
@@ -8,10 +9,14 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
+from spoakit.exceptions import ConfigurationError
+from spoakit.log_output import configure_logging
 from spoakit.logs import Throttle, flush_throttles, forget_throttled
 
 
@@ -143,8 +148,9 @@ def test_a_forked_process_can_forget_what_its_parent_holds_back(
 
 def run_configured(debug: bool, code: str) -> list[str]:
     script = (
-        "import logging; from spoakit.logs import configure_logging; "
-        f"configure_logging({debug}); log = logging.getLogger('spoakit.test'); {code}"
+        "import logging; from spoakit.log_output import configure_logging; "
+        f"configure_logging('{'debug' if debug else 'info'}'); "
+        f"log = logging.getLogger('spoakit.test'); {code}"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
@@ -170,7 +176,7 @@ def test_debug_shows_debug_lines() -> None:
 
 def test_a_log_that_nobody_reads_holds_up_nothing_and_what_was_lost_is_counted() -> None:
     script = (
-        "import logging, sys; from spoakit.logs import configure_logging; "
+        "import logging, sys; from spoakit.log_output import configure_logging; "
         "configure_logging(); log = logging.getLogger('spoakit.test'); "
         "[log.info('x' * 1000) for _ in range(1000)]; print(flush=True); "
         "sys.stdin.readline(); log.info('read again')"
@@ -198,6 +204,122 @@ def test_long_messages_are_cut() -> None:
     [line] = run_configured(False, "log.info('got %s', 'x' * 1_000_000)")
     assert 4080 < len(line) < 4096
     assert line.endswith("xxx... (1000004 characters in all)")
+
+
+# --- JSON and the journal ------------------------------------------------------------------
+
+
+def run_json(code: str, worker: int | None = None) -> list[dict[str, Any]]:
+    script = (
+        "import logging; from spoakit.logs import *; from spoakit.log_output import *; "
+        f"configure_logging(format='json'); {f'set_worker({worker}); ' if worker else ''}"
+        f"log = logging.getLogger('spoakit.test')\n{code}"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    assert all(len(line) < 4096 for line in done.stderr.splitlines())
+    return [json.loads(line) for line in done.stderr.splitlines()]
+
+
+def test_a_line_of_json_has_the_documented_keys() -> None:
+    [line] = run_json("log.warning('seen %s', 1, extra={'peer': '192.0.2.1:5', 'status': 4})", 2)
+    assert list(line) == [
+        *("time", "level", "logger", "message", "pid", "worker", "peer", "status")
+    ]
+    time = datetime.fromisoformat(line.pop("time"))
+    assert time.utcoffset() == timedelta(0)
+    assert abs((datetime.now(UTC) - time).total_seconds()) < 60
+    assert line.pop("pid") > 1
+    assert line == {
+        "level": "warning",
+        "logger": "spoakit.test",
+        "message": "seen 1",
+        "worker": 2,
+        "peer": "192.0.2.1:5",
+        "status": 4,
+    }
+
+
+def test_a_throttled_line_of_json_tells_how_often_it_was_repeated() -> None:
+    lines = run_json(
+        "throttle = Throttle(log)\n"
+        "for number in range(5): throttle.error('a', 'failed', extra={'number': number})\n"
+        "flush_throttles(final=True)"
+    )
+    assert [line.get("repeated") for line in lines] == [None, 3]
+    assert [line["number"] for line in lines] == [0, 4]
+    assert all(line["worker"] is None for line in lines)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "log.info('x\\n{\\x00\\ud800' * 5000)",
+        "log.info('\U0001f600' * 5000, extra={f'{n}' * 50: '\\x00' * 999 for n in range(99)})",
+        "try: 1 / 0\nexcept Exception: log.exception('\\x01' * 5000, extra={'a': '\\x00' * 999})",
+        "def f(n): return f(n - 1) if n else {}[0]\n"
+        "try: f(50)\nexcept Exception: log.exception('deep', stack_info=True)",
+        "class Bad:\n  def __str__(self): raise ValueError\n"
+        "log.info('%s', Bad(), extra={'b': Bad()})",
+        "log.info('%d', 'x', extra={'n': 10 ** 400, 'f': float('nan'), 'time': 7, 'pid': 'x'})",
+    ],
+)
+def test_no_line_of_json_is_too_long_or_broken(code: str) -> None:
+    [line] = run_json(code)
+    assert line["level"] in ("info", "error")
+    assert isinstance(line["pid"], int)
+
+
+def test_a_traceback_in_json_keeps_its_end() -> None:
+    code = "try: raise ValueError('no ' + 'x' * 9000)\nexcept Exception: log.exception('failed')"
+    [line] = run_json(code)
+    assert line["message"] == "failed"
+    assert line["traceback"].startswith("Traceback (most recent call last):\n")
+    assert line["traceback"].endswith("(9003 characters in all)")
+    deep = "".join(f"def f{'_' * 150}{n}(): f{'_' * 150}{n + 1}()\n" for n in range(25))
+    call = f"try: f{'_' * 150}0()\nexcept Exception: log.exception('failed')"
+    [line] = run_json(f"{deep}{call}")
+    assert line["traceback"].startswith("...")
+    assert "NameError" in line["traceback"]
+
+
+def test_the_journal_gets_the_level_and_no_second_time(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    script = (
+        "import logging, os; from spoakit.log_output import configure_logging\n"
+        "status = os.fstat(2); os.environ['JOURNAL_STREAM'] = f'{status.st_dev}:{status.st_ino}'\n"
+        "configure_logging(); log = logging.getLogger('spoakit.test')\n"
+        "log.info('seen'); log.error('failed', exc_info=ValueError('no'))\n"
+        "os.dup2(os.open(f'{os.readlink(\"/proc/self/fd/2\")}.2', os.O_WRONLY | os.O_CREAT), 2)\n"
+        "log.info('elsewhere')\n"
+    )
+    with path.open("wb") as journal:
+        subprocess.run([sys.executable, "-c", script], stderr=journal, check=True)
+    assert path.read_text().splitlines() == [
+        "<6>INFO spoakit.test: seen",
+        "<3>ERROR spoakit.test: failed",
+        "<3>  ValueError: no",
+    ]
+    assert re.match(r"20\d\d-", path.with_name("journal.2").read_text())
+
+
+@pytest.mark.parametrize(
+    ("level", "lines"), [("debug", 4), ("info", 3), ("warning", 2), ("error", 1)]
+)
+def test_a_level_shows_what_is_as_grave(level: str, lines: int) -> None:
+    script = (
+        "import logging; from spoakit.log_output import configure_logging\n"
+        f"configure_logging({level!r}); log = logging.getLogger('spoakit.test')\n"
+        "log.debug(''), log.info(''), log.warning(''), log.error('')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    assert len(done.stderr.splitlines()) == lines
+
+
+def test_an_unknown_level_or_format_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="log level must be one of debug, info, warn"):
+        configure_logging(cast(Any, "loud"))
+    with pytest.raises(ConfigurationError, match="log format must be one of text, json, got 'x'"):
+        configure_logging("info", cast(Any, "x"))
 
 
 # --- exceptions ----------------------------------------------------------------------------
@@ -396,7 +518,7 @@ def test_no_line_waits_for_a_reader(
     for _ in range(room):
         os.read(reader, 4096)
     script = (
-        f"import logging; from spoakit.logs import configure_logging; configure_logging()\n"
+        f"import logging; from spoakit.log_output import *; configure_logging()\n"
         f"log = logging.getLogger('spoakit.test'); text = {character!a}\n"
         "for size in range(0, 9000, 450): log.info(text * size)\n"
         "for size in range(0, 9000, 450): log.info('failed', exc_info=ValueError(text * size))\n"
@@ -416,7 +538,7 @@ def test_no_line_waits_for_a_reader(
 def test_lines_of_several_processes_do_not_mix() -> None:
     reader, writer = os.pipe()
     script = (
-        "import logging, sys; from spoakit.logs import configure_logging; configure_logging()\n"
+        "import logging, sys; from spoakit.log_output import *; configure_logging()\n"
         "log = logging.getLogger('spoakit.test')\n"
         "for size in range(1000): log.info(sys.argv[1] * (3 * size % 4000))\n"
     )
@@ -435,7 +557,7 @@ def test_lines_of_several_processes_do_not_mix() -> None:
 def shell(redirection: str) -> subprocess.CompletedProcess[bytes]:
     """Log with standard error redirected, and print what happens to the log's caller."""
     script = (
-        "import logging, sys; from spoakit.logs import configure_logging; configure_logging()\n"
+        "import logging, sys; from spoakit.log_output import *; configure_logging()\n"
         "log = logging.getLogger('spoakit.test')\n"
         "for size in range(100): log.error('x' * size, exc_info=ValueError('x'), stack_info=True)\n"
         "logging.shutdown(); print('fine', flush=True)\n"
@@ -458,7 +580,7 @@ def test_a_log_whose_reader_has_gone_raises_nothing() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     script = (
-        "import logging; from spoakit.logs import configure_logging; configure_logging()\n"
+        "import logging; from spoakit.log_output import *; configure_logging()\n"
         "[logging.error('x') for _ in range(3)]; print('fine')"
     )
     command = [sys.executable, "-c", script]
@@ -470,7 +592,7 @@ def test_a_log_whose_reader_has_gone_raises_nothing() -> None:
 def test_a_log_that_is_closed_under_way_goes_on_elsewhere(tmp_path: Path) -> None:
     path = tmp_path / "log"
     script = (
-        "import logging, os, sys; from spoakit.logs import configure_logging; configure_logging()\n"
+        "import logging, os, sys; from spoakit.log_output import *; configure_logging()\n"
         "log = logging.getLogger('spoakit.test')\n"
         "os.close(2); log.info('lost'); log.info('lost')\n"
         "os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND); log.info('x' * 5000)\n"
@@ -487,7 +609,7 @@ def test_a_record_that_a_socket_took_in_part_is_ended_before_the_next() -> None:
     reader, writer = socket.socketpair()
     writer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
     script = (
-        "import logging, sys; from spoakit.logs import configure_logging; configure_logging()\n"
+        "import logging, sys; from spoakit.log_output import *; configure_logging()\n"
         "log = logging.getLogger('spoakit.test')\n"
         "for size in range(200): log.info('x' * (37 * size % 4000))\n"
         "print(flush=True); sys.stdin.readline()\n"

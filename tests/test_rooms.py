@@ -16,6 +16,7 @@ SOURCE = Path(spoakit.__file__).parent
 LEVELS = (
     {"exceptions", "_cython"},
     {"logs", "metrics"},
+    {"log_output"},
     {"spop"},
     {"agent"},
     {"spoakit"},

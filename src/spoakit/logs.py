@@ -1,32 +1,19 @@
-"""Logging: lines of a kind are throttled, peers' bytes cannot forge lines, nothing blocks.
+"""Throttled log lines, and exceptions as bounded text.
 
 A peer decides how often something goes wrong (HAProxy retries a refused handshake thousands of
 times a second), so whatever a peer or a load can cause is logged through a `Throttle`.
 """
 
-import errno
 import logging
-import os
-import select
-import stat
-import sys
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from itertools import islice
 from traceback import StackSummary, walk_tb
 from types import TracebackType
-from typing import Final, NamedTuple, TextIO
+from typing import Final, NamedTuple
 from weakref import WeakSet
 
-_FORMAT: Final = "%(asctime)s.%(msecs)03d [%(process)d] %(levelname)s %(name)s: %(message)s"
-_DATE_FORMAT: Final = "%Y-%m-%d %H:%M:%S"
-
-# Bytes of a line with its line feed. A pipe takes this many at once or not at all (PIPE_BUF on
-# Linux), so that the lines of several workers do not mix.
-_MAX_LINE: Final = 4096
-# Bytes of a cut line that are left for saying so.
-_CUT_ROOM: Final = 40
-_ESCAPES: Final = {
+ESCAPES: Final = {
     **{code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))},
     **{ord(character): f"\\{letter}" for character, letter in zip("\t\n\r", "tnr", strict=True)},
     **{code: f"\\u{code:04x}" for code in (0x2028, 0x2029)},
@@ -36,7 +23,7 @@ _ESCAPES: Final = {
 _MAX_ERROR_TEXT: Final = 1000
 _MAX_FRAMES: Final = 20
 _MAX_CHAIN: Final = 5
-_MAX_TRACEBACK_LINES: Final = 200
+MAX_TRACEBACK_LINES: Final = 200
 _MAX_TRACEBACK: Final = 8192
 
 
@@ -71,7 +58,7 @@ def _describe_error(error: BaseException) -> str:
         text = f"(its text cannot be shown: {type(raised).__name__})"
     if len(text) > _MAX_ERROR_TEXT:
         text = f"{text[:_MAX_ERROR_TEXT]}... ({len(text)} characters in all)"
-    return f"{name}: {text}".translate(_ESCAPES) if text else name
+    return f"{name}: {text}".translate(ESCAPES) if text else name
 
 
 def format_error(error: BaseException) -> FormattedError:
@@ -80,7 +67,7 @@ def format_error(error: BaseException) -> FormattedError:
     try:
         if error.__traceback__ is None and error.__cause__ is None:
             return FormattedError(summary, "")
-        lines = "\n".join(islice(_traceback_lines(error, "Traceback", 0), _MAX_TRACEBACK_LINES))
+        lines = "\n".join(islice(_traceback_lines(error, "Traceback", 0), MAX_TRACEBACK_LINES))
     except BaseException as raised:  # the exception's own code may raise anything
         lines = f"(its traceback cannot be shown: {type(raised).__name__})"
     if len(lines) > _MAX_TRACEBACK:
@@ -96,7 +83,7 @@ def _traceback_lines(error: BaseException, title: str, depth: int) -> Iterator[s
     yield from _stack_lines(error.__traceback__)
     yield describe_error(error)
     for note in getattr(error, "__notes__", ()):
-        yield f"{note}".translate(_ESCAPES)
+        yield f"{note}".translate(ESCAPES)
     if isinstance(error, BaseExceptionGroup):
         for number, member in enumerate(error.exceptions, start=1):
             yield from _traceback_lines(member, f"Exception {number} of this group", depth + 1)
@@ -110,13 +97,16 @@ def _stack_lines(traceback: TracebackType | None) -> Iterator[str]:
     stack = StackSummary.extract(walk_tb(traceback), limit=-_MAX_FRAMES)
     for entry in stack.format():
         for line in entry.splitlines():
-            yield line.translate(_ESCAPES)
+            yield line.translate(ESCAPES)
+
+
+_NONE: Final[Mapping[str, object]] = {}
 
 
 class _Kind:
     """A kind of line: when it was last logged, and the last line that was held back since."""
 
-    __slots__ = ("args", "error", "held_back", "level", "logged_at", "message")
+    __slots__ = ("args", "error", "extra", "held_back", "level", "logged_at", "message")
 
     def __init__(self, logged_at: float) -> None:
         self.logged_at = logged_at
@@ -124,6 +114,7 @@ class _Kind:
         self.level = logging.INFO
         self.message = ""
         self.args: tuple[object, ...] = ()
+        self.extra = _NONE
         self.error: FormattedError | None = None
 
 
@@ -136,6 +127,9 @@ class Throttle:
 
     A line may show an exception with its traceback. It is formatted when it is logged: a summary
     shows the one that the kind was last logged with, so a kind should tell types and places apart.
+
+    The `extra` of a line becomes attributes of its record, as in the standard library; with
+    ``--log-format json`` they are keys of the line, and a summary has "repeated" beside them.
 
     Args:
         logger: where the lines go.
@@ -162,16 +156,25 @@ class Throttle:
         self._kinds: dict[Hashable, _Kind] = {}
         _throttles.add(self)
 
-    def info(self, kind: Hashable, message: str, *args: object) -> None:
+    def info(
+        self, kind: Hashable, message: str, *args: object, extra: Mapping[str, object] = _NONE
+    ) -> None:
         """Log a line of `kind` at level INFO, now or in the kind's next summary."""
-        self._log(logging.INFO, kind, message, args)
+        self._log(logging.INFO, kind, message, args, extra)
 
-    def warning(self, kind: Hashable, message: str, *args: object) -> None:
+    def warning(
+        self, kind: Hashable, message: str, *args: object, extra: Mapping[str, object] = _NONE
+    ) -> None:
         """Log a line of `kind` at level WARNING, now or in the kind's next summary."""
-        self._log(logging.WARNING, kind, message, args)
+        self._log(logging.WARNING, kind, message, args, extra)
 
     def error(
-        self, kind: Hashable, message: str, *args: object, error: BaseException | None = None
+        self,
+        kind: Hashable,
+        message: str,
+        *args: object,
+        error: BaseException | None = None,
+        extra: Mapping[str, object] = _NONE,
     ) -> None:
         """Log a line of `kind` at level ERROR, now or in the kind's next summary.
 
@@ -180,8 +183,9 @@ class Throttle:
             message: a format for ``args``.
             args: what the message shows.
             error: an exception to show behind the message, with its traceback.
+            extra: see the class.
         """
-        self._log(logging.ERROR, kind, message, args, error)
+        self._log(logging.ERROR, kind, message, args, extra, error)
 
     def flush(self, *, final: bool = False) -> None:
         """Summarise the kinds whose interval is over, or every kind in the `final` call."""
@@ -206,6 +210,7 @@ class Throttle:
         kind: Hashable,
         message: str,
         args: tuple[object, ...],
+        extra: Mapping[str, object],
         error: BaseException | None = None,
     ) -> None:
         if not self._logger.isEnabledFor(level):
@@ -221,9 +226,9 @@ class Throttle:
         if state is None:
             state = self._kinds[kind] = _Kind(now)
             state.error = None if error is None else format_error(error)
-            self._write(level, message, args, state.error)
+            self._write(level, message, args, extra, state.error)
             return
-        state.level, state.message, state.args = level, message, args
+        state.level, state.message, state.args, state.extra = level, message, args, extra
         if now - state.logged_at < self._interval:
             state.held_back += 1
             if kind is _OTHERS:
@@ -235,28 +240,30 @@ class Throttle:
             self._summarise(state, state.held_back, now)
 
     def _summarise(self, state: _Kind, more: int, now: float) -> None:
-        suffix = ""
+        suffix, extra = "", state.extra
         if more:
+            extra = {**extra, "repeated": more}
             seconds = max(1, round(now - state.logged_at))
             span = "second" if seconds == 1 else f"{seconds} seconds"
             suffix = f" (and {more} more like it in the last {span})"
-        self._write(state.level, state.message, state.args, state.error, suffix)
+        self._write(state.level, state.message, state.args, extra, state.error, suffix)
         state.logged_at = now
         state.held_back = 0
-        state.message, state.args = "", ()
+        state.message, state.args, state.extra = "", (), _NONE
 
     def _write(
         self,
         level: int,
         message: str,
         args: tuple[object, ...],
+        extra: Mapping[str, object],
         error: FormattedError | None,
         suffix: str = "",
     ) -> None:
         if error is not None:
             message, args = f"{message}: %s", (*args, error.summary)
         record = self._logger.makeRecord(
-            self._logger.name, level, __file__, 0, message + suffix, args, None
+            self._logger.name, level, __file__, 0, message + suffix, args, None, extra=extra
         )
         if error is not None:
             # Every formatter appends this text, where it would format `exc_info` itself.
@@ -283,156 +290,3 @@ def forget_throttled() -> None:
     """Drop what every throttle holds back, in a process just forked."""
     for throttle in list(_throttles):
         throttle.forget()
-
-
-class _LineFormatter(logging.Formatter):
-    """Write lines of at most 4,096 bytes without control characters: peers' bytes are in them.
-
-    The lines of a traceback or a stack are indented, so that none looks like a record's first one.
-    """
-
-    def format(self, record: logging.LogRecord) -> str:
-        message = _message(record)
-        record.message = ""
-        record.asctime = self.formatTime(record, self.datefmt)
-        prefix = self.formatMessage(record)
-        record.message = message
-        lines = [prefix + _fit(message, _MAX_LINE - 1 - len(prefix.encode()))]
-        details = record.exc_text or ""
-        if record.exc_info and record.exc_info[1] is not None:
-            error = format_error(record.exc_info[1])
-            details = error.traceback or error.summary
-        for text in (details, record.stack_info or ""):
-            for line in islice(text.split("\n"), _MAX_TRACEBACK_LINES):
-                if line:
-                    lines.append(f"  {_fit(line, _MAX_LINE - 3)}")
-        return "\n".join(lines)
-
-
-def _message(record: logging.LogRecord) -> str:
-    try:
-        return record.getMessage()
-    except Exception as error:
-        return f"{record.msg!s:.100} (its arguments cannot be shown: {type(error).__name__})"
-
-
-def _fit(text: str, room: int) -> str:
-    """Return text with control characters escaped, cut to at most `room` bytes of UTF-8."""
-    data = text[:room].translate(_ESCAPES).encode("utf-8", "backslashreplace")
-    if len(text) <= room and len(data) <= room:
-        return data.decode()
-    kept = data[: max(0, room - _CUT_ROOM)].decode("utf-8", "ignore")
-    return f"{kept}... ({len(text)} characters in all)"
-
-
-class _NonBlockingHandler(logging.Handler):
-    """Write records to a stream, and drop those that would have to wait or cannot be written.
-
-    The reader of standard error, a collector at the other end of a pipe for instance, may be slow
-    or stuck, and a write that waited for it would hold up the event loop. How many records were
-    dropped is logged as soon as the stream takes some again.
-    """
-
-    def __init__(self, stream: TextIO | None) -> None:
-        super().__init__()
-        self._stream = stream
-        self._dropped = 0
-        self._is_torn = False
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            if self._dropped and self._write(self.format(self._dropped_record())):
-                self._dropped = 0
-            if not self._write(self.format(record)):
-                self._dropped += 1
-        except Exception:  # a log line must not raise where it is logged
-            self._dropped += 1
-
-    def _dropped_record(self) -> logging.LogRecord:
-        dropped = "%d lines of this log were lost: nobody read them, or the disk is full"
-        arguments = (self._dropped,)
-        return logging.LogRecord(__name__, logging.WARNING, __file__, 0, dropped, arguments, None)
-
-    def _write(self, text: str) -> bool:
-        """Write a record; False if it was not written whole."""
-        if self._stream is None:
-            return False
-        try:
-            descriptor = self._stream.fileno()
-        except (OSError, ValueError):
-            self._stream.write(f"{text}\n")  # in memory: it does not block
-            return True
-        data = f"{text}\n".encode()
-        if self._is_torn:
-            data = b"\n" + data
-        try:
-            if stat.S_ISREG(os.fstat(descriptor).st_mode):
-                return self._check_whole(data, os.write(descriptor, data))
-            return all(
-                self._check_whole(chunk, _write_without_waiting(descriptor, chunk))
-                for chunk in _chunks(data)
-            )
-        except OSError:
-            return False
-
-    def _check_whole(self, data: bytes, written: int) -> bool:
-        # A socket and a full disk may take a part. The next line must not be appended to that.
-        self._is_torn = data[written - 1 : written] != b"\n"
-        return written == len(data)
-
-
-def _chunks(data: bytes) -> Iterator[bytes]:
-    """Split data behind line feeds into parts that a pipe takes at once."""
-    start = 0
-    while len(data) - start > _MAX_LINE:
-        end = data.rfind(b"\n", start, start + _MAX_LINE) + 1 or start + _MAX_LINE
-        yield data[start:end]
-        start = end
-    yield data[start:]
-
-
-_NOT_SUPPORTED: Final = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ESPIPE)
-
-
-def _write_without_waiting(descriptor: int, chunk: bytes) -> int:
-    """Write at most `_MAX_LINE` bytes to a pipe, a socket or a terminal.
-
-    O_NONBLOCK would do, but belongs to all processes that share the pipe.
-
-    Raises:
-        BlockingIOError: the write would have to wait.
-        OSError: it failed.
-    """
-    if sys.platform == "linux":
-        try:
-            return os.pwritev(descriptor, [chunk], -1, os.RWF_NOWAIT)
-        except OSError as error:
-            if error.errno not in _NOT_SUPPORTED:
-                raise
-    # A pipe that takes anything takes this much, unless another process is quicker.
-    poll = select.poll()
-    poll.register(descriptor, select.POLLOUT)
-    if not poll.poll(0):
-        raise BlockingIOError
-    return os.write(descriptor, chunk)
-
-
-def configure_logging(debug: bool = False) -> None:
-    """Send all logs to standard error: time, process id, level, logger, message.
-
-    Where nobody reads it, lines are dropped and counted, so that a log holds up nothing.
-
-    For programs; a library's user configures logging as he likes.
-
-    Args:
-        debug: log from level DEBUG (each frame) instead of INFO.
-    """
-    handler = _NonBlockingHandler(sys.stderr)
-    handler.setFormatter(_LineFormatter(_FORMAT, _DATE_FORMAT))
-    root = logging.getLogger()
-    for old in root.handlers[:]:
-        root.removeHandler(old)
-        old.close()
-    root.addHandler(handler)
-    root.setLevel(logging.DEBUG if debug else logging.INFO)
-    logging.getLogger("asyncio").setLevel(logging.INFO)  # its DEBUG tells which selector it uses

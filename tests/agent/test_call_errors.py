@@ -276,7 +276,7 @@ def test_an_interrupt_ends_what_sigint_may_end(message: str) -> None:
 INTERRUPTED = """
 import asyncio, signal, sys, threading
 from spoakit import Agent
-from spoakit.logs import configure_logging
+from spoakit.log_output import configure_logging
 from spoakit.server import Drain, Listen, ServerSettings, serve
 from spoakit.server.event_loops import loop_factory
 from spoakit.testing import EngineClient

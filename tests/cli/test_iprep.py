@@ -12,7 +12,7 @@ import pytest
 
 import spoakit
 from spoakit.agent import Agent
-from spoakit.cli import iprep
+from spoakit.cli import common_options, iprep
 from spoakit.server import (
     Drain,
     Hooks,
@@ -163,11 +163,11 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
         given.settings, given.hooks = settings, hooks
         return 0
 
-    def configure(debug: bool) -> None:
-        given.debug = debug
+    def configure(level: str, format: str) -> None:
+        given.debug = level == "debug"
 
     monkeypatch.setattr(iprep, "run", pretend)
-    monkeypatch.setattr(iprep, "configure_logging", configure)
+    monkeypatch.setattr(common_options, "configure_logging", configure)
 
     def run(arguments: str) -> Given:
         assert iprep.main(arguments.split()) == 0

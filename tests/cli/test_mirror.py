@@ -32,7 +32,7 @@ from spoakit.apps.mirror.settings import (
     TlsSettings,
 )
 from spoakit.apps.mirror.url import TargetURL
-from spoakit.cli import mirror
+from spoakit.cli import common_options, mirror
 from spoakit.exceptions import ConfigurationError
 from spoakit.server import Drain, Hooks, ListenTls, Logfile, ServerSettings, TcpAddress, UnixAddress
 from spoakit.testing import EngineClient
@@ -224,12 +224,12 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
         given.live = live
         return Agent("mirror")
 
-    def configure(debug: bool) -> None:
+    def configure(level: str, format: str) -> None:
         pass
 
     monkeypatch.setattr(mirror, "run", pretend)
     monkeypatch.setattr(mirror, "create_agent", create)
-    monkeypatch.setattr(mirror, "configure_logging", configure)
+    monkeypatch.setattr(common_options, "configure_logging", configure)
 
     def run(arguments: str) -> Given:
         assert mirror.main(arguments.split()) == 0

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import spoakit
+from spoakit.cli import common_options
 from spoakit.cli import spoakit as command
 from spoakit.cli.options import form
 from spoakit.server import Logfile, ServerSettings, TcpAddress, UnixAddress
@@ -268,7 +269,7 @@ def test_the_options_make_the_settings(directory: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(directory)
     monkeypatch.setattr(sys, "path", sys.path[:])
     monkeypatch.setattr(command, "run", run)
-    monkeypatch.setattr(command, "configure_logging", lambda debug: None)
+    monkeypatch.setattr(common_options, "configure_logging", lambda level, format: None)
     assert command.main(["run", "agents:first"]) == 0
     options = (
         "--unix a.sock --unix-mode 600 --unix-owner root --unix-group 0 "

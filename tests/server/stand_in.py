@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 from spoakit.exceptions import ConfigurationError, StartupError
-from spoakit.logs import configure_logging
+from spoakit.log_output import configure_logging
 from spoakit.metrics.counters import CounterRow, counter
 from spoakit.server.ipc import FRAMES, IN_FLIGHT
 from spoakit.server.service import run_service
@@ -193,7 +193,7 @@ def read_settings(given: dict[str, Any]) -> ServerSettings:
 
 
 def main() -> int:
-    configure_logging(debug=True)
+    configure_logging("debug")
     if os.environ.get("NO_STDOUT"):
         sys.stdout = None  # as where the caller has closed descriptor 1
     given = json.loads(sys.argv[1])

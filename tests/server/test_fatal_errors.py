@@ -22,7 +22,7 @@ PROGRAM = """
 import asyncio, sys
 from functools import partial
 from spoakit import Action, Agent
-from spoakit.logs import configure_logging
+from spoakit.log_output import configure_logging
 from spoakit.server import Listen, ServerSettings
 from spoakit.server.fatal_errors import end_on_memory_error
 from spoakit.testing import AgentServer, EngineClient
@@ -130,7 +130,7 @@ def test_it_ends_too_where_nobody_reads_its_log() -> None:
 LEAKING = """
 import asyncio, resource, sys, threading
 from spoakit import Agent
-from spoakit.logs import configure_logging
+from spoakit.log_output import configure_logging
 from spoakit.server import Listen, ServerSettings, serve
 from spoakit.server.event_loops import loop_factory
 from spoakit.server.fatal_errors import end_on_memory_error

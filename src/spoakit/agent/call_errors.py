@@ -48,6 +48,7 @@ class CallErrors:
 
     __slots__ = (
         "_consequence",
+        "_extra",
         "_handler",
         "_on_error",
         "_subject",
@@ -66,6 +67,11 @@ class CallErrors:
         self.refused = 0
         self._handler = handler
         self._on_error = on_error
+        self._extra = {
+            "agent": handler.agent,
+            "handler": handler.name,
+            "spoe_message": handler.message,
+        }
         if handler.kind is HandlerKind.OBSERVER:
             self._subject, self._consequence = f"observer {handler.name}", ""
         elif handler.fallback:
@@ -90,6 +96,7 @@ class CallErrors:
                 self._subject,
                 self._consequence,
                 type(raised).__name__,
+                extra=self._extra,
             )
             self._report(error)
 
@@ -98,7 +105,9 @@ class CallErrors:
         # `with_traceback`, since an attribute of a frozen dataclass cannot be set.
         BaseException.with_traceback(error, called)
         place, kind = _place_of(error, self._handler.name)
-        throttle.error(kind, "%s failed%s%s", self._subject, place, self._consequence, error=error)
+        message = "%s failed%s%s"
+        shown = self._subject, place, self._consequence
+        throttle.error(kind, message, *shown, error=error, extra=self._extra)
         if self._on_error is None:
             _release(error)
         else:
@@ -109,7 +118,11 @@ class CallErrors:
         self.expired += 1
         name = self._handler.name
         throttle.warning(
-            ("expired", name), "%s missed its deadline%s", self._subject, self._consequence
+            ("expired", name),
+            "%s missed its deadline%s",
+            self._subject,
+            self._consequence,
+            extra=self._extra,
         )
         self._report(
             DeadlineError(f"handler {name} had not answered after {self._handler.deadline_after} s")
@@ -124,6 +137,7 @@ class CallErrors:
             self._subject,
             self._consequence,
             reason,
+            extra=self._extra,
         )
         self._report(RefusedError(f"no thread is free for {self._subject}: {reason}"))
 
@@ -139,6 +153,7 @@ class CallErrors:
             handler.message,
             peer,
             reason,
+            extra={**self._extra, "peer": peer},
         )
         self._report(MismatchError(f"handler {handler.name} cannot be called: {reason}"))
 
@@ -151,6 +166,7 @@ class CallErrors:
             self._subject,
             seconds * 1000,
             f" for {calls} calls" if calls > 1 else "",
+            extra=self._extra,
         )
 
     def _report(self, error: BaseException | CallError) -> None:

@@ -9,6 +9,7 @@ from spoakit.cli.option_table import Group, Option
 from spoakit.cli.options import read_tls
 from spoakit.cli.values import NotAllowedError
 from spoakit.exceptions import ConfigurationError
+from spoakit.log_output import LOG_FORMATS, LOG_LEVELS, LogLevel, configure_logging
 from spoakit.server import Drain, Limits, Listen, ServerSettings
 from spoakit.server.settings import (
     CAPABILITIES,
@@ -135,6 +136,24 @@ VERSION: Final = Option("-V, --version", "", "Show program version.")
 
 # --- options without a letter ---------------------------------------------------------
 
+LOGGING: Final[Group] = (
+    "The log:",
+    (
+        Option(
+            "--log-level",
+            "LEVEL",
+            "debug, info, warning or error (default: info).",
+            values.choice(LOG_LEVELS),
+            "info",
+        ),
+        Option(
+            "--log-format",
+            "FORMAT",
+            "text, or json for an object a line (default: text).",
+            values.choice(LOG_FORMATS),
+        ),
+    ),
+)
 WATCH: Final = Option("--watch", "", "Reload the file when it changes, as on SIGHUP.")
 LISTENING: Final[Group] = (
     "Listening:",
@@ -260,6 +279,12 @@ reopens the logfile, USR2 logs all counters.
 
 SPDX-License-Identifier: Apache-2.0
 """
+
+
+def begin_logging(given: Mapping[str, Any]) -> None:
+    """Log as these options' values say."""
+    level: LogLevel = "debug" if given["debug"] else given["log_level"]
+    configure_logging(level, given["log_format"] or "text")
 
 
 def server_settings(given: Mapping[str, Any]) -> ServerSettings:

@@ -14,12 +14,11 @@ from spoakit.apps.iprep.config import read_config
 from spoakit.apps.iprep.random_score import random_agent
 from spoakit.apps.iprep.service import editions_folder, live_settings
 from spoakit.apps.iprep.settings import ReputationSettings
-from spoakit.cli.common_options import server_settings, watching
+from spoakit.cli.common_options import begin_logging, server_settings, watching
 from spoakit.cli.iprep_commands import COMMANDS, run_command
 from spoakit.cli.iprep_options import iprep_parser
 from spoakit.cli.options import EX_USAGE, open_standard_streams, show_errors
 from spoakit.exceptions import ConfigurationError
-from spoakit.logs import configure_logging
 from spoakit.server import Hooks, ServerSettings, TcpAddress, run
 
 
@@ -36,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             settings = watching(server_settings(given), given)
             agent, hooks = _agent(given, settings, stack)
-            configure_logging(given["debug"])
+            begin_logging(given)
             return run([agent], settings, hooks)
         except ConfigurationError as error:
             show_errors(str(error))

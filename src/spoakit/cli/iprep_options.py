@@ -55,6 +55,7 @@ _SCORES: Final = (
 _GROUPS: Final[tuple[Group, ...]] = (
     ("Options are:", _COMMON),
     ("Where scores come from:", _SCORES),
+    common.LOGGING,
     common.LISTENING,
     common.LIMITS,
     ("Workers and stopping:", (common.WORKER_TIMEOUT, common.DRAIN, common.DRAIN_CHECKS)),

@@ -18,11 +18,10 @@ from spoakit.apps.mirror.settings import (
     TlsSettings,
 )
 from spoakit.apps.mirror.url import TargetURL
-from spoakit.cli.common_options import server_settings, watching
+from spoakit.cli.common_options import begin_logging, server_settings, watching
 from spoakit.cli.mirror_options import OF_TARGETS, mirror_parser
 from spoakit.cli.options import EX_USAGE, open_standard_streams, show_errors
 from spoakit.exceptions import ConfigurationError
-from spoakit.logs import configure_logging
 from spoakit.server import Hooks, ServerSettings, run
 
 logger = logging.getLogger("spoakit.mirror")
@@ -40,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hooks = Hooks()
         if given["config"]:
             hooks = Hooks(live.reload, reload_worker=live.reload_worker)
-        configure_logging(debug=given["debug"] != 0)
+        begin_logging(given)
         if not live.current.targets:
             logger.warning("without a URL (-u) requests are acknowledged and not mirrored")
         return run([create_agent(live)], settings, hooks)

@@ -136,12 +136,6 @@ _CONFIGURATION: Final = (
 )
 _LOG: Final = (
     Option(
-        "--log-format",
-        "FORMAT",
-        "text or json (default: text).",
-        values.choice(("text", "json")),
-    ),
-    Option(
         "--log-sample", "PERCENT", "Log so many of the requests (default: 100).", values.percent
     ),
     Option("--quiet", "", "Log no requests at all."),
@@ -160,6 +154,7 @@ _GROUPS: Final[tuple[Group, ...]] = (
     ("The targets of -u:", _TARGETS),
     ("A configuration file:", _CONFIGURATION),
     ("The log of requests:", _LOG),
+    common.LOGGING,
     common.LISTENING,
     common.LIMITS,
     ("Stopping:", _STOPPING),

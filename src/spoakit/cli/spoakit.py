@@ -11,12 +11,11 @@ from typing import Any, Final
 from spoakit.agent import Agent
 from spoakit.cli import common_options as common
 from spoakit.cli import values
-from spoakit.cli.common_options import server_settings
+from spoakit.cli.common_options import begin_logging, server_settings
 from spoakit.cli.option_table import Group, Option, OptionParser
 from spoakit.cli.options import EX_FAILED, EX_USAGE, open_standard_streams, show_errors
 from spoakit.cli.reloader import serve_and_restart
 from spoakit.exceptions import ConfigurationError, SpoakitError
-from spoakit.logs import configure_logging
 from spoakit.server import run
 from spoakit.server.settings import LOOPS
 
@@ -89,6 +88,7 @@ _RUN_GROUPS: Final[tuple[Group, ...]] = (
         "Watching:",
         (Option("--watch", "FILE", "Have its change the effect of SIGHUP."),),
     ),
+    common.LOGGING,
     common.LISTENING,
     common.LIMITS,
     ("Workers and stopping:", (common.WORKER_TIMEOUT, common.DRAIN, common.DRAIN_CHECKS)),
@@ -123,7 +123,7 @@ def _run(arguments: Sequence[str]) -> int:
         settings = replace(server_settings(given), watch=given["watch"])
         if given["reload"]:
             return serve_and_restart(arguments)
-        configure_logging(given["debug"])
+        begin_logging(given)
         agents = [_load(name) for name in names]
         return run(agents, settings)
     except SpoakitError as error:

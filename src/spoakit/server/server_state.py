@@ -133,6 +133,7 @@ class ServerState:
             peer,
             status_code,
             message,
+            extra={"peer": peer, "status": status_code},
         )
 
     def failed(self, peer: str, error: ProtocolError) -> None:
@@ -147,6 +148,7 @@ class ServerState:
             peer,
             error.status_code,
             error,
+            extra={"peer": peer, "status": error.status_code},
         )
 
     def backpressure(self) -> None:

@@ -357,7 +357,10 @@ class Acceptor:
         if self._allow and connection.family != socket.AF_UNIX and not self._is_allowed(address[0]):
             self._row.add(NOT_ALLOWED)
             self._throttle.warning(
-                "allow", "connection from %s closed: the address is not allowed", address[0]
+                "allow",
+                "connection from %s closed: the address is not allowed",
+                address[0],
+                extra={"peer": address[0]},
             )
             return False
         if self._count() >= self._limit:

@@ -20,6 +20,7 @@ from functools import partial
 from typing import Final
 
 from spoakit.exceptions import StartupError
+from spoakit.log_output import set_worker
 from spoakit.logs import Throttle, flush_throttles, forget_throttled
 from spoakit.metrics.counters import CounterRow, Counters, counter
 from spoakit.server.daemon import notify_service_manager
@@ -224,6 +225,7 @@ class Supervisor:
         self._distributor.close_in_worker()
         self._close_in_worker()
         forget_throttled()
+        set_worker(index + 1)
         return run_worker(
             channel,
             self._settings,

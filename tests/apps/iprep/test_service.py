@@ -34,7 +34,7 @@ import sys
 from spoakit.apps.iprep.agent import create_agent
 from spoakit.apps.iprep.config import read_config
 from spoakit.apps.iprep.service import editions_folder, live_settings
-from spoakit.logs import configure_logging
+from spoakit.log_output import configure_logging
 from spoakit.server import Hooks, Listen, ServerSettings, run
 
 configure_logging()

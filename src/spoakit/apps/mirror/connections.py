@@ -169,6 +169,7 @@ class Connections:
             self._settings.name,
             which,
             self._pool.dropped,
+            extra={"target": self._settings.name},
         )
 
     def on_recovered(self, now: float) -> None:
@@ -180,6 +181,7 @@ class Connections:
             self._settings.name,
             now - self._failed_at,
             self._pool.waiting,
+            extra={"target": self._settings.name},
         )
         if self._retry is None:
             self._end_pause()
@@ -230,7 +232,11 @@ class Connections:
         if not self._failures:
             self._failed_at = time.perf_counter()
             self._throttle.warning(
-                "failed", "%s: %s; requests wait until it answers", self._settings.name, error
+                "failed",
+                "%s: %s; requests wait until it answers",
+                self._settings.name,
+                error,
+                extra={"target": self._settings.name},
             )
         self._failures += 1
         self._pool.watch()

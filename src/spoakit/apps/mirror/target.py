@@ -93,7 +93,11 @@ class Target:
         except RefusedRequestError as error:
             counters.refused += 1
             self._throttle.warning(
-                "refused", "%s: a request is not copied: %s", self.settings.name, error
+                "refused",
+                "%s: a request is not copied: %s",
+                self.settings.name,
+                error,
+                extra={"target": self.settings.name},
             )
         else:
             if request.missing:
