@@ -6,7 +6,7 @@ Its answer to the message ``arguments`` holds an action of every type; all other
 import sys
 from ipaddress import IPv4Address, IPv6Address
 
-from spoakit import Actions, Agent, DataType
+from spoakit import Actions, Agent, DataType, run
 
 recorded = Agent("recorded")
 true = recorded.variable("proc.true", bool)
@@ -34,4 +34,4 @@ def arguments() -> Actions:
 
 
 if __name__ == "__main__":
-    sys.exit(recorded.run("127.0.0.1", int(sys.argv[1])))
+    sys.exit(run(recorded, address="127.0.0.1", port=int(sys.argv[1])))

@@ -21,14 +21,15 @@ LEVELS = (
     {"agent"},
     {"spoakit"},
     {"server"},
+    {"service"},
     {"testing"},
     {"apps"},
     {"cli"},
 )
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 
-# An agent runs itself: `Agent.run` and `Agent.serve` need the server only when called.
-LATE_AND_UPWARD = {("agent", "server")}
+# `spoakit.run` and `spoakit.serve` are looked up only when a program uses them.
+LATE_AND_UPWARD = {("spoakit", "service")}
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def room_of(parts: tuple[str, ...]) -> str:
 
 
 def is_type_checking(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
 
 
 def names_of(node: ast.Import | ast.ImportFrom) -> Iterator[str]:

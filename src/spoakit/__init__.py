@@ -1,8 +1,10 @@
 """A toolkit for HAProxy's Stream Processing Offload Agents.
 
 Everything an agent is written with is here; ``spoakit.exceptions`` has the exceptions,
-``spoakit.testing`` what agents are tested with, ``spoakit.server`` what serves them.
+``spoakit.testing`` what agents are tested with, ``spoakit.server`` the settings to serve them with.
 """
+
+import typing as _typing
 
 from spoakit.agent.agent import Agent
 from spoakit.agent.context import Context, PerFrame
@@ -13,6 +15,9 @@ from spoakit.agent.variables import Variable
 from spoakit.spop._encode_cy import Action
 from spoakit.spop.constants import DataType
 from spoakit.spop.messages import Argument, Message
+
+if _typing.TYPE_CHECKING:
+    from spoakit.service import run, serve
 
 __version__ = "0.1.0"
 
@@ -32,4 +37,17 @@ __all__ = [
     "PerFrame",
     "Variable",
     "__version__",
+    "run",
+    "serve",
 ]
+
+# They stand above the server, which those who only declare or test agents need not import.
+_LATE = frozenset({"run", "serve"})
+
+
+def __getattr__(name: str) -> _typing.Any:
+    if name in _LATE:
+        from spoakit import service
+
+        return getattr(service, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,9 +1,7 @@
-import asyncio
 import functools
 import math
 from collections.abc import AsyncIterator, Callable, Iterator
 from ipaddress import IPv4Address
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -336,28 +334,6 @@ def test_middleware_that_makes_a_def_async_is_refused() -> None:
     agent.message("check")(nothing)
     with pytest.raises(RegistrationError, match="middleware made an async def of it"):
         agent.prepare()
-
-
-# --- serving ---------------------------------------------------------------------------
-
-
-def test_an_agent_is_served_until_it_is_cancelled(agent: Agent, tmp_path: Path) -> None:
-    path = tmp_path / "agent"
-    agent.message("check")(nothing)
-
-    async def live() -> None:
-        serving = asyncio.create_task(agent.serve(unix=str(path)))
-        async with asyncio.timeout(10):
-            while not path.is_socket() and not serving.done():
-                await asyncio.sleep(0.001)
-            _, writer = await asyncio.open_unix_connection(path)
-            serving.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await serving
-            writer.close()
-
-    asyncio.run(live())
-    assert not path.exists()
 
 
 def test_middleware_is_callable() -> None:

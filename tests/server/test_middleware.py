@@ -15,7 +15,7 @@ from spoakit.testing import EngineClient
 
 PROGRAM = """
 import os, sys
-from spoakit import Action, Agent
+from spoakit import Action, Agent, run
 
 def register_metric(handler, name):
     with open(sys.argv[2], "a") as applied:
@@ -29,7 +29,7 @@ worker = agent.variable("txn.worker", int)
 def check() -> Action:
     return worker.set(os.getpid())
 
-sys.exit(agent.run("127.0.0.1", int(sys.argv[1]), workers=2))
+sys.exit(run(agent, address="127.0.0.1", port=int(sys.argv[1]), workers=2))
 """
 
 

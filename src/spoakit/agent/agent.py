@@ -340,58 +340,6 @@ class Agent:
                     )
         return tuple(with_middleware(handler, self.middleware) for handler in self._handlers)
 
-    # --- running -----------------------------------------------------------------------
-
-    def run(
-        self,
-        address: str = "0.0.0.0",
-        port: int = 12345,
-        *,
-        unix: str | None = None,
-        workers: int = 1,
-    ) -> int:
-        """Serve until SIGTERM or SIGINT, and return the exit status.
-
-        It is 0 after a drain, 1 if a socket or a resource failed, which is logged.
-        ``spoakit.server.run`` does the same with all settings there are.
-
-        Args:
-            address: where to listen: an IPv4 or IPv6 address or a host name.
-            port: 0 lets the system choose.
-            unix: path of a Unix socket to listen on instead.
-            workers: processes that serve, beside the one that supervises them.
-
-        Raises:
-            ConfigurationError: a setting is out of its range.
-            RegistrationError: a handler cannot work.
-        """
-        # The server stands above the agents: imported only where one is started.
-        from spoakit.server import run
-        from spoakit.server.settings import Listen, ServerSettings
-
-        listen = Listen.at(address, port, unix=unix)
-        return run([self], ServerSettings(listen=listen, workers=workers))
-
-    async def serve(
-        self, address: str = "0.0.0.0", port: int = 12345, *, unix: str | None = None
-    ) -> None:
-        """Serve on the running event loop until cancelled, without signals and workers.
-
-        Args:
-            address: where to listen: an IPv4 or IPv6 address or a host name.
-            port: 0 lets the system choose.
-            unix: path of a Unix socket to listen on instead.
-
-        Raises:
-            ConfigurationError: a setting is out of its range.
-            StartupError: the socket or a resource failed.
-        """
-        from spoakit.server import serve
-        from spoakit.server.settings import Listen, ServerSettings
-
-        listen = Listen.at(address, port, unix=unix)
-        await serve([self], ServerSettings(listen=listen))
-
     # --- checks ------------------------------------------------------------------------
 
     def _trigger(

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Callable
 from ipaddress import IPv4Address
 from typing import Any
 
-from spoakit import Action, Actions, Agent, Context, DataType, Headers, IPAddress, PerFrame
+from spoakit import Action, Actions, Agent, Context, DataType, Headers, IPAddress, PerFrame, run
 
 agent = Agent("planted")
 score = agent.variable("sess.score", DataType.UINT32)
@@ -107,4 +107,4 @@ def no_middleware(handler: Callable[..., Any]) -> Callable[..., Any]:
 Agent("other", middleware=[no_middleware])  # error: list-item
 forgets_to_set("192.0.2.1")  # error: arg-type
 takes_none_for_text(IPv4Address("192.0.2.1"))  # error: arg-type
-agent.run(port="12345")  # error: arg-type
+run(agent, port="12345")  # error: arg-type

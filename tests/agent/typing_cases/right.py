@@ -21,6 +21,8 @@ from spoakit import (
     IPAddress,
     Message,
     PerFrame,
+    run,
+    serve,
 )
 
 # --- reputation: by position, one action ---
@@ -220,9 +222,9 @@ async def quota_left(src: IPv4Address | None, quotas: Quotas, is_ssl: bool = Fal
     return None if src is None or is_ssl else left.set(await quotas.redis.incr(str(src)))
 
 
-async def serve() -> None:
-    await quota.serve("127.0.0.1", unix=None)
+async def live() -> None:
+    await serve(quota, address="127.0.0.1", unix=None)
 
 
 def main() -> int:
-    return iprep.run("::", 12345, workers=4)
+    return run(iprep, address="::", port=12345, workers=4)

@@ -1,0 +1,133 @@
+"""spoakit.run and spoakit.serve."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import spoakit
+from spoakit import Action, Agent, server
+from spoakit.exceptions import ConfigurationError
+from spoakit.server import Drain, Limits, Listen, ServerSettings, TcpAddress, UnixAddress
+from spoakit.testing import EngineClient
+
+PROGRAM = """
+import logging, sys
+import spoakit
+
+first, second = spoakit.Agent("first"), spoakit.Agent("second")
+one, two = first.variable("txn.one", int), second.variable("txn.two", int)
+
+@first.message("one")
+def answer_one() -> spoakit.Action:
+    return one.set(1)
+
+@second.message("two")
+def answer_two() -> spoakit.Action:
+    return two.set(2)
+
+logging.basicConfig(level=logging.INFO)
+sys.exit(spoakit.run(first, second, address="127.0.0.1", port=0, unix=sys.argv[1], workers=2))
+"""
+
+
+@pytest.fixture
+def agent() -> Agent:
+    agent = Agent("one")
+    one = agent.variable("txn.one", int)
+
+    @agent.message("one")
+    def answer() -> Action:
+        return one.set(1)
+
+    return agent
+
+
+def test_a_program_serves_several_agents_on_several_addresses(tmp_path: Path) -> None:
+    path = tmp_path / "agent.sock"
+    environment = {**os.environ, "PYTHONPATH": str(Path(spoakit.__file__).parent.parent)}
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(path)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as process:
+        assert process.stderr is not None
+        [listening] = [next(line for line in process.stderr if "listening on" in line)]
+        port = int(listening.split("127.0.0.1:")[1].split(",")[0])
+        for engine in (EngineClient(port=port), EngineClient(unix=str(path))):
+            with engine:
+                engine.hello()
+                assert engine.call("one") == {"txn.one": 1}
+                assert engine.call("two") == {"txn.two": 2}
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert not path.exists()
+
+
+def test_arguments_take_the_place_of_settings(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[ServerSettings] = []
+
+    def run(agents: tuple[Agent, ...], settings: ServerSettings) -> int:
+        assert agents == (agent,)
+        given.append(settings)
+        return 7
+
+    monkeypatch.setattr(server, "run", run)
+    base = ServerSettings(
+        Listen((UnixAddress("a"),), backlog=7), Limits(connections=9), Drain(1.0), workers=3
+    )
+    assert spoakit.run(agent) == 7
+    spoakit.run(agent, settings=base)
+    spoakit.run(agent, port=1, workers=2, settings=base)
+    assert given == [
+        ServerSettings(),
+        base,
+        replace(base, listen=Listen((TcpAddress(port=1),), backlog=7), workers=2),
+    ]
+    with pytest.raises(ConfigurationError, match="workers must be between 1 and 1024, got 0"):
+        spoakit.run(agent, workers=0)
+
+
+def test_an_agent_is_served_until_it_is_cancelled(agent: Agent, tmp_path: Path) -> None:
+    path = tmp_path / "agent"
+
+    async def live() -> None:
+        serving = asyncio.create_task(spoakit.serve(agent, unix=str(path)))
+        async with asyncio.timeout(10):
+            while not path.is_socket() and not serving.done():
+                await asyncio.sleep(0.001)
+            _, writer = await asyncio.open_unix_connection(path)
+            serving.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await serving
+            writer.close()
+
+    asyncio.run(live())
+    assert not path.exists()
+
+
+def test_a_setting_that_needs_a_process_is_refused_by_serve(agent: Agent) -> None:
+    settings = ServerSettings(Listen.at("127.0.0.1", 0), workers=2)
+    with pytest.raises(ConfigurationError, match="workers: it needs a process; use run"):
+        asyncio.run(spoakit.serve(agent, settings=settings))
+
+
+def test_declaring_an_agent_does_not_import_the_server() -> None:
+    script = (
+        "import sys, spoakit; sys.exit(any(n.startswith('spoakit.server') for n in sys.modules))"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'spoakit' has no attribute 'walk'"):
+        vars(spoakit)["__getattr__"]("walk")
