@@ -168,6 +168,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
 
     monkeypatch.setattr(iprep, "run", pretend)
     monkeypatch.setattr(common_options, "configure_logging", configure)
+    monkeypatch.setattr(common_options, "begin_logfile", lambda settings: None)
 
     def run(arguments: str) -> Given:
         assert iprep.main(arguments.split()) == 0
@@ -227,6 +228,14 @@ def test_the_listening_socket_and_the_end(run: Run) -> None:
     )
     assert given.settings.drain == Drain(3.0, 0.5)
     assert given.settings.limits.messages == 7
+
+
+@pytest.mark.parametrize(("arguments", "is_warned"), [("", True), ("--random", False)])
+def test_scores_that_are_random_without_being_asked_for_are_warned_of(
+    run: Run, arguments: str, is_warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(arguments)
+    assert ("without --config scores are random; --random" in caplog.text) is is_warned
 
 
 @contextmanager

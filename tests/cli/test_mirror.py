@@ -230,6 +230,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr(mirror, "run", pretend)
     monkeypatch.setattr(mirror, "create_agent", create)
     monkeypatch.setattr(common_options, "configure_logging", configure)
+    monkeypatch.setattr(common_options, "begin_logfile", lambda settings: None)
 
     def run(arguments: str) -> Given:
         assert mirror.main(arguments.split()) == 0
@@ -662,3 +663,25 @@ def test_linuxaio_is_really_that() -> None:
         wait_for(lambda: bool(target.paths))
         stop(process)
     target.close()
+
+
+def test_the_logfile_has_everything_from_the_first_line_on(tmp_path: Path) -> None:
+    file = tmp_path / "b.log"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with start("-r0", "-D", "-a127.0.0.1", f"-p{port}", f"-lA:{file}") as process:
+            out, err = process.communicate(timeout=20)
+            assert process.returncode == 1
+    reason = f"cannot start: cannot listen on 127.0.0.1 port {port}: Address already in use"
+    assert (out, err) == ("", f"ERROR: {reason}\n")
+    begin, warning, error = file.read_text().splitlines()
+    assert "--- start" in begin
+    assert warning.endswith("without a URL (-u) requests are acknowledged and not mirrored")
+    assert error.endswith(reason)
+
+
+def test_a_logfile_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with start("-r0", f"-l{tmp_path}/absent/b.log") as process:
+        _, err = process.communicate(timeout=20)
+        assert process.returncode == 1
+    assert err == f"ERROR: logfile {tmp_path}/absent/b.log: No such file or directory\n"

@@ -270,6 +270,7 @@ def test_the_options_make_the_settings(directory: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(sys, "path", sys.path[:])
     monkeypatch.setattr(command, "run", run)
     monkeypatch.setattr(common_options, "configure_logging", lambda level, format: None)
+    monkeypatch.setattr(common_options, "begin_logfile", lambda settings: None)
     assert command.main(["run", "agents:first"]) == 0
     options = (
         "--unix a.sock --unix-mode 600 --unix-owner root --unix-group 0 "

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.processes import children_of
 
 from spoakit.exceptions import StartupError
 from spoakit.server.logfile import OpenLogfile
@@ -120,3 +122,44 @@ def test_a_file_that_cannot_be_written_ends_the_start(start: Start, tmp_path: Pa
     service = start(logfile={"path": "absent/x.log"})
     assert service.wait() == 1
     assert "absent/x.log: No such file or directory" in service.log
+
+
+@pytest.mark.parametrize("daemonize", [False, True])
+@pytest.mark.parametrize("truncate", [False, True])
+def test_a_start_that_fails_is_in_the_file_and_on_the_terminal(
+    start: Start, tmp_path: Path, daemonize: bool, truncate: bool
+) -> None:
+    file = tmp_path / "b.log"
+    file.write_text("of the service that runs\n")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        logfile = {"path": "b.log", "truncate": truncate}
+        service = start(workers=1, listen={"port": port}, logfile=logfile, daemonize=daemonize)
+        assert service.wait() == 1
+    reason = f"cannot start: cannot listen on 127.0.0.1 port {port}: Address already in use"
+    lines = file.read_text().splitlines()
+    assert lines[0] == "of the service that runs"
+    assert re.search(MARK.format("start"), lines[1])
+    assert lines[2].endswith(f"ERROR spoakit.server: {reason}")
+    assert service.log == f"ERROR: {reason}\n"
+
+
+def test_a_file_that_is_emptied_keeps_what_the_start_has_logged(
+    start: Start, tmp_path: Path
+) -> None:
+    file = tmp_path / "w.log"
+    file.write_text("before\n" * 1000)
+    logfile = {"path": "w.log", "truncate": True}
+    service = start(workers=1, loop="select", logfile=logfile)
+    wait_for(service, file, "listening on")
+    lines = file.read_text().splitlines()
+    assert re.search(MARK.format("start"), lines[0])
+    assert "loop select" in lines[1]
+    assert "before" not in lines
+
+
+def test_a_file_that_cannot_be_emptied_is_written_to(start: Start) -> None:
+    service = start(workers=1, logfile={"path": "/dev/null", "truncate": True})
+    service.wait_until(lambda: len(children_of(service.process.pid)) == 1, "a worker")
+    service.signal(signal.SIGTERM)
+    assert service.wait() == 0

@@ -11,6 +11,7 @@ from spoakit.cli.values import NotAllowedError
 from spoakit.exceptions import ConfigurationError
 from spoakit.log_output import LOG_FORMATS, LOG_LEVELS, LogLevel, configure_logging
 from spoakit.server import Drain, Limits, Listen, ServerSettings
+from spoakit.server.logfile import begin_logfile
 from spoakit.server.settings import (
     CAPABILITIES,
     LOOPS,
@@ -282,9 +283,15 @@ SPDX-License-Identifier: Apache-2.0
 
 
 def begin_logging(given: Mapping[str, Any]) -> None:
-    """Log as these options' values say."""
+    """Log as these options' values say, from the first line on.
+
+    Raises:
+        StartupError: the logfile cannot be written.
+    """
     level: LogLevel = "debug" if given["debug"] else given["log_level"]
     configure_logging(level, given["log_format"] or "text")
+    if given["logfile"] is not None:
+        begin_logfile(given["logfile"])
 
 
 def server_settings(given: Mapping[str, Any]) -> ServerSettings:

@@ -1,5 +1,6 @@
 """spoa-iprep: the options of the C program and more, and commands for a running one."""
 
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -17,9 +18,11 @@ from spoakit.apps.iprep.settings import ReputationSettings
 from spoakit.cli.common_options import begin_logging, server_settings, watching
 from spoakit.cli.iprep_commands import COMMANDS, run_command
 from spoakit.cli.iprep_options import iprep_parser
-from spoakit.cli.options import EX_USAGE, open_standard_streams, show_errors
-from spoakit.exceptions import ConfigurationError
+from spoakit.cli.options import fail, open_standard_streams
+from spoakit.exceptions import ConfigurationError, SpoakitError
 from spoakit.server import Hooks, ServerSettings, TcpAddress, run
+
+logger = logging.getLogger("spoakit.iprep")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,10 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             settings = watching(server_settings(given), given)
             agent, hooks = _agent(given, settings, stack)
             begin_logging(given)
+            if given["config"] is None and not given["random"]:
+                logger.warning(
+                    "without --config scores are random; --random says that this is meant"
+                )
             return run([agent], settings, hooks)
-        except ConfigurationError as error:
-            show_errors(str(error))
-            return EX_USAGE
+        except SpoakitError as error:
+            return fail(error)
 
 
 def _agent(

@@ -20,8 +20,8 @@ from spoakit.apps.mirror.settings import (
 from spoakit.apps.mirror.url import TargetURL
 from spoakit.cli.common_options import begin_logging, server_settings, watching
 from spoakit.cli.mirror_options import OF_TARGETS, mirror_parser
-from spoakit.cli.options import EX_USAGE, open_standard_streams, show_errors
-from spoakit.exceptions import ConfigurationError
+from spoakit.cli.options import fail, open_standard_streams
+from spoakit.exceptions import ConfigurationError, SpoakitError
 from spoakit.server import Hooks, ServerSettings, run
 
 logger = logging.getLogger("spoakit.mirror")
@@ -43,9 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not live.current.targets:
             logger.warning("without a URL (-u) requests are acknowledged and not mirrored")
         return run([create_agent(live)], settings, hooks)
-    except ConfigurationError as error:
-        show_errors(str(error))
-        return EX_USAGE
+    except SpoakitError as error:
+        return fail(error)
 
 
 def _settings_reader(given: Mapping[str, Any]) -> "partial[MirrorSettings]":

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Final
 
 import spoakit
-from spoakit.exceptions import ConfigurationError
+from spoakit.exceptions import ConfigurationError, SpoakitError, StartupError
+from spoakit.server.logfile import end_logfile
 from spoakit.server.settings import ListenTls
 
 EX_FAILED: Final = 1
@@ -47,6 +48,13 @@ def show_errors(text: str) -> None:
     """Print errors to standard error, each of the text's lines as one."""
     for line in text.splitlines():
         sys.stderr.write(f"ERROR: {line}\n")
+
+
+def fail(error: SpoakitError) -> int:
+    """Print why a command cannot go on, in its logfile, too; return its exit code."""
+    end_logfile(str(error))
+    show_errors(str(error))
+    return EX_FAILED if isinstance(error, StartupError) else EX_USAGE
 
 
 def read_tls(certificate: str | None, key: str | None, ca: str | None) -> ListenTls | None:

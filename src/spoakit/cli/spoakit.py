@@ -13,10 +13,12 @@ from spoakit.cli import common_options as common
 from spoakit.cli import values
 from spoakit.cli.common_options import begin_logging, server_settings
 from spoakit.cli.option_table import Group, Option, OptionParser
-from spoakit.cli.options import EX_FAILED, EX_USAGE, open_standard_streams, show_errors
+from spoakit.cli.options import EX_FAILED, fail, open_standard_streams
 from spoakit.cli.reloader import serve_and_restart
 from spoakit.exceptions import ConfigurationError, SpoakitError
+from spoakit.logs import describe_error
 from spoakit.server import run
+from spoakit.server.logfile import end_logfile
 from spoakit.server.settings import LOOPS
 
 _SYNOPSIS: Final = """\
@@ -127,9 +129,9 @@ def _run(arguments: Sequence[str]) -> int:
         agents = [_load(name) for name in names]
         return run(agents, settings)
     except SpoakitError as error:
-        show_errors(str(error))
-        return EX_USAGE
+        return fail(error)
     except _ImportFailed as failure:
+        end_logfile(str(failure))
         failure.show()
         return EX_FAILED
 
@@ -138,6 +140,7 @@ class _ImportFailed(Exception):
     """A user's module that raised something while it was imported."""
 
     def __init__(self, error: Exception) -> None:
+        super().__init__(f"the module cannot be imported: {describe_error(error)}")
         self._error = error
 
     def show(self) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import socket
-import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, NoReturn
 
@@ -47,11 +47,14 @@ class StartupNotifier:
             self.close()
 
 
-def daemonize() -> StartupNotifier:
+def daemonize(show: Callable[[str], None]) -> StartupNotifier:
     """Continue in a process of its own session, with its standard streams on /dev/null.
 
     Returns in that process only. The caller's own process stays until it is notified how the start
     went, so that its exit code is true. The working directory stays, for relative paths.
+
+    Args:
+        show: writes a text where the caller sees it, in the process that stays.
 
     Raises:
         StartupError: the system has no process or descriptor left.
@@ -61,7 +64,7 @@ def daemonize() -> StartupNotifier:
         reader, writer = os.pipe()
         if os.fork():
             os.close(writer)
-            _await_start(reader)
+            _await_start(reader, show)
     except OSError as error:
         raise StartupError(f"cannot go to the background: {error.strerror}") from error
     os.close(reader)
@@ -81,7 +84,7 @@ def daemonize() -> StartupNotifier:
     return StartupNotifier(writer)
 
 
-def _await_start(reader: int) -> NoReturn:
+def _await_start(reader: int, show: Callable[[str], None]) -> NoReturn:
     """Wait for the notification, and exit with the code that it calls for."""
     code = 1
     try:
@@ -92,7 +95,7 @@ def _await_start(reader: int) -> NoReturn:
             code = 0
         else:
             reason = message.decode(errors="replace") or "it ended while starting"
-            sys.stderr.write(f"ERROR: {reason}\n")
+            show(f"ERROR: {reason}\n")
             flush_standard_streams()
     finally:
         os._exit(code)

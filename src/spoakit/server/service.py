@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import resource
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -18,7 +19,7 @@ from spoakit.server.daemon import StartupNotifier, daemonize, notify_service_man
 from spoakit.server.event_loops import choose_loop
 from spoakit.server.forking import flush_standard_streams
 from spoakit.server.ipc import WorkerServer
-from spoakit.server.logfile import OpenLogfile
+from spoakit.server.logfile import OpenLogfile, begin_logfile
 from spoakit.server.pidfile import Pidfile
 from spoakit.server.server import Server
 from spoakit.server.settings import ServerSettings
@@ -114,24 +115,30 @@ def run_service(make_server: MakeServer, settings: ServerSettings, hooks: Hooks)
     counters = Counters(settings.workers + 1)
     make_server(counters.row(0))
     starter = StartupNotifier()
+    logfile: OpenLogfile | None = None
     try:
+        # Before anything is logged, and before the sockets are bound: that may fail.
+        if settings.logfile is not None:
+            logfile = begin_logfile(settings.logfile)
         # Signals are received until all files are removed: one to stop again must leave none.
         with SignalReceiver() as signals, ExitStack() as stack:
             listeners = Listeners(settings.listen)
             stack.callback(listeners.remove)
             stack.callback(listeners.close)
-            logfile = OpenLogfile(settings.logfile) if settings.logfile else None
             if settings.daemonize:
-                starter = daemonize()
+                starter = daemonize(_show if logfile is None else logfile.show)
+                if logfile is not None:
+                    logfile.forget_streams()
+                    logfile.redirect()
             pidfile = Pidfile(settings.pidfile) if settings.pidfile else None
             if pidfile is not None:
                 pidfile.lock()
                 stack.callback(pidfile.release)
             if logfile is not None:
-                logfile.begin()
+                logfile.settle()
                 stack.callback(logfile.mark, "stop")
                 stack.callback(flush_throttles, final=True)
-                hooks = replace(hooks, reopen_logs=logfile.reopen)
+                hooks = replace(hooks, reopen_logs=logfile.redirect)
             _raise_descriptor_limit(settings.limits.connections)
             if loop == "select":
                 logger.warning(
@@ -163,6 +170,8 @@ def run_service(make_server: MakeServer, settings: ServerSettings, hooks: Hooks)
             ).run()
     except StartupError as error:
         logger.error("cannot start: %s", error)
+        if logfile is not None:
+            logfile.show(f"ERROR: cannot start: {error}\n")
         starter.failed(str(error))
         return 1
     finally:
@@ -190,6 +199,10 @@ async def serve_in_loop(make_server: MakeServer, settings: ServerSettings) -> No
         listeners.close()
         listeners.remove()
         flush_throttles(final=True)
+
+
+def _show(text: str) -> None:
+    sys.stderr.write(text)
 
 
 def _raise_descriptor_limit(connections: int) -> None:
