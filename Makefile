@@ -12,8 +12,11 @@ PYTEST ?= -q -rs -n 3 --dist loadfile
 # What tests run beside HAProxy, and what names are looked up with in them.
 SERVERS := openssl nghttpd=nghttp2-server libnss_wrapper.so=libnss-wrapper
 
-.PHONY: venv venv-pure haproxy demo demo-iprep test test-system test-compiled test-pure test-all \
+.PHONY: all venv venv-pure haproxy demo demo-iprep test test-system test-compiled test-pure test-all \
 	lint bench bench-system fuzz soak clean
+
+# `make` and `make all` build, as the C program's do: .venv/bin/spoa-mirror is what comes of it.
+all: venv
 
 venv: $(VENV)/.ready
 venv-pure: $(PURE)/.ready

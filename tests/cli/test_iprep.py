@@ -274,7 +274,8 @@ def test_it_scores_addresses_and_shows_frames_in_debug_mode(tmp_path: Path) -> N
         process.send_signal(signal.SIGTERM)
         _, rest = process.communicate(timeout=20)
         assert process.returncode == 0
-    assert "2001:db8::7" in rest
+    assert "check-client-ip(2001:db8::7)" in rest
+    assert f"ACK 1/1: sess.ip_score={action.value}" in rest
 
 
 def test_on_a_unix_socket_it_closes_connections_after_so_many_frames(tmp_path: Path) -> None:

@@ -284,7 +284,7 @@ def test_nothing_is_answered_behind_the_disconnect(
     engine = connected(server, connect_engine)
     (connection,) = connections(server)
     assert engine.call("echo", 1) == {"txn.number": 1}
-    server.call(connection.leave)
+    server.call(connection.leave, "the agent is stopping")
     assert not connection.is_fast_path_open
     engine.send_raw(notify_frame(encode_messages([echo(2)])))
     with pytest.raises(AgentDisconnected):
@@ -1149,6 +1149,11 @@ def test_each_frame_is_logged_where_debugging_is_on(
     engine = connected(serve(subject.agent), connect_engine, engine_id="abc")
     engine.call("echo", n=1)
     assert "engine_id='abc'" in caplog.text
-    assert "Argument(name='n', type=<DataType.INT64: 4>, value=1)" in caplog.text
+    assert "NOTIFY 1/1: echo(n=1)" in caplog.text
+    assert "ACK 1/1: txn.number=1" in caplog.text
+    engine.disconnect()
+    wait_until(lambda: "AGENT-DISCONNECT with status 0: " in caplog.text)
+    assert "HAPROXY-DISCONNECT with status 0: " in caplog.text
+    assert "AGENT-HELLO" in caplog.text
     with socket.create_connection(engine._socket.getpeername()) as stranger:
         stranger.close()

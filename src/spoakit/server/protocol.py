@@ -19,6 +19,7 @@ from spoakit.agent.interfaces import PendingFrame
 from spoakit.exceptions import InputOutputError, ProtocolError, StatusCode, TimedOutError
 from spoakit.server._fast_path_cy import FastPathProtocol
 from spoakit.server.backlog import Backlog
+from spoakit.server.frame_log import describe_notify, describe_outgoing
 from spoakit.server.server_state import ServerState
 from spoakit.spop import (
     Aborted,
@@ -32,7 +33,6 @@ from spoakit.spop import (
     Opened,
     Skipped,
     append_ack,
-    decode_messages,
 )
 
 logger = logging.getLogger("spoakit.server")
@@ -267,11 +267,18 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
                 self.engine_id = engine.engine_id
                 self.max_frame_size = agent.max_frame_size
                 self._enter(OPEN)
-                logger.debug("HELLO from %s: %s; answered %s", self.peer, engine, agent)
+                logger.debug("from %s: HELLO %s; agreed: %s", self.peer, engine, agent)
             case HealthChecked():
                 self._state.health_checked()
+                logger.debug("from %s: a health check", self.peer)
                 self._enter(DRAINING)
             case Disconnected(status_code, message):
+                logger.debug(
+                    "from %s: HAPROXY-DISCONNECT with status %d: %s",
+                    self.peer,
+                    status_code,
+                    message,
+                )
                 self._state.disconnected(self.peer, status_code, message)
                 self._disconnect(status_code, message)
             case Failed(error):
@@ -286,12 +293,8 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
             if isinstance(event, Notify):
                 # Dispatching says what is wrong with a frame that cannot be read.
                 with suppress(ProtocolError):
-                    logger.debug(
-                        "%r from %s: %s",
-                        event,
-                        self.peer,
-                        decode_messages(event, self._state.limits.messages),
-                    )
+                    notify = describe_notify(event, self._state.limits.messages)
+                    logger.debug("from %s: %s", self.peer, notify)
 
     # --- phases ------------------------------------------------------------------------
 
@@ -365,6 +368,9 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
 
     def _write_outgoing(self) -> None:
         data = self._connection.data_to_send()
+        if self._debug:
+            for frame in describe_outgoing(data):
+                logger.debug("to %s: %s", self.peer, frame)
         if self.phase is not CLOSED and not self._transport.is_closing():
             self._transport.write(data)
 

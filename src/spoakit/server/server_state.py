@@ -123,7 +123,6 @@ class ServerState:
     def disconnected(self, peer: str, status_code: int, message: str) -> None:
         """Log why the engine ends a connection, if it is not one of its everyday reasons."""
         if status_code in _EVERYDAY:
-            logger.debug("DISCONNECT from %s with status %d: %s", peer, status_code, message)
             return
         self._row.add(DISCONNECTS)
         self._throttle.warning(
