@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -131,3 +133,64 @@ def test_declaring_an_agent_does_not_import_the_server() -> None:
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'spoakit' has no attribute 'walk'"):
         vars(spoakit)["__getattr__"]("walk")
+
+
+RELOADING = """
+import logging, os, sys
+from pathlib import Path
+import spoakit
+from spoakit.server import ServerSettings
+
+agent, other = spoakit.Agent("one"), spoakit.Agent("other")
+one = agent.variable("txn.one", str)
+current = Path("value").read_text()
+
+@other.on_reload
+def fail() -> None:
+    sys.exit("on purpose")
+
+@agent.on_reload
+def reload() -> None:
+    global current
+    current = Path("value").read_text()
+
+@agent.message("one")
+def answer() -> spoakit.Action:
+    return one.set(current)
+
+logging.basicConfig(level=logging.INFO)
+settings = ServerSettings(watch="value" if sys.argv[1] == "watch" else None)
+sys.exit(spoakit.run(other, agent, unix="agent.sock", workers=2, settings=settings))
+"""
+
+
+@pytest.mark.parametrize("how", ["signal", "watch"])
+def test_agents_are_told_of_a_reload_in_each_worker(tmp_path: Path, how: str) -> None:
+    (tmp_path / "value").write_text("before")
+    environment = {**os.environ, "PYTHONPATH": str(Path(spoakit.__file__).parent.parent)}
+    with subprocess.Popen(
+        [sys.executable, "-c", RELOADING, how],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+    ) as process:
+        assert process.stderr is not None
+        assert any("listening on" in line for line in process.stderr)
+        engines = [EngineClient(unix=str(tmp_path / "agent.sock")) for _ in range(4)]
+        with ExitStack() as stack:
+            for engine in engines:
+                stack.enter_context(engine).hello()
+                assert engine.call("one") == {"txn.one": "before"}
+            (tmp_path / "new").write_text("after")
+            (tmp_path / "new").rename(tmp_path / "value")
+            if how == "signal":
+                process.send_signal(signal.SIGHUP)
+            end = time.monotonic() + 20
+            while any(engine.call("one") != {"txn.one": "after"} for engine in engines):
+                assert time.monotonic() < end
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert "fail failed; going on" in log
+    assert "there is nothing to reload" not in log

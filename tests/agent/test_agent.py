@@ -363,3 +363,34 @@ def test_a_handler_has_at_most_255_parameters(agent: Agent) -> None:
     exec(f"def many({arguments}) -> None: ...", names)
     with pytest.raises(RegistrationError, match="256 parameters, 255 are allowed"):
         agent.message("check")(names["many"])
+
+
+# --- reloads ---------------------------------------------------------------------------
+
+
+def test_functions_for_reloads_are_kept_in_their_order(agent: Agent) -> None:
+    def first() -> None: ...
+
+    def second(optional: int = 1) -> None: ...
+
+    assert agent.on_reload(first) is first
+    agent.on_reload(second)
+    assert agent.reloads == (first, second)
+
+
+async def waits() -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("function", "error"),
+    [
+        (waits, "on_reload: a reload is a def"),
+        (lambda a: None, "on_reload: missing a required argument: 'a'"),
+        (7, "on_reload: 7 is not a callable object"),
+    ],
+)
+def test_what_cannot_be_called_at_a_reload_is_refused(
+    agent: Agent, function: Any, error: str
+) -> None:
+    with pytest.raises(RegistrationError, match=error):
+        agent.on_reload(function)

@@ -1,5 +1,6 @@
 """`Agent`: what users declare their variables, handlers and resources on."""
 
+import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from types import UnionType
@@ -29,6 +30,7 @@ InlineT = TypeVar("InlineT", bound=Callable[..., Actions])
 AsyncT = TypeVar("AsyncT", bound=Callable[..., Coroutine[Any, Any, Actions]])
 HandlerT = TypeVar("HandlerT", bound=Callable[..., Actions | Coroutine[Any, Any, Actions]])
 ObserverT = TypeVar("ObserverT", bound=Callable[..., None])
+ReloadT = TypeVar("ReloadT", bound=Callable[[], None])
 ResourceT = TypeVar("ResourceT", bound=Callable[..., AsyncIterator[Any]])
 
 
@@ -83,6 +85,7 @@ class Agent:
         self._variables: dict[tuple[Scope, str], Variable[Any]] = {}
         self._handlers: list[Handler] = []
         self._resources: dict[Any, Resource] = {}
+        self._reloads: list[Callable[[], None]] = []
 
     def __repr__(self) -> str:
         return f"<Agent {self.name}: {', '.join(sorted(self.messages)) or 'no messages'}>"
@@ -101,6 +104,11 @@ class Agent:
     def resources(self) -> tuple[Resource, ...]:
         """The registered resources, in the order they start in."""
         return tuple(self._resources.values())
+
+    @property
+    def reloads(self) -> tuple[Callable[[], None], ...]:
+        """The functions that `on_reload` registered."""
+        return tuple(self._reloads)
 
     @property
     def messages(self) -> frozenset[str]:
@@ -322,6 +330,29 @@ class Agent:
             raise RegistrationError("write @agent.resource without parentheses")
         resource = read_resource(function, self._resources)
         self._resources[resource.type] = resource
+        return function
+
+    def on_reload(self, function: ReloadT) -> ReloadT:
+        """Register the decorated function to be called in each worker at a reload.
+
+        A reload is asked for by SIGHUP, or by a change of the file of ``--watch``. The function is
+        a ``def`` without parameters, and runs on the event loop between two callbacks. What it
+        raises is logged, and the worker goes on.
+
+        Raises:
+            RegistrationError: it is an ``async def``, or nothing that can be called without
+                arguments.
+        """
+        try:
+            inspect.signature(function).bind()
+        except (TypeError, ValueError) as error:
+            raise RegistrationError(f"{describe(function)}: on_reload: {error}") from error
+        if inspect.iscoroutinefunction(function):
+            raise RegistrationError(
+                f"{describe(function)}: on_reload: a reload is a def; start what waits from a "
+                "resource"
+            )
+        self._reloads.append(function)
         return function
 
     def prepare(self) -> tuple[Handler, ...]:

@@ -48,7 +48,8 @@ auto is uvloop where it is installed.
 A TIME is a number with its unit: us, ms, s, m, h or d.  A SIZE is a number of
 bytes, or one with B, KiB, MiB or GiB.
 
-Signals: TERM and INT stop, USR1 reopens the logfile, USR2 logs all counters.
+Signals: TERM and INT stop, HUP calls what agents do at a reload, USR1 reopens
+the logfile, USR2 logs all counters.
 """
 
 

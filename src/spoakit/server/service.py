@@ -12,6 +12,7 @@ from typing import Final
 
 from spoakit.agent import Agent
 from spoakit.agent.combine import combine
+from spoakit.agent.parameters import describe
 from spoakit.exceptions import ConfigurationError, StartupError
 from spoakit.logs import flush_throttles
 from spoakit.metrics.counters import CounterRow, Counters
@@ -81,8 +82,29 @@ def run(
     """
     # Once, before the workers are forked: middleware is applied, and the TLS key read.
     handlers = combine(agents)
+    reloads = [function for agent in agents for function in agent.reloads]
+    if reloads:
+        hooks = _with_reloads(hooks, reloads)
     tls = None if settings.listen.tls is None else server_context(settings.listen.tls)
     return run_service(lambda row: Server(agents, settings, row, tls, handlers), settings, hooks)
+
+
+def _with_reloads(hooks: Hooks, reloads: Sequence[Callable[[], None]]) -> Hooks:
+    """Return hooks that call the agents' functions in each worker, after what they do already."""
+
+    def reload() -> None:
+        if hooks.reload is not _DEFAULT_HOOKS.reload:
+            hooks.reload()
+
+    def reload_worker() -> None:
+        (hooks.reload_worker or reload)()
+        for function in reloads:
+            try:
+                function()
+            except (Exception, SystemExit):
+                logger.exception("reload: %s failed; going on", describe(function))
+
+    return replace(hooks, reload=reload, reload_worker=reload_worker)
 
 
 async def serve(agents: Sequence[Agent], settings: ServerSettings = _DEFAULT_SETTINGS) -> None:
