@@ -45,11 +45,11 @@ haproxy: venv
 	-$(BIN)/python scripts/fetch_haproxy.py
 
 demo: venv
-	$(BIN)/python scripts/fetch_haproxy.py 2.6
+	$(BIN)/python scripts/fetch_haproxy.py any
 	$(BIN)/python examples/mirror/demo.py
 
 demo-iprep: venv
-	$(BIN)/python scripts/fetch_haproxy.py 2.6
+	$(BIN)/python scripts/fetch_haproxy.py any
 	$(BIN)/python examples/ip-reputation/demo.py
 
 # All tests compiled; uncompiled those that meet the hot code (the rule is in tests/conftest.py).

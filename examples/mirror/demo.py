@@ -227,7 +227,7 @@ def show(name: str, original: Request | None, copy: Request | None) -> bool:
 
 
 def main() -> int:
-    haproxy = find_haproxy("2.6")
+    haproxy = find_haproxy()
     if haproxy is None:
         raise SystemExit("demo: there is no HAProxy; `make demo` fetches one")
     origin, target = Server("origin"), Server("target")

@@ -150,3 +150,47 @@ def test_any_bytes_are_read_or_raise_value_error(raw: bytes, binary: bool) -> No
     except ValueError:
         return
     assert all(name for name, _ in fields)
+
+
+# --- encoding --------------------------------------------------------------------------
+
+
+def test_a_block_of_either_form_is_encoded_as_binary(headers: Headers) -> None:
+    assert headers.encode() == BINARY
+    assert Headers.of(*FIELDS).encode() == BINARY
+    assert Headers.of(*FIELDS) == Headers(BINARY)
+    assert Headers.of().encode() == b"\0\0"
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.text("!#$%&'*+-.^_`|~09azAZ", min_size=1, max_size=300),
+            st.text(st.characters(min_codepoint=32, exclude_characters="\x7f"), max_size=300),
+        )
+    )
+)
+def test_what_is_encoded_is_read_again(fields: list[tuple[str, str]]) -> None:
+    fields = [(name, value.encode("utf-8", "replace").decode()) for name, value in fields]
+    block = Headers.of(*fields)
+    assert list(block) == fields
+    assert block.encode() == block.raw
+
+
+@pytest.mark.parametrize("value", ["a\r\nInjected: 1", "a\nb", "a\rb", "a\0b", "\x1b[0m", "\x7f"])
+def test_a_value_cannot_begin_another_field(value: str) -> None:
+    with pytest.raises(ValueError, match="header x-a: its value has the character"):
+        Headers.of(("x-a", value))
+    block = Headers(encode_string(b"x-a") + encode_string(value.encode()) + b"\0\0")
+    with pytest.raises(ValueError, match="header x-a: its value has the character"):
+        block.encode()
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a:", ":path", "a\r\nb", "é", "a\0", "a\n", '"a"'])
+def test_a_name_is_a_token(name: str) -> None:
+    with pytest.raises(ValueError, match="is not a token"):
+        Headers.of((name, "x"))
+
+
+def test_tabs_and_bytes_beyond_ascii_are_values() -> None:
+    assert Headers.of(("a", "b\tc \udcff é")).get("a") == "b\tc \udcff é"

@@ -16,7 +16,7 @@ from spoakit.testing.haproxy import find_haproxy
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 OWN = "spoakit"
-HAPROXY_VERSIONS = ("3.2", "3.0", "2.6")
+HAPROXY_VERSIONS = ("3.4", "3.2", "3.0", "2.8", "2.6")
 
 
 @dataclass(frozen=True, slots=True)

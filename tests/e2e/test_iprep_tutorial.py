@@ -7,6 +7,7 @@ from pathlib import Path
 from tests.e2e.programs import Start, wait_until
 from tests.e2e.reputation import CLI, command, is_let_in
 
+from spoakit.testing.haproxy import haproxy_version
 from spoakit.testing.pytest_plugin import StartHAProxy
 
 TUTORIAL = Path(__file__).parents[2] / "docs/iprep-tutorial.md"
@@ -31,7 +32,7 @@ def without_time(shown: str) -> str:
 
 
 def test_a_listed_client_is_rejected_and_so_is_a_banned_one(
-    start: Start, haproxy: StartHAProxy, tmp_path: Path
+    start: Start, haproxy: StartHAProxy, haproxy_binary: Path, tmp_path: Path
 ) -> None:
     for name, text in (("blocked.txt", "# An address"), ("iprep.toml", "[policy]")):
         (tmp_path / name).write_text(block(text))
@@ -40,13 +41,18 @@ def test_a_listed_client_is_rejected_and_so_is_a_banned_one(
     shown = command(tmp_path, "lookup", "127.0.0.2")
     assert without_time(shown) == without_time("\n".join(lookup))
 
+    spoe = block("[ip-reputation]").replace("15ms", "2s")
+    if haproxy_version(haproxy_binary) < "3.1":
+        spoe = spoe.replace(
+            "    timeout", "    timeout hello 2s\n    timeout idle 30s\n    timeout"
+        )
     running = haproxy(
         block("defaults")
         .replace(":8080", '"${FRONTEND}"')
         .replace("127.0.0.1:12345", '"${AGENT}"')
         .replace("    mode spop\n", MODE),
         # 15 ms are not always enough on a busy machine.
-        files={"spoe.cfg": block("[ip-reputation]").replace("15ms", "2s")},
+        files={"spoe.cfg": spoe},
         variables={"AGENT": program.address},
     )
     assert is_let_in(running, "127.0.0.1")

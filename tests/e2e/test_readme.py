@@ -50,11 +50,13 @@ def test_haproxy_shows_its_score(
     agent = start("spoakit.cli.spoakit", *command[1:])
     config = replaced(block("defaults\n"), "bind :8080", 'bind "${FRONTEND}"')
     config = replaced(config, "127.0.0.1:12345", '"${AGENT}"')
+    spoe = block("[hello]")
     if haproxy_version(haproxy_binary) < "3.1":
         config = replaced(config, "mode spop", "mode tcp")
-    running = haproxy(
-        config, files={"hello.cfg": block("[hello]")}, variables={"AGENT": agent.address}
-    )
+        spoe = replaced(
+            spoe, "    timeout", "    timeout hello 100ms\n    timeout idle 30s\n    timeout"
+        )
+    running = haproxy(config, files={"hello.cfg": spoe}, variables={"AGENT": agent.address})
     # 50 ms are not always enough on a busy machine.
     wait_until(lambda: answer(running) == "score 100\n", "the score of a private address")
 

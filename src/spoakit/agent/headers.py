@@ -1,12 +1,18 @@
 """The header fields of a request or response, as HAProxy sends them in one argument."""
 
-from collections.abc import Iterator
-from typing import TypeVar, overload
+import re
+from collections.abc import Iterable, Iterator
+from typing import Final, TypeVar, overload
 
 from spoakit.exceptions import InvalidFrameError
 from spoakit.spop._decode_cy import Cursor
+from spoakit.spop._encode_cy import encode_string
 
 T = TypeVar("T")
+
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_END: Final = b"\0\0"
 
 
 class Headers:
@@ -34,6 +40,30 @@ class Headers:
         self.raw = raw
         self.binary = binary
         self._fields = None
+
+    @classmethod
+    def of(cls, *fields: tuple[str, str]) -> "Headers":
+        """Return a header block of these names and values, as `encode` makes it.
+
+        An agent sets a BINARY variable to it for HAProxy's ``set-headers-bin`` and
+        ``add-headers-bin`` (3.4 and later), and a test gives it as an argument.
+
+        Raises:
+            ValueError: see `encode`.
+        """
+        return cls(_encode(fields))
+
+    def encode(self) -> bytes:
+        """Return the fields as a BINARY block, in which nothing can be injected.
+
+        HAProxy does not check what ``set-headers-bin`` is given: a line feed in a value would
+        begin another header field.
+
+        Raises:
+            ValueError: a name is not a token (RFC 9110, 5.6.2), or a value has a control character
+                other than a tab (5.5): CR, LF and NUL among them.
+        """
+        return _encode(self.fields)
 
     @property
     def fields(self) -> tuple[tuple[str, str], ...]:
@@ -79,6 +109,18 @@ class Headers:
 
     def __repr__(self) -> str:
         return f"<Headers {len(self.raw)} bytes {'BINARY' if self.binary else 'STRING'}>"
+
+
+def _encode(fields: Iterable[tuple[str, str]]) -> bytes:
+    block = bytearray()
+    for name, value in fields:
+        if not _TOKEN.fullmatch(name):
+            raise ValueError(f"header name {name!r:.80} is not a token (RFC 9110)")
+        if found := _CONTROL.search(value):
+            raise ValueError(f"header {name:.80}: its value has the character {found[0]!r}")
+        for text in (name, value):
+            block += encode_string(text.encode("utf-8", "surrogateescape"))
+    return bytes(block + _END)
 
 
 def _decode(data: bytes) -> str:
