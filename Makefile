@@ -13,7 +13,7 @@ PYTEST ?= -q -rs -n 3 --dist loadfile
 SERVERS := openssl nghttpd=nghttp2-server libnss_wrapper.so=libnss-wrapper
 
 .PHONY: all venv venv-pure haproxy demo demo-iprep test test-system test-compiled test-pure test-all \
-	lint bench bench-system fuzz soak clean
+	lint wheel bench bench-system fuzz soak clean
 
 # `make` and `make all` build, as the C program's do: .venv/bin/spoa-mirror is what comes of it.
 all: venv
@@ -27,7 +27,7 @@ $(VENV)/.ready: pyproject.toml setup.py $(HOT)
 	@echo "making $(VENV), compiled: some minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade 'pip>=25.1'
-	SPOAKIT_EXT=require $(BIN)/pip install -q -e '.[testing]' --group dev
+	SPOAKIT_EXT=require $(BIN)/pip install -q -e '.[all]' --group dev
 	touch $@
 
 # Uncompiled, installed as users without a compiler would have it, and without Cython.
@@ -36,7 +36,7 @@ $(PURE)/.ready: pyproject.toml setup.py $(shell find src -name '*.py')
 	$(PYTHON) -m venv $(PURE)
 	$(PURE)/bin/python -m pip install -q --upgrade 'pip>=25.1'
 	rm -rf build
-	SPOAKIT_EXT=disable $(PURE)/bin/pip install -q '.[testing]' hypothesis grpcio mmdb-writer pytest-xdist
+	SPOAKIT_EXT=disable $(PURE)/bin/pip install -q '.[all]' hypothesis grpcio mmdb-writer pytest-xdist
 	touch $@
 
 # The HAProxy versions that are tested with, fetched once into .cache/haproxy.
@@ -95,6 +95,11 @@ soak: venv
 	-$(BIN)/python scripts/fetch_haproxy.py
 	$(BIN)/python -m tests.soak $(SOAK)
 
+# A wheel and a source distribution in dist/, each tried in a fresh environment.
+wheel: venv
+	$(BIN)/python -m pip install -q --group wheel
+	$(BIN)/python scripts/make_wheel.py
+
 clean:
-	rm -rf $(VENV) $(PURE) build src/*.egg-info .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(PURE) build dist src/*.egg-info .mypy_cache .ruff_cache
 	find src \( -name '*.so' -o -name '*_cy.c' -o -name __pycache__ \) -prune -exec rm -rf {} +

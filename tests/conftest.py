@@ -26,6 +26,8 @@ settings.register_profile("ci", deadline=None, max_examples=300, derandomize=Tru
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 LEG = os.environ.get("SPOAKIT_EXPECT")
+if LEG == "pure":
+    os.environ["SPOAKIT_EXT"] = "disable"  # so that no program warns of it
 
 # What the uncompiled leg leaves out. The rule: a file is here if what it tests neither is a hot
 # module nor uses one, so that it would only test the very same code a second time.

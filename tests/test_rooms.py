@@ -14,7 +14,7 @@ SOURCE = Path(spoakit.__file__).parent
 # From the bottom to the top. Those on one level do not know each other. `spoakit` is the
 # package itself, whose names users import.
 LEVELS = (
-    {"exceptions", "_cython"},
+    {"exceptions", "_cython", "compilation"},
     {"logs", "metrics"},
     {"log_output"},
     {"spop"},

@@ -650,7 +650,7 @@ def test_linuxaio_is_really_that() -> None:
                 break
         if any("refuses linuxaio" in line for line in lines):
             pytest.skip(lines[0])
-        assert "(1 worker, linuxaio)" in lines[-1]
+        assert "(1 worker, linuxaio, " in lines[-1]
         ended = Event()
         sending = Thread(target=send_until, args=(port, ended))
         sending.start()

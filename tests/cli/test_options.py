@@ -8,8 +8,9 @@ import pytest
 
 from spoakit.cli.iprep import main as iprep_main
 from spoakit.cli.mirror import main as mirror_main
-from spoakit.cli.options import form, read_tls
+from spoakit.cli.options import read_tls
 from spoakit.cli.spoakit import main as spoakit_main
+from spoakit.compilation import form
 from spoakit.exceptions import ConfigurationError
 from spoakit.server.settings import ListenTls
 from spoakit.spop import COMPILED

@@ -13,7 +13,7 @@ import pytest
 import spoakit
 from spoakit.cli import common_options
 from spoakit.cli import spoakit as command
-from spoakit.cli.options import form
+from spoakit.compilation import form
 from spoakit.server import Logfile, ServerSettings, TcpAddress, UnixAddress
 from spoakit.spop import Argument, Message
 from spoakit.testing import EngineClient

@@ -1,12 +1,11 @@
-"""Basis of the commands: their streams, exit codes and errors, and the form of the hot code."""
+"""Basis of the commands: their streams, exit codes, errors and version."""
 
-import importlib.util
 import os
 import sys
-from pathlib import Path
 from typing import Final
 
 import spoakit
+from spoakit.compilation import form
 from spoakit.exceptions import ConfigurationError, SpoakitError, StartupError
 from spoakit.server.logfile import end_logfile
 from spoakit.server.settings import ListenTls
@@ -74,23 +73,3 @@ def read_tls(certificate: str | None, key: str | None, ca: str | None) -> Listen
 def version() -> str:
     """Return the version and the form in use: "0.1.0 (compiled)"."""
     return f"{spoakit.__version__} ({form()})"
-
-
-def form() -> str:
-    """Return "compiled", "not compiled", or which of the hot modules are not compiled."""
-    root = Path(spoakit.__file__).parent
-    hot = [
-        ".".join(("spoakit", *path.relative_to(root).with_suffix("").parts))
-        for path in sorted(root.rglob("*_cy.py"))
-    ]
-    slow = [name for name in hot if not _is_compiled(name)]
-    if not slow:
-        return "compiled"
-    if slow == hot:
-        return "not compiled"
-    return f"compiled but for {', '.join(slow)}"
-
-
-def _is_compiled(module: str) -> bool:
-    spec = importlib.util.find_spec(module)
-    return spec is not None and spec.origin is not None and not spec.origin.endswith(".py")

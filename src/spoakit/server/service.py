@@ -13,6 +13,7 @@ from typing import Final
 from spoakit.agent import Agent
 from spoakit.agent.combine import combine
 from spoakit.agent.parameters import describe
+from spoakit.compilation import COMPILED, REMEDY, form
 from spoakit.exceptions import ConfigurationError, StartupError
 from spoakit.logs import flush_throttles
 from spoakit.metrics.counters import CounterRow, Counters
@@ -168,10 +169,15 @@ def run_service(make_server: MakeServer, settings: ServerSettings, hooks: Hooks)
                     settings.limits.connections,
                 )
             _require_descriptors(settings.workers)
+            compiled = form()
+            # One who has asked for the uncompiled form need not be told.
+            if compiled != COMPILED and os.environ.get("SPOAKIT_EXT") != "disable":
+                logger.warning("%s", REMEDY)
 
             def on_ready() -> None:
                 workers = "1 worker" if settings.workers == 1 else f"{settings.workers} workers"
-                logger.info("listening on %s (%s, %s)", listeners.describe(), workers, loop)
+                where = listeners.describe()
+                logger.info("listening on %s (%s, %s, %s)", where, workers, loop, compiled)
                 notify_service_manager("READY=1")
                 starter.ready()
 
