@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from spoakit.agent._dispatch_cy import BoundHandler
 from spoakit.agent.handlers import DEFAULT_TIMEOUT
 from spoakit.agent.interfaces import PendingFrame
 from spoakit.agent.runtime import Runtime
-from spoakit.agent.thread_pool import Outcome, ThreadPool
+from spoakit.agent.thread_pool import ThreadPool
 from spoakit.exceptions import DeadlineError, InvalidFrameError, ProtocolError, RefusedError
 from spoakit.logs import forget_throttled
 from spoakit.spop import Notify, encode_messages
@@ -297,7 +298,8 @@ def test_a_frame_that_turns_out_broken_behind_what_waits_fails_its_connection(
     agent: Agent,
 ) -> None:
     @agent.message("async")
-    async def handle() -> None: ...
+    async def handle() -> None:
+        await asyncio.sleep(0)
 
     async def use(runtime: Runtime, link: EngineLink) -> None:
         dispatch(runtime, link, encode_messages([Message("async")]) + b"\x07a")
@@ -340,7 +342,8 @@ def test_a_cancelled_frame_answers_nothing_and_shows_observers_nothing(agent: Ag
 
 def test_a_frame_that_waits_does_not_keep_the_read_it_came_in(agent: Agent) -> None:
     @agent.message("async")
-    async def handle() -> None: ...
+    async def handle() -> None:
+        await asyncio.sleep(0)
 
     async def use(runtime: Runtime, link: EngineLink) -> None:
         payload = encode_messages([Message("async")])
@@ -379,6 +382,133 @@ def test_an_ended_call_does_not_keep_its_frame(agent: Agent) -> None:
     running(agent, use)
 
 
+# --- calls that do not wait ----------------------------------------------------------------
+
+
+def test_a_call_that_does_not_wait_is_answered_at_once(agent: Agent) -> None:
+    number = agent.variable("txn.number", int)
+
+    @agent.message("async")
+    async def handle(n: int) -> Action:
+        return number.set(n)
+
+    async def use(runtime: Runtime, link: EngineLink) -> None:
+        for n in range(3):
+            dispatch(runtime, link, encode_messages([Message("async", (Argument.of("n", n),))]))
+        assert link.waiting == []
+        assert link.outgoing
+
+    running(agent, use)
+
+
+def test_a_call_runs_in_a_task_and_in_a_context_of_its_own(agent: Agent) -> None:
+    variable: ContextVar[int] = ContextVar("variable", default=0)
+    seen: list[object] = []
+
+    @agent.message("async")
+    async def handle(wait: bool) -> None:
+        task = asyncio.current_task()
+        seen.append(variable.get())
+        variable.set(variable.get() + 1)
+        if wait:
+            await asyncio.sleep(0)
+        assert isinstance(task, asyncio.Task)
+        assert task is asyncio.current_task()
+        assert task.get_loop() is asyncio.get_running_loop()
+        seen.append(variable.get())
+
+    async def use(runtime: Runtime, link: EngineLink) -> None:
+        outer = asyncio.current_task()
+        for wait in (False, True, False):
+            argument = Argument.of("wait", wait)
+            dispatch(runtime, link, encode_messages([Message("async", (argument,))]))
+            assert asyncio.current_task() is outer
+        while len(seen) < 6:
+            await asyncio.sleep(0)
+        assert variable.get() == 0
+
+    running(agent, use)
+    assert sorted(map(str, seen)) == ["0", "0", "0", "1", "1", "1"]
+
+
+@pytest.mark.parametrize("wait", [False, True])
+def test_timeouts_of_a_handlers_own_work_in_its_first_step(agent: Agent, wait: bool) -> None:
+    number = agent.variable("txn.number", int)
+
+    @agent.message("async", timeout=BOUND)
+    async def handle() -> Action:
+        if wait:
+            await asyncio.sleep(0)
+        try:
+            async with asyncio.timeout(0.01):
+                await asyncio.Event().wait()
+        except TimeoutError:
+            async with asyncio.TaskGroup() as group:
+                inner = group.create_task(asyncio.sleep(0, 7))
+            return number.set(inner.result())
+        return number.set(0)
+
+    with Engine(agent) as engine:
+        assert engine.call("async") == {"txn.number": 7}
+
+
+@pytest.mark.parametrize("wait", [False, True])
+@pytest.mark.parametrize("how", ["raises", "exits", "cancels itself", "is no action"])
+def test_a_call_that_fails_in_any_step_costs_its_message(
+    agent: Agent, wait: bool, how: str
+) -> None:
+    number = agent.variable("txn.number", int)
+
+    @agent.message("async", fallback=number.set(-1))
+    async def handle() -> Any:
+        if wait:
+            await asyncio.sleep(0)
+        if how == "raises":
+            raise ValueError("on purpose")
+        if how == "exits":
+            sys.exit("on purpose")
+        if how == "cancels itself":
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            return number.set(1)
+        return 7
+
+    @agent.message("inline")
+    def inline() -> Action:
+        return number.set(2)
+
+    with Engine(agent, raise_errors=False) as engine:
+        reply = engine.notify([Message("async"), Message("inline"), Message("async")])
+    assert [action.value for action in reply.actions] == [-1, 2, -1]
+    assert reply.error is not None
+
+
+def test_observers_see_a_message_after_the_ack_of_a_call_that_does_not_wait(agent: Agent) -> None:
+    events: list[str] = []
+
+    @agent.message("async")
+    async def handle(wait: bool) -> None:
+        events.append("handled")
+        if wait:
+            await asyncio.sleep(0)
+
+    @agent.observe("async")
+    def see(wait: bool) -> None:
+        events.append(f"observed {wait}")
+
+    async def use(runtime: Runtime, link: EngineLink) -> None:
+        for wait in (False, True):
+            argument = Argument.of("wait", wait)
+            dispatch(runtime, link, encode_messages([Message("async", (argument,))]))
+        while len(events) < 4:
+            await asyncio.sleep(0)
+
+    running(agent, use)
+    assert sorted(events) == ["handled", "handled", "observed False", "observed True"]
+    assert events.index("handled") < events.index("observed False")
+
+
 # --- threads -------------------------------------------------------------------------------
 
 
@@ -387,7 +517,7 @@ def runner(agent: Agent, function: Callable[[], Any]) -> BoundHandler:
     return BoundHandler(agent.handlers[0], function, {}.__getitem__)
 
 
-async def submit_when_free(threads: ThreadPool, bound: BoundHandler) -> Outcome:
+async def submit_when_free(threads: ThreadPool, bound: BoundHandler) -> Any:
     while True:
         try:
             return await threads.submit(bound, [])
@@ -415,9 +545,9 @@ def test_calls_over_the_threads_and_their_queue_are_refused(
         blocked.set()
         async with asyncio.timeout(BOUND):
             outcomes = await asyncio.gather(*waiting[1:4])
-            assert {outcome.returned for outcome in outcomes} <= {"spoakit-0", "spoakit-1"}
+            assert set(outcomes) <= {"spoakit-0", "spoakit-1"}
             outcome = await submit_when_free(threads, blocking)
-            assert outcome.returned in {"spoakit-0", "spoakit-1"}
+            assert outcome in {"spoakit-0", "spoakit-1"}
         assert blocking.calls == 5
         threads.close()
 

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from tests.benchmarks.mirroring import BARE, COST
 from tests.benchmarks.production import PACES as PRODUCTION_PACES
 from tests.benchmarks.production import TROUBLED, UNFILTERED, paced_name
+from tests.benchmarks.reputation import HANDLERS
 from tests.benchmarks.results import Results
-from tests.benchmarks.subjects import OWN
+from tests.benchmarks.subjects import KINDS, OWN
 from tests.benchmarks.tables import UNCOMPILED
 
 FRAME_COST = "CPU us/frame"
+CHURN_COST = "CPU us/connection"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,10 @@ def goals(results: Results, references: Sequence[str], *, whole_list: bool = Tru
         Goal("reputation (8,64), CPU us a frame", own("reputation-8x64", FRAME_COST), 1.5),
         Goal("reputation (4,20), CPU us a frame", own("reputation-4x20", FRAME_COST), 2.0),
     ]
+    for kind, limit in (("never_waits", 4.0), ("waits_once", 5.0), ("threaded", 8.0)):
+        cost = own(HANDLERS, FRAME_COST, f"{OWN}, {KINDS[kind]}")
+        found.append(Goal(f"{KINDS[kind]} (4,20), CPU us a frame", cost, limit))
+    found.append(Goal("a connection of one frame, CPU us", own("churn", CHURN_COST), 100.0))
     if references:
         ratio = results.ratio("reputation-1x1", OWN, references[0], FRAME_COST)
         found.append(Goal(f"reputation (1,1), CPU times {references[0]}'s", ratio, 1.1))

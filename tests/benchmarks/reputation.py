@@ -12,6 +12,8 @@ from tests.benchmarks.results import Case, Measurement, Scenario
 from tests.benchmarks.subjects import Bench, Subject
 
 LOADS = ((1, 1), (16, 1), (4, 20), (8, 64))
+HANDLERS_LOAD = (4, 20)
+HANDLERS = "handlers-4x20"
 SECONDS = 2.0
 WARM_UP = 5_000
 CHURN = 10_000
@@ -38,7 +40,17 @@ def scenarios(bench: Bench) -> list[Scenario]:
         "at a time; latency of the whole",
         [Case(s.name, partial(_churn, bench, s)) for s in bench.reputations()],
     )
-    return [*found, churn]
+    return [*found, *_handlers(bench), churn]
+
+
+def _handlers(bench: Bench) -> list[Scenario]:
+    """Return the scenario that compares kinds of handlers, if spoakit is measured at all."""
+    own = [
+        Case(subject.name, partial(_load, bench, subject, *HANDLERS_LOAD))
+        for subject in bench.handlers()
+    ]
+    title = f"kinds of handlers at ({HANDLERS_LOAD[0]},{HANDLERS_LOAD[1]}), with its event loop"
+    return [Scenario(HANDLERS, title, own)] if own else []
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -16,6 +16,14 @@ from spoakit.testing.haproxy import find_haproxy
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 OWN = "spoakit"
+AGENTS = "tests.benchmarks.agents"
+OWN_AGENT = f"{AGENTS}:agent"
+KINDS = {
+    "agent": "def",
+    "never_waits": "async def that never waits",
+    "waits_once": "async def that waits a turn",
+    "threaded": "threaded",
+}
 HAPROXY_VERSIONS = ("3.4", "3.2", "3.0", "2.8", "2.6")
 
 
@@ -55,6 +63,19 @@ class Bench:
     def reputations(self) -> list[Subject]:
         return [subject for subject in self.subjects if not subject.is_mirror]
 
+    def handlers(self) -> list[Subject]:
+        """Return agents of spoakit's whose handlers are of other kinds, for each that is one."""
+        return [
+            replace(
+                subject,
+                name=f"{subject.name}, {title}",
+                command=subject.command.replace(OWN_AGENT, f"{AGENTS}:{name}"),
+            )
+            for subject in self.reputations()
+            if OWN_AGENT in subject.command
+            for name, title in KINDS.items()
+        ]
+
     def count(self, full: int) -> int:
         return max(1000, int(full * self.scale))
 
@@ -81,8 +102,7 @@ def own_subjects() -> tuple[Subject, ...]:
     return (
         Subject(
             OWN,
-            f"{programs}/spoakit run tests.benchmarks.agents:agent"
-            " --address 127.0.0.1 --port {port}",
+            f"{programs}/spoakit run {OWN_AGENT} --address 127.0.0.1 --port {{port}}",
             environment={"PYTHONPATH": str(REPOSITORY)},
         ),
         Subject(

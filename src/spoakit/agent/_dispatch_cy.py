@@ -3,8 +3,8 @@
 Plain Python that compiles to C (see ``spoakit._cython``). A `BoundHandler` is one handler in one
 worker. It keeps a `CallPlan` for each shape in which its message has come, which knows the
 source of every parameter's value, so that a call costs comparing some bytes and decoding
-the values. Frames whose handlers are all inline are answered at once; one with an async or
-threaded handler is handed on, to ``spoakit.agent.suspension``.
+the values. Frames whose handlers are all inline, or async and do not wait, are answered at once;
+one whose handler waits, or runs in a thread, is handed on to ``spoakit.agent.suspension``.
 
 Each message is one guarded step: whatever finding its values, or calling its handler, raises
 costs that message alone (`CallErrors.record_failure`), but for an InvalidFrameError of a payload
@@ -13,6 +13,7 @@ that cannot be read.
 
 from __future__ import annotations
 
+from asyncio import CancelledError, Future
 from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -68,6 +69,19 @@ _NOTHING: Sequence[Any] = ()
 SLOW = cython.declare(cython.double, 0.010)
 
 
+class Failure:
+    """Result of a call that raised, as the result of its future.
+
+    The future never has the exception itself: asyncio lets SystemExit out of the event loop,
+    refuses StopIteration, and logs an exception that is not asked for.
+    """
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
 @cython.final
 @cython.cclass
 class CallPlan:
@@ -109,6 +123,7 @@ class BoundHandler:
     _resources: Any
     _errors: CallErrors
     _inline: cython.bint
+    _async: cython.bint
     _observer: cython.bint
     _fallback: tuple[Any, ...]
     _calls: cython.ulonglong
@@ -127,6 +142,7 @@ class BoundHandler:
         self._resources = resources
         self._errors = CallErrors(handler, on_error)
         self._inline = handler.kind is HandlerKind.INLINE
+        self._async = handler.kind is HandlerKind.ASYNC
         self._observer = handler.kind is HandlerKind.OBSERVER
         self._fallback = handler.fallback
         self._calls = 0
@@ -152,6 +168,20 @@ class BoundHandler:
         """Call the function of an async or threaded handler, and return its result."""
         self._calls += 1
         return self._function(*values)
+
+    def add_result(self, future: Future[Any], actions: list[Any]) -> None:
+        """Add the actions of a call that is done; its fallback's where it failed."""
+        # Cancelled by someone else: a task that has not begun cannot catch it.
+        result: Any = Failure(CancelledError()) if future.cancelled() else future.result()
+        if type(result) is Failure:
+            self._errors.record_failure(result.error)
+            extend_actions(actions, self._fallback)
+            return
+        try:
+            extend_actions(actions, check_actions(result))
+        except BaseException as error:
+            self._errors.record_failure(error)
+            extend_actions(actions, self._fallback)
 
     def bind_values(self, cursor: Cursor, notify: Notify, link: EngineLink) -> list[Any] | None:
         """Go past the message at the cursor; return the values to call the handler with.
@@ -300,9 +330,11 @@ class Dispatcher:
 
     Args:
         routes: the handlers of each message; one that answers stands before observers.
-        suspend: takes over a frame whose next handler is async or threaded, with the cursor in
-            front of its message, the actions so far, and the observers' calls that are due
-            once its ACK is written.
+        suspend: takes over a frame whose next call waits (see `pop_started`) or is for a thread,
+            with the cursor, the actions so far, and the observers' calls that are due once its ACK
+            is written.
+        start: starts a call of an async handler; it has run to its end, or to what it waits for
+            first.
         schedule: schedules `run_observers`, which is given to it, once the ACKs that are due
             have been written; called with the first pending call of an observer.
         hurry: schedules the same soon; called once `MANY_OBSERVATIONS` calls are pending.
@@ -312,6 +344,8 @@ class Dispatcher:
 
     _routes: dict[bytes, Any]
     _suspend: Any
+    _start: Any
+    _started: Any
     _schedule: Any
     _hurry: Any
     _observations: list[Any]
@@ -326,12 +360,15 @@ class Dispatcher:
         self,
         routes: Mapping[bytes, tuple[BoundHandler, ...]],
         suspend: Callable[[Dispatcher, Notify, EngineLink, Cursor, list[Any], list[Any]], object],
+        start: Callable[[BoundHandler, list[Any]], Future[Any]],
         schedule: Callable[[Callable[[int], bool]], object],
         hurry: Callable[[Callable[[int], bool]], object],
         max_messages: int = DEFAULT_MAX_MESSAGES,
     ) -> None:
         self._routes = dict(routes)
         self._suspend = suspend
+        self._start = start
+        self._started = None
         self._schedule = schedule
         self._hurry = hurry
         self._max_messages = max_messages
@@ -365,6 +402,12 @@ class Dispatcher:
     def start_clock(self, now: float) -> None:
         """Note the time before calls of `dispatch_message`: slow handlers are measured from it."""
         self._clock = now
+
+    def pop_started(self) -> tuple[BoundHandler, Future[Any]] | None:
+        """Return the call that the frame waits for; None if it is for a thread, and not started."""
+        started: tuple[BoundHandler, Future[Any]] | None = self._started
+        self._started = None
+        return started
 
     def try_batch(
         self, data: bytes, limit: int, link: EngineLink, write: Callable[[bytes], object]
@@ -575,7 +618,8 @@ class Dispatcher:
             observations: gains the calls that `call_observers` is to make after the ACK.
 
         Returns:
-            False if its handler is async or threaded; the cursor has not moved then.
+            False if the frame has to wait for its handler. An async one has been called then, see
+            `pop_started`; a threaded one has not, and the cursor has not moved.
 
         Raises:
             InvalidFrameError: the message cannot be read.
@@ -595,12 +639,46 @@ class Dispatcher:
                 extend_actions(actions, self._call(bound, values))
                 self._time(bound, 1)
             observers = handlers[1:]
+        elif bound._async:
+            if len(handlers) > 1:
+                self.observe(handlers[1:], start, cursor, notify, link, observations)
+                cursor.seek(start)
+            self._call_async(bound, cursor, notify, link, actions)
+            return self._started is None
         elif not bound._observer:
             return False
         if observers:
             self.observe(observers, start, cursor, notify, link, observations)
         self._expect(handlers)
         return True
+
+    @cython.cfunc
+    def _call_async(
+        self,
+        bound: BoundHandler,
+        cursor: Cursor,
+        notify: Notify,
+        link: EngineLink,
+        actions: list[Any],
+    ) -> object:
+        """Call an async handler; `_started` has the call if it waits."""
+        values: Any = bound.bind_values(cursor, notify, link)
+        if values is None:
+            extend_actions(actions, bound._fallback)
+            return None
+        try:
+            future: Any = self._start(bound, values)
+        except BaseException as error:
+            bound._errors.record_failure(error)
+            extend_actions(actions, bound._fallback)
+            return None
+        if future.done():
+            bound.add_result(future, actions)
+        else:
+            self._started = (bound, future)
+        # The next handler's time begins here; how long this one took is no fault of its own.
+        self._clock = monotonic()
+        return None
 
     @cython.cfunc
     def _expect(self, handlers: tuple[Any, ...]) -> object:

@@ -84,7 +84,12 @@ class Runtime:
         }
         batcher = ObserverBatcher(loop, self._shortest_wait())
         self.dispatcher = Dispatcher(
-            routes, self._waiting.suspend, batcher.schedule, batcher.hurry, self._max_messages
+            routes,
+            self._waiting.suspend,
+            self._waiting.start,
+            batcher.schedule,
+            batcher.hurry,
+            self._max_messages,
         )
 
     async def aclose(self) -> None:

@@ -7,20 +7,21 @@ stands in for its actions, and the frame is resumed.
 
 from __future__ import annotations
 
-from asyncio import AbstractEventLoop, CancelledError, Future
+from asyncio import AbstractEventLoop, Future
 from time import monotonic
 from typing import Any
 
-from spoakit.agent._dispatch_cy import BoundHandler, Dispatcher
+from spoakit.agent._dispatch_cy import BoundHandler, Dispatcher, Failure
 from spoakit.agent.call_errors import propagate_fatal
 from spoakit.agent.context import FrameState
 from spoakit.agent.deadlines import Deadlines
-from spoakit.agent.handlers import DEFAULT_TIMEOUT, HandlerKind
+from spoakit.agent.eager_tasks import start_task
+from spoakit.agent.handlers import DEFAULT_TIMEOUT
 from spoakit.agent.interfaces import EngineLink
-from spoakit.agent.thread_pool import Outcome, ThreadPool
+from spoakit.agent.thread_pool import ThreadPool
 from spoakit.exceptions import InvalidFrameError, RefusedError
 from spoakit.spop._decode_cy import Cursor, Notify
-from spoakit.spop._encode_cy import Action, check_actions, extend_actions
+from spoakit.spop._encode_cy import Action, extend_actions
 
 
 class Suspender:
@@ -47,16 +48,19 @@ class Suspender:
         """Take over a frame: see `Dispatcher`."""
         frame = SuspendedFrame(self, dispatcher, notify, link, cursor, actions, observations)
         link.wait(frame)
-        frame.resume()
+        if not frame.wait_for_call():
+            frame.resume()
 
-    def start(self, bound: BoundHandler, values: list[Any]) -> Future[Outcome]:
-        """Start a call of a handler.
+    def start(self, bound: BoundHandler, values: list[Any]) -> Future[Any]:
+        """Start a call of an async handler: it runs to its end, or to what it waits for first."""
+        return start_task(self.loop, _await_call(bound, values))
+
+    def submit(self, bound: BoundHandler, values: list[Any]) -> Future[Any]:
+        """Have a thread call a handler.
 
         Raises:
             RefusedError: there is no thread for it.
         """
-        if bound.handler.kind is HandlerKind.ASYNC:
-            return self.loop.create_task(_await_call(bound, values))
         if self._threads is None:
             self._threads = ThreadPool(self.loop)
         return self._threads.submit(bound, values)
@@ -76,15 +80,15 @@ class Suspender:
             self._threads.close()
 
 
-async def _await_call(bound: BoundHandler, values: list[Any]) -> Outcome:
+async def _await_call(bound: BoundHandler, values: list[Any]) -> Any:
     """Call an async handler, and await its result.
 
     Its middleware may raise at once, and may return any awaitable.
     """
     try:
-        return Outcome(await bound.call(values))
+        return await bound.call(values)
     except BaseException as error:
-        return Outcome(error=error)
+        return Failure(error)
 
 
 class SuspendedFrame:
@@ -95,7 +99,7 @@ class SuspendedFrame:
         dispatcher: handles the messages that take no time.
         notify: the frame.
         link: the connection it came by.
-        cursor: in front of the message whose handler takes time.
+        cursor: behind the message whose call has started, or in front of one for a thread.
         actions: those of the messages before.
         observations: the calls of observers that are due once the ACK is written.
 
@@ -140,7 +144,7 @@ class SuspendedFrame:
         self._received: float = notify.state.received
 
     def resume(self) -> None:
-        """Handle messages up to one whose handler takes time, or to the end."""
+        """Handle messages up to one that the frame has to wait for, or to the end."""
         cursor, notify, link, dispatcher = self._cursor, self.notify, self._link, self._dispatcher
         dispatcher.start_clock(monotonic())
         try:
@@ -149,7 +153,7 @@ class SuspendedFrame:
                     cursor, notify, link, self._actions, self._observations
                 ):
                     continue
-                if self._start_call():
+                if self.wait_for_call():
                     return
         except InvalidFrameError as error:
             link.fail(self, error)
@@ -159,14 +163,19 @@ class SuspendedFrame:
             # `finish` has scheduled the write of the ACK, which thus comes before.
             self._suspender.loop.call_soon(dispatcher.call_observers, self._observations)
 
-    def end_call(self, actions: object) -> None:
-        """Add the actions of the call that the frame waited for; `resume` is to follow.
+    def end_call(self, future: Future[Any]) -> None:
+        """Add the actions of the call that the frame waited for, and go on."""
+        call, self._call = self._call, None
+        assert call is not None
+        call.bound.add_result(future, self._actions)
+        self.resume()
 
-        Raises:
-            TypeError: they are something else; nothing has been added then.
-        """
-        extend_actions(self._actions, check_actions(actions))
-        self._call = None
+    def expire_call(self) -> None:
+        """Go on without the call: its handler's fallback stands in for its actions."""
+        call, self._call = self._call, None
+        assert call is not None
+        extend_actions(self._actions, call.bound.handler.fallback)
+        self.resume()
 
     def cancel(self) -> None:
         """Give the call up, because the connection has ended."""
@@ -174,8 +183,19 @@ class SuspendedFrame:
             self._call.cancel()
             self._call = None
 
-    def _start_call(self) -> bool:
-        """Start the call for the message at the cursor; False if it cannot be made."""
+    def wait_for_call(self) -> bool:
+        """Wait for the call that has started, or that a thread makes; False if there is none."""
+        started = self._dispatcher.pop_started() or self._submit()
+        if started is None:
+            return False
+        bound, future = started
+        timeout = bound.handler.deadline_after or DEFAULT_TIMEOUT
+        self._call = PendingCall(self, bound, future, self._received + timeout)
+        self._suspender.watch(self._call)
+        return True
+
+    def _submit(self) -> tuple[BoundHandler, Future[Any]] | None:
+        """Have a thread make the call for the message at the cursor; None if it cannot be made."""
         cursor, notify, link = self._cursor, self.notify, self._link
         handlers = self._dispatcher.routes[cursor.message_name()]
         bound, observers = handlers[0], handlers[1:]
@@ -183,21 +203,13 @@ class SuspendedFrame:
         values = bound.bind_values(cursor, notify, link)
         if observers:
             self._dispatcher.observe(observers, start, cursor, notify, link, self._observations)
-        future = None if values is None else self._start(bound, values)
-        if future is None:
-            extend_actions(self._actions, bound.handler.fallback)
-            return False
-        timeout = bound.handler.deadline_after or DEFAULT_TIMEOUT
-        self._call = PendingCall(self, bound, future, self._received + timeout)
-        self._suspender.watch(self._call)
-        return True
-
-    def _start(self, bound: BoundHandler, values: list[Any]) -> Future[Outcome] | None:
-        try:
-            return self._suspender.start(bound, values)
-        except RefusedError as error:
-            bound.errors.record_refusal(str(error))
-            return None
+        if values is not None:
+            try:
+                return bound, self._suspender.submit(bound, values)
+            except RefusedError as error:
+                bound.errors.record_refusal(str(error))
+        extend_actions(self._actions, bound.handler.fallback)
+        return None
 
 
 class PendingCall:
@@ -212,7 +224,7 @@ class PendingCall:
     __slots__ = ("_frame", "_future", "bound", "deadline", "done")
 
     def __init__(
-        self, frame: SuspendedFrame, bound: BoundHandler, future: Future[Outcome], deadline: float
+        self, frame: SuspendedFrame, bound: BoundHandler, future: Future[Any], deadline: float
     ) -> None:
         self.bound = bound
         self.deadline = deadline
@@ -226,8 +238,7 @@ class PendingCall:
         frame = self._frame
         self.cancel()
         self.bound.errors.record_deadline()
-        frame.end_call(self.bound.handler.fallback)
-        frame.resume()
+        frame.expire_call()
 
     def cancel(self) -> None:
         """Give the call up; its outcome is ignored."""
@@ -237,26 +248,13 @@ class PendingCall:
         self._end()
         future.cancel()
 
-    def _finished(self, future: Future[Outcome]) -> None:
-        # Cancelled by someone else: a task that has not begun cannot catch it.
-        cancelled = future.cancelled()
-        outcome = Outcome(error=CancelledError()) if cancelled else future.result()
-        if self.done:
-            if outcome.error is not None:
-                propagate_fatal(outcome.error)
-            return
-        frame = self._frame
-        self._end()
-        error = outcome.error
-        if error is None:
-            try:
-                frame.end_call(outcome.returned)
-            except BaseException as raised:
-                error = raised
-        if error is not None:
-            self.bound.errors.record_failure(error)
-            frame.end_call(self.bound.handler.fallback)
-        frame.resume()
+    def _finished(self, future: Future[Any]) -> None:
+        if not self.done:
+            frame = self._frame
+            self._end()
+            frame.end_call(future)
+        elif not future.cancelled() and type(result := future.result()) is Failure:
+            propagate_fatal(result.error)
 
     def _end(self) -> None:
         """Mark as done, and release the frame: `Deadlines` may keep this object for a while."""

@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 from asyncio import AbstractEventLoop, Future
+from collections import deque
 from contextlib import suppress
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, NamedTuple
+from typing import Any
 
-from spoakit.agent._dispatch_cy import BoundHandler
+from spoakit.agent._dispatch_cy import BoundHandler, Failure
 from spoakit.agent.call_errors import propagate_fatal, throttle
 from spoakit.exceptions import RefusedError
-
-
-class Outcome(NamedTuple):
-    """Result of a call: the returned object, or the exception raised.
-
-    It is the result of a call's future, which never has an exception: asyncio lets SystemExit out
-    of the event loop, refuses StopIteration, and logs an exception that is not asked for.
-    """
-
-    returned: Any = None
-    error: BaseException | None = None
 
 
 class ThreadPool:
@@ -39,11 +29,12 @@ class ThreadPool:
         self._queue = queue
         self._occupied = 0
         self._threads: list[Thread] = []
-        self._calls: SimpleQueue[tuple[Future[Outcome], BoundHandler, list[Any]] | None] = (
-            SimpleQueue()
-        )
+        # Waking the loop is a system call: one for all results that it has not seen.
+        self._results: deque[tuple[Future[Any], Any]] = deque()
+        self._is_woken = False
+        self._calls: SimpleQueue[tuple[Future[Any], BoundHandler, list[Any]] | None] = SimpleQueue()
 
-    def submit(self, bound: BoundHandler, values: list[Any]) -> Future[Outcome]:
+    def submit(self, bound: BoundHandler, values: list[Any]) -> Future[Any]:
         """Schedule a call of a handler.
 
         Raises:
@@ -54,7 +45,7 @@ class ThreadPool:
         if len(self._threads) < min(self._occupied + 1, self._size):
             self._start_thread()
         self._occupied += 1
-        future: Future[Outcome] = self._loop.create_future()
+        future: Future[Any] = self._loop.create_future()
         self._calls.put((future, bound, values))
         return future
 
@@ -85,21 +76,34 @@ class ThreadPool:
     def _run(self) -> None:
         while (call := self._calls.get()) is not None:
             future, bound, values = call
-            outcome = Outcome()
+            result: Any = None
             if not future.cancelled():
                 try:
-                    outcome = Outcome(bound.call(values))
+                    result = bound.call(values)
                 except BaseException as error:
-                    outcome = Outcome(error=error)
-            # The loop is closed when a handler outlives the drain.
-            with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._finish, future, outcome)
-            del call, future, bound, values, outcome
+                    result = Failure(error)
+            self._results.append((future, result))
+            if not self._is_woken:
+                self._is_woken = True
+                # The loop is closed when a handler outlives the drain.
+                with suppress(RuntimeError):
+                    self._loop.call_soon_threadsafe(self._finish_all)
+            del call, future, bound, values, result
 
-    def _finish(self, future: Future[Outcome], outcome: Outcome) -> None:
+    def _finish_all(self) -> None:
+        # In this order: a result that is added later wakes the loop again.
+        self._is_woken = False
+        try:
+            while self._results:
+                self._finish(*self._results.popleft())
+        finally:
+            if self._results:  # what was raised ends the process, or it goes on with these
+                self._loop.call_soon(self._finish_all)
+
+    def _finish(self, future: Future[Any], result: Any) -> None:
         # A slot is free when the thread is, not when a deadline gave the call up.
         self._occupied -= 1
         if not future.cancelled():
-            future.set_result(outcome)
-        elif outcome.error is not None:
-            propagate_fatal(outcome.error)
+            future.set_result(result)
+        elif type(result) is Failure:
+            propagate_fatal(result.error)
