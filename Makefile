@@ -12,7 +12,7 @@ PYTEST ?= -q -rs -n 3 --dist loadfile
 # What tests run beside HAProxy, and what names are looked up with in them.
 SERVERS := openssl nghttpd=nghttp2-server libnss_wrapper.so=libnss-wrapper
 
-.PHONY: all venv venv-pure haproxy demo demo-iprep test test-system test-compiled test-pure test-all \
+.PHONY: all check venv venv-pure haproxy demo demo-iprep test test-system test-compiled test-pure test-all \
 	lint wheel bench bench-system fuzz soak clean
 
 # `make` and `make all` build, as the C program's do: .venv/bin/spoa-mirror is what comes of it.
@@ -32,7 +32,7 @@ $(VENV)/.ready: pyproject.toml setup.py $(HOT)
 
 # Uncompiled, installed as users without a compiler would have it, and without Cython.
 $(PURE)/.ready: pyproject.toml setup.py $(shell find src -name '*.py')
-	sh scripts/require_system.sh $(PYTHON)
+	sh scripts/require_system.sh --uncompiled $(PYTHON)
 	$(PYTHON) -m venv $(PURE)
 	$(PURE)/bin/python -m pip install -q --upgrade 'pip>=25.1'
 	rm -rf build
@@ -44,13 +44,18 @@ $(PURE)/.ready: pyproject.toml setup.py $(shell find src -name '*.py')
 haproxy: venv
 	-$(BIN)/python scripts/fetch_haproxy.py
 
-demo: venv
-	$(BIN)/python scripts/fetch_haproxy.py any
-	$(BIN)/python examples/mirror/demo.py
+# Uncompiled where there is no compiler, and none can be installed.
+DEMO = $(shell sh scripts/require_system.sh --can-compile $(PYTHON) && echo $(VENV) || echo $(PURE))
 
-demo-iprep: venv
-	$(BIN)/python scripts/fetch_haproxy.py any
-	$(BIN)/python examples/ip-reputation/demo.py
+demo:
+	$(MAKE) $(DEMO)/.ready
+	$(DEMO)/bin/python scripts/fetch_haproxy.py any
+	$(DEMO)/bin/python examples/mirror/demo.py
+
+demo-iprep:
+	$(MAKE) $(DEMO)/.ready
+	$(DEMO)/bin/python scripts/fetch_haproxy.py any
+	$(DEMO)/bin/python examples/ip-reputation/demo.py
 
 # All tests compiled; uncompiled those that meet the hot code (the rule is in tests/conftest.py).
 # What has to be there is made side by side, as it mostly waits for others.
@@ -77,6 +82,10 @@ lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# In a minute: what can be wrong without processes, sockets and HAProxy.
+check: lint
+	$(BIN)/python -m pytest $(PYTEST) tests/spop tests/agent tests/metrics tests/test_*.py
 
 bench-system:
 	sh scripts/require_system.sh $(PYTHON) wrk
