@@ -12,10 +12,10 @@ from time import monotonic
 from typing import Any
 
 from spoakit.agent._dispatch_cy import BoundHandler, Dispatcher, Failure
+from spoakit.agent._eager_cy import TaskStarter
 from spoakit.agent.call_errors import propagate_fatal
 from spoakit.agent.context import FrameState
 from spoakit.agent.deadlines import Deadlines
-from spoakit.agent.eager_tasks import start_task
 from spoakit.agent.handlers import DEFAULT_TIMEOUT
 from spoakit.agent.interfaces import EngineLink
 from spoakit.agent.thread_pool import ThreadPool
@@ -33,6 +33,7 @@ class Suspender:
 
     def __init__(self, loop: AbstractEventLoop) -> None:
         self.loop = loop
+        self._tasks = TaskStarter(loop)
         self._threads: ThreadPool | None = None
         self._deadlines: dict[BoundHandler, Deadlines[PendingCall]] = {}
 
@@ -53,7 +54,7 @@ class Suspender:
 
     def start(self, bound: BoundHandler, values: list[Any]) -> Future[Any]:
         """Start a call of an async handler: it runs to its end, or to what it waits for first."""
-        return start_task(self.loop, _await_call(bound, values))
+        return self._tasks.start(_await_call(bound, values), bound.handler.name)
 
     def submit(self, bound: BoundHandler, values: list[Any]) -> Future[Any]:
         """Have a thread call a handler.

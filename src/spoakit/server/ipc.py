@@ -108,7 +108,8 @@ def receive_commands(channel: socket.socket) -> tuple[bytes, list[socket.socket]
     )
     connections = []
     for descriptor in descriptors:
-        os.set_inheritable(descriptor, False)  # for systems without MSG_CMSG_CLOEXEC
+        if not _CLOSE_ON_EXEC:
+            os.set_inheritable(descriptor, False)
         connection = socket.socket(fileno=descriptor)
         connection.setblocking(False)
         connections.append(connection)

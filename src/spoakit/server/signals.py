@@ -140,6 +140,11 @@ class SignalReceiver:
         """Return the descriptor that signals make readable."""
         return self._reader.fileno()
 
+    @property
+    def has_pending(self) -> bool:
+        """True if signals came that have not been read; one that just comes may be missed."""
+        return bool(self._pending)
+
     def read(self) -> list[int]:
         """Return the signals that came, each once, SIGCHLD among them."""
         with suppress(BlockingIOError):

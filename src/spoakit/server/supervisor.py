@@ -159,12 +159,18 @@ class Supervisor:
             time.sleep(_PAUSE_AFTER_FAILURE)
 
     def _run_once(self) -> None:
-        for key, _ in self._selector.select(self._time_to_wait(time.monotonic())):
+        now = time.monotonic()
+        due = self._next_due(now)
+        for key, _ in self._selector.select(max(0.0, due - now)):
             key.data()
         now = time.monotonic()
-        self._handle_signals(now)
-        self._reap(now)
-        self._meet_deadlines(now)
+        # A round for each connection's begin and end: it does only what there is to do.
+        if self._signals.has_pending:
+            self._handle_signals(now)
+            self._reap(now)
+        if now >= due:
+            self._reap(now)
+            self._meet_deadlines(now)
         self._distributor.run_once(now)
 
     # --- workers -----------------------------------------------------------------------
@@ -357,7 +363,8 @@ class Supervisor:
             for worker in self._workers:
                 worker.send_command(command)
 
-    def _time_to_wait(self, now: float) -> float:
+    def _next_due(self, now: float) -> float:
+        """Return when something is due by itself, at the latest in a second."""
         times = [self._flush_at, self._report_at, self._watch_at, self._deadline]
         times += [self._watchdog.due, *self._kill_at.values()]
         times += [worker.restart_at for worker in self._workers if worker.restart_at is not None]
@@ -365,7 +372,7 @@ class Supervisor:
             times.append(now + _RETRY)
         if (due := self._distributor.next_due(now)) is not None:
             times.append(due)
-        return max(0.0, min(times) - now)
+        return min(times)
 
     def _meet_deadlines(self, now: float) -> None:
         if now >= self._flush_at:
