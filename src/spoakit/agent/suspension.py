@@ -49,8 +49,7 @@ class Suspender:
         """Take over a frame: see `Dispatcher`."""
         frame = SuspendedFrame(self, dispatcher, notify, link, cursor, actions, observations)
         link.wait(frame)
-        if not frame.wait_for_call():
-            frame.resume()
+        frame.begin()
 
     def start(self, bound: BoundHandler, values: list[Any]) -> Future[Any]:
         """Start a call of an async handler: it runs to its end, or to what it waits for first."""
@@ -144,6 +143,14 @@ class SuspendedFrame:
             notify.state = FrameState(link.received)
         self._received: float = notify.state.received
 
+    def begin(self) -> None:
+        """Wait for the call that has started; handle the next message where it is for a thread."""
+        started = self._dispatcher.pop_started()
+        if started is None:
+            self.resume()
+        else:
+            self._wait_for(*started)
+
     def resume(self) -> None:
         """Handle messages up to one that the frame has to wait for, or to the end."""
         cursor, notify, link, dispatcher = self._cursor, self.notify, self._link, self._dispatcher
@@ -154,7 +161,8 @@ class SuspendedFrame:
                     cursor, notify, link, self._actions, self._observations
                 ):
                     continue
-                if self.wait_for_call():
+                if (started := dispatcher.pop_started() or self._submit()) is not None:
+                    self._wait_for(*started)
                     return
         except InvalidFrameError as error:
             link.fail(self, error)
@@ -184,16 +192,10 @@ class SuspendedFrame:
             self._call.cancel()
             self._call = None
 
-    def wait_for_call(self) -> bool:
-        """Wait for the call that has started, or that a thread makes; False if there is none."""
-        started = self._dispatcher.pop_started() or self._submit()
-        if started is None:
-            return False
-        bound, future = started
+    def _wait_for(self, bound: BoundHandler, future: Future[Any]) -> None:
         timeout = bound.handler.deadline_after or DEFAULT_TIMEOUT
         self._call = PendingCall(self, bound, future, self._received + timeout)
         self._suspender.watch(self._call)
-        return True
 
     def _submit(self) -> tuple[BoundHandler, Future[Any]] | None:
         """Have a thread make the call for the message at the cursor; None if it cannot be made."""

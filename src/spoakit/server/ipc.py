@@ -108,8 +108,7 @@ def receive_commands(channel: socket.socket) -> tuple[bytes, list[socket.socket]
     )
     connections = []
     for descriptor in descriptors:
-        if not _CLOSE_ON_EXEC:
-            os.set_inheritable(descriptor, False)
+        os.set_inheritable(descriptor, False)  # Python 3.11 leaves recv_fds's flags unused
         connection = socket.socket(fileno=descriptor)
         connection.setblocking(False)
         connections.append(connection)
