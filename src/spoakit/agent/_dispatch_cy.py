@@ -14,7 +14,7 @@ that cannot be read.
 from __future__ import annotations
 
 from asyncio import CancelledError, Future
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -119,6 +119,7 @@ class BoundHandler:
     """
 
     _handler: Handler
+    _name: str
     _function: Any
     _resources: Any
     _errors: CallErrors
@@ -138,6 +139,7 @@ class BoundHandler:
         on_error: Callable[[BaseException], object] | None = None,
     ) -> None:
         self._handler = handler
+        self._name = handler.name
         self._function = function
         self._resources = resources
         self._errors = CallErrors(handler, on_error)
@@ -333,8 +335,10 @@ class Dispatcher:
         suspend: takes over a frame whose next call waits (see `pop_started`) or is for a thread,
             with the cursor, the actions so far, and the observers' calls that are due once its ACK
             is written.
-        start: starts a call of an async handler; it has run to its end, or to what it waits for
-            first.
+        await_call: makes the coroutine of an async handler's call, whose result is the handler's or
+            a `Failure`.
+        start: starts a task of a coroutine and a name; it has run to its end, or to what it waits
+            for first.
         schedule: schedules `run_observers`, which is given to it, once the ACKs that are due
             have been written; called with the first pending call of an observer.
         hurry: schedules the same soon; called once `MANY_OBSERVATIONS` calls are pending.
@@ -344,6 +348,7 @@ class Dispatcher:
 
     _routes: dict[bytes, Any]
     _suspend: Any
+    _await_call: Any
     _start: Any
     _started: Any
     _schedule: Any
@@ -360,13 +365,15 @@ class Dispatcher:
         self,
         routes: Mapping[bytes, tuple[BoundHandler, ...]],
         suspend: Callable[[Dispatcher, Notify, EngineLink, Cursor, list[Any], list[Any]], object],
-        start: Callable[[BoundHandler, list[Any]], Future[Any]],
+        await_call: Callable[[BoundHandler, list[Any]], Coroutine[Any, Any, Any]],
+        start: Callable[[Coroutine[Any, Any, Any], str], Future[Any]],
         schedule: Callable[[Callable[[int], bool]], object],
         hurry: Callable[[Callable[[int], bool]], object],
         max_messages: int = DEFAULT_MAX_MESSAGES,
     ) -> None:
         self._routes = dict(routes)
         self._suspend = suspend
+        self._await_call = await_call
         self._start = start
         self._started = None
         self._schedule = schedule
@@ -667,7 +674,7 @@ class Dispatcher:
             extend_actions(actions, bound._fallback)
             return None
         try:
-            future: Any = self._start(bound, values)
+            future: Any = self._start(self._await_call(bound, values), bound._name)
         except BaseException as error:
             bound._errors.record_failure(error)
             extend_actions(actions, bound._fallback)

@@ -8,12 +8,13 @@ from types import MappingProxyType
 from typing import Any
 
 from spoakit.agent._dispatch_cy import BoundHandler, Dispatcher
+from spoakit.agent._eager_cy import TaskStarter
 from spoakit.agent.agent import Agent
 from spoakit.agent.combine import combine
 from spoakit.agent.handlers import Handler, HandlerKind
 from spoakit.agent.observer_batching import ObserverBatcher
 from spoakit.agent.resources import ResourceSet
-from spoakit.agent.suspension import Suspender
+from spoakit.agent.suspension import Suspender, await_call
 from spoakit.exceptions import ConfigurationError
 from spoakit.metrics.counters import CounterRow, Counters
 from spoakit.spop.constants import DEFAULT_MAX_MESSAGES
@@ -86,7 +87,8 @@ class Runtime:
         self.dispatcher = Dispatcher(
             routes,
             self._waiting.suspend,
-            self._waiting.start,
+            await_call,
+            TaskStarter(loop).start,
             batcher.schedule,
             batcher.hurry,
             self._max_messages,

@@ -12,7 +12,6 @@ from time import monotonic
 from typing import Any
 
 from spoakit.agent._dispatch_cy import BoundHandler, Dispatcher, Failure
-from spoakit.agent._eager_cy import TaskStarter
 from spoakit.agent.call_errors import propagate_fatal
 from spoakit.agent.context import FrameState
 from spoakit.agent.deadlines import Deadlines
@@ -33,7 +32,6 @@ class Suspender:
 
     def __init__(self, loop: AbstractEventLoop) -> None:
         self.loop = loop
-        self._tasks = TaskStarter(loop)
         self._threads: ThreadPool | None = None
         self._deadlines: dict[BoundHandler, Deadlines[PendingCall]] = {}
 
@@ -50,10 +48,6 @@ class Suspender:
         frame = SuspendedFrame(self, dispatcher, notify, link, cursor, actions, observations)
         link.wait(frame)
         frame.begin()
-
-    def start(self, bound: BoundHandler, values: list[Any]) -> Future[Any]:
-        """Start a call of an async handler: it runs to its end, or to what it waits for first."""
-        return self._tasks.start(_await_call(bound, values), bound.handler.name)
 
     def submit(self, bound: BoundHandler, values: list[Any]) -> Future[Any]:
         """Have a thread call a handler.
@@ -80,7 +74,7 @@ class Suspender:
             self._threads.close()
 
 
-async def _await_call(bound: BoundHandler, values: list[Any]) -> Any:
+async def await_call(bound: BoundHandler, values: list[Any]) -> Any:
     """Call an async handler, and await its result.
 
     Its middleware may raise at once, and may return any awaitable.
