@@ -63,7 +63,8 @@ def test_a_stop_under_load_makes_no_request_wait(
     serve: Serve, balance: Balance, workers: int
 ) -> None:
     agent = serve(AGENT, "--drain-checks", "300ms", "--drain", "500ms", "-n", str(workers))
-    running = balance(agent)
+    # A busy machine may not answer a check within 50 ms.
+    running = balance(agent, backend="timeout check 2s")
     with Load(running) as load:
         load.wait_for(50)
         signalled = monotonic()
