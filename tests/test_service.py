@@ -194,3 +194,42 @@ def test_agents_are_told_of_a_reload_in_each_worker(tmp_path: Path, how: str) ->
     assert process.returncode == 0
     assert "fail failed; going on" in log
     assert "there is nothing to reload" not in log
+
+
+TWICE = """
+import logging, sys
+import spoakit
+from spoakit.server import Logfile, ServerSettings
+
+agent = spoakit.Agent("one")
+
+@agent.message("one")
+def answer() -> None: ...
+
+logging.basicConfig(level=logging.INFO)
+for name in ("first.log", "second.log"):
+    settings = ServerSettings(logfile=Logfile(name), runtime=0.1)
+    assert spoakit.run(agent, address="127.0.0.1", port=0, settings=settings) == 0
+failing = ServerSettings(logfile=Logfile("third.log"))
+assert spoakit.run(agent, unix="absent/a.sock", settings=failing) == 1
+print("done")
+"""
+
+
+def test_services_of_one_process_have_logfiles_of_their_own(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(spoakit.__file__).parent.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", TWICE],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for name in ("first.log", "second.log"):
+        assert (tmp_path / name).read_text().count("listening on") == 1
+    # A start that failed gives the streams back: those of the service before.
+    assert "cannot start" in (tmp_path / "third.log").read_text()
+    assert "done" in (tmp_path / "second.log").read_text()

@@ -46,7 +46,7 @@ def test_the_help_has_the_options_of_the_c_program_and_goes_on(
     assert shown.startswith(USAGE.removesuffix("For help type: spoa-iprep -h\n\n"))
     for line in (
         "  -d, --debug                     Enable the debug mode: log each frame.",
-        "  -f, --frames=VALUE              Close a connection after so many frames "
+        "  -f, --frames=VALUE              Close a connection after this many frames "
         "(default: never).",
         "  -h, --help                      Show this text.",
         "  -m, --max-frame-size=VALUE      Specify the maximum frame size "

@@ -36,7 +36,8 @@ def replace(path: Path, text: str) -> None:
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
     (tmp_path / "agents.py").write_text(AGENT.format(1))
-    arguments = ["run", "agents:agent", "--unix", "agent.sock", "--reload"]
+    # An option may be shortened, and operands may stand behind --.
+    arguments = ["run", "--relo", "--unix", "agent.sock", "--", "agents:agent"]
     with subprocess.Popen(
         [sys.executable, "-m", "spoakit.cli.spoakit", *arguments],
         stderr=subprocess.PIPE,
@@ -81,6 +82,14 @@ def test_a_change_restarts_it_and_a_broken_module_waits_for_the_next(
     assert running.returncode == 0
     assert not Path(f"/proc/{child}").exists()
     assert not (tmp_path / "agent.sock").exists()
+
+
+def test_it_does_not_go_to_the_background(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    assert command.main(["run", "--reload", "-D", "agents:agent"]) == 64
+    assert "--reload: it stays in the foreground" in capsys.readouterr().err
 
 
 def test_without_watchfiles_it_names_the_extra(

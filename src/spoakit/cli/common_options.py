@@ -29,9 +29,8 @@ from spoakit.server.settings import (
 from spoakit.spop.constants import MIN_FRAME_SIZE
 
 MAX_WORKERS: Final = 1000
-HOUR: Final = 3600.0
 _DAY: Final = 86400.0
-MAX_RUNTIME: Final = 7 * _DAY
+_MAX_RUNTIME: Final = 7 * _DAY
 _OFF: Final = ("no-", "!")
 _DEFAULTS: Final = ServerSettings()
 
@@ -83,7 +82,7 @@ PIDFILE: Final = Option("-F, --pidfile", "FILE", "Specifies a file to write the 
 FRAMES: Final = Option(
     "-f, --frames",
     "VALUE",
-    "Close a connection after so many frames (default: never).",
+    "Close a connection after this many frames (default: never).",
     values.number(0, MAX_FRAMES),
     "0",
     aliases=("--max-frames",),
@@ -125,7 +124,7 @@ RUNTIME: Final = Option(
     "-r, --runtime",
     "TIME",
     "Run this program for the specified time (default: unlimited).",
-    values.time(0, MAX_RUNTIME),
+    values.time(0, _MAX_RUNTIME),
 )
 PROCESSING_DELAY: Final = Option(
     "-t, --processing-delay",
@@ -134,6 +133,25 @@ PROCESSING_DELAY: Final = Option(
     values.time(0, 1),
 )
 VERSION: Final = Option("-V, --version", "", "Show program version.")
+
+LETTERS: Final = (
+    ADDRESS,
+    EVENT_BACKEND,
+    BACKLOG,
+    CAPABILITY,
+    DAEMONIZE,
+    DEBUG,
+    PIDFILE,
+    FRAMES,
+    HELP,
+    MONITOR_INTERVAL,
+    LOGFILE,
+    MAX_FRAME_SIZE,
+    NUM_WORKERS,
+    PORT,
+    RUNTIME,
+)
+"""Those of every program, in the order of the help."""
 
 # --- options without a letter ---------------------------------------------------------
 
@@ -337,7 +355,7 @@ def watching(settings: ServerSettings, given: Mapping[str, Any]) -> ServerSettin
     """Return the settings with the configuration file watched, where --watch asks for that.
 
     Raises:
-        ConfigurationError: there is no file.
+        ConfigurationError: no file is given with --config.
     """
     if not given["watch"]:
         return settings

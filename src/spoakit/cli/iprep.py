@@ -77,7 +77,7 @@ def _read(path: str, control: str | None, server: ServerSettings) -> ReputationS
     ]
     if settings.bans.message and public:
         raise ConfigurationError(
-            f"{path}: bans.message: whoever reaches {public[0]} could ban; listen on a Unix "
+            f"{path}: bans.message: everybody who reaches {public[0]} could ban; listen on a Unix "
             "socket (--unix) or on a loopback address (-a 127.0.0.1)"
         )
     if control is None:

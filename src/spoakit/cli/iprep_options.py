@@ -25,25 +25,7 @@ auto is uvloop where it is installed.
 Without a file (--config), scores go by chance.  A worker is a
 process.  {common.SIGNAL_NOTE}"""
 
-_COMMON: Final = (
-    common.ADDRESS,
-    common.EVENT_BACKEND,
-    common.BACKLOG,
-    common.CAPABILITY,
-    common.DAEMONIZE,
-    common.DEBUG,
-    common.PIDFILE,
-    common.FRAMES,
-    common.HELP,
-    common.MONITOR_INTERVAL,
-    common.LOGFILE,
-    common.MAX_FRAME_SIZE,
-    common.NUM_WORKERS,
-    common.PORT,
-    common.RUNTIME,
-    common.PROCESSING_DELAY,
-    common.VERSION,
-)
+_COMMON: Final = (*common.LETTERS, common.PROCESSING_DELAY, common.VERSION)
 _SCORES: Final = (
     Option("--config", "FILE", "Score as this TOML file says."),
     common.WATCH,

@@ -1,5 +1,6 @@
 """Development: the command runs in a child process, which is restarted when its code changes."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -11,14 +12,19 @@ from typing import Final
 from spoakit.exceptions import ConfigurationError
 
 _END_TIMEOUT: Final = 15.0
+_CHILD: Final = "SPOAKIT_RELOAD_CHILD"
+
+
+def is_restarted() -> bool:
+    """Return whether this process is the child that `serve_and_restart` restarts."""
+    return _CHILD in os.environ
 
 
 def serve_and_restart(arguments: Sequence[str]) -> int:
     """Run `spoakit run` with these arguments until SIGTERM or SIGINT, restarted at each change.
 
     Each change of a Python file below the current directory restarts it. A module that cannot be
-    imported ends the child with its traceback, and the next change starts it again. Workers have
-    no timeout, since a debugger stops them.
+    imported ends the child with its traceback, and the next change starts it again.
 
     Raises:
         ConfigurationError: watchfiles is not installed.
@@ -29,9 +35,8 @@ def serve_and_restart(arguments: Sequence[str]) -> int:
         raise ConfigurationError(
             "--reload: it needs watchfiles; install it with: pip install 'spoakit[reload]'"
         ) from None
-    command = [sys.executable, "-m", "spoakit.cli.spoakit", "run"]
-    command += [argument for argument in arguments if argument != "--reload"]
-    command += ["--worker-timeout", "0"]
+    command = [sys.executable, "-m", "spoakit.cli.spoakit", "run", *arguments]
+    environment = {**os.environ, _CHILD: "1"}
     stopping = Event()
 
     def stop(signum: int, frame: FrameType | None) -> None:
@@ -39,14 +44,15 @@ def serve_and_restart(arguments: Sequence[str]) -> int:
 
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, stop)
-    child = subprocess.Popen(command)
-    changes = watch(".", watch_filter=PythonFilter(), stop_event=stopping, rust_timeout=500)
+    child = subprocess.Popen(command, env=environment)
+    # Quick enough that SIGTERM, behind a terminal's SIGINT for both, is no second one to the child.
+    changes = watch(".", watch_filter=PythonFilter(), stop_event=stopping, rust_timeout=100)
     try:
         for changed in changes:
             names = ", ".join(sorted({path for _, path in changed})[:3])
             sys.stderr.write(f"{names} changed: restarting\n")
             _end(child)
-            child = subprocess.Popen(command)
+            child = subprocess.Popen(command, env=environment)
     finally:
         code = _end(child)
     return code

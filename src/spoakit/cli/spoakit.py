@@ -14,7 +14,7 @@ from spoakit.cli import values
 from spoakit.cli.common_options import begin_logging, server_settings
 from spoakit.cli.option_table import Group, Option, OptionParser
 from spoakit.cli.options import EX_FAILED, fail, open_standard_streams
-from spoakit.cli.reloader import serve_and_restart
+from spoakit.cli.reloader import is_restarted, serve_and_restart
 from spoakit.exceptions import ConfigurationError, SpoakitError
 from spoakit.logs import describe_error
 from spoakit.server import run
@@ -53,36 +53,17 @@ the logfile, USR2 logs all counters.
 """
 
 
-def _with_unit(option: Option, low: float, high: float) -> Option:
-    """Return an option of the C programs as one whose time has a unit."""
-    return replace(option, read=values.duration(low, high, off=True))
+def _for_run(option: Option) -> Option:
+    """Return an option of all programs as `spoakit run` has it: its times have a unit."""
+    if option is common.NUM_WORKERS:
+        return replace(option, help="Specify the number of workers (default: 1).", default="1")
+    if isinstance(option.read, values.TimeReader):
+        return replace(option, read=replace(option.read, unit=None, off=True))
+    return option
 
 
 _RUN_GROUPS: Final[tuple[Group, ...]] = (
-    (
-        "Options are:",
-        (
-            common.ADDRESS,
-            common.EVENT_BACKEND,
-            common.BACKLOG,
-            common.CAPABILITY,
-            common.DAEMONIZE,
-            common.DEBUG,
-            common.PIDFILE,
-            common.FRAMES,
-            common.HELP,
-            _with_unit(common.MONITOR_INTERVAL, 1, common.HOUR),
-            common.LOGFILE,
-            common.MAX_FRAME_SIZE,
-            replace(
-                common.NUM_WORKERS,
-                help="Specify the number of workers (default: 1).",
-                default="1",
-            ),
-            common.PORT,
-            _with_unit(common.RUNTIME, 0, common.MAX_RUNTIME),
-        ),
-    ),
+    ("Options are:", tuple(map(_for_run, common.LETTERS))),
     (
         "Development:",
         (Option("--reload", "", "Restart when a Python file here changes."),),
@@ -125,7 +106,12 @@ def _run(arguments: Sequence[str]) -> int:
     try:
         settings = replace(server_settings(given), watch=given["watch"])
         if given["reload"]:
-            return serve_and_restart(arguments)
+            if settings.daemonize:
+                raise ConfigurationError("--reload: it stays in the foreground, without -D")
+            if not is_restarted():
+                return serve_and_restart(arguments)
+            # A debugger stops workers for as long as it takes.
+            settings = replace(settings, worker_timeout=0.0)
         begin_logging(given)
         agents = [_load(name) for name in names]
         return run(agents, settings)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from spoakit.apps.mirror.checks import check_field, check_ports
@@ -24,47 +25,58 @@ class NotAllowedError(ConfigurationError):
     """
 
 
-def time(low: float, high: float, unit: str = "ms") -> Callable[[str], float]:
-    """Return what reads a time of `low` to `high` seconds such as "500", "500ms" or "7d".
+@dataclass(frozen=True, slots=True)
+class TimeReader:
+    """Reader of a time with a unit, us, ms, s, m, h or d: "500ms", "1.5s", "7d".
 
-    For the C programs' options. A number has the unit us, ms, s, m, h or d; or without one, the
-    unit given here.
-    """
-
-    def read(text: str) -> float:
-        match = _TIME.fullmatch(text)
-        if match is None:
-            raise NotAllowedError(f"allowed: a number with {', '.join(TIMES)} or none of these")
-        seconds = float(match[1]) * TIMES[match[2] or unit]
-        if not low <= seconds <= high:
-            raise NotAllowedError(f"allowed range [{_show(low)}, {_show(high)}]")
-        return seconds
-
-    return read
-
-
-def duration(low: float, high: float, *, off: bool = False) -> Callable[[str], float]:
-    """Return a reader of a time with its unit such as "10s", of `low` to `high` seconds.
-
-    Args:
+    Attributes:
         low: the least, in seconds.
         high: the most, in seconds.
-        off: 0 is allowed, too, with a unit or without one.
+        unit: unit of a number without one, as the C programs' options have it; None refuses all
+            such numbers but 0.
+        off: 0 is allowed, too.
     """
-    read_with_unit = time(low, high)
 
-    def read(text: str) -> float:
+    low: float
+    high: float
+    unit: str | None = None
+    off: bool = False
+
+    def __call__(self, text: str) -> float:
+        """Return the seconds.
+
+        Raises:
+            NotAllowedError: it is not a time, or out of its range.
+        """
         match = _TIME.fullmatch(text)
         if match is None:
-            or_0 = "0, or " if off or not low else ""
-            raise NotAllowedError(f"allowed: {or_0}a number with one of {', '.join(TIMES)}")
-        if float(match[1]) == 0 and (off or not low):
+            raise NotAllowedError(self._form())
+        number, unit = float(match[1]), match[2] or self.unit
+        if number == 0 and self.off:
             return 0.0
-        if match[2] is None and float(match[1]) > 0:
+        if unit is None and number > 0:
             raise NotAllowedError(f"say {text}s or {text}ms")
-        return read_with_unit(text)
+        seconds = number * TIMES[unit or "s"]
+        if not self.low <= seconds <= self.high:
+            raise NotAllowedError(f"allowed range [{_show(self.low)}, {_show(self.high)}]")
+        return seconds
 
-    return read
+    def _form(self) -> str:
+        units = ", ".join(TIMES)
+        if self.unit is not None:
+            return f"allowed: a number with {units} or none of these"
+        zero = "0, or " if self.off or not self.low else ""
+        return f"allowed: {zero}a number with one of {units}"
+
+
+def time(low: float, high: float) -> TimeReader:
+    """Return the reader of a C program's option: milliseconds unless a unit is given."""
+    return TimeReader(low, high, "ms")
+
+
+def duration(low: float, high: float, *, off: bool = False) -> TimeReader:
+    """Return the reader of any other option, whose time has a unit."""
+    return TimeReader(low, high, off=off)
 
 
 def _show(seconds: float) -> str:

@@ -74,7 +74,7 @@ class OpenLogfile:
                 os.write(self._original[-1], text.encode(errors="surrogateescape"))
 
     def give_back(self) -> None:
-        """Send both streams where they went before `begin`."""
+        """Send both streams where they went before `begin`, unless they are forgotten."""
         for stream, copy in zip(_STREAMS, self._original, strict=False):
             os.dup2(copy, stream)
         self.forget_streams()
@@ -117,7 +117,10 @@ def begin_logfile(settings: Logfile) -> OpenLogfile:
 
 
 def end_logfile(reason: str | None = None) -> None:
-    """Give the streams back, where the start failed; log the reason before, if there is one."""
+    """Forget the logfile; log the reason before, if there is one.
+
+    Where the start failed the streams are given back, else they stay where they are.
+    """
     global _current
     if _current is not None:
         if reason is not None:

@@ -21,7 +21,7 @@ from spoakit.server.daemon import StartupNotifier, daemonize, notify_service_man
 from spoakit.server.event_loops import choose_loop
 from spoakit.server.forking import flush_standard_streams
 from spoakit.server.ipc import WorkerServer
-from spoakit.server.logfile import OpenLogfile, begin_logfile
+from spoakit.server.logfile import OpenLogfile, begin_logfile, end_logfile
 from spoakit.server.pidfile import Pidfile
 from spoakit.server.server import Server
 from spoakit.server.settings import ServerSettings
@@ -205,6 +205,7 @@ def run_service(make_server: MakeServer, settings: ServerSettings, hooks: Hooks)
     finally:
         flush_throttles(final=True)
         flush_standard_streams()
+        end_logfile()
 
 
 async def serve_in_loop(make_server: MakeServer, settings: ServerSettings) -> None:
