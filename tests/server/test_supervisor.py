@@ -78,6 +78,24 @@ def test_short_connections_use_all_workers_in_turn(start: Start) -> None:
     assert len(seen) == 3
 
 
+def test_the_only_worker_accepts_while_the_supervisor_cannot(start: Start) -> None:
+    service = start(workers=1).ready()
+    os.kill(service.process.pid, signal.SIGSTOP)
+    try:
+        assert service.connect().ask("pid") != str(service.process.pid)
+    finally:
+        os.kill(service.process.pid, signal.SIGCONT)
+
+
+def test_connections_between_two_only_workers_wait(start: Start) -> None:
+    service = start(workers=1).ready()
+    first = service.connect()
+    pid = first.ask("pid")
+    os.kill(int(pid), signal.SIGKILL)
+    assert first.read() == ""
+    assert [service.connect().ask("pid") for _ in range(3)].count(pid) == 0
+
+
 def test_a_worker_that_dies_is_restarted_and_the_others_serve_on(start: Start) -> None:
     service = start(workers=2).ready()
     first, second = service.connect(), service.connect()

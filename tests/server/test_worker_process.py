@@ -46,7 +46,6 @@ def test_a_connection_travels_and_is_counted_until_it_is_reported_closed(pair: P
         commands, [connection] = receive_commands(worker)
         assert commands == bytes((SupervisorCommand.CONNECTION,))
         with connection:
-            assert not connection.getblocking()
             assert not connection.get_inheritable()
             connection.send(b"hello")
         assert ours.recv(10) == b"hello"

@@ -109,7 +109,5 @@ def receive_commands(channel: socket.socket) -> tuple[bytes, list[socket.socket]
     connections = []
     for descriptor in descriptors:
         os.set_inheritable(descriptor, False)  # Python 3.11 leaves recv_fds's flags unused
-        connection = socket.socket(fileno=descriptor)
-        connection.setblocking(False)
-        connections.append(connection)
+        connections.append(socket.socket(fileno=descriptor))
     return commands, connections

@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
-from enum import Enum
+from enum import IntEnum
 from math import inf
 from random import uniform
 from typing import Any, Final
@@ -46,7 +46,7 @@ LINGER: Final = 1.0
 _TURN: Final = 128 * 1024
 
 
-class Phase(Enum):
+class Phase(IntEnum):
     """Phase of a connection; each leads to a later one only."""
 
     HELLO = 0
@@ -99,6 +99,7 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
         self._reason: tuple[int, str] | None = None
         self._is_write_paused = False
         self._is_half_closed = False
+        self._has_engine_left = False
         self._flush_handle: asyncio.Handle | None = None
         self._linger_handle: asyncio.TimerHandle | None = None
 
@@ -271,8 +272,10 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
             case HealthChecked():
                 self._state.health_checked()
                 logger.debug("from %s: a health check", self.peer)
+                self._has_engine_left = True
                 self._enter(DRAINING)
             case Disconnected(status_code, message):
+                self._has_engine_left = True
                 logger.debug(
                     "from %s: HAPROXY-DISCONNECT with status %d: %s",
                     self.peer,
@@ -300,9 +303,9 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
 
     def _enter(self, phase: Phase) -> None:
         """Change the phase, unless a later one has been reached."""
-        if phase.value > self.phase.value:
+        if phase > self.phase:
             self.phase = phase
-            self._set_fast_path()
+            self.is_fast_path_open = False  # until `_settle` finds that it may be open
 
     def _set_fast_path(self) -> None:
         """Open the fast path if the next read may be handled at once, or else shut it."""
@@ -387,8 +390,12 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
             # TLS waits for the engine's end by itself, LINGER at most.
             self._transport.close()
             return
-        # asyncio raises where the engine has gone in the meantime.
-        with suppress(OSError):
-            self._transport.write_eof()
-        self._transport.resume_reading()
+        if self._has_engine_left:
+            # It has sent its last frame, so that nothing is left unread.
+            self._transport.close()
+        else:
+            # asyncio raises where the engine has gone in the meantime.
+            with suppress(OSError):
+                self._transport.write_eof()
+            self._transport.resume_reading()
         self._linger_handle = self._state.loop.call_later(LINGER, self._transport.abort)

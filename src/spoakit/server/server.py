@@ -7,7 +7,7 @@ import ssl
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from time import monotonic
-from typing import Final
+from typing import Any, Final
 
 from spoakit.agent import Agent
 from spoakit.agent.handlers import Handler
@@ -70,9 +70,15 @@ class Server:
         self._state: ServerState | None = None
         if tls is None and settings.listen.tls is not None:
             tls = server_context(settings.listen.tls)
-        self._tls = tls
+        self._accepting: dict[str, Any] = {}
+        if tls is not None:
+            self._accepting = {
+                "ssl": tls,
+                "ssl_handshake_timeout": settings.limits.hello_timeout,
+                "ssl_shutdown_timeout": LINGER,
+            }
         self._throttle = Throttle(logger)
-        self._adopting: dict[asyncio.Task[None], socket.socket] = {}
+        self._adopting: dict[asyncio.Task[Any], tuple[socket.socket, str]] = {}
         self._count = 0
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -96,9 +102,18 @@ class Server:
     def adopt(self, sock: socket.socket) -> None:
         """Serve an accepted connection; the socket is the server's from now on."""
         self._count += 1
-        task = asyncio.create_task(self._adopt(sock))
-        self._adopting[task] = sock
-        task.add_done_callback(self._adopting.pop)
+        state = self._state
+        if state is None:  # it has been closed in the meantime
+            sock.close()
+            self._closed()
+            return
+        peer = describe_peer(sock)
+        adoption = state.loop.connect_accepted_socket(
+            lambda: SpopProtocol(state, peer), sock, **self._accepting
+        )
+        task = state.loop.create_task(adoption)
+        self._adopting[task] = sock, peer
+        task.add_done_callback(self._adopted)
 
     def refuse_health_checks(self) -> None:
         """Answer health checks with a DISCONNECT, so that HAProxy stops using this agent."""
@@ -148,35 +163,24 @@ class Server:
             self._state = None
             await self._runtime.aclose()
 
-    async def _adopt(self, sock: socket.socket) -> None:
-        state = self._state
-        peer = describe_peer(sock)
-        try:
-            if state is None:
-                raise ConnectionAbortedError("the server is not running")
-            loop = asyncio.get_running_loop()
-            if self._tls is None:
-                await loop.connect_accepted_socket(lambda: SpopProtocol(state, peer), sock)
-            else:
-                await loop.connect_accepted_socket(
-                    lambda: SpopProtocol(state, peer),
-                    sock,
-                    ssl=self._tls,
-                    ssl_handshake_timeout=self._settings.limits.hello_timeout,
-                    ssl_shutdown_timeout=LINGER,
-                )
-        except OSError as error:
-            # The peer left before it was served, or does not speak TLS.
-            if self._tls is not None:
-                self._row.add(TLS_FAILURES)
-                self._throttle.warning("tls", "TLS with %s failed: %s", peer, error)
-            sock.close()
-            self._closed()
+    def _adopted(self, task: asyncio.Task[Any]) -> None:
+        sock, peer = self._adopting.pop(task)
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is None:
+            return
+        sock.close()
+        self._closed()
+        if not isinstance(error, OSError):
+            raise error
+        # The peer left before it was served, or does not speak TLS.
+        if self._accepting:
+            self._row.add(TLS_FAILURES)
+            self._throttle.warning("tls", "TLS with %s failed: %s", peer, error)
 
     def _end_handshakes(self) -> None:
         """Fail the handshakes under way: nothing has been promised to those peers."""
-        if self._tls is not None:
-            for sock in self._adopting.values():
+        if self._accepting:
+            for sock, _ in self._adopting.values():
                 # The peer may have gone first.
                 with suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)

@@ -290,12 +290,13 @@ def describe_peer(connection: socket.socket) -> str:
     It is "192.0.2.1:50000", "[::1]:50000", or the path of the Unix socket that was connected to:
     those who connect to one have no address of their own.
     """
-    if connection.family == socket.AF_UNIX:
-        return os.fsdecode(connection.getsockname()) or "a Unix socket without a path"
     try:
-        return _describe_address(connection.getpeername())
+        name = connection.getpeername()
     except OSError:
         return "a peer that left"
+    if isinstance(name, tuple):
+        return _describe_address(name)
+    return os.fsdecode(connection.getsockname()) or "a Unix socket without a path"
 
 
 def _describe_address(name: Any) -> str:

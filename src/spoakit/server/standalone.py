@@ -2,15 +2,14 @@
 
 import asyncio
 import logging
-import socket
 from collections.abc import Coroutine
-from functools import partial
 from typing import Any, TypeVar
 
 from spoakit.metrics.counters import CounterRow
+from spoakit.server.accept_loop import AcceptLoop
 from spoakit.server.ipc import WorkerServer
 from spoakit.server.settings import ServerSettings
-from spoakit.server.sockets import Acceptor, Listeners
+from spoakit.server.sockets import Listeners
 from spoakit.server.worker import GRACE, flush_logs_forever, start_server
 
 logger = logging.getLogger("spoakit.server")
@@ -25,7 +24,7 @@ class StandaloneServer:
         StartupError: (from `start`) a resource did not come up.
     """
 
-    __slots__ = ("_acceptor", "_flusher", "_listeners", "_loop", "_resume", "_server", "_settings")
+    __slots__ = ("_accepting", "_flusher", "_loop", "_server", "_settings")
 
     def __init__(
         self,
@@ -35,19 +34,10 @@ class StandaloneServer:
         row: CounterRow,
     ) -> None:
         self._settings = settings
-        self._listeners = listeners
         self._server = server
-        self._server.on_closed = lambda: None  # the limit asks the server itself
         self._loop = asyncio.get_running_loop()
-        self._acceptor = Acceptor(
-            settings.listen,
-            settings.limits,
-            lambda: server.connection_count,
-            row,
-            clock=self._loop.time,
-        )
+        self._accepting = AcceptLoop(settings, listeners, server, row)
         self._flusher: asyncio.Task[None] | None = None
-        self._resume: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
         """Bring the resources up, then accept."""
@@ -59,7 +49,7 @@ class StandaloneServer:
             await _uncancelled(_cancel(starting))
             raise
         starting.result()
-        self._accept_again()
+        self._accepting.open()
 
     def refuse_health_checks(self) -> None:
         """Answer health checks with a DISCONNECT from now on, serving as before."""
@@ -115,25 +105,7 @@ class StandaloneServer:
         """Stop listening."""
         if self._flusher is not None:
             self._flusher.cancel()
-        if self._resume is not None:
-            self._resume.cancel()
-        for listener in self._listeners.sockets:
-            self._loop.remove_reader(listener)
-        self._listeners.close()
-
-    def _accept_again(self) -> None:
-        self._resume = None
-        for listener in self._listeners.sockets:
-            self._loop.add_reader(listener, partial(self._on_connections, listener))
-
-    def _on_connections(self, listener: socket.socket) -> None:
-        for connection in self._acceptor.accept(listener):
-            connection.setblocking(False)
-            self._server.adopt(connection)
-        if self._acceptor.paused_until > self._loop.time() and self._resume is None:
-            for paused in self._listeners.sockets:
-                self._loop.remove_reader(paused)
-            self._resume = self._loop.call_at(self._acceptor.paused_until, self._accept_again)
+        self._accepting.close()
 
 
 async def _uncancelled(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -1,5 +1,8 @@
 """The supervisor: forks workers, hands out connections, replaces workers, obeys signals, stops.
 
+An only worker accepts by itself. The supervisor keeps the listening sockets, so that what comes
+between two workers waits.
+
 It has no asyncio loop, so that workers are forked from a process without loop state or threads.
 Everything it does is a round of one `select` loop: events, ended processes, signals, deadlines.
 """
@@ -97,6 +100,9 @@ class Supervisor:
         self._hooks = hooks
         self._on_ready = on_ready
         self._close_in_worker = close_in_worker
+        self._listeners = listeners
+        # Handing over a connection costs as much as it does to serve a health check.
+        self._has_one_worker = settings.workers == 1
         self._row = counters.row(settings.workers)
         self._workers = [WorkerProcess(index) for index in range(settings.workers)]
         self._selector = selectors.DefaultSelector()
@@ -228,7 +234,8 @@ class Supervisor:
         # A worker that kept its siblings' channels would hide the supervisor's end from them.
         for worker in self._workers:
             worker.close_channel()
-        self._distributor.close_in_worker()
+        if not self._has_one_worker:
+            self._distributor.close_in_worker()
         self._close_in_worker()
         forget_throttled()
         set_worker(index + 1)
@@ -238,6 +245,7 @@ class Supervisor:
             self._make_server,
             self._counters.row(index),
             self._hooks.of_worker(),
+            self._listeners if self._has_one_worker else None,
         )
 
     def _on_events(self, worker: WorkerProcess, channel: socket.socket) -> None:
@@ -415,7 +423,8 @@ class Supervisor:
             self._report_at = now + self._settings.monitor
         if self._settings.runtime is not None:
             self._deadline = now + self._settings.runtime
-        self._distributor.open()
+        if not self._has_one_worker:
+            self._distributor.open()
         self._on_ready()
 
     def _stop(self, now: float, why: str) -> None:

@@ -1,4 +1,4 @@
-"""A worker: a process with one event loop, which serves the connections its supervisor hands it."""
+"""A worker: a process with one event loop, which serves what it is handed, or accepts by itself."""
 
 import asyncio
 import faulthandler
@@ -11,6 +11,7 @@ from typing import Final
 from spoakit.exceptions import StartupError
 from spoakit.logs import Throttle, flush_throttles
 from spoakit.metrics.counters import CounterRow, counter
+from spoakit.server.accept_loop import AcceptLoop
 from spoakit.server.backstop import arm_backstop, backstop_for
 from spoakit.server.event_loops import loop_factory
 from spoakit.server.fatal_errors import end_on_memory_error
@@ -23,6 +24,7 @@ from spoakit.server.ipc import (
 )
 from spoakit.server.settings import Drain, ServerSettings
 from spoakit.server.signals import Hooks, SignalAction
+from spoakit.server.sockets import Listeners
 
 logger = logging.getLogger("spoakit.server")
 
@@ -49,9 +51,19 @@ def run_worker(
     make_server: Callable[[CounterRow], WorkerServer],
     row: CounterRow,
     hooks: Hooks,
+    listeners: Listeners | None,
 ) -> int:
-    """Serve until told to leave; return the exit code. For a process that was just forked."""
-    worker = _Worker(channel, settings, make_server, row, hooks)
+    """Serve until told to leave; return the exit code. For a process that was just forked.
+
+    Args:
+        channel: this process's end, to the supervisor.
+        settings: limits, drain, loop.
+        make_server: makes what serves the connections.
+        row: this worker's counters.
+        hooks: called for the supervisor's commands.
+        listeners: what the only worker accepts from by itself; None if connections are handed over.
+    """
+    worker = _Worker(channel, settings, make_server, row, hooks, listeners)
     # The loop is not closed: that would wait for threads, which may hang, and the process ends.
     return asyncio.Runner(loop_factory=loop_factory(settings.loop)).run(worker.run())
 
@@ -105,12 +117,14 @@ async def _cancel_tasks(moment: float) -> None:
 
 class _Worker:
     __slots__ = (
+        "_accepting",
         "_backstop",
         "_channel",
         "_hooks",
         "_is_orphan",
         "_is_up",
         "_leave",
+        "_listeners",
         "_loop",
         "_row",
         "_server",
@@ -126,6 +140,7 @@ class _Worker:
         make_server: Callable[[CounterRow], WorkerServer],
         row: CounterRow,
         hooks: Hooks,
+        listeners: Listeners | None,
     ) -> None:
         channel.setblocking(False)
         self._channel = channel
@@ -138,7 +153,10 @@ class _Worker:
         self._throttle = Throttle(logger)
         self._unreported = b""
         self._server = make_server(row)
-        self._server.on_closed = self._on_closed
+        self._listeners = listeners
+        self._accepting: AcceptLoop | None = None
+        if listeners is None:
+            self._server.on_closed = self._on_closed
 
     async def run(self) -> int:
         self._loop = asyncio.get_running_loop()
@@ -160,6 +178,7 @@ class _Worker:
             self._is_up = True
             self._report(WorkerEvent.READY)
             self._keep_backstop_armed()
+            self._accept()
             await leaving
             return 0 if await leave(self._server, self._settings.drain) else 1
         except StartupError as error:
@@ -171,6 +190,12 @@ class _Worker:
             self._loop.remove_writer(self._channel)
             # Resources whose start is cancelled have something to take down.
             await _cancel_tasks(_MOMENT if self._is_up else GRACE)
+
+    def _accept(self) -> None:
+        """Accept, if nobody else does it for this worker."""
+        if self._listeners is not None and not self._leave.is_set():
+            self._accepting = AcceptLoop(self._settings, self._listeners, self._server, self._row)
+            self._accepting.open()
 
     def _keep_backstop_armed(self) -> None:
         # By a timer of its own, not by the supervisor's pings: while the supervisor is stopped, or
@@ -188,6 +213,8 @@ class _Worker:
         arm_backstop(seconds)
 
     def _begin_to_leave(self) -> None:
+        if self._accepting is not None:
+            self._accepting.close()
         if not self._leave.is_set() or self._is_orphan:
             self._leave.set()
             self._arm_backstop()

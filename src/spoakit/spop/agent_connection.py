@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 from spoakit.exceptions import (
@@ -80,13 +81,12 @@ class AgentConnection(Connection):
 
     def _receive_hello(self, frame: Frame) -> None:
         self._check_hello(frame)
-        hello = EngineHello.decode(frame.payload)
+        hello, answer, encoded = _answer_hello(frame.payload, self._settings)
         if hello.healthcheck and self.refuse_health_checks:
             self._events.append(HealthChecked(refused=True))
             self.send_disconnect(StatusCode.NORMAL, "the agent is stopping")
             return
-        answer = AgentHello(self._frame_size_for(hello), self._capabilities_for(hello))
-        self.outgoing += encode_frame(FrameType.AGENT_HELLO, answer.encode())
+        self.outgoing += encoded
         if hello.healthcheck:
             self._stop_reading()
             self._events.append(HealthChecked(refused=False))
@@ -95,19 +95,6 @@ class AgentConnection(Connection):
         self.engine = hello
         self.max_frame_size = answer.max_frame_size
         self._events.append(Opened(hello, answer))
-
-    def _frame_size_for(self, hello: EngineHello) -> int:
-        # A health check says 16380 whatever HAProxy's buffers are, and fails on an echo
-        # that is larger than they are.
-        if hello.healthcheck:
-            return MIN_FRAME_SIZE
-        wanted = self._settings.max_frame_size or hello.max_frame_size
-        return min(hello.max_frame_size, wanted, self._settings.frame_size_cap)
-
-    def _capabilities_for(self, hello: EngineHello) -> frozenset[str]:
-        """Return what to announce: pipelining and async only to an engine that has them."""
-        mutual = hello.capabilities & self._settings.capabilities & {PIPELINING, ASYNC}
-        return mutual | {FRAGMENTATION}
 
     def _receive_notify(self, frame: Frame) -> None:
         """Parse a NOTIFY that is not whole, or comes while another is not (3.2)."""
@@ -146,3 +133,32 @@ class AgentConnection(Connection):
         (State.OPEN, FrameType.UNSET): _receive_fragment,
         (State.OPEN, FrameType.HAPROXY_DISCONNECT): Connection._receive_disconnect,
     }
+
+
+@lru_cache(64)
+def _answer_hello(payload: bytes, settings: AgentSettings) -> tuple[EngineHello, AgentHello, bytes]:
+    """Return what the engine says, what the agent answers, and the frame of that.
+
+    An engine says the same on each of its connections, and in each of its health checks.
+
+    Raises:
+        ProtocolError: see `EngineHello.decode`.
+    """
+    hello = EngineHello.decode(payload)
+    answer = AgentHello(_frame_size_for(hello, settings), _capabilities_for(hello, settings))
+    return hello, answer, encode_frame(FrameType.AGENT_HELLO, answer.encode())
+
+
+def _frame_size_for(hello: EngineHello, settings: AgentSettings) -> int:
+    # A health check says 16380 whatever HAProxy's buffers are, and fails on an echo that is larger
+    # than they are.
+    if hello.healthcheck:
+        return MIN_FRAME_SIZE
+    wanted = settings.max_frame_size or hello.max_frame_size
+    return min(hello.max_frame_size, wanted, settings.frame_size_cap)
+
+
+def _capabilities_for(hello: EngineHello, settings: AgentSettings) -> frozenset[str]:
+    """Return what to announce: pipelining and async only to an engine that has them."""
+    mutual = hello.capabilities & settings.capabilities & {PIPELINING, ASYNC}
+    return mutual | {FRAGMENTATION}

@@ -11,7 +11,8 @@ calls `send_disconnect` and closes.
 """
 
 from collections.abc import Callable, Mapping
-from enum import Enum
+from enum import StrEnum
+from functools import lru_cache
 from typing import Any, ClassVar, TypeAlias
 
 from spoakit.exceptions import (
@@ -22,7 +23,14 @@ from spoakit.exceptions import (
 )
 from spoakit.spop.constants import MIN_FRAME_SIZE, FrameType
 from spoakit.spop.events import Disconnected, Event, Failed, Skipped
-from spoakit.spop.frames import LENGTH_SIZE, NO_IDS, Frame, decode_frame, encode_frame
+from spoakit.spop.frames import (
+    LENGTH_SIZE,
+    NO_IDS,
+    Frame,
+    decode_frame,
+    encode_frame,
+    remember_small,
+)
 from spoakit.spop.handshake import Disconnect
 
 # What other protocols' first bytes look like where a frame's length should be.
@@ -35,7 +43,7 @@ _HELLO_SIZE_CAP = 4096
 _FRAME_NAMES = {int(kind): kind.name.replace("_", "-") for kind in FrameType}
 
 
-class State(Enum):
+class State(StrEnum):
     """State of a connection, as seen from its reading side."""
 
     HELLO = "HELLO"  # the peer's HELLO is awaited
@@ -135,7 +143,7 @@ class Connection:
             message: the reason; cut to 255 bytes of UTF-8.
         """
         self._stop_reading()
-        self.outgoing += encode_frame(self.DISCONNECT, Disconnect(status_code, message).encode())
+        self.outgoing += _encode_disconnect(self.DISCONNECT, status_code, message)
 
     def _fail(self, error: ProtocolError) -> None:
         self._stop_reading()
@@ -186,9 +194,9 @@ class Connection:
             self._events.append(Skipped(frame.type))
 
     def _receive_disconnect(self, frame: Frame) -> None:
-        reason = Disconnect.decode(frame.payload)
+        event = _decode_disconnect(frame.payload)
         self._stop_reading()
-        self._events.append(Disconnected(reason.status_code, reason.message))
+        self._events.append(event)
 
     def _check_hello(self, frame: Frame) -> None:
         """Raise for a HELLO in fragments, or one with ids (3.2.4, 3.2.5)."""
@@ -204,3 +212,15 @@ class Connection:
         if self.state is State.HELLO and data.startswith(_TLS_HANDSHAKE):
             return "a TLS handshake, where an SPOP frame was expected"
         return f"a frame of {length} bytes, over the limit of {limit}"
+
+
+@remember_small
+def _decode_disconnect(payload: bytes) -> Disconnected:
+    reason = Disconnect.decode(payload)
+    return Disconnected(reason.status_code, reason.message)
+
+
+@lru_cache(32)
+def _encode_disconnect(kind: FrameType, status_code: int, message: str) -> bytes:
+    # Nearly all connections end for the same few reasons.
+    return encode_frame(kind, Disconnect(status_code, message).encode())

@@ -1,6 +1,9 @@
 """Frames of every kind (SPOE.txt 3.2), for all but the hot path, which splits NOTIFYs itself."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeVar
 
 from spoakit.exceptions import InvalidFrameError
 from spoakit.spop._decode_cy import decode_varint
@@ -10,7 +13,12 @@ from spoakit.spop.constants import FrameFlag, FrameType
 LENGTH_SIZE = 4
 FLAGS_SIZE = 4
 _IDS_AT = 1 + FLAGS_SIZE
-_KNOWN_FLAGS = FrameFlag.FIN | FrameFlag.ABORT
+_SMALL = 256
+
+T = TypeVar("T")
+# By the two bits that are known; 2 to 31 are reserved (3.2).
+_FLAGS = tuple(map(FrameFlag, range(4)))
+_FINAL = tuple(flags for flags in _FLAGS if FrameFlag.FIN in flags)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +43,23 @@ class Frame:
     @property
     def is_final(self) -> bool:
         """True for the last or only fragment of a payload."""
-        return FrameFlag.FIN in self.flags
+        return self.flags in _FINAL
 
 
+def remember_small(decode: Callable[[bytes], T]) -> Callable[[bytes], T]:
+    """Have a function remember the last 64 results for up to 256 bytes.
+
+    What an engine says at the begin and at the end of a connection is always the same.
+    """
+    remembering = lru_cache(64)(decode)
+
+    def decode_or_remember(data: bytes) -> T:
+        return remembering(data) if len(data) <= _SMALL else decode(data)
+
+    return decode_or_remember
+
+
+@remember_small
 def decode_frame(data: bytes) -> Frame:
     """Take apart a whole frame, given without its length.
 
@@ -46,8 +68,7 @@ def decode_frame(data: bytes) -> Frame:
     """
     if len(data) < _IDS_AT:
         raise InvalidFrameError(f"a frame of {len(data)} bytes has no room for its flags")
-    # Bits 2 to 31 are reserved (3.2).
-    flags = FrameFlag(int.from_bytes(data[1:_IDS_AT], "big") & _KNOWN_FLAGS)
+    flags = _FLAGS[data[_IDS_AT - 1] & 0b11]
     _, frame_id_at = decode_varint(data, _IDS_AT)
     _, payload_at = decode_varint(data, frame_id_at)
     return Frame(data[0], flags, data[_IDS_AT:payload_at], data[payload_at:])
