@@ -26,8 +26,13 @@ p_char: TypeAlias = bytes
 def declare(kind: str) -> Any: ...
 @overload
 def declare(kind: object, value: T) -> T: ...
-def declare(kind: object, value: object = None) -> object:
-    """Return the value; compiled, the variable or attribute it is assigned to is one of C's."""
+@overload
+def declare(kind: type[T], *, visibility: str) -> T: ...
+def declare(kind: object, value: object = None, *, visibility: str = "private") -> object:
+    """Return the value; compiled, the variable or attribute it is assigned to is one of C's.
+
+    An attribute's visibility is "private" to the compiled module, "readonly" or "public".
+    """
     return value
 
 

@@ -12,6 +12,7 @@ class EngineLink:
     peer = "192.0.2.9:1234"
     engine_id = None
     received = 0.0
+    takes_frames = True
 
     def __init__(self, max_frame_size: int = 16380) -> None:
         self.outgoing = bytearray()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 import uvloop
 
-from spoakit.agent.deadlines import Deadlines
+from spoakit.agent._deadlines_cy import Deadlines
 
 
 @dataclass
@@ -33,7 +33,7 @@ def run_until(loop: asyncio.AbstractEventLoop, condition: Callable[[], bool]) ->
 
 def test_what_is_not_done_at_its_deadline_expires_once(loop: asyncio.AbstractEventLoop) -> None:
     expired: list[tuple[Call, float]] = []
-    deadlines = Deadlines[Call](loop, lambda call: expired.append((call, loop.time())))
+    deadlines = Deadlines(loop, lambda call: expired.append((call, loop.time())))
     start = loop.time()
     calls = [Call(start + 0.010), Call(start + 0.020, done=True), Call(start + 0.030)]
     for call in calls:
@@ -46,7 +46,7 @@ def test_what_is_not_done_at_its_deadline_expires_once(loop: asyncio.AbstractEve
 
 def test_what_is_done_in_time_does_not_expire(loop: asyncio.AbstractEventLoop) -> None:
     expired: list[Call] = []
-    deadlines = Deadlines[Call](loop, expired.append)
+    deadlines = Deadlines(loop, expired.append)
     call = Call(loop.time() + 0.005)
     deadlines.add(call)
     call.done = True
@@ -56,7 +56,7 @@ def test_what_is_done_in_time_does_not_expire(loop: asyncio.AbstractEventLoop) -
 
 def test_deadlines_that_come_out_of_order_expire_in_order(loop: asyncio.AbstractEventLoop) -> None:
     expired: list[Call] = []
-    deadlines = Deadlines[Call](loop, expired.append)
+    deadlines = Deadlines(loop, expired.append)
     start = loop.time()
     calls = [Call(start + index / 500) for index in range(20)]
     for call in random.Random(7).sample(calls, len(calls)):
@@ -67,7 +67,7 @@ def test_deadlines_that_come_out_of_order_expire_in_order(loop: asyncio.Abstract
 
 def test_a_deadline_before_the_one_waited_for_is_kept(loop: asyncio.AbstractEventLoop) -> None:
     expired: list[Call] = []
-    deadlines = Deadlines[Call](loop, expired.append)
+    deadlines = Deadlines(loop, expired.append)
     late, early = Call(loop.time() + 3600), Call(loop.time() + 0.005)
     deadlines.add(late)
     deadlines.add(early)
@@ -78,14 +78,14 @@ def test_a_deadline_before_the_one_waited_for_is_kept(loop: asyncio.AbstractEven
 
 def test_a_call_that_has_no_time_left_expires_at_once(loop: asyncio.AbstractEventLoop) -> None:
     expired: list[Call] = []
-    deadlines = Deadlines[Call](loop, expired.append)
+    deadlines = Deadlines(loop, expired.append)
     deadlines.add(Call(loop.time() - 1))
     assert expired == []
     run_until(loop, lambda: len(expired) == 1)
 
 
 def test_calls_that_finish_are_forgotten(loop: asyncio.AbstractEventLoop) -> None:
-    deadlines = Deadlines[Call](loop, lambda call: None)
+    deadlines = Deadlines(loop, lambda call: None)
     slow = Call(loop.time() + 3600)
     deadlines.add(slow)
     for _ in range(10_000):
@@ -99,7 +99,7 @@ def test_calls_that_finish_are_forgotten(loop: asyncio.AbstractEventLoop) -> Non
 def test_at_most_as_many_finished_calls_are_kept_as_unfinished_and_64(
     loop: asyncio.AbstractEventLoop,
 ) -> None:
-    deadlines = Deadlines[Call](loop, lambda call: None)
+    deadlines = Deadlines(loop, lambda call: None)
     chance = random.Random(3)
     calls: list[Call] = []
     for _ in range(5_000):
@@ -113,7 +113,7 @@ def test_at_most_as_many_finished_calls_are_kept_as_unfinished_and_64(
 
 def test_new_deadlines_are_kept_after_all_have_passed(loop: asyncio.AbstractEventLoop) -> None:
     expired: list[Call] = []
-    deadlines = Deadlines[Call](loop, expired.append)
+    deadlines = Deadlines(loop, expired.append)
     for _ in range(3):
         deadlines.add(Call(loop.time() + 0.002))
         run_until(loop, lambda: len(deadlines) == 0)
@@ -132,7 +132,7 @@ def test_calls_may_be_added_and_all_forgotten_while_one_expires(
         else:
             deadlines.close()
 
-    deadlines = Deadlines[Call](loop, expire)
+    deadlines = Deadlines(loop, expire)
     deadlines.add(Call(loop.time() + 0.002))
     deadlines.add(Call(loop.time() + 3600))
     run_until(loop, lambda: len(expired) == 2)
@@ -149,7 +149,7 @@ def test_an_error_at_one_deadline_does_not_lose_the_next(loop: asyncio.AbstractE
         if len(expired) == 1:
             raise LookupError
 
-    deadlines = Deadlines[Call](loop, expire)
+    deadlines = Deadlines(loop, expire)
     now = loop.time()
     deadlines.add(Call(now))
     deadlines.add(Call(now))
@@ -159,8 +159,8 @@ def test_an_error_at_one_deadline_does_not_lose_the_next(loop: asyncio.AbstractE
 
 def test_nothing_expires_after_close(loop: asyncio.AbstractEventLoop) -> None:
     expired: list[Call] = []
-    deadlines = Deadlines[Call](loop, expired.append)
-    other = Deadlines[Call](loop, expired.append)
+    deadlines = Deadlines(loop, expired.append)
+    other = Deadlines(loop, expired.append)
     deadlines.add(Call(loop.time() + 0.002))
     later = Call(loop.time() + 0.010)
     other.add(later)

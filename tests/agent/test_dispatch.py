@@ -532,6 +532,29 @@ def test_a_slow_handler_is_told_and_a_quick_one_is_not(
     assert re.search(r"handle_slow took \d+ ms .*: make it async def, or threaded=True", told)
 
 
+@pytest.mark.parametrize("waits", [False, True])
+def test_what_an_async_handler_does_before_it_waits_is_told_if_it_is_slow(
+    agent: Agent, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, waits: bool
+) -> None:
+    monkeypatch.undo()
+
+    @agent.message("async")
+    async def handle_async() -> None:
+        time.sleep(0.012)
+        if waits:
+            await asyncio.sleep(0)
+
+    with Engine(agent) as engine:
+        for _ in range(2):  # the second time its shape is known
+            engine.notify([Message("async")])
+            [told] = caplog.messages
+            assert re.search(
+                r"handle_async took \d+ ms on the event loop, .*asyncio.to_thread", told
+            )
+            caplog.clear()
+            forget_throttled()
+
+
 def test_calls_in_a_row_that_are_slow_together_are_told(
     agent: Agent, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""spoakit.agent.suspension: frames that wait for async and threaded handlers."""
+"""spoakit.agent._suspension_cy: frames that wait for async and threaded handlers."""
 
 import asyncio
 import gc
@@ -261,6 +261,7 @@ class EngineLink:
     peer = "192.0.2.9:1234"
     engine_id = None
     max_frame_size = 16380
+    takes_frames = True
 
     def __init__(self) -> None:
         self.outgoing = bytearray()
@@ -352,7 +353,8 @@ def test_a_frame_that_waits_does_not_keep_the_read_it_came_in(agent: Agent) -> N
         references = sys.getrefcount(read)
         runtime.dispatcher.dispatch([notify], 0, link)
         assert sys.getrefcount(read) == references - 1
-        assert link.waiting[0].notify.payload == payload
+        assert link.waiting[0].notify.payload == b""
+        assert link.waiting[0].size == len(payload)
         while not link.finished:
             await asyncio.sleep(0)
 
@@ -366,10 +368,11 @@ def test_an_ended_call_does_not_keep_its_frame(agent: Agent) -> None:
 
     async def use(runtime: Runtime, link: EngineLink) -> None:
         payload = encode_messages([Message("async")])
-        references = sys.getrefcount(payload)
-        dispatch(runtime, link, payload)
+        ids = bytes(range(1, 3))
+        references = sys.getrefcount(ids)
+        runtime.dispatcher.dispatch([Notify(ids, payload, 0, len(payload))], 0, link)
         await asyncio.sleep(0)
-        assert sys.getrefcount(payload) > references
+        assert sys.getrefcount(ids) > references
         frame = link.waiting.pop()
         frame.cancel()
         frame.cancel()
@@ -377,7 +380,7 @@ def test_an_ended_call_does_not_keep_its_frame(agent: Agent) -> None:
         await asyncio.sleep(0.01)
         gc.collect()
         # Its deadline is still known.
-        assert sys.getrefcount(payload) == references
+        assert sys.getrefcount(ids) == references
 
     running(agent, use)
 

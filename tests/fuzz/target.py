@@ -101,6 +101,8 @@ class FormattingHandler(logging.Handler):
 class EngineLink:
     """A connection that is driven as the server drives it; see `spoakit.agent.interfaces`."""
 
+    takes_frames = True
+
     def __init__(self, runtime: Runtime) -> None:
         self.connection = AgentConnection(SETTINGS)
         self.outgoing = self.connection.outgoing

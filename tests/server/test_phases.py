@@ -355,7 +355,7 @@ def test_whatever_happens(loop: LoopName, steps: list[Any], frames: int, batch: 
                 story.ended = True  # frames that were not read any more have no ACK
             story.check(bytes(transport.written))
             assert protocol.phase in (Phase.OPEN, Phase.CLOSED)
-            assert protocol._backlog.is_empty
+            assert protocol.backlog.is_empty
             assert protocol.phase is not Phase.OPEN or protocol.is_fast_path_open is (not frames)
             transport.close()
             await story.settle()
@@ -429,7 +429,7 @@ def test_whatever_happens_on_a_socket(loop: LoopName, steps: list[Any]) -> None:
                     await story.settle()
                 [protocol] = protocols
                 await finish_all(story, protocol)
-                assert protocol._backlog.is_empty
+                assert protocol.backlog.is_empty
                 if protocol.phase is Phase.OPEN:
                     protocol.leave("the agent is stopping")
                 await story.settle()

@@ -1025,7 +1025,7 @@ def test_a_disconnect_waits_for_acks_that_the_engine_is_slow_to_read(
     engine.send_raw(b"".join(frames) + encode_frame(FrameType.HAPROXY_DISCONNECT, payload))
     wait_until(lambda: connection._is_write_paused)
     open_gates(server, subject, 1)
-    wait_until(lambda: not connection._backlog.in_flight)
+    wait_until(lambda: not len(connection.backlog))
     types = [engine.read_frame().type for _ in range(902)]
     assert types == [FrameType.ACK] * 901 + [FrameType.AGENT_DISCONNECT]
 

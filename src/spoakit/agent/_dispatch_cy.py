@@ -4,7 +4,7 @@ Plain Python that compiles to C (see ``spoakit._cython``). A `BoundHandler` is o
 worker. It keeps a `CallPlan` for each shape in which its message has come, which knows the
 source of every parameter's value, so that a call costs comparing some bytes and decoding
 the values. Frames whose handlers are all inline, or async and do not wait, are answered at once;
-one whose handler waits, or runs in a thread, is handed on to ``spoakit.agent.suspension``.
+one whose handler waits, or runs in a thread, is handed on to ``spoakit.agent._suspension_cy``.
 
 Each message is one guarded step: whatever finding its values, or calling its handler, raises
 costs that message alone (`CallErrors.record_failure`), but for an InvalidFrameError of a payload
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from spoakit.agent.call_errors import CallErrors, once_a_minute, show_name, throttle
 from spoakit.agent.context import Context, FrameState
-from spoakit.agent.handlers import Handler, HandlerKind, bind_arguments
+from spoakit.agent.handlers import DEFAULT_TIMEOUT, Handler, HandlerKind, bind_arguments
 from spoakit.agent.headers import Headers
 from spoakit.agent.interfaces import EngineLink
 from spoakit.agent.parameters import Role
@@ -127,6 +127,7 @@ class BoundHandler:
     _async: cython.bint
     _observer: cython.bint
     _fallback: tuple[Any, ...]
+    _timeout: cython.double
     _calls: cython.ulonglong
     _last: Any
     _plans: list[Any]
@@ -147,6 +148,7 @@ class BoundHandler:
         self._async = handler.kind is HandlerKind.ASYNC
         self._observer = handler.kind is HandlerKind.OBSERVER
         self._fallback = handler.fallback
+        self._timeout = handler.deadline_after or DEFAULT_TIMEOUT
         self._calls = 0
         self._last = None
         self._plans = []
@@ -155,6 +157,11 @@ class BoundHandler:
     def handler(self) -> Handler:
         """The handler."""
         return self._handler
+
+    @property
+    def timeout(self) -> float:
+        """Seconds from the reading of the frame to the fallback, for calls that take time."""
+        return self._timeout
 
     @property
     def calls(self) -> int:
@@ -333,8 +340,8 @@ class Dispatcher:
     Args:
         routes: the handlers of each message; one that answers stands before observers.
         suspend: takes over a frame whose next call waits (see `pop_started`) or is for a thread,
-            with the cursor, the actions so far, and the observers' calls that are due once its ACK
-            is written.
+            with the cursor (None behind the last message), the actions so far, and the observers'
+            calls that are due once its ACK is written; tells if its connection takes more frames.
         await_call: makes the coroutine of an async handler's call, whose result is the handler's or
             a `Failure`.
         start: starts a task of a coroutine and a name; it has run to its end, or to what it waits
@@ -364,7 +371,9 @@ class Dispatcher:
     def __init__(
         self,
         routes: Mapping[bytes, tuple[BoundHandler, ...]],
-        suspend: Callable[[Dispatcher, Notify, EngineLink, Cursor, list[Any], list[Any]], object],
+        suspend: Callable[
+            [Dispatcher, Notify, EngineLink, Cursor | None, list[Any], list[Any]], bool
+        ],
         await_call: Callable[[BoundHandler, list[Any]], Coroutine[Any, Any, Any]],
         start: Callable[[Coroutine[Any, Any, Any], str], Future[Any]],
         schedule: Callable[[Callable[[int], bool]], object],
@@ -463,7 +472,7 @@ class Dispatcher:
             has been done.
         """
         known: CallPlan = self._expected_plan()
-        if known is None:
+        if known is None or self._expects_async():
             return None
         values: list[Any] = known._template.copy()
         try:
@@ -491,9 +500,9 @@ class Dispatcher:
             link: the connection they came by.
 
         Returns:
-            The index behind the last frame that was handled. It ends in front of an event
-            that is no frame, behind a frame that has to wait (``link.finish`` is called
-            with that one, maybe before this returns), and where over `MAX_OUTGOING` bytes
+            The index behind the last frame that was handled or has to wait (``link.finish`` is
+            called with such a one, maybe before this returns). It ends in front of an event that
+            is no frame, where the link takes no more frames, and where over `MAX_OUTGOING` bytes
             are to be sent.
 
         Raises:
@@ -506,16 +515,18 @@ class Dispatcher:
         out: bytearray = link.outgoing
         limit: int = link.max_frame_size
         handled: cython.Py_ssize_t
-        waits: cython.bint = False
+        goes_on: cython.bint = True
         try:
-            while index < count and not waits and len(out) <= _MAX_OUTGOING:
+            while index < count and goes_on and len(out) <= _MAX_OUTGOING:
                 handled = self._dispatch_run(events, index, out, limit, link)
                 if handled == index:
                     event: Any = events[index]
                     if type(event) is not Notify:
                         break
-                    waits = not self._dispatch_any(event, out, limit, link)
+                    goes_on = self._dispatch_any(event, out, limit, link)
                     handled += 1
+                elif self._expects_async():
+                    goes_on = link.takes_frames
                 index = handled
         finally:
             self._frames += index - first
@@ -551,7 +562,12 @@ class Dispatcher:
         )
         if behind == first:
             return first
-        self._call_expected(calls)
+        bound: BoundHandler = self._expected
+        if bound._async:
+            started: cython.Py_ssize_t = self._start_calls(bound, events, first, ids, calls, link)
+            behind = first + started
+        else:
+            self._call_expected(calls)
         oversized: cython.Py_ssize_t = append_acks(out, ids, calls, limit)
         while oversized > 0:
             self.oversized_ack(link)
@@ -577,6 +593,48 @@ class Dispatcher:
         return 0
 
     @cython.cfunc
+    @cython.exceptval(-1, check=False)
+    def _start_calls(
+        self,
+        bound: BoundHandler,
+        events: Sequence[Any],
+        first: cython.Py_ssize_t,
+        ids: list[Any],
+        calls: list[Any],
+        link: EngineLink,
+    ) -> cython.Py_ssize_t:
+        """Start calls of the expected handler, an async one, as long as the link takes frames.
+
+        Afterwards ``ids`` and ``calls`` have what can be acknowledged, with the actions.
+
+        Returns:
+            How many calls were started.
+        """
+        count: cython.Py_ssize_t = len(calls)
+        index: cython.Py_ssize_t = 0
+        done: cython.Py_ssize_t = 0
+        goes_on: cython.bint = True
+        while index < count and goes_on:
+            actions: list[Any] = []
+            if self._start_call(bound, calls[index], actions):
+                ids[done] = ids[index]
+                calls[done] = actions
+                done += 1
+            else:
+                goes_on = self._suspend(self, events[first + index], link, None, actions, [])
+            index += 1
+        del ids[done:], calls[done:]
+        self._time(bound, index)
+        return index
+
+    @cython.cfunc
+    @cython.inline
+    @cython.exceptval(-1, check=False)
+    def _expects_async(self) -> cython.bint:
+        bound: BoundHandler = self._expected
+        return bound is not None and bound._async
+
+    @cython.cfunc
     @cython.inline
     def _expected_plan(self) -> Any:
         """Return the plan for the expected shape; None if there is none."""
@@ -591,7 +649,7 @@ class Dispatcher:
     def _dispatch_any(
         self, notify: Notify, out: bytearray, limit: int, link: EngineLink
     ) -> cython.bint:
-        """Handle a frame; False if it has to wait."""
+        """Handle a frame, or have it wait; False if no more may be handled."""
         cursor: Cursor = notify.cursor(self._max_messages)
         actions: list[Any] = []
         observations: list[Any] = []
@@ -599,8 +657,8 @@ class Dispatcher:
         values: list[Any]
         while not cursor.at_end():
             if not self.dispatch_message(cursor, notify, link, actions, observations):
-                self._suspend(self, notify, link, cursor, actions, observations)
-                return False
+                goes_on: bool = self._suspend(self, notify, link, cursor, actions, observations)
+                return goes_on
         if not append_ack(out, notify.ids, actions, limit):
             self.oversized_ack(link)
         for bound, values in observations:
@@ -651,6 +709,7 @@ class Dispatcher:
                 self.observe(handlers[1:], start, cursor, notify, link, observations)
                 cursor.seek(start)
             self._call_async(bound, cursor, notify, link, actions)
+            self._expect(handlers)
             return self._started is None
         elif not bound._observer:
             return False
@@ -673,19 +732,27 @@ class Dispatcher:
         if values is None:
             extend_actions(actions, bound._fallback)
             return None
+        self._start_call(bound, values, actions)
+        self._time(bound, 1)
+        return None
+
+    @cython.cfunc
+    @cython.exceptval(-1, check=False)
+    def _start_call(
+        self, bound: BoundHandler, values: list[Any], actions: list[Any]
+    ) -> cython.bint:
+        """Start a call of an async handler; False, and `_started` has the call, if it waits."""
         try:
             future: Any = self._start(self._await_call(bound, values), bound._name)
         except BaseException as error:
             bound._errors.record_failure(error)
             extend_actions(actions, bound._fallback)
-            return None
+            return True
         if future.done():
             bound.add_result(future, actions)
-        else:
-            self._started = (bound, future)
-        # The next handler's time begins here; how long this one took is no fault of its own.
-        self._clock = monotonic()
-        return None
+            return True
+        self._started = (bound, future)
+        return False
 
     @cython.cfunc
     def _expect(self, handlers: tuple[Any, ...]) -> object:

@@ -16,6 +16,8 @@ logger = logging.getLogger("spoakit.agent")
 throttle = Throttle(logger)
 once_a_minute = Throttle(logger, 60.0)
 
+_SLOW_INLINE: Final = "make it async def, or threaded=True"
+_SLOW_ASYNC: Final = "make it a def with threaded=True, or await asyncio.to_thread(...)"
 _MAX_NAME: Final = 80
 _MAX_RELEASED: Final = 20
 _TRACEBACK: Final = BaseException.__dict__["__traceback__"]
@@ -158,14 +160,17 @@ class CallErrors:
         self._report(MismatchError(f"handler {handler.name} cannot be called: {reason}"))
 
     def slow(self, seconds: float, calls: int) -> None:
-        """Log that a call, or several in a row, took long on the event loop."""
+        """Log that a call, or several in a row, took long on the event loop.
+
+        Of a call of an async handler this is the part until it first waits.
+        """
         throttle.warning(
             ("slow", self._handler.name),
-            "%s took %.0f ms on the event loop%s, and everything waited: "
-            "make it async def, or threaded=True",
+            "%s took %.0f ms on the event loop%s, and everything waited: %s",
             self._subject,
             seconds * 1000,
             f" for {calls} calls" if calls > 1 else "",
+            _SLOW_ASYNC if self._handler.kind is HandlerKind.ASYNC else _SLOW_INLINE,
             extra=self._extra,
         )
 

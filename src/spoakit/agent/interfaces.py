@@ -45,6 +45,10 @@ class EngineLink(Protocol):
     def received(self) -> float:
         """The time of the last read, on ``time.monotonic()``'s clock."""
 
+    @property
+    def takes_frames(self) -> bool:
+        """False if no more frames may be handled now, since as many as may be are in flight."""
+
     def wait(self, frame: PendingFrame) -> None:
         """Keep a suspended frame until `finish` or `fail`."""
 

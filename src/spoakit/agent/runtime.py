@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from spoakit.agent._dispatch_cy import BoundHandler, Dispatcher
+from spoakit.agent._dispatch_cy import BoundHandler, Dispatcher, Failure
 from spoakit.agent._eager_cy import TaskStarter
+from spoakit.agent._suspension_cy import Suspender
 from spoakit.agent.agent import Agent
 from spoakit.agent.combine import combine
 from spoakit.agent.handlers import Handler, HandlerKind
 from spoakit.agent.observer_batching import ObserverBatcher
 from spoakit.agent.resources import ResourceSet
-from spoakit.agent.suspension import Suspender, await_call
 from spoakit.exceptions import ConfigurationError
 from spoakit.metrics.counters import CounterRow, Counters
 from spoakit.spop.constants import DEFAULT_MAX_MESSAGES
@@ -87,7 +87,7 @@ class Runtime:
         self.dispatcher = Dispatcher(
             routes,
             self._waiting.suspend,
-            await_call,
+            _await_call,
             TaskStarter(loop).start,
             batcher.schedule,
             batcher.hurry,
@@ -117,6 +117,17 @@ class Runtime:
     async def _stop_resources(self) -> None:
         for resources in reversed(self._resources.values()):
             await resources.aclose()
+
+
+async def _await_call(bound: BoundHandler, values: list[Any]) -> Any:
+    """Call an async handler, and await its result.
+
+    Its middleware may raise at once, and may return any awaitable.
+    """
+    try:
+        return await bound.call(values)
+    except BaseException as error:
+        return Failure(error)
 
 
 def _types(agent: Agent) -> set[Any]:

@@ -1,4 +1,4 @@
-"""Fast path of reads: the compiled half of a connection to an engine. Hot code.
+"""Fast path of reads, and frames in flight: the compiled half of a connection. Hot code.
 
 Plain Python that compiles to C (see ``spoakit._cython``). A read of few frames costs mostly what
 is around them, so its way is kept short: a look at the clock, one call or two, one write.
@@ -11,7 +11,11 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from spoakit.agent._dispatch_cy import Dispatcher
+from spoakit.agent.interfaces import PendingFrame
 from spoakit.exceptions import ProtocolError
+from spoakit.spop import Event
+from spoakit.spop._encode_cy import Action, append_ack
+from spoakit.spop.constants import MIN_FRAME_SIZE
 
 if TYPE_CHECKING:
     from spoakit import _cython as cython
@@ -22,6 +26,85 @@ else:
         from spoakit import _cython as cython
 
 COMPILED: bool = cython.compiled
+
+MAX_IN_FLIGHT_SIZE: int = 4 * 1024 * 1024
+"""Bytes that the frames in flight of one connection may hold."""
+_MAX_IN_FLIGHT_SIZE = cython.declare(cython.Py_ssize_t, 4 * 1024 * 1024)
+
+
+@cython.final
+@cython.cclass
+class Backlog:
+    """Events not handled yet, in their order, and frames whose handlers have not finished.
+
+    Args:
+        max_in_flight: the number of frames in flight at which no further event is handled.
+
+    Attributes:
+        events: those that wait; events received later must wait behind them.
+    """
+
+    events = cython.declare(list[Event], visibility="readonly")
+    _in_flight: set[Any]
+    _max_in_flight: cython.Py_ssize_t
+    _size: cython.Py_ssize_t
+
+    def __init__(self, max_in_flight: int) -> None:
+        self.events = []
+        self._in_flight = set()
+        self._max_in_flight = max_in_flight
+        self._size = 0
+
+    def __len__(self) -> int:
+        """Return the number of frames in flight."""
+        return len(self._in_flight)
+
+    @property
+    def is_empty(self) -> bool:
+        """True if every frame received has been acknowledged."""
+        return not self._in_flight and not self.events
+
+    @property
+    def is_full(self) -> bool:
+        """True if the limit of frames in flight, or of their bytes, is reached.
+
+        One frame is always taken: it may be larger than that by itself.
+        """
+        return bool(self._is_full())
+
+    @cython.cfunc
+    @cython.inline
+    def _is_full(self) -> cython.bint:
+        count: cython.Py_ssize_t = len(self._in_flight)
+        if count == 0:
+            return False
+        return count >= self._max_in_flight or self._size > _MAX_IN_FLIGHT_SIZE
+
+    def add(self, frame: PendingFrame) -> None:
+        """Count a frame as in flight."""
+        self._in_flight.add(frame)
+        self._size += frame.size
+
+    def discard(self, frame: PendingFrame) -> None:
+        """Count a frame as in flight no longer."""
+        if frame in self._in_flight:
+            self._in_flight.remove(frame)
+            self._size -= frame.size
+
+    def pop_events(self) -> list[Event]:
+        """Return the events that wait; none waits then."""
+        events: list[Any] = self.events
+        self.events = []
+        return events
+
+    def cancel(self) -> None:
+        """Drop the events, and cancel the handlers of the frames in flight."""
+        self.events.clear()
+        in_flight: tuple[Any, ...] = tuple(self._in_flight)
+        self._in_flight.clear()
+        self._size = 0
+        for frame in in_flight:
+            frame.cancel()
 
 
 @cython.cclass
@@ -34,8 +117,22 @@ class FastPathProtocol:
         dispatcher: handles the frames.
         frame_size_cap: the largest FRAME-LENGTH that is accepted.
         longest: the longest read, in bytes, that is handled here.
+        max_in_flight: see `Backlog`.
+        outgoing: the output buffer.
+
+    Attributes:
+        outgoing, max_frame_size, received, takes_frames: see `EngineLink`.
+        backlog: what is not finished.
+        is_halted: no more frames are handled for now, however few are in flight.
+        flush_handle: of a call that `flush_soon` has scheduled; None if none is.
     """
 
+    outgoing = cython.declare(bytearray, visibility="readonly")
+    max_frame_size = cython.declare(cython.Py_ssize_t, visibility="public")
+    backlog = cython.declare(Backlog, visibility="readonly")
+    is_halted = cython.declare(cython.bint, visibility="public")
+    flush_handle = cython.declare(object, visibility="public")
+    _dispatcher: Any
     _try_single: Any
     _try_batch: Any
     _frame_size_cap: cython.Py_ssize_t
@@ -44,7 +141,20 @@ class FastPathProtocol:
     _received: cython.double
     _is_open: cython.bint
 
-    def __init__(self, dispatcher: Dispatcher, frame_size_cap: int, longest: int) -> None:
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        frame_size_cap: int,
+        longest: int,
+        max_in_flight: int,
+        outgoing: bytearray,
+    ) -> None:
+        self.outgoing = outgoing
+        self.max_frame_size = MIN_FRAME_SIZE
+        self.backlog = Backlog(max_in_flight)
+        self.is_halted = False
+        self.flush_handle = None
+        self._dispatcher = dispatcher
         self._try_single = dispatcher.try_single
         self._try_batch = dispatcher.try_batch
         self._frame_size_cap = frame_size_cap
@@ -93,7 +203,30 @@ class FastPathProtocol:
         elif rest:
             self.handle(rest)
 
+    @property
+    def takes_frames(self) -> bool:
+        """False if no more frames may be handled now."""
+        return not self.is_halted and not self.backlog._is_full()
+
+    def wait(self, frame: PendingFrame) -> None:
+        """Keep a frame as in flight until `finish` or `fail`."""
+        self.backlog.add(frame)
+        self._is_open = False
+
+    def finish(self, frame: PendingFrame, actions: list[Action]) -> None:
+        """Acknowledge a frame in flight, in one write with others that finish now."""
+        self.backlog.discard(frame)
+        notify: Any = frame.notify
+        if not append_ack(self.outgoing, notify.ids, actions, self.max_frame_size):
+            self._dispatcher.oversized_ack(self)
+        if self.flush_handle is None:
+            self.flush_soon()
+
     # The rest is the protocol's, which derives from this: what is compiled cannot be abstract.
+
+    def flush_soon(self) -> None:
+        """Write, and handle what waits, once the callbacks that are due have run."""
+        raise NotImplementedError("the protocol's")
 
     def receive(self, data: bytes) -> None:
         """Handle a read of any kind."""

@@ -18,12 +18,10 @@ from spoakit.agent._dispatch_cy import MAX_OUTGOING
 from spoakit.agent.interfaces import PendingFrame
 from spoakit.exceptions import InputOutputError, ProtocolError, StatusCode, TimedOutError
 from spoakit.server._fast_path_cy import FastPathProtocol
-from spoakit.server.backlog import Backlog
 from spoakit.server.frame_log import describe_notify, describe_outgoing
 from spoakit.server.server_state import ServerState
 from spoakit.spop import (
     Aborted,
-    Action,
     AgentConnection,
     Disconnected,
     Event,
@@ -32,7 +30,6 @@ from spoakit.spop import (
     Notify,
     Opened,
     Skipped,
-    append_ack,
 )
 
 logger = logging.getLogger("spoakit.server")
@@ -71,14 +68,21 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
         peer: the engine's address, for logs and for `Context`.
 
     Attributes:
-        outgoing, max_frame_size, peer, engine_id, received: see `EngineLink`.
+        peer, engine_id: see `EngineLink`.
         deadline: when the HELLO must have come, on the loop's clock.
         retire_at: when it has reached its age, on the same clock.
         phase: see `Phase`; changed here alone.
     """
 
     def __init__(self, state: ServerState, peer: str) -> None:
-        super().__init__(state.dispatcher, state.limits.frame_size_cap, _TURN - 1)
+        self._connection = AgentConnection(state.agent_settings)
+        super().__init__(
+            state.dispatcher,
+            state.limits.frame_size_cap,
+            _TURN - 1,
+            state.limits.in_flight,
+            self._connection.outgoing,
+        )
         self.peer = peer
         self.engine_id: str | None = None
         self.deadline = self.received + state.limits.hello_timeout
@@ -86,21 +90,15 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
         self.retire_at = self.received + age * uniform(0.9, 1.1) if age else inf
         self.phase = HELLO
         self._state = state
-        self._dispatcher = state.dispatcher
         self._dispatch = state.dispatcher.dispatch
         self._debug = state.debug
         self._frames_left = state.limits.frames or None
         # Frames are logged or counted one by one.
         self._is_watched = state.debug or state.limits.frames > 0
-        self._connection = AgentConnection(state.agent_settings)
-        self.outgoing = self._connection.outgoing
-        self.max_frame_size = self._connection.max_frame_size
-        self._backlog = Backlog(state.limits.in_flight)
         self._reason: tuple[int, str] | None = None
         self._is_write_paused = False
         self._is_half_closed = False
         self._has_engine_left = False
-        self._flush_handle: asyncio.Handle | None = None
         self._linger_handle: asyncio.TimerHandle | None = None
 
     # --- called by asyncio -------------------------------------------------------------
@@ -123,7 +121,7 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
             self.handle(events)
         if len(data) >= _TURN and not self._transport.is_closing():
             self._transport.pause_reading()
-            self._flush_soon()
+            self.flush_soon()
 
     def eof_received(self) -> bool:
         """Keep the write side open while ACKs are pending. TLS has no half-close."""
@@ -143,34 +141,36 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
         """Cancel the handlers that are still running, and hold nothing."""
         logger.debug("connection from %s closed%s", self.peer, f": {exc}" if exc else "")
         self._enter(CLOSED)
-        for handle in (self._linger_handle, self._flush_handle):
+        handles: tuple[Any, ...] = self._linger_handle, self.flush_handle
+        for handle in handles:
             if handle is not None:
                 handle.cancel()
         # The state may remember this object for a while; it is not to hold what came in part.
         self._connection.receive_eof()
-        self._backlog.cancel()
+        self.backlog.cancel()
         self._state.closed(self)
 
     def pause_writing(self) -> None:
         """Read no more while the engine does not read our ACKs."""
-        self._is_write_paused = True
+        self._is_write_paused = self.is_halted = True
         self._transport.pause_reading()
         self._set_fast_path()
 
     def resume_writing(self) -> None:
         """Handle what waits, and read on."""
         self._is_write_paused = False
-        self._flush_soon()
+        self.is_halted = self._reason is not None
+        self.flush_soon()
 
     # --- called by the fast path -------------------------------------------------------
 
     def handle(self, events: Sequence[Event]) -> None:
         """Handle events after those that wait, and write what is due at once."""
-        if self._backlog.events:
-            self._backlog.events.extend(events)
+        if self.backlog.events:
+            self.backlog.events.extend(events)
         elif events:
             self._handle_events(events)
-            if self._backlog.events and not self._is_write_paused:
+            if self.backlog.events and not self._is_write_paused:
                 self._state.backpressure()
         self._settle()
 
@@ -181,26 +181,11 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
 
     # --- called by suspended frames ----------------------------------------------------
 
-    def wait(self, frame: PendingFrame) -> None:
-        """Keep a frame as in flight until `finish` or `fail`."""
-        self._backlog.add(frame)
-        if self.is_fast_path_open:
-            self._set_fast_path()
-
-    def finish(self, frame: PendingFrame, actions: list[Action]) -> None:
-        """Acknowledge a frame in flight, in one write with others that finish now."""
-        self._backlog.discard(frame)
-        if self.phase is CLOSED:
-            return
-        if not append_ack(self.outgoing, frame.notify.ids, actions, self.max_frame_size):
-            self._dispatcher.oversized_ack(self)
-        self._flush_soon()
-
     def fail(self, frame: PendingFrame, error: ProtocolError) -> None:
         """End the connection, because a frame in flight cannot be read to its end."""
-        self._backlog.discard(frame)
+        self.backlog.discard(frame)
         self._violate(error)
-        self._flush_soon()
+        self.flush_soon()
 
     # --- called by ServerState and Server ----------------------------------------------
 
@@ -212,7 +197,7 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
     @property
     def frames_in_flight(self) -> int:
         """Number of frames that wait for their handlers."""
-        return len(self._backlog.in_flight)
+        return len(self.backlog)
 
     def expire(self) -> None:
         """End a connection whose HELLO did not come in time."""
@@ -224,7 +209,7 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
 
     def is_quiet(self, since: float) -> bool:
         """Return whether no ACK is pending, and nothing has been received since then."""
-        return self._backlog.is_empty and self.received <= since
+        return self.backlog.is_empty and self.received <= since
 
     def leave(self, reason: str) -> None:
         """Send a DISCONNECT with status 0 and a reason, and close."""
@@ -246,8 +231,8 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
         try:
             # With a reason to disconnect nothing more is handled.
             while index < count and self._reason is None:
-                if self._is_write_paused or (self._backlog.in_flight and self._backlog.is_full):
-                    self._backlog.events.extend(events[index:])
+                if not self.takes_frames:
+                    self.backlog.events.extend(events[index:])
                     self._transport.pause_reading()
                     return
                 index = self._dispatch(events, index, self)
@@ -311,7 +296,7 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
         """Open the fast path if the next read may be handled at once, or else shut it."""
         self.is_fast_path_open = (
             self.phase is OPEN
-            and self._backlog.is_empty
+            and self.backlog.is_empty
             and self._connection.is_between_frames
             and not self._is_write_paused
             and not self._is_watched
@@ -325,7 +310,7 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
         if self._reason is None and self.phase is not CLOSED:
             self._state.failed(self.peer, error)
             if not isinstance(error, InputOutputError):
-                self._backlog.cancel()
+                self.backlog.cancel()
             self._disconnect(error.status_code, str(error))
 
     def _disconnect(self, status_code: int, message: str) -> None:
@@ -335,37 +320,38 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
         """
         if self._reason is None:
             self._reason = status_code, message
-            self._backlog.pop_events()
+            self.is_halted = True
+            self.backlog.pop_events()
             self._enter(DRAINING)
 
     def _settle(self) -> None:
         """Write what is due, and close where nothing is pending any more."""
-        if self._frames_left == 0 and not self._backlog.events:
+        if self._frames_left == 0 and not self.backlog.events:
             # All frames of the last read are acknowledged, those over the limit too: to the engine
             # a frame without an ACK is an error.
             frames = self._state.limits.frames
             self._disconnect(StatusCode.NORMAL, f"the connection has had its {frames} frames")
-        if self.phase is DRAINING and self._backlog.is_empty:
+        if self.phase is DRAINING and self.backlog.is_empty:
             self._close()
         elif self.outgoing:
             self._write_outgoing()
         self._set_fast_path()
 
-    def _flush_soon(self) -> None:
+    def flush_soon(self) -> None:
         """Write once the callbacks that are due have run: several frames may be done by then."""
-        if self._flush_handle is None:
-            self._flush_handle = self._state.loop.call_soon(self._flush)
+        if self.flush_handle is None:
+            self.flush_handle = self._state.loop.call_soon(self._flush)
 
     def _flush(self) -> None:
-        self._flush_handle = None
-        if self._backlog.events and not self._is_write_paused:
-            self._handle_events(self._backlog.pop_events())
+        self.flush_handle = None
+        if self.backlog.events and not self._is_write_paused:
+            self._handle_events(self.backlog.pop_events())
         self._settle()
         self._resume_reading()
 
     def _resume_reading(self) -> None:
         """Read on, if neither events wait nor the engine's end has ended."""
-        must_wait = self._backlog.events or self._is_write_paused or self._is_half_closed
+        must_wait = self.backlog.events or self._is_write_paused or self._is_half_closed
         if not must_wait and not self._transport.is_closing():
             self._transport.resume_reading()
 

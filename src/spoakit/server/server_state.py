@@ -6,7 +6,7 @@ from collections.abc import Callable
 from math import inf
 from typing import TYPE_CHECKING, Final
 
-from spoakit.agent.deadlines import Deadlines
+from spoakit.agent._deadlines_cy import Deadlines
 from spoakit.agent.runtime import Runtime
 from spoakit.exceptions import (
     FrameTooBigError,
@@ -95,7 +95,7 @@ class ServerState:
         self._row = row
         self._on_closed = on_closed
         self._throttle = Throttle(logger)
-        self._hellos: Deadlines[SpopProtocol] = Deadlines(self.loop, _expire)
+        self._hellos = Deadlines(self.loop, _expire)
         self._published = dict.fromkeys(_PUBLISHED, 0)
 
     def opened(self, connection: "SpopProtocol") -> None:

@@ -402,6 +402,13 @@ class Notify:
         cursor.max_messages = max_messages
         return cursor
 
+    def release(self) -> int:
+        """Let go of the messages, which have been read; return their size in bytes."""
+        size: cython.Py_ssize_t = self._end - self._start
+        self._data = b""
+        self._start = self._end = 0
+        return size
+
     def detach(self, cursor: Cursor) -> Cursor:
         """Keep the payload alone alive, not the whole read it came in: for frames that wait.
 

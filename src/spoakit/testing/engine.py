@@ -201,6 +201,7 @@ class _Link:
 
     peer = "testing.Engine"
     engine_id = "testing.Engine"
+    takes_frames = True
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher

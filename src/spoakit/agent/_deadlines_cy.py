@@ -1,14 +1,29 @@
-"""Deadlines of calls: one queue and at most one timer for all calls of a handler."""
+"""Deadlines of calls: one queue and at most one timer for all calls of a handler. Hot code.
 
-from asyncio import AbstractEventLoop, TimerHandle
+Plain Python that compiles to C (see ``spoakit._cython``).
+"""
+
+from __future__ import annotations
+
+from asyncio import AbstractEventLoop
 from collections import deque
 from collections.abc import Callable
-from typing import Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from spoakit import _cython as cython
+else:
+    try:
+        import cython
+    except ModuleNotFoundError:
+        from spoakit import _cython as cython
+
+COMPILED: bool = cython.compiled
 
 # uvloop's timers count whole milliseconds, and may ring that much too early.
-_RESOLUTION: Final = 0.001
+_RESOLUTION = cython.declare(cython.double, 0.001)
 # Below this many entries, looking for finished ones is not worth it.
-_MIN_ENTRIES: Final = 64
+_MIN_ENTRIES = cython.declare(cython.Py_ssize_t, 64)
 
 
 class Entry(Protocol):
@@ -23,10 +38,9 @@ class Entry(Protocol):
         """True once it has finished, so that its deadline no longer matters."""
 
 
-EntryT = TypeVar("EntryT", bound=Entry)
-
-
-class Deadlines(Generic[EntryT]):
+@cython.final
+@cython.cclass
+class Deadlines:
     """The deadlines of one handler's calls.
 
     All calls of a handler have the same time from the reading of their frame, so their
@@ -39,14 +53,23 @@ class Deadlines(Generic[EntryT]):
         on_expired: called with each entry that is not done at its deadline, once.
     """
 
-    __slots__ = ("_entries", "_limit", "_loop", "_on_expired", "_timer", "_timer_at")
+    _loop: Any
+    _on_expired: Any
+    _entries: Any
+    _append: Any
+    _last: cython.double
+    _limit: cython.Py_ssize_t
+    _timer: Any
+    _timer_at: cython.double
 
-    def __init__(self, loop: AbstractEventLoop, on_expired: Callable[[EntryT], object]) -> None:
+    def __init__(self, loop: AbstractEventLoop, on_expired: Callable[[Any], object]) -> None:
         self._loop = loop
         self._on_expired = on_expired
-        self._entries: deque[EntryT] = deque()
+        self._entries = deque()
+        self._append = self._entries.append
+        self._last = 0.0
         self._limit = _MIN_ENTRIES
-        self._timer: TimerHandle | None = None
+        self._timer = None
         # uvloop's handles have no `when()`.
         self._timer_at = 0.0
 
@@ -54,16 +77,19 @@ class Deadlines(Generic[EntryT]):
         """Return how many entries are kept, some of which may be done."""
         return len(self._entries)
 
-    def add(self, entry: EntryT) -> None:
+    def add(self, entry: Entry) -> None:
         """Watch a call until it is done or late."""
-        entries = self._entries
-        if len(entries) >= self._limit:
+        if len(self._entries) >= self._limit:
             self._drop_done()
-        if entries and entry.deadline < entries[-1].deadline:
+        deadline: cython.double = entry.deadline
+        # Entries that have left were earlier than those that are here.
+        if deadline < self._last:
             self._insert(entry)
         else:
-            entries.append(entry)
-        self._set_timer()
+            self._append(entry)
+            self._last = deadline
+        if self._timer is None:
+            self._set_timer()
 
     def close(self) -> None:
         """Drop all entries, and stop the timer."""
@@ -72,7 +98,7 @@ class Deadlines(Generic[EntryT]):
             self._timer.cancel()
             self._timer = None
 
-    def _insert(self, entry: EntryT) -> None:
+    def _insert(self, entry: Entry) -> None:
         """Insert an entry by its deadline: its message waited for others of its frame."""
         index = len(self._entries)
         while index and entry.deadline < self._entries[index - 1].deadline:
