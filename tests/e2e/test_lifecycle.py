@@ -204,12 +204,13 @@ def test_a_hanging_agent_is_left_alone_as_soon_as_its_checks_fail(
         pytest.skip("up to 3.0, HAProxy goes on using the connections that it has")
     with Load(running) as load:
         load.wait_for(20)
-        agent.process.send_signal(signal.SIGSTOP)
+        [worker] = agent.children
+        os.kill(worker, signal.SIGSTOP)
         running.wait_for_log("Server agents/agent is DOWN")
         noticed = monotonic()
         load.wait_for(50)
         assert not load.answers[-1].value
-        agent.process.send_signal(signal.SIGCONT)
+        os.kill(worker, signal.SIGCONT)
         running.wait_for_log("Server agents/agent is UP")
         load.wait_for(50)
         assert load.answers[-1].value
