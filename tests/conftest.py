@@ -52,7 +52,6 @@ SAME_IN_BOTH_FORMS = (
     "benchmarks/test_*.py",  # of what measures agents: C programs, and how results are shown
     "cli/test_iprep_commands.py",
     "cli/test_values.py",
-    "metrics/test_*.py",
     # What stands around a server, tested with one that speaks lines instead of SPOP.
     "server/test_aio_selector.py",
     "server/test_worker_process.py",

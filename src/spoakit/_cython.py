@@ -36,6 +36,11 @@ def declare(kind: object, value: object = None, *, visibility: str = "private") 
     return value
 
 
+def cast(kind: Callable[[Any], T], value: object) -> T:
+    """Return the value as another type; compiled, C's conversion, which checks nothing."""
+    return kind(value)
+
+
 def cclass(decorated: T) -> T:
     """Return the class as it is; compiled, it becomes an extension type."""
     return decorated
@@ -43,6 +48,11 @@ def cclass(decorated: T) -> T:
 
 def cfunc(decorated: T) -> T:
     """Return the function as it is; compiled, it becomes a C function."""
+    return decorated
+
+
+def ccall(decorated: T) -> T:
+    """Return the function as it is; compiled, it becomes a C function that Python can call, too."""
     return decorated
 
 

@@ -12,10 +12,10 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, NoReturn
 
 import pytest
+from tests.agent.frames import bound_handler
 from tests.ports import free_port
 
 from spoakit import Action, Agent, Argument, Message, PerFrame
-from spoakit.agent._dispatch_cy import BoundHandler
 from spoakit.agent.call_errors import throttle
 from spoakit.exceptions import InvalidFrameError, RefusedError
 from spoakit.logs import forget_throttled
@@ -227,8 +227,7 @@ def test_an_exception_costs_its_message_alone(name: str, caplog: pytest.LogCaptu
             failures += 3
         engine.call("release")
         assert engine.ack(other) == {"txn.number": 7}
-        server.call(server.server._state.publish)  # type: ignore[union-attr]
-        assert server.counters.row(0).get(CALL_FAILURES) == failures
+        assert server.metrics.value(CALL_FAILURES.name) == failures
     lines = [record for record in caplog.records if record.name == "spoakit.agent"]
     assert lines
     for line in lines:
@@ -591,7 +590,7 @@ def test_an_error_callback_that_raises_is_logged(caplog: pytest.LogCaptureFixtur
     def fail(error: BaseException) -> None:
         raise OSError("the callback's own")
 
-    bound = BoundHandler(handler, handler.function, {}.__getitem__, fail)
+    bound = bound_handler(handler, handler.function, fail)
     bound.errors.record_failure(ValueError("on purpose"))
     assert bound.errors.failures == 1
     assert caplog.messages[1] == "on_error failed, called with ValueError"

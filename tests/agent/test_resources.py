@@ -8,7 +8,7 @@ import pytest
 from spoakit import Agent, Context
 from spoakit.agent.resources import ResourceSet
 from spoakit.exceptions import ConfigurationError, RegistrationError, StartupError
-from spoakit.metrics.counters import CounterRow, Counters
+from spoakit.metrics.memory import SharedMetrics, WorkerMetrics
 
 
 class Log(list[str]):
@@ -54,7 +54,7 @@ def start(resources: ResourceSet) -> None:
 
 def test_resources_start_in_order_and_stop_in_reverse(agent: Agent, log: Log) -> None:
     async def live() -> None:
-        resources = ResourceSet(agent.resources, Counters(1).row(0))
+        resources = ResourceSet(agent.resources, SharedMetrics(1).worker(0))
         await resources.start()
         assert isinstance(resources[Redis], Redis)
         await resources.aclose()
@@ -64,7 +64,7 @@ def test_resources_start_in_order_and_stop_in_reverse(agent: Agent, log: Log) ->
 
 
 def test_a_resource_gets_the_earlier_ones_it_asks_for(agent: Agent) -> None:
-    resources = ResourceSet(agent.resources, Counters(1).row(0))
+    resources = ResourceSet(agent.resources, SharedMetrics(1).worker(0))
     start(resources)
     assert resources[Cache].redis is resources[Redis]
 
@@ -75,14 +75,14 @@ def test_resources_may_be_asked_for_before_and_after_slash_and_star(agent: Agent
         assert cache.redis is redis
         yield Log()
 
-    resources = ResourceSet(agent.resources, Counters(1).row(0))
+    resources = ResourceSet(agent.resources, SharedMetrics(1).worker(0))
     start(resources)
     assert resources[Log] == []
 
 
 def test_an_override_is_used_and_its_resource_does_not_run(agent: Agent, log: Log) -> None:
     fake = object()
-    resources = ResourceSet(agent.resources, Counters(1).row(0), {Redis: fake})
+    resources = ResourceSet(agent.resources, SharedMetrics(1).worker(0), {Redis: fake})
     start(resources)
     assert resources[Cache].redis is fake
     assert log == ["cache up"]
@@ -90,7 +90,7 @@ def test_an_override_is_used_and_its_resource_does_not_run(agent: Agent, log: Lo
 
 def test_an_override_of_what_is_no_resource_is_refused(agent: Agent) -> None:
     with pytest.raises(ConfigurationError, match=r"no resource of type <class 'dict'>.*Redis"):
-        ResourceSet(agent.resources, Counters(1).row(0), {dict: {}})
+        ResourceSet(agent.resources, SharedMetrics(1).worker(0), {dict: {}})
 
 
 def test_a_failure_at_start_names_the_resource_and_stops_those_before(
@@ -102,7 +102,7 @@ def test_a_failure_at_start_names_the_resource_and_stops_those_before(
         yield Log()
 
     with pytest.raises(StartupError, match=r"table did not start: ConnectionError: refused"):
-        start(ResourceSet(agent.resources, Counters(1).row(0)))
+        start(ResourceSet(agent.resources, SharedMetrics(1).worker(0)))
     assert log == ["redis up", "cache up", "cache down", "redis down"]
 
 
@@ -115,7 +115,7 @@ def test_a_resource_that_yields_nothing_does_not_start() -> None:
             yield made
 
     with pytest.raises(StartupError, match="redis did not start"):
-        start(ResourceSet(agent.resources, Counters(1).row(0)))
+        start(ResourceSet(agent.resources, SharedMetrics(1).worker(0)))
 
 
 def test_a_resource_that_says_itself_why_it_does_not_start_has_the_last_word() -> None:
@@ -128,7 +128,7 @@ def test_a_resource_that_says_itself_why_it_does_not_start_has_the_last_word() -
         yield Redis()
 
     with pytest.raises(StartupError, match=r"^port 6379 is taken$"):
-        start(ResourceSet(agent.resources, Counters(1).row(0)))
+        start(ResourceSet(agent.resources, SharedMetrics(1).worker(0)))
 
 
 def test_a_start_that_is_cancelled_stops_what_had_started(agent: Agent, log: Log) -> None:
@@ -141,7 +141,7 @@ def test_a_start_that_is_cancelled_stops_what_had_started(agent: Agent, log: Log
         yield Log()
 
     async def live() -> None:
-        task = asyncio.create_task(ResourceSet(agent.resources, Counters(1).row(0)).start())
+        task = asyncio.create_task(ResourceSet(agent.resources, SharedMetrics(1).worker(0)).start())
         await entered.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -165,7 +165,7 @@ def test_a_failure_at_the_stop_is_logged_and_the_others_stop(
         yield {}
 
     async def live() -> None:
-        resources = ResourceSet(agent.resources, Counters(1).row(0))
+        resources = ResourceSet(agent.resources, SharedMetrics(1).worker(0))
         await resources.start()
         await resources.aclose()
 
@@ -187,7 +187,7 @@ def test_a_resource_cannot_end_the_loop(
         raise error
 
     async def live() -> None:
-        resources = ResourceSet(agent.resources, Counters(1).row(0), on_error=errors.append)
+        resources = ResourceSet(agent.resources, SharedMetrics(1).worker(0), on_error=errors.append)
         await resources.start()
         await resources.aclose()
 
@@ -206,12 +206,12 @@ def test_a_start_that_raises_anything_is_a_startup_error(agent: Agent, error: Ex
         yield Log()
 
     with pytest.raises(StartupError, match=rf"never did not start: {type(error).__name__}"):
-        start(ResourceSet(agent.resources, Counters(1).row(0)))
+        start(ResourceSet(agent.resources, SharedMetrics(1).worker(0)))
 
 
 def test_closing_again_does_nothing(agent: Agent, log: Log) -> None:
     async def live() -> None:
-        resources = ResourceSet(agent.resources, Counters(1).row(0))
+        resources = ResourceSet(agent.resources, SharedMetrics(1).worker(0))
         await resources.aclose()
         await resources.start()
         await resources.aclose()
@@ -278,7 +278,7 @@ unhashable.__annotations__["return"] = "AsyncIterator[typing.Literal[[]]]"
         (a_context, "never is a resource"),
         (again, "yields .*Redis.* already"),
         (too_early, "parameter 'cache': .* resources that are registered before it"),
-        (in_a_frame, "parameter 'context': a resource takes the worker's CounterRow"),
+        (in_a_frame, "parameter 'context': a resource takes the worker's WorkerMetrics"),
     ],
 )
 def test_what_is_no_resource_is_refused(
@@ -290,14 +290,14 @@ def test_what_is_no_resource_is_refused(
 
 def test_a_resource_can_ask_for_the_counters_of_its_worker() -> None:
     agent = Agent("counting")
-    seen: list[CounterRow] = []
+    seen: list[WorkerMetrics] = []
 
     @agent.resource
-    async def cache(row: CounterRow) -> AsyncIterator[Cache]:
+    async def cache(row: WorkerMetrics) -> AsyncIterator[Cache]:
         seen.append(row)
         yield Cache([])
 
-    row = Counters(3).row(2)
+    row = SharedMetrics(3).worker(2)
     start(ResourceSet(agent.resources, row))
     assert seen == [row]
     assert row.index == 2

@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import pytest
+from tests.agent.frames import bound_handler
 
 from spoakit import Action, Agent, Argument, Context, Message, PerFrame
 from spoakit.agent._dispatch_cy import BoundHandler
@@ -517,7 +518,7 @@ def test_observers_see_a_message_after_the_ack_of_a_call_that_does_not_wait(agen
 
 def runner(agent: Agent, function: Callable[[], Any]) -> BoundHandler:
     agent.message("message", threaded=True)(function)
-    return BoundHandler(agent.handlers[0], function, {}.__getitem__)
+    return bound_handler(agent.handlers[0], function)
 
 
 async def submit_when_free(threads: ThreadPool, bound: BoundHandler) -> Any:

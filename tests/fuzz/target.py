@@ -133,7 +133,7 @@ class EngineLink:
 
     async def run(self, reads: Iterable[bytes]) -> None:
         """Receive a stream, and wait for all that has to be answered."""
-        self._dispatcher.start_clock(self.received)
+        self._dispatcher.start_clock(self.received, self.received)
         for read in reads:
             self.connection.receive_data(read)
             self._handle(self.connection.events_received())

@@ -23,7 +23,8 @@ from typing import Any
 
 from spoakit.exceptions import ConfigurationError, StartupError
 from spoakit.log_output import configure_logging
-from spoakit.metrics.counters import CounterRow, counter
+from spoakit.metrics.families import counter
+from spoakit.metrics.memory import WorkerMetrics
 from spoakit.server.ipc import FRAMES, IN_FLIGHT
 from spoakit.server.service import run_service
 from spoakit.server.settings import (
@@ -46,7 +47,7 @@ LINES = counter("stand_in_lines_total", "Lines received.")
 class StandIn:
     """The interface of `spoakit.server.ipc.WorkerServer`, on lines."""
 
-    def __init__(self, row: CounterRow, fail: str) -> None:
+    def __init__(self, row: WorkerMetrics, fail: str) -> None:
         self.on_closed: Callable[[], None] = lambda: None
         self._row = row
         self._fail = fail
@@ -54,6 +55,7 @@ class StandIn:
         self._tasks: set[asyncio.Task[None]] = set()
         self._quiet: set[asyncio.StreamWriter] = set()
         self._draining = False
+        row.on_publish(self._collect)
 
     @property
     def connection_count(self) -> int:
@@ -127,7 +129,7 @@ class StandIn:
     def refuse_health_checks(self) -> None:
         self._refusing = True
 
-    def publish(self) -> None:
+    def _collect(self) -> None:
         self._row.set(IN_FLIGHT, len(self._tasks) - len(self._quiet))
 
     def run_observers(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from spoakit.metrics.counters import Counters
+from spoakit.metrics.memory import SharedMetrics
 from spoakit.server.distributor import Distributor
 from spoakit.server.ipc import WorkerEvent, receive_commands
 from spoakit.server.settings import Limits, Listen
@@ -30,7 +30,7 @@ class House:
             worker.started(1, ours)
             self.channels.append(theirs)
             self.report(worker, WorkerEvent.READY)
-        row = Counters(1).row(0)
+        row = SharedMetrics(1).worker(0)
         self.distributor = Distributor(
             self.workers,
             self.listeners,

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from spoakit import Action, Agent, Argument, DataType, Message
 from spoakit.agent.runtime import Runtime
 from spoakit.exceptions import InputOutputError, ProtocolError
-from spoakit.metrics.counters import Counters
+from spoakit.metrics.memory import SharedMetrics
 from spoakit.server.event_loops import loop_factory
 from spoakit.server.protocol import Phase, SpopProtocol
 from spoakit.server.server_state import ServerState
@@ -254,7 +254,7 @@ class WatchedState(ServerState):
 
     def __init__(self, runtime: Runtime, frames: int, story: Story) -> None:
         settings = ServerSettings(limits=Limits(in_flight=2, frames=frames))
-        super().__init__(runtime, settings, Counters(1).row(0), lambda: None)
+        super().__init__(runtime, settings, SharedMetrics(1).worker(0), lambda: None)
         self._story = story
         self.loop.set_exception_handler(lambda _, context: story.errors.append(context))
 

@@ -383,7 +383,7 @@ def test_frames_over_the_in_flight_limit_wait_and_none_is_lost(
     server = serve(subject.agent, in_flight=4)
     engine = connected(server, connect_engine)
     engine.ack(engine.notify(echo(0)))
-    assert server.counters.totals()["spoakit_backpressure_total"] == 0
+    assert server.metrics.value("spoakit_backpressure_total") == 0
     count = 3000
     sent = engine.notify_each([wait(n), echo(n)] for n in range(count))
     wait_until(lambda: len(subject.started) == 4)
@@ -392,7 +392,7 @@ def test_frames_over_the_in_flight_limit_wait_and_none_is_lost(
     wait_until(lambda: len(subject.started) == 5)
     server.run(asyncio.sleep(0))
     assert subject.started == [0, 1, 2, 3, 4]
-    assert server.counters.totals()["spoakit_backpressure_total"] >= 1
+    assert server.metrics.value("spoakit_backpressure_total") >= 1
     open_gates(server, subject, *range(count))
     for n, ids in enumerate(sent):
         if n != 3:
@@ -510,7 +510,7 @@ def test_a_connection_that_says_nothing_is_closed_with_status_2(
     wait_until_connections(server, 1)
     assert idle.call("echo", 1) == {"txn.number": 1}
     assert caplog.text.count("ended with status 2: no HELLO within 0.1 s") == 1
-    assert server.counters.totals()["spoakit_hello_timeouts_total"] == 2
+    assert server.metrics.value("spoakit_protocol_errors_total", status=2, error="timed_out") == 2
 
 
 MANY = "a NOTIFY of more than 3 messages, which is the limit"
@@ -552,9 +552,9 @@ def test_a_frame_of_more_messages_than_allowed_ends_its_connection(
     # Observers are called behind the ACK, which there is not.
     assert subject.started == called
     assert len(subject.observed) <= 3
-    totals = server.counters.totals()
-    assert totals["spoakit_too_many_messages_total"] == 1
-    assert totals["spoakit_protocol_errors_total"] == 1
+    errors = server.metrics
+    assert errors.value("spoakit_protocol_errors_total", status=4, error="too_many_messages") == 1
+    assert errors.value("spoakit_protocol_errors_total") == 1
     assert caplog.text.count(f"ended with status 4: {MANY}") == 1
 
 
@@ -747,7 +747,7 @@ def test_bad_input_ends_its_connection_alone_with_status_and_reason(
 ) -> None:
     server, subject = shared
     number = len(subject.started)
-    too_big = server.counters.totals()["spoakit_too_big_total"]
+    too_big = server.metrics.value("spoakit_protocol_errors_total", status=3, error="frame_too_big")
     bystander = connected(server, connect_engine)
     pending = bystander.notify(wait(number))
     wait_until(lambda: number in subject.started)
@@ -769,7 +769,8 @@ def test_bad_input_ends_its_connection_alone_with_status_and_reason(
     assert len(lines) == 1
     assert lines[0].startswith(f"connection from {peer} ended with status {code}: ")
     assert reason in lines[0]
-    assert server.counters.totals()["spoakit_too_big_total"] == too_big + (code == 3)
+    now = server.metrics.value("spoakit_protocol_errors_total", status=3, error="frame_too_big")
+    assert now == too_big + (code == 3)
     open_gates(server, subject, number)
     assert bystander.ack(pending) == {"txn.number": number}
     bystander.close()

@@ -13,9 +13,11 @@ import pytest
 from spoakit import Action, Agent
 from spoakit.exceptions import AgentDisconnected, ConfigurationError, StartupError
 from spoakit.logs import forget_throttled
-from spoakit.metrics.counters import Counters
+from spoakit.metrics.memory import SharedMetrics
+from spoakit.metrics.snapshot import Snapshot
 from spoakit.server import server as server_module
 from spoakit.server.server import Server
+from spoakit.server.server_state import CALL_FAILURES
 from spoakit.server.settings import Drain, Limits, LoopName, ServerSettings
 from spoakit.spop import Argument, Disconnected, Message
 from spoakit.testing import AgentServer, EngineClient
@@ -163,8 +165,8 @@ def test_each_adopted_connection_is_told_closed_once(subject: Subject) -> None:
         closed += 1
 
     async def live() -> None:
-        counters = Counters(1)
-        server = Server([subject.agent], DEFAULT_SETTINGS, counters.row(0))
+        counters = SharedMetrics(1)
+        server = Server([subject.agent], DEFAULT_SETTINGS, counters.worker(0))
         server.on_closed = on_closed
         ends = [socket.socketpair() for _ in range(4)]
         await server.start()
@@ -182,7 +184,7 @@ def test_each_adopted_connection_is_told_closed_once(subject: Subject) -> None:
         server.adopt(late[0])
         await server.aclose()
         assert (closed, server.connection_count) == (5, 0)
-        assert counters.totals()["spoakit_connections"] == 0
+        assert Snapshot.take(counters).value("spoakit_connections") == 0
         after = socket.socketpair()
         server.adopt(after[0])
         while closed < 6:
@@ -198,7 +200,7 @@ def test_what_happened_is_counted(
 ) -> None:
     with AgentServer(subject.agent, settings=settings) as server:
         engine = connected(server, connect_engine)
-        assert server.counters.totals()["spoakit_connections"] == 1
+        assert server.metrics.value("spoakit_connections") == 1
         engine.notify_each(
             [
                 [message("subject-echo", 1), message("subject-echo", 2)],
@@ -214,20 +216,38 @@ def test_what_happened_is_counted(
         connect_engine(port=server.port).check_health()
         connected(server, connect_engine).disconnect(3, "too big")
         connect_engine(port=server.port).send_raw(b"\0\0\0\0")
-        wait_until(lambda: server.counters.totals()["spoakit_protocol_errors_total"] == 1)
-    totals = server.counters.totals()
-    assert {name.removeprefix("spoakit_"): count for name, count in totals.items() if count} == {
+        wait_until(lambda: server.metrics.value("spoakit_protocol_errors_total") == 1)
+    counted = server.metrics
+    totals = {
+        family.name.removeprefix("spoakit_"): sum(series.values())
+        for family, series in counted.values.items()
+        if any(series.values()) and family.name.startswith("spoakit_")
+    }
+    assert totals.pop("received_bytes_total") > 300
+    assert totals.pop("sent_bytes_total") > 200
+    assert totals == {
         "frames_total": 6,
+        "messages_total": 5,
         "calls_total": 4,
-        "mismatches_total": 1,
-        "call_failures_total": 1,
-        "expired_total": 1,
+        "call_failures_total": 3,
         "unknown_messages_total": 1,
         "health_checks_total": 1,
         "disconnects_total": 1,
         "protocol_errors_total": 1,
         "connections_accepted_total": 4,
     }
+    failures = counted.values[CALL_FAILURES]
+    assert failures == {
+        ("subject-echo", "mismatch"): 1,
+        ("subject-fail", "exception"): 1,
+        ("subject-late", "deadline"): 1,
+    }
+    assert counted.value("spoakit_messages_total", message="subject-echo") == 3
+    assert counted.value("spoakit_calls_total", message="subject-late", kind="async") == 1
+    assert counted.value("spoakit_disconnects_total", status=3) == 1
+    assert counted.value("spoakit_protocol_errors_total", status=4, error="invalid_frame") == 1
+    assert counted.distribution("spoakit_handler_seconds", message="subject-echo").count == 2
+    assert counted.distribution("spoakit_ack_seconds", message="subject-echo").quantile(0.5) < 1
 
 
 # --- failures of handlers ------------------------------------------------------------------
@@ -368,7 +388,7 @@ def test_a_drain_ends_at_its_bound_whatever_handlers_do(
 
 def test_a_connection_counts_once_while_it_is_adopted(settings: ServerSettings) -> None:
     async def scenario() -> None:
-        server = Server([Subject().agent], settings, Counters(1).row(0))
+        server = Server([Subject().agent], settings, SharedMetrics(1).worker(0))
         await server.start()
         closed = asyncio.Event()
         server.on_closed = closed.set
@@ -415,7 +435,7 @@ def test_a_connection_that_has_reached_its_age_is_closed_when_it_is_quiet(
     assert busy.wait_for_disconnect() == AGED
     busy.wait_for_close()
     wait_until(lambda: connection_count(server) == 0)
-    assert server.counters.totals()["spoakit_connections_retired_total"] == 2
+    assert server.metrics.value("spoakit_connections_retired_total") == 2
     assert connected(server, connect_engine).call("subject-echo", 3) == {"txn.number": 3}
 
 
@@ -436,7 +456,7 @@ def test_a_connection_that_is_never_quiet_is_closed_all_the_same(
             assert engine.call("subject-echo", number) == {"txn.number": number}
     server.call(subject.open_gate)
     wait_until(lambda: connection_count(server) == 0)
-    assert server.counters.totals()["spoakit_connections_retired_total"] == 1
+    assert server.metrics.value("spoakit_connections_retired_total") == 1
 
 
 def test_connections_reach_their_age_at_different_times(

@@ -15,13 +15,12 @@ from typing import Any
 import pytest
 
 from spoakit.exceptions import StartupError
-from spoakit.metrics.counters import Counters
+from spoakit.metrics.memory import SharedMetrics
 from spoakit.server.settings import Limits, Listen, TcpAddress, UnixAddress
 from spoakit.server.sockets import (
     ACCEPT_FAILURES,
     ACCEPTED,
-    NOT_ALLOWED,
-    OVER_LIMIT,
+    REJECTED,
     Acceptor,
     Listeners,
 )
@@ -231,9 +230,11 @@ def test_a_unix_socket_that_took_our_place_is_left_alone(
         assert path.exists()
 
 
-def acceptor_for(listen: Listen, count: Callable[[], int] = lambda: 0) -> tuple[Acceptor, Counters]:
-    counters = Counters(1)
-    return Acceptor(listen, Limits(connections=2), count, counters.row(0)), counters
+def acceptor_for(
+    listen: Listen, count: Callable[[], int] = lambda: 0
+) -> tuple[Acceptor, SharedMetrics]:
+    counters = SharedMetrics(1)
+    return Acceptor(listen, Limits(connections=2), count, counters.worker(0)), counters
 
 
 @pytest.mark.parametrize(
@@ -257,8 +258,8 @@ def test_only_allowed_networks_may_come_in(
     with connect(listeners, peer) as client:
         connections = list(acceptor.accept(listeners.sockets[0]))
         assert len(connections) == int(entered)
-        assert counters.row(0).get(ACCEPTED) == int(entered)
-        assert counters.row(0).get(NOT_ALLOWED) == int(not entered)
+        assert counters.worker(0).get(ACCEPTED) == int(entered)
+        assert counters.worker(0).get(REJECTED, "not_allowed") == int(not entered)
         for connection in connections:
             connection.close()
         assert client.recv(1) == b""
@@ -286,7 +287,7 @@ def test_the_limit_is_asked_for_each_connection_of_a_batch(listening: Listening)
         for connection in acceptor.accept(listeners.sockets[0]):
             taken.append(stack.enter_context(connection))
         assert len(taken) == 2
-        assert counters.row(0).get(OVER_LIMIT) == 3
+        assert counters.worker(0).get(REJECTED, "over_limit") == 3
 
 
 class NoDescriptors(socket.socket):
@@ -296,13 +297,13 @@ class NoDescriptors(socket.socket):
 
 def test_accepting_pauses_when_descriptors_run_out(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR, logger="spoakit.server")
-    counters = Counters(1)
-    acceptor = Acceptor(Listen(), Limits(), lambda: 0, counters.row(0), clock=lambda: 100.0)
+    counters = SharedMetrics(1)
+    acceptor = Acceptor(Listen(), Limits(), lambda: 0, counters.worker(0), clock=lambda: 100.0)
     with NoDescriptors() as listener:
         assert list(acceptor.accept(listener)) == []
         assert list(acceptor.accept(listener)) == []
     assert acceptor.paused_until == 101.0
-    assert counters.row(0).get(ACCEPT_FAILURES) == 2
+    assert counters.worker(0).get(ACCEPT_FAILURES) == 2
     assert caplog.messages == ["cannot accept: Too many open files; trying again in 1 s"]
 
 

@@ -138,8 +138,8 @@ def gets_in(port: int, authority: Pem, own: Pem | None) -> bool:
     return True
 
 
-def failures(server: AgentServer) -> int:
-    return server.counters.row(0).get(TLS_FAILURES)
+def failures(server: AgentServer) -> float:
+    return server.metrics.value(TLS_FAILURES.name)
 
 
 def wait_for_failures(server: AgentServer, count: int) -> None:

@@ -286,7 +286,7 @@ def test_a_server_runs_in_a_thread_that_ends_with_it() -> None:
         ident: Callable[[], int] = threading.get_ident
         assert server.call(ident) != ident()
         assert server.run(asyncio.sleep(0, "done")) == "done"
-        assert server.counters.totals()["spoakit_connections"] == 0
+        assert server.metrics.value("spoakit_connections") == 0
     assert threading.active_count() == before
 
 

@@ -39,11 +39,16 @@ from spoakit.spop.messages import decode_message
 
 if TYPE_CHECKING:
     from spoakit import _cython as cython
+    from spoakit.metrics._histogram_cy import HistogramCells
 else:
     try:
         import cython
     except ModuleNotFoundError:
         from spoakit import _cython as cython
+    if cython.compiled:
+        from cython.cimports.spoakit.metrics._histogram_cy import HistogramCells
+    else:
+        from spoakit.metrics._histogram_cy import HistogramCells
 
 COMPILED: bool = cython.compiled
 
@@ -114,6 +119,8 @@ class BoundHandler:
         handler: the handler.
         function: the handler's function in its middleware, taking all values by position.
         resources: gives the object for the type of each RESOURCE parameter.
+        seconds: counts the time that each call takes.
+        ack_seconds: counts the time from the reading of each frame to its ACK.
         on_error: called with the error of each call that failed, an exception of the handler's
             own or a `CallError`. For tests.
     """
@@ -123,6 +130,8 @@ class BoundHandler:
     _function: Any
     _resources: Any
     _errors: CallErrors
+    _seconds: HistogramCells
+    _ack_seconds: HistogramCells
     _inline: cython.bint
     _async: cython.bint
     _observer: cython.bint
@@ -137,8 +146,12 @@ class BoundHandler:
         handler: Handler,
         function: Callable[..., Any],
         resources: Callable[[Any], Any],
+        seconds: HistogramCells,
+        ack_seconds: HistogramCells,
         on_error: Callable[[BaseException], object] | None = None,
     ) -> None:
+        self._seconds = seconds
+        self._ack_seconds = ack_seconds
         self._handler = handler
         self._name = handler.name
         self._function = function
@@ -191,6 +204,11 @@ class BoundHandler:
         except BaseException as error:
             self._errors.record_failure(error)
             extend_actions(actions, self._fallback)
+
+    def observe_wait(self, began: float, received: float, now: float) -> None:
+        """Count a call that took time, and the frame whose ACK follows; times of one clock."""
+        self._seconds._observe(now - began, 1)
+        self._ack_seconds._observe(now - received, 1)
 
     def bind_values(self, cursor: Cursor, notify: Notify, link: EngineLink) -> list[Any] | None:
         """Go past the message at the cursor; return the values to call the handler with.
@@ -362,6 +380,7 @@ class Dispatcher:
     _hurry: Any
     _observations: list[Any]
     _clock: cython.double
+    _received: cython.double
     _expected: Any
     _frames: cython.ulonglong
     _oversized: cython.ulonglong
@@ -389,7 +408,7 @@ class Dispatcher:
         self._hurry = hurry
         self._max_messages = max_messages
         self._observations = []
-        self._clock = 0.0
+        self._clock = self._received = 0.0
         self._expected = None
         self._frames = 0
         self._oversized = 0
@@ -415,9 +434,10 @@ class Dispatcher:
         """Number of messages without a handler."""
         return self._unknown
 
-    def start_clock(self, now: float) -> None:
-        """Note the time before calls of `dispatch_message`: slow handlers are measured from it."""
+    def start_clock(self, now: float, received: float) -> None:
+        """Note the time before calls of `dispatch_message`, and when the frame was received."""
         self._clock = now
+        self._received = received
 
     def pop_started(self) -> tuple[BoundHandler, Future[Any]] | None:
         """Return the call that the frame waits for; None if it is for a thread, and not started."""
@@ -425,16 +445,13 @@ class Dispatcher:
         self._started = None
         return started
 
-    def try_batch(
-        self, data: bytes, limit: int, link: EngineLink, write: Callable[[bytes], object]
-    ) -> Sequence[Any] | None:
+    def try_batch(self, data: bytes, limit: int, link: EngineLink) -> Sequence[Any] | None:
         """Handle a read that is whole NOTIFYs and nothing else, as nearly all reads are.
 
         Args:
             data: what was received, by a connection that is between two frames.
             limit: the largest FRAME-LENGTH that is taken.
             link: the connection.
-            write: writes to it; called with all ACKs if no frame is left.
 
         Returns:
             The frames that `dispatch` has left; None if the read is something else, and
@@ -453,10 +470,6 @@ class Dispatcher:
         handled: cython.Py_ssize_t = self.dispatch(frames, 0, link)
         if handled < len(frames):
             return frames[handled:]
-        out: bytearray = link.outgoing
-        if out:
-            write(bytes(out))
-            out.clear()
         return _NOTHING
 
     def try_single(self, data: bytes, received: float, link: EngineLink) -> bytes | None:
@@ -484,7 +497,7 @@ class Dispatcher:
         self._clock = received
         self._frames += 1
         calls: list[Any] = [values]
-        self._call_expected(calls)
+        self._call_expected(calls, received)
         ack = encode_ack(ids, calls[0], link.max_frame_size)
         if ack is None:
             self.oversized_ack(link)
@@ -510,6 +523,7 @@ class Dispatcher:
         """
         # Whatever runs between here and the first handler is quick.
         self._clock = monotonic()
+        self._received = link.received
         index: cython.Py_ssize_t = first
         count: cython.Py_ssize_t = len(events)
         out: bytearray = link.outgoing
@@ -567,7 +581,7 @@ class Dispatcher:
             started: cython.Py_ssize_t = self._start_calls(bound, events, first, ids, calls, link)
             behind = first + started
         else:
-            self._call_expected(calls)
+            self._call_expected(calls, self._received)
         oversized: cython.Py_ssize_t = append_acks(out, ids, calls, limit)
         while oversized > 0:
             self.oversized_ack(link)
@@ -576,7 +590,7 @@ class Dispatcher:
 
     @cython.cfunc
     @cython.exceptval(-1, check=False)
-    def _call_expected(self, calls: list[Any]) -> cython.Py_ssize_t:
+    def _call_expected(self, calls: list[Any], received: cython.double) -> cython.Py_ssize_t:
         """Call the expected handler; replace each call's values by its actions."""
         bound: BoundHandler = self._expected
         index: cython.Py_ssize_t
@@ -589,7 +603,8 @@ class Dispatcher:
         for index in range(count):
             calls[index] = self._call(bound, calls[index])
         # Looking at the clock costs as much as a small handler: once for all.
-        self._time(bound, count)
+        self._time(bound, count, count)
+        bound._ack_seconds._observe(self._clock - received, count)
         return 0
 
     @cython.cfunc
@@ -624,7 +639,8 @@ class Dispatcher:
                 goes_on = self._suspend(self, events[first + index], link, None, actions, [])
             index += 1
         del ids[done:], calls[done:]
-        self._time(bound, index)
+        self._time(bound, index, done)
+        bound._ack_seconds._observe(self._clock - self._received, done)
         return index
 
     @cython.cfunc
@@ -702,7 +718,8 @@ class Dispatcher:
                 extend_actions(actions, bound._fallback)
             else:
                 extend_actions(actions, self._call(bound, values))
-                self._time(bound, 1)
+                self._time(bound, 1, 1)
+                bound._ack_seconds._observe(self._clock - self._received, 1)
             observers = handlers[1:]
         elif bound._async:
             if len(handlers) > 1:
@@ -732,8 +749,9 @@ class Dispatcher:
         if values is None:
             extend_actions(actions, bound._fallback)
             return None
-        self._start_call(bound, values, actions)
-        self._time(bound, 1)
+        done: cython.bint = self._start_call(bound, values, actions)
+        self._time(bound, 1, done)
+        bound._ack_seconds._observe(self._clock - self._received, done)
         return None
 
     @cython.cfunc
@@ -833,7 +851,7 @@ class Dispatcher:
                 function(*values)
             except BaseException as error:
                 bound._errors.record_failure(error)
-            self._time(bound, 1)
+            self._time(bound, 1, 1)
         return None
 
     def oversized_ack(self, link: EngineLink) -> None:
@@ -861,10 +879,19 @@ class Dispatcher:
     @cython.cfunc
     @cython.inline
     @cython.exceptval(-1, check=False)
-    def _time(self, bound: BoundHandler, calls: cython.Py_ssize_t) -> cython.Py_ssize_t:
-        """Log the last calls of an inline handler, if they held up everything for long."""
+    def _time(
+        self, bound: BoundHandler, calls: cython.Py_ssize_t, ended: cython.Py_ssize_t
+    ) -> cython.Py_ssize_t:
+        """Count the time of the last calls; log them if they held up everything for long.
+
+        Of those that have ended each counts with their mean: a look at the clock costs as much as a
+        small handler.
+        """
         now: cython.double = monotonic()
-        if now - self._clock > SLOW:
-            bound._errors.slow(now - self._clock, calls)
+        took: cython.double = now - self._clock
+        if took > SLOW:
+            bound._errors.slow(took, calls)
+        if ended > 0:
+            bound._seconds._observe(took / calls, ended)
         self._clock = now
         return 0

@@ -125,6 +125,7 @@ class SuspendedFrame:
     _call: Any
     _size: cython.Py_ssize_t
     _received: cython.double
+    _began: cython.double  # when its last call did
 
     def __init__(
         self,
@@ -151,6 +152,7 @@ class SuspendedFrame:
         self._call = None
         state: Any = notify.state
         self._received = link.received if state is None else state.received
+        self._began = self._received
 
     @property
     def notify(self) -> Notify:
@@ -175,7 +177,11 @@ class SuspendedFrame:
         """Add the actions of the call that the frame waited for, and go on."""
         call: Any = self._call
         self._call = None
-        call.bound.add_result(future, self._actions)
+        bound: BoundHandler = call.bound
+        bound.add_result(future, self._actions)
+        now: cython.double = monotonic()
+        bound.observe_wait(self._began, self._received, now)
+        self._began = now
         self._resume()
 
     def expire_call(self) -> None:
@@ -183,6 +189,7 @@ class SuspendedFrame:
         call: Any = self._call
         self._call = None
         extend_actions(self._actions, call.bound.handler.fallback)
+        self._began = monotonic()
         self._resume()
 
     def cancel(self) -> None:
@@ -215,7 +222,7 @@ class SuspendedFrame:
         notify: Any = self._notify
         if notify.state is None:
             notify.state = FrameState(self._received)
-        dispatcher.start_clock(monotonic())
+        dispatcher.start_clock(self._began, self._received)
         while not cursor.at_end():
             if dispatcher.dispatch_message(
                 cursor, notify, self._link, self._actions, self._observations

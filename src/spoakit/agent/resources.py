@@ -25,7 +25,7 @@ from spoakit.agent.parameters import (
     role_of,
 )
 from spoakit.exceptions import ConfigurationError, RegistrationError, StartupError
-from spoakit.metrics.counters import CounterRow
+from spoakit.metrics.memory import WorkerMetrics
 
 logger = logging.getLogger("spoakit.agent")
 
@@ -72,12 +72,12 @@ def read_resource(
     if yielded in known:
         raise RegistrationError(f"resource {name}: {known[yielded].name} yields {yielded} already")
     for parameter in parameters:
-        if parameter.annotation is CounterRow:
+        if parameter.annotation is WorkerMetrics:
             continue
         if parameter.role is not Role.RESOURCE or parameter.annotation not in known:
             raise RegistrationError(
                 f"resource {name}: parameter {parameter.name!r}: a resource takes the worker's "
-                "CounterRow and resources that are registered before it, and nothing else"
+                "WorkerMetrics and resources that are registered before it, and nothing else"
             )
     return Resource(name, yielded, function, parameters)
 
@@ -101,7 +101,7 @@ class ResourceSet:
     def __init__(
         self,
         resources: Sequence[Resource],
-        row: CounterRow,
+        row: WorkerMetrics,
         overrides: Mapping[Any, object] = MappingProxyType({}),
         on_error: Callable[[BaseException], object] | None = None,
     ) -> None:
@@ -114,7 +114,7 @@ class ResourceSet:
         self._resources = resources
         self._overrides = overrides
         self._on_error = on_error
-        self._objects: dict[Any, object] = {CounterRow: row}
+        self._objects: dict[Any, object] = {WorkerMetrics: row}
         self._stack = AsyncExitStack()
 
     async def start(self) -> None:

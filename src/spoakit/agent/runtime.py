@@ -16,8 +16,23 @@ from spoakit.agent.handlers import Handler, HandlerKind
 from spoakit.agent.observer_batching import ObserverBatcher
 from spoakit.agent.resources import ResourceSet
 from spoakit.exceptions import ConfigurationError
-from spoakit.metrics.counters import CounterRow, Counters
+from spoakit.metrics.families import histogram
+from spoakit.metrics.memory import SharedMetrics, WorkerMetrics
 from spoakit.spop.constants import DEFAULT_MAX_MESSAGES
+
+HANDLER_SECONDS = histogram(
+    "spoakit_handler_seconds",
+    "Time that a call of a handler or observer takes. Calls in a row are timed together, and each "
+    "counts with their mean.",
+    labels=("message",),
+    limit=16,
+)
+ACK_SECONDS = histogram(
+    "spoakit_ack_seconds",
+    "Time from the reading of a frame to the ACK of its message, ready to be written.",
+    labels=("message",),
+    limit=16,
+)
 
 
 class Runtime:
@@ -43,7 +58,7 @@ class Runtime:
         agents: Sequence[Agent],
         resources: Mapping[Any, object] = MappingProxyType({}),
         on_error: Callable[[BaseException], object] | None = None,
-        row: CounterRow | None = None,
+        row: WorkerMetrics | None = None,
         max_messages: int = DEFAULT_MAX_MESSAGES,
         handlers: Mapping[str, tuple[Handler, ...]] | None = None,
     ) -> None:
@@ -54,7 +69,7 @@ class Runtime:
         for kind in resources:
             if kind not in known:
                 raise ConfigurationError(f"no agent has a resource of type {kind}")
-        row = row or Counters(1).row(0)
+        self._metrics = row = row or SharedMetrics(1).worker(0)
         self._resources = {
             agent.name: ResourceSet(
                 agent.resources,
@@ -112,7 +127,14 @@ class Runtime:
 
     def _runner(self, handler: Handler) -> BoundHandler:
         resources = self._resources[handler.agent]
-        return BoundHandler(handler, _by_position(handler), resources.__getitem__, self._on_error)
+        return BoundHandler(
+            handler,
+            _by_position(handler),
+            resources.__getitem__,
+            self._metrics.histogram(HANDLER_SECONDS, handler.message),
+            self._metrics.histogram(ACK_SECONDS, handler.message),
+            self._on_error,
+        )
 
     async def _stop_resources(self) -> None:
         for resources in reversed(self._resources.values()):

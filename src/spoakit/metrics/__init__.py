@@ -1,1 +1,26 @@
+"""Metrics of an agent: counters, gauges and histograms with labels, over all its workers.
 
+::
+
+    from spoakit import metrics
+
+    LOGINS = metrics.counter("logins_total", "Logins by result.", labels=("result",))
+
+    @agent.message("check-login")
+    async def check(user: str) -> Action:
+        LOGINS.add(result="ok")
+"""
+
+from spoakit.metrics.families import Counter, Gauge, Histogram, counter, gauge, histogram
+from spoakit.metrics.snapshot import Distribution, Snapshot
+
+__all__ = [
+    "Counter",
+    "Distribution",
+    "Gauge",
+    "Histogram",
+    "Snapshot",
+    "counter",
+    "gauge",
+    "histogram",
+]

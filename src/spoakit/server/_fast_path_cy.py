@@ -123,6 +123,7 @@ class FastPathProtocol:
     Attributes:
         outgoing, max_frame_size, received, takes_frames: see `EngineLink`.
         backlog: what is not finished.
+        received_bytes, sent_bytes: how much has been read and written.
         is_halted: no more frames are handled for now, however few are in flight.
         flush_handle: of a call that `flush_soon` has scheduled; None if none is.
     """
@@ -132,6 +133,8 @@ class FastPathProtocol:
     backlog = cython.declare(Backlog, visibility="readonly")
     is_halted = cython.declare(cython.bint, visibility="public")
     flush_handle = cython.declare(object, visibility="public")
+    received_bytes = cython.declare(cython.longlong, visibility="readonly")
+    sent_bytes = cython.declare(cython.longlong, visibility="public")
     _dispatcher: Any
     _try_single: Any
     _try_batch: Any
@@ -154,6 +157,7 @@ class FastPathProtocol:
         self.backlog = Backlog(max_in_flight)
         self.is_halted = False
         self.flush_handle = None
+        self.received_bytes = self.sent_bytes = 0
         self._dispatcher = dispatcher
         self._try_single = dispatcher.try_single
         self._try_batch = dispatcher.try_batch
@@ -184,6 +188,7 @@ class FastPathProtocol:
     def data_received(self, data: bytes) -> None:
         """Handle all frames of a read, and write what is due at once."""
         self._received = monotonic()
+        self.received_bytes += len(data)
         if not self._is_open or len(data) > self._longest:
             self.receive(data)
             return
@@ -191,10 +196,11 @@ class FastPathProtocol:
         if len(data) - 4 <= self._frame_size_cap:
             ack = self._try_single(data, self._received, self)
             if ack is not None:
+                self.sent_bytes += len(ack)
                 self._write(ack)
                 return
         try:
-            rest: Any = self._try_batch(data, self._frame_size_cap, self, self._write)
+            rest: Any = self._try_batch(data, self._frame_size_cap, self)
         except ProtocolError as error:
             self.refuse(error)
             return
@@ -202,6 +208,11 @@ class FastPathProtocol:
             self.receive(data)
         elif rest:
             self.handle(rest)
+        elif self.outgoing:
+            acks: bytes = bytes(self.outgoing)
+            self.outgoing.clear()
+            self.sent_bytes += len(acks)
+            self._write(acks)
 
     @property
     def takes_frames(self) -> bool:

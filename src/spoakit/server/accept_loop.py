@@ -4,7 +4,7 @@ import asyncio
 import socket
 from functools import partial
 
-from spoakit.metrics.counters import CounterRow
+from spoakit.metrics.memory import WorkerMetrics
 from spoakit.server.ipc import WorkerServer
 from spoakit.server.settings import ServerSettings
 from spoakit.server.sockets import Acceptor, Listeners
@@ -30,7 +30,7 @@ class AcceptLoop:
         settings: ServerSettings,
         listeners: Listeners,
         server: WorkerServer,
-        row: CounterRow,
+        row: WorkerMetrics,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._listeners = listeners

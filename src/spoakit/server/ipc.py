@@ -1,8 +1,8 @@
 """Messages between a supervisor and its worker, one byte each, over a Unix stream socket.
 
 A stream, since its end is then seen by both; single bytes, since they need no framing. A descriptor
-travels with its command's byte. Figures are in the worker's row of shared memory: it writes them
-there before it answers a ping.
+travels with its command's byte. Figures are in the worker's row of shared memory: it publishes them
+before it answers a ping.
 """
 
 import array
@@ -13,9 +13,9 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import Final, Protocol
 
-from spoakit.metrics.counters import counter, gauge
+from spoakit.metrics.families import counter, gauge
 
-FRAMES: Final = counter("spoakit_frames_total", "NOTIFY frames received whole.")
+FRAMES: Final = counter("spoakit_frames_total", "NOTIFY frames received.")
 IN_FLIGHT: Final = gauge("spoakit_frames_in_flight", "NOTIFY frames received and not answered yet.")
 
 TRACEBACK_SIGNAL: Final[int] = getattr(signal, "SIGRTMIN", signal.SIGPROF)
@@ -78,9 +78,6 @@ class WorkerServer(Protocol):
 
     def run_observers(self) -> None:
         """Have the agents' observers see now what has been acknowledged."""
-
-    def publish(self) -> None:
-        """Write what has been counted since the last call to the worker's row."""
 
     async def drain(self, timeout: float) -> None:
         """Close each connection when it is quiet, and all within `timeout` seconds."""

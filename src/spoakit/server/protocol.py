@@ -361,6 +361,7 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
             for frame in describe_outgoing(data):
                 logger.debug("to %s: %s", self.peer, frame)
         if self.phase is not CLOSED and not self._transport.is_closing():
+            self.sent_bytes += len(data)
             self._transport.write(data)
 
     def _close(self) -> None:

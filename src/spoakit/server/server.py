@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import socket
 import ssl
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,8 @@ from spoakit.agent import Agent
 from spoakit.agent.handlers import Handler
 from spoakit.agent.runtime import Runtime
 from spoakit.logs import Throttle
-from spoakit.metrics.counters import CounterRow, counter
+from spoakit.metrics.families import counter, gauge, histogram
+from spoakit.metrics.memory import WorkerMetrics
 from spoakit.server.protocol import LINGER, SpopProtocol
 from spoakit.server.server_state import ServerState
 from spoakit.server.settings import ServerSettings
@@ -23,16 +25,28 @@ from spoakit.server.tls import server_context
 logger = logging.getLogger("spoakit.server")
 
 TLS_FAILURES = counter("spoakit_tls_failures_total", "Connections without a TLS handshake.")
+LOOP_LAG = histogram(
+    "spoakit_event_loop_lag_seconds",
+    "Time by which the event loop is late for a timer: everything in a worker waits that long. "
+    "Timers count whole milliseconds.",
+)
+MEMORY = gauge(
+    "spoakit_resident_memory_bytes",
+    "Memory that the process holds, shared pages included.",
+    by_worker=True,
+)
 
 # A connection on which nothing came for so long is quiet: HAProxy sends what it has at once.
 QUIET: Final = 0.1
 _LOOK_INTERVAL: Final = 0.02
-_PUBLISH_INTERVAL: Final = 1.0
+_LAG_INTERVAL: Final = 0.25
+_LOOKS_A_PUBLISHING: Final = 4
 _RETIRE_INTERVAL: Final = 0.25
 # Time that a connection which has reached its age has to become quiet.
 _RETIREMENT: Final = 10.0
 # Rounds of the event loop that a cancelled task takes to end.
 _ROUNDS: Final = 2
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 class Server:
@@ -57,7 +71,7 @@ class Server:
         self,
         agents: Sequence[Agent],
         settings: ServerSettings,
-        row: CounterRow,
+        row: WorkerMetrics,
         tls: ssl.SSLContext | None = None,
         handlers: Mapping[str, tuple[Handler, ...]] | None = None,
     ) -> None:
@@ -95,7 +109,7 @@ class Server:
         """
         await self._runtime.start()
         self._state = ServerState(self._runtime, self._settings, self._row, self._closed)
-        self._tasks.append(asyncio.create_task(_publish_forever(self._state)))
+        self._tasks.append(asyncio.create_task(_publish_forever(self._row)))
         if self._settings.limits.connection_age:
             self._tasks.append(asyncio.create_task(_retire_forever(self._state)))
 
@@ -124,11 +138,6 @@ class Server:
         """Have the agents' observers see now what has been acknowledged."""
         if self._state is not None:
             self._state.dispatcher.run_observers()
-
-    def publish(self) -> None:
-        """Write what has been counted since the last call to the worker's row."""
-        if self._state is not None:
-            self._state.publish()
 
     async def drain(self, timeout: float) -> None:
         """Close each connection when it is quiet, and at the end of `timeout` seconds all."""
@@ -219,10 +228,28 @@ async def _retire_forever(state: ServerState) -> None:
         await asyncio.sleep(_LOOK_INTERVAL if _retire(state) else _RETIRE_INTERVAL)
 
 
-async def _publish_forever(state: ServerState) -> None:
+async def _publish_forever(metrics: WorkerMetrics) -> None:
+    """Publish the metrics once a second, and see how late the event loop is."""
+    loop = asyncio.get_running_loop()
+    lag = metrics.histogram(LOOP_LAG)
+    looks = 0
     while True:
-        await asyncio.sleep(_PUBLISH_INTERVAL)
-        state.publish()
+        due = loop.time() + _LAG_INTERVAL
+        await asyncio.sleep(_LAG_INTERVAL)
+        lag.observe(max(0.0, loop.time() - due))
+        looks += 1
+        if looks % _LOOKS_A_PUBLISHING == 0:
+            metrics.set(MEMORY, resident_bytes())
+            metrics.publish()
+
+
+def resident_bytes() -> int:
+    """Return how much memory this process holds; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * _PAGE
+    except OSError:
+        return 0
 
 
 def _ignore() -> None:

@@ -2,21 +2,18 @@
 
 import asyncio
 import logging
+import re
+from collections import Counter as Tally
 from collections.abc import Callable
 from math import inf
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from spoakit.agent._deadlines_cy import Deadlines
 from spoakit.agent.runtime import Runtime
-from spoakit.exceptions import (
-    FrameTooBigError,
-    ProtocolError,
-    StatusCode,
-    TimedOutError,
-    TooManyMessagesError,
-)
+from spoakit.exceptions import ProtocolError, StatusCode
 from spoakit.logs import Throttle
-from spoakit.metrics.counters import CounterRow, counter, gauge
+from spoakit.metrics.families import Counter, counter, gauge
+from spoakit.metrics.memory import WorkerMetrics
 from spoakit.server.ipc import FRAMES, IN_FLIGHT
 from spoakit.server.settings import ServerSettings
 from spoakit.spop import AgentSettings
@@ -26,32 +23,43 @@ if TYPE_CHECKING:
 
 CONNECTIONS = gauge("spoakit_connections", "Connections open now.")
 HEALTH_CHECKS = counter("spoakit_health_checks_total", "Health checks received.")
-DISCONNECTS = counter("spoakit_disconnects_total", "DISCONNECT frames received with an error.")
-FAILURES = counter("spoakit_protocol_errors_total", "Connections ended for a protocol error.")
-TOO_BIG = counter("spoakit_too_big_total", "Of these: a frame or its fragments over the limit.")
-TOO_MANY = counter(
-    "spoakit_too_many_messages_total", "Of these: a NOTIFY of more messages than the limit."
+DISCONNECTS = counter(
+    "spoakit_disconnects_total",
+    "DISCONNECT frames received with an error, by status code.",
+    labels=("status",),
 )
-NO_HELLO = counter("spoakit_hello_timeouts_total", "Of these: no HELLO in time.")
+PROTOCOL_ERRORS = counter(
+    "spoakit_protocol_errors_total",
+    "Connections ended for what the engine sent, by the status code of the DISCONNECT and by what "
+    "was wrong.",
+    labels=("status", "error"),
+)
 RETIRED = counter("spoakit_connections_retired_total", "Connections closed for their age.")
 BACKPRESSURE = counter(
     "spoakit_backpressure_total", "Reads that had frames over the in-flight limit."
 )
-CALLS = counter("spoakit_calls_total", "Calls of handlers and observers.")
-CALL_FAILURES = counter("spoakit_call_failures_total", "Calls that raised; their fallback is sent.")
-MISMATCHES = counter("spoakit_mismatches_total", "Messages whose arguments did not fit.")
-EXPIRED = counter("spoakit_expired_total", "Handlers that missed their deadline.")
-REFUSED = counter("spoakit_refused_total", "Threaded handlers for which there was no thread.")
+RECEIVED_BYTES = counter("spoakit_received_bytes_total", "Bytes read from engines.")
+SENT_BYTES = counter("spoakit_sent_bytes_total", "Bytes written to engines.")
+MESSAGES = counter(
+    "spoakit_messages_total", "Messages that have a handler, by name.", labels=("message",)
+)
+CALLS = counter(
+    "spoakit_calls_total",
+    "Calls of handlers and observers, by message and kind.",
+    labels=("message", "kind"),
+)
+CALL_FAILURES = counter(
+    "spoakit_call_failures_total",
+    "Calls without a result, by message and reason: exception (it raised, or returned something "
+    "other than actions), mismatch (of the message's arguments), deadline (it was late), refused "
+    "(no thread was free). The handler's fallback is sent.",
+    labels=("message", "reason"),
+    limit=64,
+)
 OVERSIZED = counter("spoakit_oversized_acks_total", "ACKs that lost actions that did not fit.")
 UNKNOWN = counter("spoakit_unknown_messages_total", "Messages that no handler takes.")
 
 _KNOWN = frozenset(StatusCode)
-# The limits that a connection can end for.
-_LIMITS: Final[dict[type[ProtocolError], int]] = {
-    FrameTooBigError: TOO_BIG,
-    TooManyMessagesError: TOO_MANY,
-    TimedOutError: NO_HELLO,
-}
 # HAProxy up to 3.0 ends idle connections with these, by "timeout server" and "timeout idle".
 _EVERYDAY = frozenset({StatusCode.NORMAL, StatusCode.IO, StatusCode.TIMEOUT})
 
@@ -77,7 +85,7 @@ class ServerState:
         self,
         runtime: Runtime,
         settings: ServerSettings,
-        row: CounterRow,
+        row: WorkerMetrics,
         on_closed: Callable[[], None],
     ) -> None:
         self.loop = asyncio.get_running_loop()
@@ -96,18 +104,20 @@ class ServerState:
         self._on_closed = on_closed
         self._throttle = Throttle(logger)
         self._hellos = Deadlines(self.loop, _expire)
-        self._published = dict.fromkeys(_PUBLISHED, 0)
+        self._published: dict[tuple[Counter, tuple[str, ...]], int] = {}
+        self._bytes = [0, 0]  # of connections that are closed
+        row.on_publish(self._collect)
 
     def opened(self, connection: "SpopProtocol") -> None:
         """Watch a new connection."""
         self.connections.add(connection)
         self._hellos.add(connection)
-        self._row.set(CONNECTIONS, len(self.connections))
 
     def closed(self, connection: "SpopProtocol") -> None:
         """Forget a connection."""
         self.connections.discard(connection)
-        self._row.set(CONNECTIONS, len(self.connections))
+        self._bytes[0] += connection.received_bytes
+        self._bytes[1] += connection.sent_bytes
         self._on_closed()
 
     def retire(self, connection: "SpopProtocol") -> None:
@@ -124,10 +134,11 @@ class ServerState:
         """Log why the engine ends a connection, if it is not one of its everyday reasons."""
         if status_code in _EVERYDAY:
             return
-        self._row.add(DISCONNECTS)
+        # The code is the peer's, and may be any number.
+        known = status_code if status_code in _KNOWN else None
+        self._row.add(DISCONNECTS, 1, "unknown" if known is None else str(int(known)))
         self._throttle.warning(
-            # The code is the peer's, and may be any number.
-            ("disconnect", status_code if status_code in _KNOWN else None),
+            ("disconnect", known),
             "%s disconnects with status %d: %s",
             peer,
             status_code,
@@ -137,10 +148,7 @@ class ServerState:
 
     def failed(self, peer: str, error: ProtocolError) -> None:
         """Count and log that a connection is ended because of what the engine sent."""
-        self._row.add(FAILURES)
-        limit = _LIMITS.get(type(error))
-        if limit is not None:
-            self._row.add(limit)
+        self._row.add(PROTOCOL_ERRORS, 1, str(int(error.status_code)), _short(type(error)))
         self._throttle.warning(
             ("failed", type(error)),
             "connection from %s ended with status %d: %s",
@@ -160,42 +168,53 @@ class ServerState:
         for connection in self.connections:
             connection.refuse_health_checks()
 
-    def publish(self) -> None:
-        """Carry what was counted on the hot path over to the worker's row."""
-        current = dict.fromkeys(_PUBLISHED, 0)
-        current[FRAMES] = self.dispatcher.frames
-        current[OVERSIZED] = self.dispatcher.oversized
-        current[UNKNOWN] = self.dispatcher.unknown
-        for handlers in self.dispatcher.routes.values():
-            for bound in handlers:
-                errors = bound.errors
-                current[CALLS] += bound.calls
-                current[CALL_FAILURES] += errors.failures
-                current[MISMATCHES] += errors.mismatches
-                current[EXPIRED] += errors.expired
-                current[REFUSED] += errors.refused
-        for slot, value in current.items():
-            self._row.add(slot, value - self._published[slot])
-        self._published = current
-        in_flight = sum(connection.frames_in_flight for connection in self.connections)
-        self._row.set(IN_FLIGHT, in_flight)
-
     def close(self) -> None:
         """Stop the timer, publish the last counts."""
         self._hellos.close()
-        self.publish()
+        self._row.publish()
+        self._row.forget(self._collect)
+
+    def _collect(self) -> None:
+        """Count what the hot path has counted by itself since the last publishing."""
+        dispatcher, connections = self.dispatcher, self.connections
+        received, sent = self._bytes
+        self._raise_to(FRAMES, dispatcher.frames)
+        self._raise_to(OVERSIZED, dispatcher.oversized)
+        self._raise_to(UNKNOWN, dispatcher.unknown)
+        self._raise_to(RECEIVED_BYTES, received + sum(each.received_bytes for each in connections))
+        self._raise_to(SENT_BYTES, sent + sum(each.sent_bytes for each in connections))
+        for handlers in dispatcher.routes.values():
+            first = handlers[0]
+            self._raise_to(MESSAGES, first.calls + first.errors.mismatches, first.handler.message)
+            # Several observers of a message are one series.
+            calls: Tally[tuple[str, ...]] = Tally()
+            failures: Tally[tuple[str, ...]] = Tally()
+            for bound in handlers:
+                message, errors = bound.handler.message, bound.errors
+                calls[message, bound.handler.kind.value] += bound.calls
+                failures[message, "exception"] += errors.failures
+                failures[message, "mismatch"] += errors.mismatches
+                failures[message, "deadline"] += errors.expired
+                failures[message, "refused"] += errors.refused
+            for values, count in calls.items():
+                self._raise_to(CALLS, count, *values)
+            for values, count in failures.items():
+                self._raise_to(CALL_FAILURES, count, *values)
+        self._row.set(CONNECTIONS, len(connections))
+        self._row.set(IN_FLIGHT, sum(connection.frames_in_flight for connection in connections))
+
+    def _raise_to(self, family: Counter, count: int, *values: str) -> None:
+        """Add what a count of this worker's has grown by; a series begins with its first."""
+        before = self._published.get((family, values), 0)
+        if count != before:
+            self._published[family, values] = count
+            self._row.add(family, count - before, *values)
 
 
-_PUBLISHED = (
-    FRAMES,
-    CALLS,
-    CALL_FAILURES,
-    MISMATCHES,
-    EXPIRED,
-    REFUSED,
-    OVERSIZED,
-    UNKNOWN,
-)
+def _short(error: type[ProtocolError]) -> str:
+    """Return the name of an error as a label has it: FrameTooBigError is "frame_too_big"."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", error.__name__.removesuffix("Error"))
+    return words.lower()
 
 
 def _expire(connection: "SpopProtocol") -> None:

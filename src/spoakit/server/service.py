@@ -16,7 +16,7 @@ from spoakit.agent.parameters import describe
 from spoakit.compilation import COMPILED, REMEDY, form
 from spoakit.exceptions import ConfigurationError, StartupError
 from spoakit.logs import flush_throttles
-from spoakit.metrics.counters import CounterRow, Counters
+from spoakit.metrics.memory import SharedMetrics, WorkerMetrics
 from spoakit.server.daemon import StartupNotifier, daemonize, notify_service_manager
 from spoakit.server.event_loops import choose_loop
 from spoakit.server.forking import flush_standard_streams
@@ -40,7 +40,7 @@ _WORKERS: Final = 16
 
 logger = logging.getLogger("spoakit.server")
 
-MakeServer = Callable[[CounterRow], WorkerServer]
+MakeServer = Callable[[WorkerMetrics], WorkerServer]
 
 _DEFAULT_SETTINGS: Final = ServerSettings()
 _DEFAULT_HOOKS: Final = Hooks()
@@ -135,8 +135,8 @@ def run_service(make_server: MakeServer, settings: ServerSettings, hooks: Hooks)
         hooks: called on SIGHUP and SIGUSR1.
     """
     loop = choose_loop(settings.loop)
-    counters = Counters(settings.workers + 1)
-    make_server(counters.row(0))
+    make_server(SharedMetrics(1).worker(0))
+    metrics = SharedMetrics(settings.workers + 1)
     starter = StartupNotifier()
     logfile: OpenLogfile | None = None
     try:
@@ -189,7 +189,7 @@ def run_service(make_server: MakeServer, settings: ServerSettings, hooks: Hooks)
             return Supervisor(
                 settings,
                 listeners,
-                counters,
+                metrics,
                 make_server,
                 hooks,
                 on_ready,
@@ -213,11 +213,11 @@ async def serve_in_loop(make_server: MakeServer, settings: ServerSettings) -> No
     for option in _FOR_PROCESSES:
         if getattr(settings, option) != getattr(_DEFAULT_SETTINGS, option):
             raise ConfigurationError(f"{option}: it needs a process; use run(), not serve()")
-    counters = Counters(1)
-    server = make_server(counters.row(0))
+    metrics = SharedMetrics(1).worker(0)
+    server = make_server(metrics)
     listeners = Listeners(settings.listen)
     try:
-        single = StandaloneServer(settings, listeners, server, counters.row(0))
+        single = StandaloneServer(settings, listeners, server, metrics)
         try:
             await single.start()
             logger.info("listening on %s", listeners.describe())

@@ -16,21 +16,23 @@ from typing import Any, Final
 
 from spoakit.exceptions import StartupError
 from spoakit.logs import Throttle
-from spoakit.metrics.counters import CounterRow, counter
+from spoakit.metrics.families import counter
+from spoakit.metrics.memory import WorkerMetrics
 from spoakit.server.settings import IPNetwork, Limits, Listen, TcpAddress, UnixAddress
 
 logger = logging.getLogger("spoakit.server")
 
 ACCEPTED = counter("spoakit_connections_accepted_total", "Connections accepted.")
-NOT_ALLOWED = counter(
-    "spoakit_connections_not_allowed_total",
-    "Connections closed at once, their address not allowed.",
-)
-OVER_LIMIT = counter(
-    "spoakit_connections_over_limit_total", "Connections closed at once, over the connection limit."
+REJECTED = counter(
+    "spoakit_connections_rejected_total",
+    "Connections closed at once, by reason: not_allowed (its address), over_limit (of the number), "
+    "no_descriptor (none was left in a worker).",
+    labels=("reason",),
+    limit=4,
 )
 ACCEPT_FAILURES = counter(
-    "spoakit_accept_failures_total", "Times that accepting failed, mostly for lack of descriptors."
+    "spoakit_accept_failures_total",
+    "Failures to accept a connection, mostly for lack of descriptors.",
 )
 
 # Connections taken in one go; signals and the other descriptors wait no longer than for these.
@@ -324,7 +326,7 @@ class Acceptor:
         listen: Listen,
         limits: Limits,
         count: Callable[[], int],
-        row: CounterRow,
+        row: WorkerMetrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._allow: tuple[IPNetwork, ...] = listen.allow
@@ -356,7 +358,7 @@ class Acceptor:
 
     def _may_enter(self, connection: socket.socket, address: Any) -> bool:
         if self._allow and connection.family != socket.AF_UNIX and not self._is_allowed(address[0]):
-            self._row.add(NOT_ALLOWED)
+            self._row.add(REJECTED, 1, "not_allowed")
             self._throttle.warning(
                 "allow",
                 "connection from %s closed: the address is not allowed",
@@ -365,7 +367,7 @@ class Acceptor:
             )
             return False
         if self._count() >= self._limit:
-            self._row.add(OVER_LIMIT)
+            self._row.add(REJECTED, 1, "over_limit")
             self._throttle.warning(
                 "limit", "connection closed: %d are open, which is the limit", self._limit
             )

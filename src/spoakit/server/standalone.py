@@ -5,7 +5,8 @@ import logging
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from spoakit.metrics.counters import CounterRow
+from spoakit.metrics.families import Recording
+from spoakit.metrics.memory import WorkerMetrics
 from spoakit.server.accept_loop import AcceptLoop
 from spoakit.server.ipc import WorkerServer
 from spoakit.server.settings import ServerSettings
@@ -24,23 +25,26 @@ class StandaloneServer:
         StartupError: (from `start`) a resource did not come up.
     """
 
-    __slots__ = ("_accepting", "_flusher", "_loop", "_server", "_settings")
+    __slots__ = ("_accepting", "_flusher", "_loop", "_recording", "_row", "_server", "_settings")
 
     def __init__(
         self,
         settings: ServerSettings,
         listeners: Listeners,
         server: WorkerServer,
-        row: CounterRow,
+        row: WorkerMetrics,
     ) -> None:
         self._settings = settings
         self._server = server
         self._loop = asyncio.get_running_loop()
         self._accepting = AcceptLoop(settings, listeners, server, row)
+        self._row = row
+        self._recording: Recording | None = None
         self._flusher: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Bring the resources up, then accept."""
+        """Bring the resources up, then accept. What is declared counts for this server now."""
+        self._recording = Recording(self._row)
         self._flusher = asyncio.create_task(flush_logs_forever())
         starting = asyncio.create_task(start_server(self._server))
         try:
@@ -97,6 +101,9 @@ class StandaloneServer:
             await _uncancelled(_cancel(closing))
         if self._flusher is not None:
             await _uncancelled(_cancel(self._flusher))
+        if self._recording is not None:
+            self._recording.__exit__()
+            self._recording = None
         if cancellation is not None:
             raise cancellation
         return done

@@ -1,33 +1,126 @@
-"""The workers' figures as lines of the log."""
+"""Metrics as lines of the log that a person can read.
+
+One line for each message, target, source and so on: for each value of a family's first label, if
+that is one of `SUBJECTS`; one for each worker; and one for everything else. Counters are shown with
+what came in the interval and how much that is a second, histograms with the percentiles of the
+interval.
+"""
 
 import logging
+from collections.abc import Iterator
+from math import isnan
+from typing import Final
 
-from spoakit.metrics.counters import Counters
+from spoakit.metrics.families import Counter, Family, Gauge
+from spoakit.metrics.memory import Labels, SharedMetrics
+from spoakit.metrics.snapshot import Distribution, Snapshot
 
 logger = logging.getLogger("spoakit.server")
 
+SUBJECTS: Final = ("message", "target", "source", "zone")
+"""Labels whose values have a line each."""
 
-def log_counters(counters: Counters, workers: int, *, zeros: bool) -> None:
-    """Log a line of figures for each worker, the supervisor, and all of them.
+_PERCENTILES: Final = ((0.5, "p50"), (0.99, "p99"), (0.999, "p99.9"))
+_TIMES: Final = ((1.0, 1.0, "s"), (1e-3, 1e3, "ms"), (0.0, 1e6, "us"))
+_SIZES: Final = ((2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"))
 
-    What is counted for each frame is carried over about once a second, so the figures are as old.
+
+class StatsLog:
+    """Writer of the lines; each shows what has been since the last one, or since the start.
 
     Args:
-        counters: those of the service.
-        workers: how many there are.
-        zeros: name what is 0, too.
+        metrics: those of the service; the last row is the supervisor's.
     """
-    rows = [(f"worker {index + 1}", counters.row(index)) for index in range(workers)]
-    rows.append(("supervisor", counters.row(workers)))
-    figures = [
-        (name, {metric.name: row.get(metric.slot) for metric in counters.metrics})
-        for name, row in rows
-    ]
-    figures.append(("all", counters.totals()))
-    for name, values in figures:
-        shown = [f"{_short(key)}={value}" for key, value in values.items() if value or zeros]
-        logger.info("%s: %s", name, " ".join(shown) or "nothing yet")
+
+    def __init__(self, metrics: SharedMetrics) -> None:
+        self._metrics = metrics
+        self._last = Snapshot.take(metrics)
+
+    def write(self, *, everything: bool) -> None:
+        """Write the lines.
+
+        Args:
+            everything: show what has not changed in the interval, too.
+        """
+        now, last = Snapshot.take(self._metrics), self._last
+        self._last = now
+        lines = list(describe(now, last, everything=everything))
+        logger.info("in the last %.1f s:%s", now.at - last.at, "" if lines else " nothing")
+        for line in lines:
+            logger.info("%s", line)
 
 
-def _short(name: str) -> str:
-    return name.removeprefix("spoakit_").removesuffix("_total")
+def describe(now: Snapshot, last: Snapshot, *, everything: bool) -> Iterator[str]:
+    """Yield the lines of what has been between two snapshots."""
+    seconds = max(now.at - last.at, 1e-3)
+    interval = now.since(last)
+    subjects: dict[tuple[str, str], list[str]] = {}
+    for family in now.values:
+        for labels, value in now.values[family].items():
+            grown = interval.values[family][labels] if isinstance(family, Counter) else value
+            if value and (everything or grown):
+                shown = f"{_name(family, labels)} {_figure(family, value, grown, seconds)}"
+                subjects.setdefault(_subject(family, labels), []).append(shown)
+    for histogram, series in (now if everything else interval).distributions.items():
+        for labels, distribution in series.items():
+            recent = interval.distributions[histogram][labels]
+            shown_of = recent if recent.count else distribution
+            if shown_of.count:
+                shown = f"{_name(histogram, labels)} {_percentiles(histogram, shown_of)}"
+                subjects.setdefault(_subject(histogram, labels), []).append(shown)
+    for worker in range(1, len(now.rows)):
+        shown_gauges = [
+            f"{_name(gauge, labels)} {_figure(gauge, value, value, seconds)}"
+            for gauge, workers in now.by_worker.items()
+            for labels, value in workers.get(worker, {}).items()
+            if value
+        ]
+        if shown_gauges:
+            subjects[f"worker {worker}", ""] = shown_gauges
+    for (kind, which), figures in sorted(subjects.items()):
+        yield f"{kind}{f' {which}' if which else ''}: {', '.join(figures)}"
+
+
+def _subject(family: Family, labels: Labels) -> tuple[str, str]:
+    if family.labels and family.labels[0] in SUBJECTS:
+        return family.labels[0], labels[0]
+    return "all", ""
+
+
+def _name(family: Family, labels: Labels) -> str:
+    """Return what a figure is called in its line: "responses 2xx", "ack"."""
+    name = family.name.removeprefix("spoakit_").removeprefix("mirror_").removeprefix("iprep_")
+    for end in ("_total", "_seconds", "_bytes"):
+        name = name.removesuffix(end) if family.kind.value != "gauge" or end != "_total" else name
+    own = labels[1:] if family.labels and family.labels[0] in SUBJECTS else labels
+    return " ".join((name.replace("_", " "), *own))
+
+
+def _figure(family: Family, value: float, grown: float, seconds: float) -> str:
+    shown = _amount(family.name.removesuffix("_total"), value)
+    if isinstance(family, Gauge):
+        return shown
+    added = _amount(family.name.removesuffix("_total"), grown)
+    return f"{shown} (+{added}, {_amount(family.name.removesuffix('_total'), grown / seconds)}/s)"
+
+
+def _percentiles(family: Family, distribution: Distribution) -> str:
+    shown = (
+        f"{name} {_amount(family.name, distribution.quantile(share))}"
+        for share, name in _PERCENTILES
+    )
+    return " ".join(shown)
+
+
+def _amount(name: str, value: float) -> str:
+    """Return a figure with the unit that its family's name ends with."""
+    if isnan(value):
+        return "-"
+    if name.endswith("_seconds"):
+        return next(f"{value * by:.3g} {unit}" for least, by, unit in _TIMES if value >= least)
+    if name.endswith("_bytes"):
+        for least, unit in _SIZES:
+            if value >= least:
+                return f"{value / least:.1f} {unit}"
+        return f"{value:.0f} B"
+    return f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"

@@ -25,7 +25,8 @@ from typing import Final
 from spoakit.exceptions import StartupError
 from spoakit.log_output import set_worker
 from spoakit.logs import Throttle, flush_throttles, forget_throttled
-from spoakit.metrics.counters import CounterRow, Counters, counter
+from spoakit.metrics.families import Recording, counter
+from spoakit.metrics.memory import SharedMetrics, WorkerMetrics
 from spoakit.server.daemon import notify_service_manager
 from spoakit.server.distributor import Distributor
 from spoakit.server.forking import fork
@@ -41,7 +42,7 @@ from spoakit.server.signals import (
     SignalReceiver,
 )
 from spoakit.server.sockets import Acceptor, Listeners
-from spoakit.server.stats_log import log_counters
+from spoakit.server.stats_log import StatsLog
 from spoakit.server.watch import WatchedFile
 from spoakit.server.watchdog import Watchdog
 from spoakit.server.worker import FLUSH_INTERVAL, GRACE, run_worker
@@ -49,8 +50,18 @@ from spoakit.server.worker_process import WorkerProcess, describe_exit
 
 logger = logging.getLogger("spoakit.server")
 
-DEATHS = counter("spoakit_worker_deaths_total", "Workers that ended without being told to.")
-HANGS = counter("spoakit_worker_hangs_total", "Of these: killed, because they did not answer.")
+ENDED = counter(
+    "spoakit_workers_ended_total",
+    "Workers that ended without being told to, by reason: died, or hung and was killed.",
+    labels=("reason",),
+    limit=3,
+)
+RELOADS = counter(
+    "spoakit_reloads_total",
+    "Reloads by result, as the supervisor tried them: loaded, or refused.",
+    labels=("result",),
+    limit=3,
+)
 
 # A worker bounds its own leaving; one that is still there half a second later hangs.
 _KILL_AFTER: Final = GRACE + 0.5
@@ -75,7 +86,7 @@ class Supervisor:
     Args:
         settings: the number of workers, limits, drain, runtime.
         listeners: where connections come in.
-        counters: a row for each worker and one more for the supervisor.
+        metrics: a row for each worker and one more for the supervisor.
         make_server: makes the server of a worker; called in the worker.
         hooks: called on SIGHUP and SIGUSR1, here and in the workers.
         on_ready: called once, when all workers are ready.
@@ -87,15 +98,15 @@ class Supervisor:
         self,
         settings: ServerSettings,
         listeners: Listeners,
-        counters: Counters,
-        make_server: Callable[[CounterRow], WorkerServer],
+        metrics: SharedMetrics,
+        make_server: Callable[[WorkerMetrics], WorkerServer],
         hooks: Hooks,
         on_ready: Callable[[], None],
         close_in_worker: Callable[[], None],
         signals: SignalReceiver,
     ) -> None:
         self._settings = settings
-        self._counters = counters
+        self._metrics = metrics
         self._make_server = make_server
         self._hooks = hooks
         self._on_ready = on_ready
@@ -103,7 +114,9 @@ class Supervisor:
         self._listeners = listeners
         # Handing over a connection costs as much as it does to serve a health check.
         self._has_one_worker = settings.workers == 1
-        self._row = counters.row(settings.workers)
+        self._row = metrics.worker(settings.workers)
+        # Each shows the time since its own last lines.
+        self._asked_stats, self._regular_stats = StatsLog(metrics), StatsLog(metrics)
         self._workers = [WorkerProcess(index) for index in range(settings.workers)]
         self._selector = selectors.DefaultSelector()
         self._distributor = Distributor(
@@ -135,6 +148,7 @@ class Supervisor:
         # What exists now is shared with the workers, as long as no collection writes to it.
         gc.collect()
         gc.freeze()
+        Recording(self._row)
         try:
             self._selector.register(self._signals, selectors.EVENT_READ, _do_nothing)
             for worker in self._workers:
@@ -243,7 +257,7 @@ class Supervisor:
             channel,
             self._settings,
             self._make_server,
-            self._counters.row(index),
+            self._metrics.worker(index),
             self._hooks.of_worker(),
             self._listeners if self._has_one_worker else None,
         )
@@ -262,8 +276,8 @@ class Supervisor:
         if events is None:
             return True
         if WorkerEvent.PONG in events:
-            row = self._counters.row(worker.index)
-            worker.report_work(row.get(FRAMES), row.get(IN_FLIGHT))
+            frames = self._metrics.value(worker.index, FRAMES)
+            worker.report_work(int(frames), int(self._metrics.value(worker.index, IN_FLIGHT)))
         if missed and not worker.missed_pings:
             logger.info("%s answers again", worker)
         return bool(events)
@@ -287,7 +301,7 @@ class Supervisor:
         name, failure = str(worker), worker.failure
         was_hanging = self._kill_at.pop(worker, None) == math.inf
         worker.ended(now)
-        self._counters.reset_gauges(worker.index)
+        self._metrics.on_ended(worker.index)
         how = describe_exit(status)
         if self._phase >= _Phase.ANNOUNCING:
             worker.restart_at = None
@@ -295,9 +309,8 @@ class Supervisor:
             level = logging.WARNING if status else logging.DEBUG
             logger.log(level, "%s ended: %s", name, how)
             return
-        self._row.add(DEATHS)
+        self._row.add(ENDED, 1, "hung" if was_hanging else "died")
         if was_hanging:
-            self._row.add(HANGS)
             reason = f"{name} was killed, because it hung"
         elif failure is None:
             reason = f"{name} ended unexpectedly: {how}"
@@ -351,7 +364,7 @@ class Supervisor:
                 case SignalAction.REOPEN_LOGS:
                     self._call_hooks(action, SupervisorCommand.REOPEN_LOGS)
                 case SignalAction.REPORT:
-                    log_counters(self._counters, self._settings.workers, zeros=True)
+                    self._asked_stats.write(everything=True)
 
     def _reload(self) -> None:
         if self._watched is not None:
@@ -367,6 +380,8 @@ class Supervisor:
         except InterruptedBySignal:
             went_well = False
             logger.warning("%s: interrupted by a signal to stop", action.describe())
+        if action is SignalAction.RELOAD:
+            self._row.add(RELOADS, 1, "loaded" if went_well else "refused")
         if went_well:
             for worker in self._workers:
                 worker.send_command(command)
@@ -385,9 +400,10 @@ class Supervisor:
     def _meet_deadlines(self, now: float) -> None:
         if now >= self._flush_at:
             flush_throttles()
+            self._row.publish()
             self._flush_at = now + FLUSH_INTERVAL
         if now >= self._report_at and self._settings.monitor is not None:
-            log_counters(self._counters, self._settings.workers, zeros=False)
+            self._regular_stats.write(everything=False)
             self._report_at = now + self._settings.monitor
         if now >= self._watch_at and self._watched is not None:
             self._watch_at = now + _WATCH_INTERVAL

@@ -10,7 +10,8 @@ from typing import Final
 
 from spoakit.exceptions import StartupError
 from spoakit.logs import Throttle, flush_throttles
-from spoakit.metrics.counters import CounterRow, counter
+from spoakit.metrics.families import Recording
+from spoakit.metrics.memory import WorkerMetrics
 from spoakit.server.accept_loop import AcceptLoop
 from spoakit.server.backstop import arm_backstop, backstop_for
 from spoakit.server.event_loops import loop_factory
@@ -24,13 +25,9 @@ from spoakit.server.ipc import (
 )
 from spoakit.server.settings import Drain, ServerSettings
 from spoakit.server.signals import Hooks, SignalAction
-from spoakit.server.sockets import Listeners
+from spoakit.server.sockets import REJECTED, Listeners
 
 logger = logging.getLogger("spoakit.server")
-
-LOST = counter(
-    "spoakit_connections_lost_total", "Connections lost for lack of descriptors in a worker."
-)
 
 GRACE: Final = 1.0
 """Seconds after the drain's bound that are left to take resources down."""
@@ -48,8 +45,8 @@ _MAX_LOADING_TIME: Final = 3600.0
 def run_worker(
     channel: socket.socket,
     settings: ServerSettings,
-    make_server: Callable[[CounterRow], WorkerServer],
-    row: CounterRow,
+    make_server: Callable[[WorkerMetrics], WorkerServer],
+    row: WorkerMetrics,
     hooks: Hooks,
     listeners: Listeners | None,
 ) -> int:
@@ -63,6 +60,7 @@ def run_worker(
         hooks: called for the supervisor's commands.
         listeners: what the only worker accepts from by itself; None if connections are handed over.
     """
+    Recording(row)
     worker = _Worker(channel, settings, make_server, row, hooks, listeners)
     # The loop is not closed: that would wait for threads, which may hang, and the process ends.
     return asyncio.Runner(loop_factory=loop_factory(settings.loop)).run(worker.run())
@@ -137,8 +135,8 @@ class _Worker:
         self,
         channel: socket.socket,
         settings: ServerSettings,
-        make_server: Callable[[CounterRow], WorkerServer],
-        row: CounterRow,
+        make_server: Callable[[WorkerMetrics], WorkerServer],
+        row: WorkerMetrics,
         hooks: Hooks,
         listeners: Listeners | None,
     ) -> None:
@@ -243,7 +241,7 @@ class _Worker:
                 case SupervisorCommand.REOPEN_LOGS:
                     self._hooks.call(SignalAction.REOPEN_LOGS)
                 case SupervisorCommand.PING:
-                    self._server.publish()
+                    self._row.publish()
                     self._report(WorkerEvent.PONG)
 
     def _reload(self) -> None:
@@ -259,7 +257,7 @@ class _Worker:
         if connection is not None:
             self._server.adopt(connection)
             return
-        self._row.add(LOST)
+        self._row.add(REJECTED, 1, "no_descriptor")
         self._throttle.error(
             "lost", "a connection was lost: no file descriptor left; raise the limit (ulimit -n)"
         )

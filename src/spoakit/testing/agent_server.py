@@ -10,7 +10,8 @@ from typing import Any, Final, Self, TypeVar
 
 from spoakit.agent import Agent
 from spoakit.exceptions import SpoakitError
-from spoakit.metrics.counters import Counters
+from spoakit.metrics.memory import SharedMetrics
+from spoakit.metrics.snapshot import Snapshot
 from spoakit.server.event_loops import loop_factory
 from spoakit.server.server import Server
 from spoakit.server.settings import Drain, Listen, ServerSettings
@@ -42,7 +43,6 @@ class AgentServer:
     Attributes:
         port: the port it listens on; 0 for a Unix socket.
         server: what serves; to be touched by `call` only.
-        counters: its counters.
 
     Raises:
         RegistrationError, ConfigurationError: the agents cannot be served.
@@ -51,8 +51,8 @@ class AgentServer:
 
     def __init__(self, *agents: Agent, settings: ServerSettings = DEFAULT_SETTINGS) -> None:
         self._settings = settings
-        self.counters = Counters(1)
-        self.server = Server(agents, settings, self.counters.row(0))
+        self._metrics = SharedMetrics(1)
+        self.server = Server(agents, settings, self._metrics.worker(0))
         self.port = 0
         self._ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="AgentServer", daemon=True)
@@ -76,6 +76,13 @@ class AgentServer:
         self._thread.join(self._settings.drain.timeout + _BOUND)
         if self._thread.is_alive():
             raise SpoakitError("the server did not end")
+
+    @property
+    def metrics(self) -> Snapshot:
+        """What the agents and the server have counted up to now."""
+        if self._thread.is_alive():
+            return self.call(Snapshot.take, self._metrics)
+        return Snapshot.take(self._metrics)
 
     def call(self, function: Callable[..., T], *args: Any) -> T:
         """Call a function in the server's thread, and return what it returns."""
@@ -103,7 +110,9 @@ class AgentServer:
         self._leaving = asyncio.Event()
         listeners = Listeners(self._settings.listen)
         try:
-            single = StandaloneServer(self._settings, listeners, self.server, self.counters.row(0))
+            single = StandaloneServer(
+                self._settings, listeners, self.server, self._metrics.worker(0)
+            )
             try:
                 await single.start()
                 first = listeners.sockets[0]

@@ -11,6 +11,9 @@ from spoakit.agent._dispatch_cy import Dispatcher
 from spoakit.agent.interfaces import PendingFrame
 from spoakit.agent.runtime import Runtime
 from spoakit.exceptions import CallError, ProtocolError, SpoakitError
+from spoakit.metrics.families import Recording
+from spoakit.metrics.memory import SharedMetrics
+from spoakit.metrics.snapshot import Snapshot
 from spoakit.spop import (
     Acknowledged,
     Action,
@@ -78,7 +81,9 @@ class Engine:
         self._agent = agent
         self._raise_errors = raise_errors
         self._errors: list[BaseException] = []
-        self._runtime = Runtime([agent], resources, self._errors.append)
+        self._metrics = SharedMetrics(1)
+        self._runtime = Runtime([agent], resources, self._errors.append, self._metrics.worker(0))
+        self._recording: Recording | None = None
         self._loop: asyncio.Runner | None = None
         self._declared = {(each.scope, each.name) for each in agent.variables}
         self._events: dict[str, str | None] = {}
@@ -91,9 +96,11 @@ class Engine:
         if self._loop is not None:
             raise SpoakitError("the engine is running already")
         loop = asyncio.Runner()
+        self._recording = Recording(self._metrics.worker(0))
         try:
             loop.run(self._runtime.start())
         except BaseException:
+            self._recording.__exit__()
             loop.close()
             raise
         self._loop = loop
@@ -111,9 +118,21 @@ class Engine:
                 self._loop = None
                 self._errors.clear()
                 loop.run(self._runtime.aclose())
+                if self._recording is not None:
+                    self._recording.__exit__()
             # An exception of the block says more than what followed from it.
             if self._errors and self._raise_errors and error is None:
                 raise self._errors[0]
+
+    @property
+    def metrics(self) -> Snapshot:
+        """What the agent has counted up to now; see `spoakit.metrics`.
+
+        ::
+
+            assert engine.metrics.value("logins_total", result="ok") == 1
+        """
+        return Snapshot.take(self._metrics)
 
     def call(self, message: str, /, *args: Sendable, **kwargs: Sendable) -> Reply:
         """Send one message and return the answer; see `notify`.

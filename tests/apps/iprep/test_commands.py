@@ -23,7 +23,7 @@ from spoakit.apps.iprep.settings import (
     SourceSettings,
 )
 from spoakit.exceptions import SpoakitError
-from spoakit.metrics.counters import Counters
+from spoakit.metrics.memory import SharedMetrics
 
 Ask = Callable[..., Awaitable[dict[str, Any]]]
 Scenario = Callable[[Ask], Awaitable[None]]
@@ -51,7 +51,7 @@ class Site:
             build_edition(self.folder, settings, None)
 
         async def answered() -> None:
-            row = Counters(1).row(0)
+            row = SharedMetrics(1).worker(0)
             bans = BanStore(self.root / "bans") if with_bans else None
             reputation = Reputation(self.folder, bans, row)
             following = asyncio.create_task(reputation.follow())

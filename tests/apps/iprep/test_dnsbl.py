@@ -11,7 +11,7 @@ from tests.apps.iprep.dns_server import SERVFAIL, NameServer, name_server
 from spoakit.apps.iprep.dnsbl import Dnsbl, reversed_name
 from spoakit.apps.iprep.policy import Say, State, score_of
 from spoakit.apps.iprep.settings import DnsblSettings, SourceSettings
-from spoakit.metrics.counters import Counters
+from spoakit.metrics.memory import SharedMetrics
 
 Run: TypeAlias = Callable[[Coroutine[Any, Any, None]], None]
 ADDRESS = ip_address("192.0.2.7")
@@ -43,7 +43,7 @@ async def asking(**settings: Any) -> AsyncIterator[tuple[Dnsbl, NameServer]]:
                     "bl.example", nameservers=(server.address,), **({"deadline": 5} | settings)
                 ),
             ),
-            Counters(1).row(0),
+            SharedMetrics(1).worker(0),
         )
         try:
             yield dnsbl, server

@@ -29,19 +29,20 @@ from spoakit.apps.iprep.keeper import (
 )
 from spoakit.apps.iprep.settings import PolicySettings, ReputationSettings, SourceSettings
 from spoakit.apps.iprep.sources import feed_of
-from spoakit.metrics.counters import Counters
+from spoakit.metrics.families import Counter, Gauge
+from spoakit.metrics.memory import SharedMetrics
 from spoakit.server.watch import identity_of
 
 
 class Kept:
     """A keeper that runs."""
 
-    def __init__(self, keeper: Keeper, counters: Counters) -> None:
+    def __init__(self, keeper: Keeper, counters: SharedMetrics) -> None:
         self.keeper = keeper
-        self._row = counters.row(0)
+        self._row = counters.worker(0)
 
-    def get(self, slot: int) -> int:
-        return self._row.get(slot)
+    def get(self, family: Counter | Gauge) -> float:
+        return self._row.get(family)
 
     @property
     def edition(self) -> Edition:
@@ -76,8 +77,10 @@ class Site:
 
     @asynccontextmanager
     async def kept(self, *sources: SourceSettings, **more: Any) -> AsyncIterator[Kept]:
-        counters = Counters(1)
-        kept = Kept(Keeper(self.folder, self.settings(*sources), counters.row(0), **more), counters)
+        counters = SharedMetrics(1)
+        kept = Kept(
+            Keeper(self.folder, self.settings(*sources), counters.worker(0), **more), counters
+        )
         running = asyncio.create_task(kept.keeper.run())
         try:
             yield kept
@@ -407,7 +410,7 @@ def test_two_keepers_download_once(site: Site, page: Page) -> None:
     async def scenario() -> None:
         (site.root / "other").mkdir()
         settings = site.settings(feed(page.url))
-        other = Keeper(site.root / "other", settings, Counters(1).row(0))
+        other = Keeper(site.root / "other", settings, SharedMetrics(1).worker(0))
         running = asyncio.create_task(other.run())
         async with site.kept(feed(page.url)) as kept:
             await until(lambda: kept.entries == [100])

@@ -29,7 +29,7 @@ from spoakit.apps.iprep.lists import Columns
 from spoakit.apps.iprep.policy import Rule, State
 from spoakit.apps.iprep.reputation import Finding, Reputation
 from spoakit.apps.iprep.settings import PolicySettings, ReputationSettings, SourceSettings
-from spoakit.metrics.counters import Counters
+from spoakit.metrics.memory import SharedMetrics
 
 NAME = "8.8.8.8.bl.example"
 
@@ -54,7 +54,7 @@ class Site:
 
     @asynccontextmanager
     async def used(self, bans: BanStore | None = None) -> AsyncIterator[Reputation]:
-        reputation = Reputation(self.folder, bans, Counters(1).row(0))
+        reputation = Reputation(self.folder, bans, SharedMetrics(1).worker(0))
         following = asyncio.create_task(reputation.follow())
         try:
             await asyncio.wait_for(reputation.wait(), BOUND)

@@ -210,7 +210,7 @@ def test_a_dnsbl_that_is_slow_costs_no_frame_more_than_its_deadline(site: Site) 
             assert check(engine, address) == {"sess.ip_score": score}
             assert time.monotonic() - start < 1.5
         assert site.server is not None
-        assert site.server.counters.totals()["spoakit_iprep_dnsbl_late_total"] == 2
+        assert site.server.metrics.value("spoakit_iprep_dnsbl_late_total") == 2
 
 
 def test_what_a_dnsbl_answers_counts_and_its_errors_do_not(site: Site) -> None:

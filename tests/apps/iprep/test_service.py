@@ -27,7 +27,7 @@ from spoakit.apps.iprep.settings import (
     SourceSettings,
 )
 from spoakit.exceptions import ConfigurationError, SpoakitError, StartupError
-from spoakit.metrics.counters import Counters
+from spoakit.metrics.memory import SharedMetrics
 
 PROGRAM = """
 import sys
@@ -424,7 +424,7 @@ def test_where_the_folder_is_gone_the_reason_is_logged_and_it_is_tried_again(
     async def scenario() -> None:
         live = live_settings(ReputationSettings)
         async with asyncio.timeout(0.5):
-            async with open_reputation(live, tmp_path / "none", Counters(1).row(0)):
+            async with open_reputation(live, tmp_path / "none", SharedMetrics(1).worker(0)):
                 pytest.fail("there cannot be an edition")
 
     with pytest.raises(TimeoutError):
@@ -435,7 +435,7 @@ def test_where_the_folder_is_gone_the_reason_is_logged_and_it_is_tried_again(
 def test_bans_that_cannot_be_kept_are_an_error(tmp_path: Path) -> None:
     async def scenario() -> None:
         live = live_settings(lambda: ReputationSettings(bans=BanSettings(str(tmp_path))))
-        async with open_reputation(live, tmp_path, Counters(1).row(0)):
+        async with open_reputation(live, tmp_path, SharedMetrics(1).worker(0)):
             pytest.fail("there is a folder in the place of the bans")
 
     with pytest.raises(StartupError, match="bans"):

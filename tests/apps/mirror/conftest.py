@@ -18,7 +18,7 @@ from spoakit.apps.mirror.log_writer import LogWriter
 from spoakit.apps.mirror.settings import TargetSettings
 from spoakit.apps.mirror.target import Target
 from spoakit.apps.mirror.url import TargetURL
-from spoakit.metrics.counters import Counters
+from spoakit.metrics.memory import SharedMetrics
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -181,7 +181,7 @@ def copying(tmp_path: Path) -> Callable[..., Any]:
         url = TargetURL.parse(f"{scheme}://{host}:{port}{base}")
         with log.open("wb") as file:
             access_log = AccessLog(LogWriter(file.fileno()))
-            target = Target(TargetSettings(url, **settings), access_log, Counters(1).row(0))
+            target = Target(TargetSettings(url, **settings), access_log, SharedMetrics(1).worker(0))
             try:
                 yield Copier(target, log)
             finally:

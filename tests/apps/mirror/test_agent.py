@@ -17,7 +17,7 @@ from spoakit.apps.mirror.settings import LogSettings, MirrorSettings, TargetSett
 from spoakit.apps.mirror.target import Target
 from spoakit.apps.mirror.url import TargetURL
 from spoakit.exceptions import ConfigurationError
-from spoakit.metrics.counters import Counters
+from spoakit.metrics.memory import SharedMetrics
 from spoakit.server import ServerSettings
 from spoakit.server.server import Server
 from spoakit.spop import (
@@ -91,7 +91,7 @@ async def mirror(
 ) -> AsyncIterator[EngineSocket]:
     """Serve the mirror of these targets, or of live settings, to one engine."""
     agent = create_agent(live or settings_for(*ports, drain=drain, delay=delay))
-    server = Server([agent], ServerSettings(), Counters(1).row(0))
+    server = Server([agent], ServerSettings(), SharedMetrics(1).worker(0))
     server.on_closed = lambda: None
     await server.start()
     theirs, ours = socket.socketpair()

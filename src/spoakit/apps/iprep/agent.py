@@ -26,7 +26,7 @@ from spoakit.apps.iprep.settings import (
 )
 from spoakit.apps.live import LiveSettings
 from spoakit.logs import Throttle
-from spoakit.metrics.counters import CounterRow
+from spoakit.metrics.memory import WorkerMetrics
 from spoakit.spop.constants import DataType
 
 throttle = Throttle(logging.getLogger("spoakit.iprep"))
@@ -83,7 +83,7 @@ def create_agent(live: LiveSettings[ReputationSettings], folder: Path, delay: fl
     answers = Answers(agent, settings.answers)
 
     @agent.resource
-    async def reputation(row: CounterRow) -> AsyncIterator[Reputation]:
+    async def reputation(row: WorkerMetrics) -> AsyncIterator[Reputation]:
         async with open_reputation(live, folder, row) as reputation:
             yield reputation
 

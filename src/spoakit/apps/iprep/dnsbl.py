@@ -14,7 +14,8 @@ from spoakit.apps.iprep.addresses import address_of, number_of
 from spoakit.apps.iprep.policy import Say, State, score_of
 from spoakit.apps.iprep.settings import SourceSettings
 from spoakit.logs import Throttle
-from spoakit.metrics.counters import CounterRow, counter
+from spoakit.metrics.families import Counter, counter
+from spoakit.metrics.memory import WorkerMetrics
 
 ASKED = counter("spoakit_iprep_dnsbl_questions_total", "Questions sent to DNSBLs.")
 FAILURES = counter("spoakit_iprep_dnsbl_failures_total", "Questions without a usable answer.")
@@ -55,7 +56,7 @@ class Dnsbl:
         error: why the last question had no usable answer; "" if it had.
     """
 
-    def __init__(self, source: SourceSettings, row: CounterRow) -> None:
+    def __init__(self, source: SourceSettings, row: WorkerMetrics) -> None:
         assert source.dnsbl is not None
         self._source = source
         self._row = row
@@ -138,9 +139,9 @@ class Dnsbl:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._resolver.close()
 
-    def _count(self, slot: int) -> None:
-        self._counts[slot] += 1
-        self._row.add(slot)
+    def _count(self, family: Counter) -> None:
+        self._counts[family] += 1
+        self._row.add(family)
 
     def _is_paused(self) -> bool:
         return time.monotonic() < self._paused_until

@@ -24,7 +24,8 @@ from spoakit.apps.iprep.jobs import JobError
 from spoakit.apps.iprep.settings import MIN_INTERVAL, ReputationSettings, SourceSettings
 from spoakit.apps.iprep.sources import feed_of, file_of
 from spoakit.apps.iprep.urls import shown_url
-from spoakit.metrics.counters import CounterRow, counter, gauge
+from spoakit.metrics.families import counter, gauge
+from spoakit.metrics.memory import WorkerMetrics
 from spoakit.server.watch import FileIdentity, identity_of
 
 logger = logging.getLogger("spoakit.iprep")
@@ -86,7 +87,7 @@ class Keeper:
         self,
         folder: Path,
         settings: ReputationSettings,
-        row: CounterRow,
+        row: WorkerMetrics,
         bans: BanStore | None = None,
         patience: float = _FIRST_PATIENCE,
     ) -> None:

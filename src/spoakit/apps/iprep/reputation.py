@@ -21,7 +21,7 @@ from spoakit.apps.iprep.mmdb import Database
 from spoakit.apps.iprep.policy import Policy, Rule, Say, State, Verdict
 from spoakit.apps.iprep.settings import Provides, SourceSettings
 from spoakit.logs import Throttle
-from spoakit.metrics.counters import CounterRow
+from spoakit.metrics.memory import WorkerMetrics
 from spoakit.server.watch import FileIdentity, identity_of
 
 logger = logging.getLogger("spoakit.iprep")
@@ -203,7 +203,7 @@ class Reputation:
         row: the worker's counters.
     """
 
-    def __init__(self, folder: Path, bans: BanStore | None, row: CounterRow) -> None:
+    def __init__(self, folder: Path, bans: BanStore | None, row: WorkerMetrics) -> None:
         self._row = row
         self._folder = folder
         self._bans = bans

@@ -19,7 +19,7 @@ from spoakit.apps.iprep.reputation import Reputation
 from spoakit.apps.iprep.settings import ReputationSettings
 from spoakit.apps.live import LiveSettings
 from spoakit.exceptions import ConfigurationError, StartupError
-from spoakit.metrics.counters import CounterRow
+from spoakit.metrics.memory import WorkerMetrics
 
 logger = logging.getLogger("spoakit.iprep")
 
@@ -68,7 +68,7 @@ def editions_folder() -> Iterator[Path]:
 
 @asynccontextmanager
 async def open_reputation(
-    live: LiveSettings[ReputationSettings], folder: Path, row: CounterRow
+    live: LiveSettings[ReputationSettings], folder: Path, row: WorkerMetrics
 ) -> AsyncIterator[Reputation]:
     """Run the service in a worker as long as the context lasts.
 
@@ -101,7 +101,7 @@ class _Candidate:
         self,
         live: LiveSettings[ReputationSettings],
         folder: Path,
-        row: CounterRow,
+        row: WorkerMetrics,
         reputation: Reputation,
         bans: BanStore | None,
     ) -> None:

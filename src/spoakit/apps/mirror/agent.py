@@ -19,7 +19,7 @@ from spoakit.apps.mirror.settings import MirrorSettings, TargetSettings
 from spoakit.apps.mirror.target import Target
 from spoakit.exceptions import ConfigurationError
 from spoakit.logs import Throttle
-from spoakit.metrics.counters import CounterRow
+from spoakit.metrics.memory import WorkerMetrics
 from spoakit.spop._encode_cy import Action
 from spoakit.spop.constants import DataType
 from spoakit.spop.messages import MAX_ARGUMENTS, Message
@@ -40,7 +40,7 @@ class Mirror:
         targets: in the order of the settings.
     """
 
-    def __init__(self, settings: MirrorSettings, access_log: AccessLog, row: CounterRow) -> None:
+    def __init__(self, settings: MirrorSettings, access_log: AccessLog, row: WorkerMetrics) -> None:
         self._access_log = access_log
         self._row = row
         self._drain = settings.drain
@@ -145,7 +145,7 @@ def create_agent(settings: MirrorSettings | LiveSettings[MirrorSettings]) -> Age
     agent = Agent("mirror")
 
     @agent.resource
-    async def mirror(row: CounterRow) -> AsyncIterator[Mirror]:
+    async def mirror(row: WorkerMetrics) -> AsyncIterator[Mirror]:
         mirror = Mirror(live.current, AccessLog(LogWriter(), row.index + 1, live.current.log), row)
         live.follow(mirror.apply)
         try:

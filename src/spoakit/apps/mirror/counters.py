@@ -3,7 +3,8 @@
 from dataclasses import dataclass, fields
 from typing import Final
 
-from spoakit.metrics.counters import CounterRow, counter
+from spoakit.metrics.families import counter
+from spoakit.metrics.memory import WorkerMetrics
 
 
 @dataclass(slots=True)
@@ -66,7 +67,7 @@ class Publisher:
 
     __slots__ = ("_published", "_row")
 
-    def __init__(self, row: CounterRow) -> None:
+    def __init__(self, row: WorkerMetrics) -> None:
         self._row = row
         self._published = dict.fromkeys(NAMES, 0)
 

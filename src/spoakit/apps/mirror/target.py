@@ -19,7 +19,7 @@ from spoakit.apps.mirror.rate_limit import RateLimit
 from spoakit.apps.mirror.selection import Selector
 from spoakit.apps.mirror.settings import TargetSettings
 from spoakit.logs import Throttle
-from spoakit.metrics.counters import CounterRow
+from spoakit.metrics.memory import WorkerMetrics
 
 logger = logging.getLogger("spoakit.mirror")
 
@@ -42,7 +42,7 @@ class Target:
         row: gains the counters of all targets.
     """
 
-    def __init__(self, settings: TargetSettings, access_log: AccessLog, row: CounterRow) -> None:
+    def __init__(self, settings: TargetSettings, access_log: AccessLog, row: WorkerMetrics) -> None:
         self.settings: Final = settings
         self._counters = Counters()
         self._publisher = Publisher(row)

@@ -1,0 +1,102 @@
+# cython: wraparound=False
+"""Buckets of histograms, and the counting into them. Hot code.
+
+Plain Python that compiles to C (see ``spoakit._cython``). A decade has 48 buckets: 14 from 1 to 2,
+20 from 2 to 5, 14 from 5 to 10, which are 7 to 3 % wide. So the bounds 1, 2, 5, 10, ... that
+Prometheus is shown are bounds inside as well, and its cumulative counts are exact.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spoakit import _cython as cython
+else:
+    try:
+        import cython
+    except ModuleNotFoundError:
+        from spoakit import _cython as cython
+
+COMPILED: bool = cython.compiled
+
+DECADES: int = 8
+_PER_DECADE: int = 48
+BUCKETS: int = DECADES * _PER_DECADE + 2
+"""Below the lowest bound, 48 for each decade, and from the highest bound on."""
+BLOCK: int = BUCKETS + 1
+"""The cells of a histogram: its buckets, and the sum of what was observed."""
+
+_LAST = cython.declare(cython.Py_ssize_t, 8 * 48 + 1)
+_SUM = cython.declare(cython.Py_ssize_t, 8 * 48 + 2)
+
+
+@cython.cclass
+class HistogramCells:
+    """One histogram of one process.
+
+    Args:
+        cells: `BLOCK` doubles.
+        lowest: the lowest bound of the family.
+    """
+
+    if not cython.compiled:
+        _cells: Any
+        _scale: float
+
+    def __init__(self, cells: Any, lowest: float) -> None:
+        self._cells = cells
+        self._scale = 1 / lowest
+
+    def observe(self, value: float, count: int = 1) -> None:
+        """Count a value, or so many that have this mean."""
+        self._observe(value, count)
+
+    @cython.cfunc
+    @cython.exceptval(-1, check=True)
+    def _observe(self, value: cython.double, count: cython.Py_ssize_t) -> cython.Py_ssize_t:
+        self._cells[bucket_of(value * self._scale)] += count
+        self._cells[_SUM] += value * count
+        return 0
+
+
+@cython.ccall
+@cython.exceptval(-1, check=False)
+def bucket_of(value: cython.double) -> cython.Py_ssize_t:
+    """Return the index of a value's bucket; the value is a multiple of the lowest bound."""
+    index: cython.Py_ssize_t = 1
+    if not value >= 1:  # NaN, too
+        return 0
+    while value >= 10:
+        value *= 0.1
+        index += 48
+        if index >= _LAST:
+            return _LAST
+    # Below 10 nothing is lost in C's conversion.
+    if value < 2:
+        index += cython.cast(cython.Py_ssize_t, (value - 1) * 14)
+    elif value < 5:
+        index += 14 + cython.cast(cython.Py_ssize_t, (value - 2) * (20 / 3))
+    else:
+        index += 34 + cython.cast(cython.Py_ssize_t, (value - 5) * 2.8)
+    return index
+
+
+def merge(total: Any, part: Any) -> None:
+    """Add the cells of one histogram to those of another."""
+    into = cython.declare("double[::1]", total)
+    cells = cython.declare("const double[::1]", part)
+    index: cython.Py_ssize_t
+    for index in range(_SUM + 1):
+        into[index] += cells[index]
+
+
+def bucket_bounds() -> list[float]:
+    """Return the upper bounds of all buckets but the last, as multiples of the lowest bound."""
+    bounds = [1.0]
+    for decade in range(DECADES):
+        unit = 10.0**decade
+        bounds += [unit * (1 + step / 14) for step in range(1, 15)]
+        bounds += [unit * (2 + step * 3 / 20) for step in range(1, 21)]
+        bounds += [unit * (5 + step * 5 / 14) for step in range(1, 15)]
+    return bounds

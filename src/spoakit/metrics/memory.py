@@ -1,0 +1,372 @@
+"""Metrics of all processes of a service in one block of shared memory.
+
+Each process owns a row, in anonymous memory that the supervisor maps before it forks. A process
+counts in memory of its own, and publishes from time to time: once a second, and when it is asked
+to. So a published row is a state between two rounds of the event loop, in which the figures add up;
+nobody takes locks; others can read all rows at any time; and the figures of a worker that has died
+stay: its successor counts on from what was published.
+
+A row has two copies of counters and gauges, of which one is the published one, so that a worker
+killed while it publishes leaves the last state behind. It has one of the histograms, each of which
+is a state by itself. The values of labels stand in the row as well, since a worker meets them as it
+runs.
+"""
+
+import mmap
+import os
+import time
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from spoakit.metrics._histogram_cy import BLOCK, HistogramCells
+from spoakit.metrics.families import (
+    OTHER,
+    Counter,
+    Family,
+    Gauge,
+    Histogram,
+    MetricKind,
+    declared,
+)
+
+_CELL: Final = 8
+# The header's cells.
+_GENERATION, _ACTIVE, _WRITING, _HEADER = range(4)
+# A series' labels in the shared memory: a length, and so much text.
+_LABELS_SIZE: Final = 96
+_SEPARATOR: Final = "\x1f"
+# A row is published within some microseconds.
+_MAX_TRIES: Final = 200
+_PAUSE: Final = 0.0001
+
+Labels = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a family's series stand in a row.
+
+    Attributes:
+        first: the number of its first cell, or of its first histogram.
+        labels_at: the offset of its labels' texts; -1 without labels.
+    """
+
+    first: int
+    labels_at: int
+
+
+class _Layout:
+    """Places of all families that were declared when it was made, and their size together."""
+
+    def __init__(self) -> None:
+        self.families = declared()
+        self.places: dict[Family, _Place] = {}
+        cells = blocks = labels = 0
+        for family in self.families:
+            labels_at = labels if family.labels else -1
+            labels += family.limit if family.labels else 0
+            if isinstance(family, Histogram):
+                self.places[family] = _Place(blocks, labels_at)
+                blocks += family.limit
+            else:
+                self.places[family] = _Place(cells, labels_at)
+                cells += family.limit
+        self.cells = cells
+        self.blocks = blocks
+        self.copies_at = _HEADER * _CELL
+        self.histograms_at = self.copies_at + 2 * cells * _CELL
+        self.labels_at = self.histograms_at + blocks * BLOCK * _CELL
+        self.size = self.labels_at + labels * _LABELS_SIZE
+
+
+class SharedMetrics:
+    """The shared block: a row for each process, with room for every metric declared so far.
+
+    To be made before forking, after all modules that count are imported.
+
+    Args:
+        rows: how many processes there are.
+
+    Attributes:
+        size: the bytes of the block.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self._layout = _Layout()
+        self.size = rows * self._layout.size
+        # Shared and anonymous: children write into the same pages, and no file is left behind.
+        memory = memoryview(mmap.mmap(-1, max(1, self.size)))
+        size = self._layout.size
+        self._rows = [
+            _Row(memory[index * size : (index + 1) * size], self._layout) for index in range(rows)
+        ]
+        self._mine: dict[int, WorkerMetrics] = {}
+
+    @property
+    def families(self) -> Sequence[Family]:
+        """All that can be counted."""
+        return self._layout.families
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self._rows)
+
+    def worker(self, index: int) -> "WorkerMetrics":
+        """Return what the process that calls this is to count by; a successor counts on.
+
+        A row has one such process at a time.
+        """
+        known = self._mine.get(index)
+        if known is None or not known.is_of_this_process:
+            known = self._mine[index] = WorkerMetrics(self._rows[index], self._layout, index)
+        return known
+
+    def on_ended(self, index: int) -> None:
+        """Clear the gauges of a process that has ended; its counters stay."""
+        self._rows[index].repair()
+
+    def read(self, index: int) -> "PublishedRow":
+        """Return what a process has published last; what this one counts is published for that."""
+        mine = self._mine.get(index)
+        if mine is not None and mine.is_of_this_process:
+            mine.publish()
+        return self._rows[index].read()
+
+    def value(self, index: int, family: Counter | Gauge) -> float:
+        """Return one process's counter or gauge without labels, as published last."""
+        return self._rows[index].cell(self._layout.places[family].first)
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedRow:
+    """What one process has published.
+
+    Attributes:
+        values: the counters and gauges by family and the values of their labels.
+        histograms: the cells of the histograms, likewise.
+        generation: how often it has published.
+    """
+
+    values: dict[Family, dict[Labels, float]]
+    histograms: dict[Family, dict[Labels, "array[float]"]]
+    generation: int
+
+
+class _Row:
+    """The shared memory of one process; see the module."""
+
+    def __init__(self, memory: memoryview, layout: _Layout) -> None:
+        self._layout = layout
+        self._memory = memory
+        self._header = memory[: layout.copies_at].cast("Q")
+        size = layout.cells * _CELL
+        copies = (memory[layout.copies_at + n * size :][:size].cast("d") for n in range(2))
+        self._copies = tuple(copies)
+        self._histograms = memory[layout.histograms_at : layout.labels_at].cast("d")
+        self._labels = memory[layout.labels_at :]
+
+    def publish(self, cells: "array[float]", histograms: dict[int, "array[float]"]) -> None:
+        """Publish a process's cells, and its histograms by their numbers."""
+        header = self._header
+        inactive = 1 - header[_ACTIVE]
+        header[_WRITING] = 1
+        self._copies[inactive][:] = memoryview(cells)
+        for number, block in histograms.items():
+            self._histograms[number * BLOCK : (number + 1) * BLOCK] = memoryview(block)
+        header[_ACTIVE] = inactive
+        header[_GENERATION] += 1
+        header[_WRITING] = 0
+
+    def cells(self) -> "array[float]":
+        """Return a copy of the published counters and gauges."""
+        return _copy(self._copies[self._header[_ACTIVE]])
+
+    def block(self, number: int) -> "array[float]":
+        """Return a copy of a histogram."""
+        return _copy(self._histograms[number * BLOCK : (number + 1) * BLOCK])
+
+    def cell(self, number: int) -> float:
+        """Return a published counter or gauge."""
+        value: float = self._copies[self._header[_ACTIVE]][number]
+        return value
+
+    def repair(self) -> None:
+        """Clear the gauges, once the process has ended."""
+        self._header[_WRITING] = 0
+        published = self._copies[self._header[_ACTIVE]]
+        for family, place in self._layout.places.items():
+            if family.kind is MetricKind.GAUGE:
+                for number in range(place.first, place.first + family.limit):
+                    published[number] = 0.0
+
+    def write_labels(self, family: Family, series: int, values: Labels) -> None:
+        """Write down the values of the labels of a series, before it is first counted."""
+        at = (self._layout.places[family].labels_at + series) * _LABELS_SIZE
+        raw = _SEPARATOR.join(values).encode()
+        self._labels[at + 1 : at + 1 + len(raw)] = raw
+        self._labels[at] = len(raw)
+
+    def labels_of(self, family: Family) -> list[Labels]:
+        """Return the values of the labels of each series that has been counted, in their order."""
+        found: list[Labels] = []
+        first = self._layout.places[family].labels_at
+        for at in range(first * _LABELS_SIZE, (first + family.limit) * _LABELS_SIZE, _LABELS_SIZE):
+            size = self._labels[at]
+            if not size:
+                break
+            text = str(self._labels[at + 1 : at + 1 + size], "utf-8", "replace")
+            found.append(tuple(text.split(_SEPARATOR)))
+        return found
+
+    def series_of(self, family: Family) -> Iterator[tuple[int, Labels]]:
+        """Yield the number of the cell or histogram of each series, and its labels' values."""
+        first = self._layout.places[family].first
+        if not family.labels:
+            yield first, ()
+            return
+        for index, values in enumerate(self.labels_of(family)):
+            yield first + index, values
+
+    def read(self) -> PublishedRow:
+        """Return what is published, all of one time where the process lives."""
+        for _ in range(_MAX_TRIES):
+            generation = self._header[_GENERATION]
+            if not self._header[_WRITING]:
+                row = self._read(generation)
+                if self._header[_GENERATION] == generation and not self._header[_WRITING]:
+                    return row
+            time.sleep(_PAUSE)
+        return self._read(self._header[_GENERATION])  # it was stopped or killed just then
+
+    def _read(self, generation: int) -> PublishedRow:
+        cells = self.cells()
+        values: dict[Family, dict[Labels, float]] = {}
+        histograms: dict[Family, dict[Labels, array[float]]] = {}
+        for family in self._layout.families:
+            if isinstance(family, Histogram):
+                histograms[family] = {
+                    labels: self.block(number) for number, labels in self.series_of(family)
+                }
+            else:
+                values[family] = {
+                    labels: cells[number] for number, labels in self.series_of(family)
+                }
+        return PublishedRow(values, histograms, generation)
+
+
+class WorkerMetrics:
+    """The metrics of one process, which counts by them and publishes them.
+
+    Attributes:
+        index: the number of its row, from 0; the supervisor's is the number of workers.
+    """
+
+    def __init__(self, row: _Row, layout: _Layout, index: int) -> None:
+        self.index = index
+        self._pid = os.getpid()
+        self._row = row
+        self._layout = layout
+        row.repair()  # a predecessor's gauges
+        self._cells = row.cells()
+        self._blocks: dict[int, array[float]] = {}
+        self._observed: dict[int, HistogramCells] = {}
+        self._series = {
+            family: {labels: number for number, labels in row.series_of(family)}
+            for family in layout.families
+        }
+        self._collectors: list[Callable[[], None]] = []
+
+    @property
+    def is_of_this_process(self) -> bool:
+        """Whether the process that asks made it: a forked one has a copy that is not its own."""
+        return self._pid == os.getpid()
+
+    def add(self, family: Counter | Gauge, amount: float = 1, *values: str) -> None:
+        """Add to a counter or gauge.
+
+        Args:
+            family: declared before the service started.
+            amount: what is added; of a gauge, it may be negative.
+            values: of the family's labels, in their order.
+        """
+        self._cells[self._series_number(family, values)] += amount
+
+    def set(self, family: Counter | Gauge, value: float, *values: str) -> None:
+        """Set a gauge, or a counter that is counted elsewhere and was 0 there at the start."""
+        self._cells[self._series_number(family, values)] = value
+
+    def observe(self, family: Histogram, value: float, *values: str) -> None:
+        """Count a value into a histogram."""
+        self.histogram(family, *values).observe(value)
+
+    def get(self, family: Counter | Gauge, *values: str) -> float:
+        """Return a figure as it is now, in this process."""
+        return self._cells[self._series_number(family, values)]
+
+    def histogram(self, family: Histogram, *values: str) -> HistogramCells:
+        """Return a histogram, for code that counts into it often."""
+        number = self._series_number(family, values)
+        found = self._observed.get(number)
+        if found is None:
+            block = self._blocks[number] = self._row.block(number)
+            found = self._observed[number] = HistogramCells(memoryview(block), family.lowest)
+        return found
+
+    def on_publish(self, collect: Callable[[], None]) -> None:
+        """Have a function called before each publishing, to count what is kept elsewhere."""
+        self._collectors.append(collect)
+
+    def forget(self, collect: Callable[[], None]) -> None:
+        """Have a function called no more."""
+        self._collectors.remove(collect)
+
+    def publish(self) -> None:
+        """Publish all figures as they are now: between two rounds of the event loop."""
+        for collect in self._collectors:
+            collect()
+        self._row.publish(self._cells, self._blocks)
+
+    def _series_number(self, family: Family, values: Labels) -> int:
+        """Return the number of a series' cell or histogram, which there is from now on."""
+        known = self._series.get(family)
+        if known is None:
+            raise LookupError(
+                f"metric {family.name} was declared after the service had started; declare it at "
+                "the top level of a module that is imported before"
+            )
+        number = known.get(values)
+        return self._new_series(family, known, values) if number is None else number
+
+    def _new_series(self, family: Family, known: dict[Labels, int], values: Labels) -> int:
+        """Take up a series; where there is no room for one more, return the one for others."""
+        if len(values) != len(family.labels):
+            raise TypeError(f"{family.name}: {len(family.labels)} labels, got {values}")
+        if len(known) >= family.limit - 1 and values[0] != OTHER:
+            values = (OTHER,) * len(values)
+            if values in known:
+                return known[values]
+        number = self._layout.places[family].first + len(known)
+        shown = _cut(values)
+        if shown in known:
+            return known[shown]
+        self._row.write_labels(family, len(known), shown)
+        known[shown] = number
+        return number
+
+
+def _copy(cells: "memoryview[float]") -> "array[float]":
+    copied = array("d")
+    copied.frombytes(cells.cast("B"))
+    return copied
+
+
+def _cut(values: Labels) -> Labels:
+    """Cut the longest of some values until they fit, together, where labels are kept."""
+    shown = [value.replace(_SEPARATOR, " ").encode("utf-8", "replace").decode() for value in values]
+    while len(_SEPARATOR.join(shown).encode()) > _LABELS_SIZE - 1:
+        longest = max(range(len(shown)), key=lambda index: len(shown[index]))
+        shown[longest] = shown[longest][:-2] + "~"
+    # An empty text would not be there.
+    return tuple(shown) if any(shown) else (" ", *shown[1:])

@@ -1,0 +1,54 @@
+"""spoakit.metrics.families: declarations."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from spoakit.exceptions import RegistrationError
+from spoakit.metrics.families import counter, gauge, histogram
+
+ONE = counter("declared_one_total", "One.", labels=("a",))
+TOOK = histogram("declared_took_seconds", "Took.")
+
+
+def test_declaring_again_in_the_same_words_is_the_same() -> None:
+    assert counter("declared_one_total", "One.", labels=("a",)) is ONE
+
+
+@pytest.mark.parametrize(
+    ("declare", "text"),
+    [
+        (lambda: counter("declared_one_total", "Another."), "declared already, in other words"),
+        (lambda: gauge("declared_one", "One."), "declared_one would be a line of"),
+        (lambda: gauge("declared_took_seconds_sum", "Sum."), "would be a line of"),
+        (lambda: counter("logins", "Logins."), "a counter ends with _total"),
+        (lambda: counter("log-ins_total", "Logins."), "letters, digits, _ and :"),
+        (lambda: counter("9_total", "Nine."), "letters, digits, _ and :"),
+        (lambda: counter("x_total", " "), "a sentence of help"),
+        (lambda: counter("x_total", "X.", labels=("__a",)), "'__a' cannot be a label"),
+        (lambda: counter("x_total", "X.", labels=("le",)), "'le' cannot be a label"),
+        (lambda: counter("x_total", "X.", labels=("worker",)), "'worker' cannot be a label"),
+        (lambda: counter("x_total", "X.", labels=("a", "a")), "a label is there twice"),
+        (
+            lambda: counter("x_total", "X.", labels=("a",), limit=0),
+            "limit must be 1 to 4096, got 0",
+        ),
+        (lambda: histogram("x_seconds", "X.", lowest=0), "lowest must be above 0, got 0"),
+    ],
+)
+def test_a_wrong_declaration_says_what_is_wrong(declare: Callable[[], Any], text: str) -> None:
+    with pytest.raises(RegistrationError, match=text):
+        declare()
+
+
+def test_wrong_labels_say_which_there_are() -> None:
+    with pytest.raises(TypeError, match="declared_one_total: its labels are a, not b"):
+        ONE.add(b=1)
+    with pytest.raises(TypeError, match=r"declared_one_total: its labels are a, not $"):
+        ONE.add()
+
+
+def test_a_counter_only_grows() -> None:
+    with pytest.raises(ValueError, match="a counter only grows, got -1"):
+        ONE.add(-1, a="x")

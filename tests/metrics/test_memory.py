@@ -1,0 +1,217 @@
+"""spoakit.metrics.memory: the rows of several processes in shared memory."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from spoakit.metrics import families
+from spoakit.metrics.families import Recording, counter, gauge, histogram
+from spoakit.metrics.memory import SharedMetrics
+from spoakit.metrics.snapshot import Snapshot
+
+EVENTS = counter("test_events_total", "Events of the tests.")
+OPEN = gauge("test_open", "Open things of the tests.")
+BY_KIND = counter("test_by_kind_total", "Events by kind.", labels=("kind", "result"), limit=4)
+TOOK = histogram("test_took_seconds", "Durations of the tests.", labels=("kind",), limit=3)
+
+
+def in_child(run: Callable[[], None]) -> None:
+    """Run a function in a forked process that is killed at its end."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            run()
+            os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(pid, 0)
+    assert os.WIFSIGNALED(status)
+
+
+def test_rows_are_summed() -> None:
+    metrics = SharedMetrics(3)
+    for index in range(3):
+        metrics.worker(index).add(EVENTS, index + 1)
+        metrics.worker(index).add(OPEN)
+    taken = Snapshot.take(metrics)
+    assert taken.value("test_events_total") == 6
+    assert taken.value("test_open") == 3
+
+
+def test_what_a_killed_process_published_stays_and_its_successor_counts_on() -> None:
+    metrics = SharedMetrics(2)
+
+    def work() -> None:
+        worker = metrics.worker(1)
+        worker.add(EVENTS, 20)
+        worker.add(BY_KIND, 1, "a", "good")
+        worker.observe(TOOK, 0.5, "a")
+        worker.publish()
+        worker.add(EVENTS, 1000)  # lost, since it is not published
+
+    for _ in range(2):
+        in_child(work)
+    taken = Snapshot.take(metrics)
+    assert taken.value("test_events_total") == 40
+    assert taken.value("test_by_kind_total", kind="a", result="good") == 2
+    assert taken.distribution("test_took_seconds", kind="a").count == 2
+    assert metrics.worker(1).get(EVENTS) == 40
+
+
+def test_a_process_killed_while_it_publishes_leaves_what_it_published_before() -> None:
+    metrics = SharedMetrics(1)
+
+    def work() -> None:
+        worker = metrics.worker(0)
+        worker.add(EVENTS, 1)
+        worker.add(OPEN, 1)
+        worker.publish()
+        worker.add(EVENTS, 1)
+        worker._row._header[2] = 1  # it has begun to write ...
+        worker._row._copies[1 - worker._row._header[1]][:] = memoryview(worker._cells)
+
+    in_child(work)
+    assert Snapshot.take(metrics).value("test_events_total") == 1
+    metrics.on_ended(0)
+    taken = Snapshot.take(metrics)
+    assert taken.value("test_events_total") == 1
+    assert taken.value("test_open") == 0
+
+
+def test_what_is_read_is_always_of_one_time() -> None:
+    metrics = SharedMetrics(1)
+    done = threading.Event()
+    pid = os.fork()
+    if pid == 0:
+        worker = metrics.worker(0)
+        while True:
+            for kind in "ab":
+                worker.add(EVENTS, 1)
+                worker.add(BY_KIND, 1, kind, "good")
+            worker.publish()
+    try:
+        seen: set[float] = set()
+        while len(seen) < 20:
+            taken = Snapshot.take(metrics)
+            assert taken.value("test_events_total") == taken.value("test_by_kind_total")
+            seen.add(taken.value("test_events_total"))
+    finally:
+        done.set()
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def test_gauges_of_an_ended_process_are_cleared_and_its_counters_kept() -> None:
+    metrics = SharedMetrics(2)
+
+    def work(index: int) -> None:
+        metrics.worker(index).add(EVENTS, 5)
+        metrics.worker(index).set(OPEN, 7)
+        metrics.worker(index).publish()
+
+    for index in range(2):
+        in_child(lambda index=index: work(index))  # type: ignore[misc]
+    metrics.on_ended(0)
+    taken = Snapshot.take(metrics)
+    assert taken.value("test_open") == 7
+    assert taken.value("test_events_total") == 10
+
+
+def test_gauges_go_down_again() -> None:
+    worker = SharedMetrics(1).worker(0)
+    worker.add(OPEN, 3)
+    worker.add(OPEN, -2)
+    assert worker.get(OPEN) == 1
+
+
+def test_series_without_room_are_counted_as_others() -> None:
+    metrics = SharedMetrics(1)
+    worker = metrics.worker(0)
+    for number in range(100):
+        worker.add(BY_KIND, 1, f"kind {number}", "good")
+    assert Snapshot.take(metrics).values[BY_KIND] == {
+        ("kind 0", "good"): 1,
+        ("kind 1", "good"): 1,
+        ("kind 2", "good"): 1,
+        ("other", "other"): 97,
+    }
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", " ", "x" * 500, "\u20ac" * 90, "a\x1fb", 'quote " and \\', "line\nfeed", "\udcff"],
+)
+def test_any_value_of_a_label_is_counted_by_itself(value: str) -> None:
+    metrics = SharedMetrics(2)
+
+    def work() -> None:
+        for _ in range(3):
+            metrics.worker(0).add(BY_KIND, 1, value, "good")
+        metrics.worker(0).publish()
+
+    in_child(work)
+    in_child(work)
+    [(labels, count)] = Snapshot.take(metrics).values[BY_KIND].items()
+    assert count == 6
+    assert labels[1] == "good"
+    assert len("\x1f".join(labels).encode()) < 96
+
+
+def test_declarations_count_by_the_process_that_they_are_in() -> None:
+    first, second = SharedMetrics(1), SharedMetrics(1)
+    EVENTS.add(1000)  # nobody's
+    with Recording(first.worker(0)):
+        EVENTS.add()
+        BY_KIND.add(2, kind="a", result="b")
+        TOOK.observe(0.25, kind="a")
+        with Recording(second.worker(0)):
+            EVENTS.add(5)
+        OPEN.set(3)
+        OPEN.add(-1)
+    EVENTS.add(1000)
+    taken = Snapshot.take(first)
+    assert taken.value("test_events_total") == 1
+    assert taken.value("test_by_kind_total", kind="a", result="b") == 2
+    assert taken.value("test_took_seconds", kind="a") == 1
+    assert taken.value("test_open") == 2
+    assert Snapshot.take(second).value("test_events_total") == 5
+
+
+def test_what_is_declared_too_late_says_so() -> None:
+    worker = SharedMetrics(1).worker(0)
+    late = counter("test_late_total", "Declared late.")
+    try:
+        with pytest.raises(LookupError, match="test_late_total was declared after the service"):
+            worker.add(late)
+    finally:
+        del families._families["test_late_total"]
+
+
+def test_a_wrong_number_of_labels_says_so() -> None:
+    worker = SharedMetrics(1).worker(0)
+    with pytest.raises(TypeError, match="test_by_kind_total: 2 labels, got"):
+        worker.add(BY_KIND, 1, "a")
+
+
+def test_collectors_count_before_each_publishing() -> None:
+    metrics = SharedMetrics(1)
+    worker = metrics.worker(0)
+
+    def collect() -> None:
+        worker.set(OPEN, 4)
+
+    worker.on_publish(collect)
+    assert Snapshot.take(metrics).value("test_open") == 4
+    worker.set(OPEN, 0)
+    worker.forget(collect)
+    assert Snapshot.take(metrics).value("test_open") == 0
+
+
+def test_32_workers_with_64_histograms_take_less_than_8_mb() -> None:
+    per_series = SharedMetrics(1).size
+    blocks = sum(each.limit for each in families.declared() if isinstance(each, families.Histogram))
+    others = per_series - blocks * 387 * 8
+    assert 33 * (others + 64 * 387 * 8) < 8_000_000
