@@ -26,7 +26,9 @@ COST = "CPU us/request"
 DEAD_COUNT = 60_000
 TARGETS = ("answering", "closed", "silent")
 # What spoa-mirror says at its end about every request it had.
-SUMMARY = re.compile(r"(\d+) (?:answered|failed|dropped|skipped|refused|unselected|limited)\b")
+SUMMARY = re.compile(
+    r"(\d+) (?:answered|failed|dropped|body cut|malformed|not selected|rate limited)\b"
+)
 
 
 def scenarios(bench: Bench) -> list[Scenario]:

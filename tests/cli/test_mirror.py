@@ -595,7 +595,9 @@ def test_access_lines_and_the_programs_go_to_one_file_in_whole_lines(tmp_path: P
             send(port, f"/{number}")
         wait_for(lambda: log.read_text().count(" ok\n") == 20)
         process.send_signal(signal.SIGUSR2)
-        wait_for(lambda: re.search(r"all: .*answered \d+ \(", log.read_text()) is not None)
+        wait_for(
+            lambda: re.search(r"target .*: .*responses 2xx \d+ \(", log.read_text()) is not None
+        )
         assert stop(process) == ""
     access = re.compile(r'\[ [12]\]\[ *[\d.]+\] "GET http://127.0.0.1:\d+/\d+ HTTP/1.1" 200 .* ok')
     other = re.compile(r"\d{4}-\d\d-\d\d [\d:.]+ \[\d+\] [A-Z]+ spoakit\.\w+: .*")

@@ -16,7 +16,7 @@ from spoakit.metrics.snapshot import Snapshot
 from spoakit.metrics.text import number, render
 
 SENT = counter("text_sent_total", 'Sent, with a \\ and "quotes".', labels=("to", "how"))
-LOAD = gauge("text_load", "Load.", by_worker=True)
+LOAD = gauge("text_load", "Load.", merge="worker")
 DEPTH = gauge("text_depth", "Depth.")
 TOOK = histogram("text_took_seconds", "Took.", labels=("what",))
 
@@ -63,13 +63,12 @@ def test_prometheus_reads_what_was_counted(openmetrics: bool, parse: Parse) -> N
 
 
 @pytest.mark.parametrize(("openmetrics", "parse"), FORMS)
-@given(value=st.text(st.characters(exclude_categories=["Cs"]), max_size=20))
+@given(value=st.text(st.characters(exclude_categories=["Cs"]), max_size=15))
 def test_any_label_survives(openmetrics: bool, parse: Parse, value: str) -> None:
     metrics = SharedMetrics(1)
     metrics.worker(0).add(SENT, 1, value, "b")
     found = samples(render(Snapshot.take(metrics), openmetrics=openmetrics), parse)
-    shown = value.replace("\x1f", " ")
-    assert found == {("text_sent_total", (("how", "b"), ("to", shown))): 1} | {
+    assert found == {("text_sent_total", (("how", "b"), ("to", value))): 1} | {
         ("text_load", (("worker", "1"),)): 0,
         ("text_depth", ()): 0,
     }

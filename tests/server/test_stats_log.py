@@ -14,7 +14,7 @@ SEEN = counter("spoakit_report_seen_total", "Seen.")
 COPIES = counter("spoakit_report_copies_total", "Copies.", labels=("target", "result"))
 QUEUE = gauge("spoakit_report_queue_bytes", "Queue.", labels=("target",))
 TOOK = histogram("spoakit_report_took_seconds", "Took.", labels=("target",))
-HELD = gauge("spoakit_report_held_bytes", "Held.", by_worker=True)
+HELD = gauge("spoakit_report_held_bytes", "Held.", merge="worker")
 
 
 def lines(metrics: SharedMetrics, last: Snapshot, *, everything: bool = False) -> list[str]:

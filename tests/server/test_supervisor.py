@@ -87,6 +87,27 @@ def test_the_only_worker_accepts_while_the_supervisor_cannot(start: Start) -> No
         os.kill(service.process.pid, signal.SIGCONT)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_a_killed_worker_had_in_its_hands_is_told_and_counted(
+    start: Start, workers: int
+) -> None:
+    service = start(workers=workers).ready()
+    client = service.connect()
+    pid = client.ask("pid")
+    client.send("slow")
+
+    def shown(text: str) -> bool:
+        service.signal(signal.SIGUSR2)
+        return text in service.log
+
+    service.wait_until(lambda: shown("frames in flight 1"), "a published frame in flight")
+    os.kill(int(pid), signal.SIGKILL)
+    service.wait_for(f"(process {pid}) had in its hands, as it last published: frames in flight 1")
+    service.wait_until(lambda: shown("frames lost 1 (+"), "the frame that was lost")
+    service.signal(signal.SIGTERM)
+    assert service.wait() == 0
+
+
 def test_connections_between_two_only_workers_wait(start: Start) -> None:
     service = start(workers=1).ready()
     first = service.connect()

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final, Protocol, Self, TypeVar
+from typing import Any, Final, Literal, Protocol, Self, TypeVar
 
 from spoakit.exceptions import RegistrationError
 
@@ -19,8 +19,12 @@ _NAME: Final = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _LABEL: Final = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
 _RESERVED_LABELS: Final = frozenset({"le", "quantile", "worker"})
 _MAX_LIMIT: Final = 4096
+_MAX_LABELS: Final = 4
 _DEFAULT_LIMIT: Final = 32
 _DEFAULT_HISTOGRAM_LIMIT: Final = 8
+
+
+Merge = Literal["sum", "max", "worker"]
 
 
 class MetricKind(Enum):
@@ -109,10 +113,14 @@ class Gauge(Family):
     """A figure that goes up and down, and ends with its worker; see `gauge`.
 
     Attributes:
-        by_worker: each worker's stands for itself, with the label ``worker``; else they are summed.
+        merge: how the workers' become one: their "sum", the "max", or each stands for itself, with
+            the label "worker".
+        lost_as: the counter, and the value of its last label, by which what a worker had in its
+            hands is counted when it ends unexpectedly; its other labels are the gauge's.
     """
 
-    by_worker: bool = False
+    merge: Merge = "sum"
+    lost_as: tuple[Counter, str] | None = None
 
     @property
     def kind(self) -> MetricKind:
@@ -175,7 +183,8 @@ def counter(
     Args:
         name: by Prometheus' conventions; it ends with ``_total``.
         help: a sentence that says what is counted.
-        labels: names of labels, whose values are few and never a client's data.
+        labels: names of labels, at most four. Their values are few, and never a client's data: a
+            process keeps 256 of them, and 63 bytes of each.
         limit: how many series the family may have, 1 to 4096. Where more are asked for, the last
             one counts for them, and its labels say "other".
 
@@ -193,7 +202,8 @@ def gauge(
     *,
     labels: Sequence[str] = (),
     limit: int = _DEFAULT_LIMIT,
-    by_worker: bool = False,
+    merge: Merge = "sum",
+    lost_as: tuple[Counter, str] | None = None,
 ) -> Gauge:
     """Declare a figure that goes up and down and ends with its worker, at a module's top level.
 
@@ -202,12 +212,16 @@ def gauge(
         help: a sentence that says what it is.
         labels: see `counter`.
         limit: see `counter`.
-        by_worker: show each worker's, with the label ``worker``; by default they are summed.
+        merge: how the workers' become one: their "sum", the "max", or each stands for itself, with
+            the label "worker".
+        lost_as: for a gauge of what a worker has in its hands: the counter to which that is added
+            when the worker ends unexpectedly, so that the figures add up, and the value of the
+            counter's last label.
 
     Raises:
         RegistrationError: see `counter`.
     """
-    return _register(Gauge(name, help, tuple(labels), limit if labels else 1, by_worker))
+    return _register(Gauge(name, help, tuple(labels), limit if labels else 1, merge, lost_as))
 
 
 def histogram(
@@ -304,6 +318,8 @@ def _check(family: Family) -> None:
                 f"metric {family.name!r}: {label!r} cannot be a label; one has letters, digits and "
                 f"_, does not begin with __, and is none of {', '.join(sorted(_RESERVED_LABELS))}"
             )
+    if len(family.labels) > _MAX_LABELS:
+        raise RegistrationError(f"metric {family.name!r}: it has more than {_MAX_LABELS} labels")
     if len(set(family.labels)) < len(family.labels):
         raise RegistrationError(f"metric {family.name!r}: a label is there twice")
     if not 1 <= family.limit <= _MAX_LIMIT:

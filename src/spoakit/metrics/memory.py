@@ -27,16 +27,19 @@ from spoakit.metrics.families import (
     Family,
     Gauge,
     Histogram,
-    MetricKind,
     declared,
 )
 
 _CELL: Final = 8
 # The header's cells.
 _GENERATION, _ACTIVE, _WRITING, _HEADER = range(4)
-# A series' labels in the shared memory: a length, and so much text.
-_LABELS_SIZE: Final = 96
-_SEPARATOR: Final = "\x1f"
+# The values of labels are kept once for each row: a length, and so much text.
+_TEXT_SIZE: Final = 64
+_TEXTS: Final = 256
+# A series has the numbers of its labels' values, which begin at 1.
+_KEY: Final = 4
+_KEY_SIZE: Final = 2 * _KEY
+_NUMBER_OF_OTHER: Final = 1
 # A row is published within some microseconds.
 _MAX_TRIES: Final = 200
 _PAUSE: Final = 0.0001
@@ -50,11 +53,11 @@ class _Place:
 
     Attributes:
         first: the number of its first cell, or of its first histogram.
-        labels_at: the offset of its labels' texts; -1 without labels.
+        first_key: the number of its first key; -1 without labels.
     """
 
     first: int
-    labels_at: int
+    first_key: int
 
 
 class _Layout:
@@ -63,22 +66,22 @@ class _Layout:
     def __init__(self) -> None:
         self.families = declared()
         self.places: dict[Family, _Place] = {}
-        cells = blocks = labels = 0
+        cells = blocks = keys = 0
         for family in self.families:
-            labels_at = labels if family.labels else -1
-            labels += family.limit if family.labels else 0
+            first_key = keys if family.labels else -1
+            keys += family.limit if family.labels else 0
             if isinstance(family, Histogram):
-                self.places[family] = _Place(blocks, labels_at)
+                self.places[family] = _Place(blocks, first_key)
                 blocks += family.limit
             else:
-                self.places[family] = _Place(cells, labels_at)
+                self.places[family] = _Place(cells, first_key)
                 cells += family.limit
         self.cells = cells
-        self.blocks = blocks
         self.copies_at = _HEADER * _CELL
         self.histograms_at = self.copies_at + 2 * cells * _CELL
-        self.labels_at = self.histograms_at + blocks * BLOCK * _CELL
-        self.size = self.labels_at + labels * _LABELS_SIZE
+        self.keys_at = self.histograms_at + blocks * BLOCK * _CELL
+        self.texts_at = self.keys_at + keys * _KEY_SIZE
+        self.size = self.texts_at + _TEXTS * _TEXT_SIZE
 
 
 class SharedMetrics:
@@ -123,9 +126,24 @@ class SharedMetrics:
             known = self._mine[index] = WorkerMetrics(self._rows[index], self._layout, index)
         return known
 
-    def on_ended(self, index: int) -> None:
-        """Clear the gauges of a process that has ended; its counters stay."""
-        self._rows[index].repair()
+    def on_ended(self, index: int) -> list[tuple[Gauge, Labels, float]]:
+        """Clear the gauges of a process that has ended; its counters stay.
+
+        Returns:
+            What it had in its hands as it last published, which is counted as lost now: gauges, the
+            values of their labels, and their figures. Nothing, if it ended in order.
+        """
+        row = self._rows[index]
+        texts = row.texts()
+        lost = [
+            (family, labels, row.cell(number))
+            for family in self._layout.families
+            if isinstance(family, Gauge) and family.lost_as is not None
+            for number, labels in row.series_of(family, texts)
+            if row.cell(number)
+        ]
+        WorkerMetrics(row, self._layout, index, count_lost=True).publish()
+        return lost
 
     def read(self, index: int) -> "PublishedRow":
         """Return what a process has published last; what this one counts is published for that."""
@@ -164,8 +182,9 @@ class _Row:
         size = layout.cells * _CELL
         copies = (memory[layout.copies_at + n * size :][:size].cast("d") for n in range(2))
         self._copies = tuple(copies)
-        self._histograms = memory[layout.histograms_at : layout.labels_at].cast("d")
-        self._labels = memory[layout.labels_at :]
+        self._histograms = memory[layout.histograms_at : layout.keys_at].cast("d")
+        self._keys = memory[layout.keys_at : layout.texts_at].cast("H")
+        self._texts = memory[layout.texts_at :]
 
     def publish(self, cells: "array[float]", histograms: dict[int, "array[float]"]) -> None:
         """Publish a process's cells, and its histograms by their numbers."""
@@ -192,41 +211,50 @@ class _Row:
         value: float = self._copies[self._header[_ACTIVE]][number]
         return value
 
-    def repair(self) -> None:
-        """Clear the gauges, once the process has ended."""
-        self._header[_WRITING] = 0
-        published = self._copies[self._header[_ACTIVE]]
-        for family, place in self._layout.places.items():
-            if family.kind is MetricKind.GAUGE:
-                for number in range(place.first, place.first + family.limit):
-                    published[number] = 0.0
-
-    def write_labels(self, family: Family, series: int, values: Labels) -> None:
-        """Write down the values of the labels of a series, before it is first counted."""
-        at = (self._layout.places[family].labels_at + series) * _LABELS_SIZE
-        raw = _SEPARATOR.join(values).encode()
-        self._labels[at + 1 : at + 1 + len(raw)] = raw
-        self._labels[at] = len(raw)
-
-    def labels_of(self, family: Family) -> list[Labels]:
-        """Return the values of the labels of each series that has been counted, in their order."""
-        found: list[Labels] = []
-        first = self._layout.places[family].labels_at
-        for at in range(first * _LABELS_SIZE, (first + family.limit) * _LABELS_SIZE, _LABELS_SIZE):
-            size = self._labels[at]
+    def texts(self) -> list[str]:
+        """Return the values of labels that are kept, in the order of their numbers."""
+        found = []
+        for at in range(0, _TEXTS * _TEXT_SIZE, _TEXT_SIZE):
+            size = self._texts[at]
             if not size:
                 break
-            text = str(self._labels[at + 1 : at + 1 + size], "utf-8", "replace")
-            found.append(tuple(text.split(_SEPARATOR)))
+            # The length counts itself, so that an empty text is there as well.
+            found.append(str(self._texts[at + 1 : at + size], "utf-8", "replace"))
         return found
 
-    def series_of(self, family: Family) -> Iterator[tuple[int, Labels]]:
+    def write_text(self, index: int, text: bytes) -> None:
+        """Keep one more value of a label, of at most 63 bytes."""
+        at = index * _TEXT_SIZE
+        self._texts[at + 1 : at + 1 + len(text)] = text
+        self._texts[at] = 1 + len(text)
+
+    def write_key(self, family: Family, series: int, numbers: Sequence[int]) -> None:
+        """Write down the numbers of a series' values, before it is first counted."""
+        at = (self._layout.places[family].first_key + series) * _KEY
+        # The first one says that it is there.
+        for index in reversed(range(len(numbers))):
+            self._keys[at + index] = numbers[index]
+
+    def labels_of(self, family: Family, texts: Sequence[str]) -> list[Labels]:
+        """Return the values of the labels of each series that has been counted, in their order."""
+        found: list[Labels] = []
+        place, count = self._layout.places[family], len(family.labels)
+        for at in range(place.first_key * _KEY, (place.first_key + family.limit) * _KEY, _KEY):
+            if not self._keys[at]:
+                break
+            key = self._keys[at : at + count]
+            if max(key) > len(texts):
+                break  # it came while this was read, and is not published yet
+            found.append(tuple(texts[number - 1] for number in key))
+        return found
+
+    def series_of(self, family: Family, texts: Sequence[str]) -> Iterator[tuple[int, Labels]]:
         """Yield the number of the cell or histogram of each series, and its labels' values."""
         first = self._layout.places[family].first
         if not family.labels:
             yield first, ()
             return
-        for index, values in enumerate(self.labels_of(family)):
+        for index, values in enumerate(self.labels_of(family, texts)):
             yield first + index, values
 
     def read(self) -> PublishedRow:
@@ -241,17 +269,17 @@ class _Row:
         return self._read(self._header[_GENERATION])  # it was stopped or killed just then
 
     def _read(self, generation: int) -> PublishedRow:
-        cells = self.cells()
+        cells, texts = self.cells(), self.texts()
         values: dict[Family, dict[Labels, float]] = {}
         histograms: dict[Family, dict[Labels, array[float]]] = {}
         for family in self._layout.families:
             if isinstance(family, Histogram):
                 histograms[family] = {
-                    labels: self.block(number) for number, labels in self.series_of(family)
+                    labels: self.block(number) for number, labels in self.series_of(family, texts)
                 }
             else:
                 values[family] = {
-                    labels: cells[number] for number, labels in self.series_of(family)
+                    labels: cells[number] for number, labels in self.series_of(family, texts)
                 }
         return PublishedRow(values, histograms, generation)
 
@@ -263,20 +291,24 @@ class WorkerMetrics:
         index: the number of its row, from 0; the supervisor's is the number of workers.
     """
 
-    def __init__(self, row: _Row, layout: _Layout, index: int) -> None:
+    def __init__(self, row: _Row, layout: _Layout, index: int, *, count_lost: bool = False) -> None:
         self.index = index
         self._pid = os.getpid()
         self._row = row
         self._layout = layout
-        row.repair()  # a predecessor's gauges
         self._cells = row.cells()
         self._blocks: dict[int, array[float]] = {}
         self._observed: dict[int, HistogramCells] = {}
+        texts = row.texts()
+        self._texts = {text: number + 1 for number, text in enumerate(texts)}
+        if not texts:
+            self._number_of(OTHER)  # so that there is room for it
         self._series = {
-            family: {labels: number for number, labels in row.series_of(family)}
+            family: {labels: number for number, labels in row.series_of(family, texts)}
             for family in layout.families
         }
         self._collectors: list[Callable[[], None]] = []
+        self._clear_gauges(count_lost)
 
     @property
     def is_of_this_process(self) -> bool:
@@ -314,6 +346,14 @@ class WorkerMetrics:
             found = self._observed[number] = HistogramCells(memoryview(block), family.lowest)
         return found
 
+    def label_of(self, family: Family, value: str) -> str:
+        """Return the label of the series that a value is counted by: itself, or "other".
+
+        For several families that are to name the same things.
+        """
+        number = self._series_number(family, (value,))
+        return next(labels[0] for labels, each in self._series[family].items() if each == number)
+
     def on_publish(self, collect: Callable[[], None]) -> None:
         """Have a function called before each publishing, to count what is kept elsewhere."""
         self._collectors.append(collect)
@@ -327,6 +367,18 @@ class WorkerMetrics:
         for collect in self._collectors:
             collect()
         self._row.publish(self._cells, self._blocks)
+
+    def _clear_gauges(self, count_lost: bool) -> None:
+        """Clear a predecessor's gauges; count what it had in its hands as lost, if that is due."""
+        for family in self._layout.families:
+            if not isinstance(family, Gauge):
+                continue
+            for labels, number in list(self._series[family].items()):
+                value, self._cells[number] = self._cells[number], 0.0
+                if value and count_lost and family.lost_as is not None:
+                    counter, reason = family.lost_as
+                    values = (*labels, reason) if counter.labels else ()
+                    self.add(counter, value, *values)
 
     def _series_number(self, family: Family, values: Labels) -> int:
         """Return the number of a series' cell or histogram, which there is from now on."""
@@ -347,12 +399,25 @@ class WorkerMetrics:
             values = (OTHER,) * len(values)
             if values in known:
                 return known[values]
-        number = self._layout.places[family].first + len(known)
-        shown = _cut(values)
+        numbers = [self._number_of(_cut(value)) for value in values]
+        shown = tuple(
+            OTHER if number == _NUMBER_OF_OTHER else _cut(value)
+            for number, value in zip(numbers, values, strict=True)
+        )
         if shown in known:
             return known[shown]
-        self._row.write_labels(family, len(known), shown)
-        known[shown] = number
+        self._row.write_key(family, len(known), numbers)
+        known[shown] = self._layout.places[family].first + len(known)
+        return known[shown]
+
+    def _number_of(self, text: str) -> int:
+        """Return the number by which a value of a label is kept; without room, that of others."""
+        number = self._texts.get(text)
+        if number is None:
+            if len(self._texts) == _TEXTS:
+                return _NUMBER_OF_OTHER
+            self._row.write_text(len(self._texts), text.encode())
+            number = self._texts[text] = len(self._texts) + 1
         return number
 
 
@@ -362,11 +427,9 @@ def _copy(cells: "memoryview[float]") -> "array[float]":
     return copied
 
 
-def _cut(values: Labels) -> Labels:
-    """Cut the longest of some values until they fit, together, where labels are kept."""
-    shown = [value.replace(_SEPARATOR, " ").encode("utf-8", "replace").decode() for value in values]
-    while len(_SEPARATOR.join(shown).encode()) > _LABELS_SIZE - 1:
-        longest = max(range(len(shown)), key=lambda index: len(shown[index]))
-        shown[longest] = shown[longest][:-2] + "~"
-    # An empty text would not be there.
-    return tuple(shown) if any(shown) else (" ", *shown[1:])
+def _cut(value: str) -> str:
+    """Return a value of a label as it is kept: in UTF-8, and at most 63 bytes of it."""
+    raw = value.encode("utf-8", "replace")
+    if len(raw) < _TEXT_SIZE:
+        return raw.decode()
+    return raw[: _TEXT_SIZE - 2].decode("utf-8", "ignore") + "~"

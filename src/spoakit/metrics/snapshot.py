@@ -2,7 +2,7 @@
 
 import time
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import accumulate
@@ -88,7 +88,8 @@ class Snapshot:
 
     Attributes:
         at: when it was taken, on ``time.monotonic()``'s clock.
-        values: counters, and gauges that are summed, by family and the values of their labels.
+        values: counters, and gauges that are one for all workers, by family and the values of
+            their labels.
         by_worker: gauges that each worker has for itself, by family, worker (from 1) and labels.
         distributions: histograms, by family and the values of their labels.
         rows: what each process has published, in their order; the supervisor's is the last.
@@ -110,14 +111,15 @@ class Snapshot:
         for family in metrics.families:
             if isinstance(family, Histogram):
                 distributions[family] = _merged(rows, family)
-            elif isinstance(family, Gauge) and family.by_worker:
+            elif isinstance(family, Gauge) and family.merge == "worker":
                 # Of several rows the last is the supervisor's.
                 by_worker[family] = {
                     index + 1: row.values[family]
                     for index, row in enumerate(rows[: max(1, len(rows) - 1)])
                 }
             else:
-                values[family] = _summed(rows, family)
+                merge = max if isinstance(family, Gauge) and family.merge == "max" else _plus
+                values[family] = _merged_values((row.values[family] for row in rows), merge)
         return cls(time.monotonic(), values, by_worker, distributions, rows)
 
     def value(self, name: str, /, **labels: object) -> float:
@@ -137,7 +139,7 @@ class Snapshot:
                 values: each.count for values, each in self.distributions[family].items()
             }
         elif family in self.by_worker:
-            found = _sum_of(self.by_worker[family].values())
+            found = _merged_values(self.by_worker[family].values(), _plus)
         else:
             found = self.values[family]
         if not labels:
@@ -180,16 +182,18 @@ class Snapshot:
         return Snapshot(self.at, values, self.by_worker, distributions, self.rows)
 
 
-def _summed(rows: list[PublishedRow], family: Family) -> dict[Labels, float]:
-    return _sum_of(row.values[family] for row in rows)
+def _plus(first: float, second: float) -> float:
+    return first + second
 
 
-def _sum_of(parts: Iterable[dict[Labels, float]]) -> dict[Labels, float]:
-    totals: dict[Labels, float] = {}
+def _merged_values(
+    parts: Iterable[dict[Labels, float]], merge: Callable[[float, float], float]
+) -> dict[Labels, float]:
+    merged: dict[Labels, float] = {}
     for part in parts:
         for labels, value in part.items():
-            totals[labels] = totals.get(labels, 0.0) + value
-    return totals
+            merged[labels] = merge(merged[labels], value) if labels in merged else value
+    return merged
 
 
 def _merged(rows: list[PublishedRow], family: Histogram) -> dict[Labels, Distribution]:

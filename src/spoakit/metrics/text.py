@@ -41,7 +41,7 @@ def _samples(family: Family, snapshot: Snapshot) -> Iterator[str]:
     if isinstance(family, Histogram):
         for labels, distribution in sorted(snapshot.distributions[family].items()):
             yield from _histogram(family, labels, distribution)
-    elif isinstance(family, Gauge) and family.by_worker:
+    elif isinstance(family, Gauge) and family.merge == "worker":
         names = ("worker", *family.labels)
         for worker, series in snapshot.by_worker[family].items():
             for labels, value in sorted(series.items()):

@@ -16,7 +16,15 @@ from typing import Final, Protocol
 from spoakit.metrics.families import counter, gauge
 
 FRAMES: Final = counter("spoakit_frames_total", "NOTIFY frames received.")
-IN_FLIGHT: Final = gauge("spoakit_frames_in_flight", "NOTIFY frames received and not answered yet.")
+FRAMES_LOST: Final = counter(
+    "spoakit_frames_lost_total",
+    "NOTIFY frames that were with a worker when it ended unexpectedly.",
+)
+IN_FLIGHT: Final = gauge(
+    "spoakit_frames_in_flight",
+    "NOTIFY frames received and not answered yet.",
+    lost_as=(FRAMES_LOST, ""),
+)
 
 TRACEBACK_SIGNAL: Final[int] = getattr(signal, "SIGRTMIN", signal.SIGPROF)
 """Has a worker write the calls of its main thread to its channel; then it is killed."""

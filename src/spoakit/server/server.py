@@ -33,7 +33,7 @@ LOOP_LAG = histogram(
 MEMORY = gauge(
     "spoakit_resident_memory_bytes",
     "Memory that the process holds, shared pages included.",
-    by_worker=True,
+    merge="worker",
 )
 
 # A connection on which nothing came for so long is quiet: HAProxy sends what it has at once.

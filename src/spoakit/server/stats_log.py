@@ -59,18 +59,18 @@ def describe(now: Snapshot, last: Snapshot, *, everything: bool) -> Iterator[str
         for labels, value in now.values[family].items():
             grown = interval.values[family][labels] if isinstance(family, Counter) else value
             if value and (everything or grown):
-                shown = f"{_name(family, labels)} {_figure(family, value, grown, seconds)}"
+                shown = f"{name_of(family, labels, subject=False)} {_figure(family, value, grown, seconds)}"
                 subjects.setdefault(_subject(family, labels), []).append(shown)
     for histogram, series in (now if everything else interval).distributions.items():
         for labels, distribution in series.items():
             recent = interval.distributions[histogram][labels]
             shown_of = recent if recent.count else distribution
             if shown_of.count:
-                shown = f"{_name(histogram, labels)} {_percentiles(histogram, shown_of)}"
+                shown = f"{name_of(histogram, labels, subject=False)} {_percentiles(histogram, shown_of)}"
                 subjects.setdefault(_subject(histogram, labels), []).append(shown)
     for worker in range(1, len(now.rows)):
         shown_gauges = [
-            f"{_name(gauge, labels)} {_figure(gauge, value, value, seconds)}"
+            f"{name_of(gauge, labels, subject=False)} {_figure(gauge, value, value, seconds)}"
             for gauge, workers in now.by_worker.items()
             for labels, value in workers.get(worker, {}).items()
             if value
@@ -87,13 +87,21 @@ def _subject(family: Family, labels: Labels) -> tuple[str, str]:
     return "all", ""
 
 
-def _name(family: Family, labels: Labels) -> str:
-    """Return what a figure is called in its line: "responses 2xx", "ack"."""
+def name_of(family: Family, labels: Labels, *, subject: bool = True) -> str:
+    """Return what a figure is called in lines: "responses 2xx", "handler".
+
+    Args:
+        family: its family.
+        labels: the values of its labels.
+        subject: name the one that the line would be about as well.
+    """
     name = family.name.removeprefix("spoakit_").removeprefix("mirror_").removeprefix("iprep_")
     for end in ("_total", "_seconds", "_bytes"):
-        name = name.removesuffix(end) if family.kind.value != "gauge" or end != "_total" else name
-    own = labels[1:] if family.labels and family.labels[0] in SUBJECTS else labels
-    return " ".join((name.replace("_", " "), *own))
+        name = name.removesuffix(end)
+    has_subject = bool(family.labels) and family.labels[0] in SUBJECTS
+    own = labels[1:] if has_subject else labels
+    whose = f"of {family.labels[0]} {labels[0]}" if has_subject and subject else ""
+    return " ".join(part for part in (name.replace("_", " "), *own, whose) if part)
 
 
 def _figure(family: Family, value: float, grown: float, seconds: float) -> str:

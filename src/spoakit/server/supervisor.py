@@ -42,7 +42,7 @@ from spoakit.server.signals import (
     SignalReceiver,
 )
 from spoakit.server.sockets import Acceptor, Listeners
-from spoakit.server.stats_log import StatsLog
+from spoakit.server.stats_log import StatsLog, name_of
 from spoakit.server.watch import WatchedFile
 from spoakit.server.watchdog import Watchdog
 from spoakit.server.worker import FLUSH_INTERVAL, GRACE, run_worker
@@ -301,7 +301,7 @@ class Supervisor:
         name, failure = str(worker), worker.failure
         was_hanging = self._kill_at.pop(worker, None) == math.inf
         worker.ended(now)
-        self._metrics.on_ended(worker.index)
+        lost = self._metrics.on_ended(worker.index)
         how = describe_exit(status)
         if self._phase >= _Phase.ANNOUNCING:
             worker.restart_at = None
@@ -316,6 +316,12 @@ class Supervisor:
             reason = f"{name} ended unexpectedly: {how}"
         else:
             reason = f"{name} could not start: {failure}"
+        if lost:
+            logger.error(
+                "%s had in its hands, as it last published: %s",
+                name,
+                ", ".join(f"{name_of(gauge, labels)} {count:.0f}" for gauge, labels, count in lost),
+            )
         if self._phase is _Phase.STARTING:
             self._failure = reason
             self._drain(now)

@@ -188,6 +188,7 @@ class _Worker:
             self._loop.remove_writer(self._channel)
             # Resources whose start is cancelled have something to take down.
             await _cancel_tasks(_MOMENT if self._is_up else GRACE)
+            self._row.publish()
 
     def _accept(self) -> None:
         """Accept, if nobody else does it for this worker."""

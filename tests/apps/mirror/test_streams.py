@@ -185,7 +185,7 @@ def test_a_target_that_allows_no_request_has_failed(
         ):
             for _ in range(10):
                 mirror.get()
-            await until(lambda: mirror.target.counters.unreached == 3)
+            await until(lambda: mirror.target.counters.connect_failures == 3)
             assert error in caplog.text
             assert len(server.peers) <= 4
 

@@ -12,6 +12,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from spoakit.apps.mirror._answer_cy import read_plain_answer
 from spoakit.apps.mirror._request_cy import Request
+from spoakit.apps.mirror.metrics import Failure
 
 if TYPE_CHECKING:
     from asyncio import BaseTransport
@@ -52,7 +53,7 @@ class Owner(Protocol):
         """Forget the connection. Called once, after `on_failure` if an answer is due."""
 
     def on_failure(
-        self, connection: Connection, request: Request, error: str, stale: bool, retry: bool
+        self, connection: Connection, request: Request, error: Failure, stale: bool, retry: bool
     ) -> None:
         """Take note that there will be no answer, or no whole one.
 
@@ -81,6 +82,7 @@ class Connection:
     _received: cython.longlong
     _opened_at: cython.double
     _sent_at: cython.double
+    _first_byte_at: cython.double
     _retires: cython.bint
     _answers: cython.Py_ssize_t
     _size: cython.Py_ssize_t
@@ -100,7 +102,7 @@ class Connection:
         self._status = 0
         self._version = b"???"
         self._received = 0
-        self._opened_at = self._sent_at = 0.0
+        self._opened_at = self._sent_at = self._first_byte_at = 0.0
         self._retires = False
         self._answers = 0
         self._size = 0
@@ -121,6 +123,11 @@ class Connection:
     def sent_at(self) -> float:
         """When it was sent, on ``time.perf_counter()``'s clock."""
         return self._sent_at
+
+    @property
+    def first_byte_at(self) -> float:
+        """When its answer's first byte came; 0 if that was when all of it came."""
+        return self._first_byte_at
 
     @property
     def status(self) -> int:
@@ -151,6 +158,7 @@ class Connection:
         self._is_head = wire.startswith(b"HEAD ")
         self._complete = self._head_done = self._length_known = self._keep_alive = False
         self._size = 0
+        self._first_byte_at = 0.0
         self._sent_at = now
         self._transport.write(wire)
         return None
@@ -167,9 +175,9 @@ class Connection:
             return
         waited = now - self._sent_at
         if waited > total:
-            self._fail(f"no whole answer within {total:g} s", stale=False)
+            self._fail(Failure(f"no whole answer within {total:g} s", "timeout"), stale=False)
         elif waited > first_byte and not self._size:
-            self._fail(f"no answer within {first_byte:g} s", stale=False)
+            self._fail(Failure(f"no answer within {first_byte:g} s", "timeout"), stale=False)
 
     def retire(self) -> None:
         """Close the connection once the answer that is awaited has come."""
@@ -180,7 +188,7 @@ class Connection:
     def close(self) -> None:
         """Close the connection. A request on its way fails."""
         if self._request is not None:
-            self._fail("the mirror is stopping", stale=False)
+            self._fail(Failure("the mirror is stopping", "stopping"), stale=False)
         else:
             self._close()
 
@@ -208,16 +216,19 @@ class Connection:
                 self._finish(request)
                 return
         received: cython.longlong = self._received
+        if self._size == 0:
+            self._first_byte_at = perf_counter()
         self._size += len(data)
         if self._parser is None:
             self._parser = HttpResponseParser(self)
         try:
             self._parser.feed_data(data)
         except HttpParserError as error:
-            self._fail(f"malformed answer: {error}", stale=False)
+            self._fail(Failure(f"malformed answer: {error}", "malformed"), stale=False)
             return
         except HttpParserUpgrade:
-            self._fail("the target changed the protocol, which nobody asked for", stale=False)
+            text = "the target changed the protocol, which nobody asked for"
+            self._fail(Failure(text, "malformed"), stale=False)
             return
         if self._complete:
             self._finish(request)
@@ -225,7 +236,8 @@ class Connection:
             self._size = len(data)
         elif self._size > _MAX_HEAD_SIZE:
             what = "trailers are" if self._head_done else "head is"
-            self._fail(f"the answer's {what} over {_MAX_HEAD_SIZE} bytes", stale=False)
+            text = f"the answer's {what} over {_MAX_HEAD_SIZE} bytes"
+            self._fail(Failure(text, "malformed"), stale=False)
 
     def eof_received(self) -> None:
         """See the target close the connection."""
@@ -305,9 +317,10 @@ class Connection:
             self._keep_alive = False
             self._finish(request)
         else:
-            self._fail(reason, stale=self._answers > 0 and not self._size)
+            stale = self._answers > 0 and not self._size
+            self._fail(Failure(reason, "closed"), stale=stale)
 
-    def _fail(self, error: str, stale: bool) -> None:
+    def _fail(self, error: Failure, stale: bool) -> None:
         request, self._request = self._request, None
         if request is not None:
             self._transport.abort()

@@ -7,6 +7,7 @@ Plain Python that compiles to C (see ``spoakit._cython``).
 from __future__ import annotations
 
 from collections import deque
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from spoakit.apps.mirror._access_log_cy import AccessLog, Answer
@@ -14,17 +15,26 @@ from spoakit.apps.mirror._request_cy import Request
 
 if TYPE_CHECKING:
     from spoakit import _cython as cython
+    from spoakit.metrics._histogram_cy import HistogramCells
 else:
     try:
         import cython
     except ModuleNotFoundError:
         from spoakit import _cython as cython
+    if cython.compiled:
+        from cython.cimports.spoakit.metrics._histogram_cy import HistogramCells
+    else:
+        from spoakit.metrics._histogram_cy import HistogramCells
 
 COMPILED: bool = cython.compiled
 
 
 class Place(Answer, Protocol):
     """What carries one request at a time: a connection, or one of the streams it may have."""
+
+    @property
+    def first_byte_at(self) -> float:
+        """When the answer's first byte came; 0 if that was when all of it came."""
 
     def send(self, request: Request) -> None:
         """Send a request."""
@@ -58,6 +68,8 @@ class Pool:
         access_log: gains a line for each answer.
         origin: the target's scheme and authority, for the log.
         connector: is told what happens.
+        first_byte: counts the time to the first byte of each response.
+        response: counts the time to the end of each response.
     """
 
     _max_length: cython.Py_ssize_t
@@ -70,7 +82,13 @@ class Pool:
     # Those that met the end of their connections, and are not to meet that of another one.
     _again: Any
     _queue_bytes: cython.longlong
+    # When each of the queue began to wait.
+    _since: Any
     _idle: list[Any]
+    _first_byte: HistogramCells
+    _response: HistogramCells
+    _by_class: list[int]
+    _queue_full: cython.ulonglong
     _answered: cython.ulonglong
     _answered_at: cython.double
     _dropped: cython.ulonglong
@@ -84,7 +102,14 @@ class Pool:
         access_log: AccessLog,
         origin: bytes,
         connector: Connector,
+        first_byte: HistogramCells,
+        response: HistogramCells,
     ) -> None:
+        self._first_byte = first_byte
+        self._response = response
+        self._by_class = [0] * 10
+        self._queue_full = 0
+        self._since = deque()
         self._watched = False
         self._max_length = max_length
         self._max_bytes = max_bytes
@@ -103,6 +128,25 @@ class Pool:
     def waiting(self) -> int:
         """How many requests wait."""
         return len(self._queue) + len(self._again)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """The size of the requests that wait in the queue."""
+        return self._queue_bytes
+
+    @property
+    def queue_full(self) -> int:
+        """How many requests the full queue did not hold."""
+        return self._queue_full
+
+    @property
+    def by_class(self) -> list[int]:
+        """How many answers there were by the class of their status, at its number."""
+        return self._by_class
+
+    def oldest(self, now: float) -> float:
+        """Return how many seconds the oldest request of the queue has waited."""
+        return now - self._since[0] if self._since else 0.0
 
     @property
     def answered(self) -> int:
@@ -129,6 +173,7 @@ class Pool:
             self._idle.pop().send(request)
             return
         self._queue.append(request)
+        self._since.append(perf_counter())
         self._queue_bytes += len(request.wire)
         while len(self._queue) > self._max_length or self._queue_bytes > self._max_bytes:
             self._drop()
@@ -166,6 +211,7 @@ class Pool:
         self._dropped += count
         self._queue.clear()
         self._again.clear()
+        self._since.clear()
         self._queue_bytes = 0
         return count
 
@@ -178,6 +224,13 @@ class Pool:
         """
         self._answered += 1
         self._answered_at = now
+        status: cython.Py_ssize_t = place.status
+        self._by_class[status // 100 % 10] += 1
+        sent_at: cython.double = place.sent_at
+        first_byte_at: cython.double = place.first_byte_at
+        time: cython.double = now
+        self._first_byte._observe((first_byte_at or time) - sent_at, 1)
+        self._response._observe(time - sent_at, 1)
         if self._watched:
             self._watched = False
             self._connector.on_recovered(now)
@@ -193,9 +246,11 @@ class Pool:
     def _drop(self) -> object:
         if self._drops_newest:
             request: Request = self._queue.pop()
+            self._since.pop()
             self._queue_bytes -= len(request.wire)
         else:
             self._take()
+        self._queue_full += 1
         self._dropped += 1
         self._connector.on_dropped()
         return None
@@ -203,5 +258,6 @@ class Pool:
     @cython.cfunc
     def _take(self) -> Request:
         request: Request = self._queue.popleft()
+        self._since.popleft()
         self._queue_bytes -= len(request.wire)
         return request

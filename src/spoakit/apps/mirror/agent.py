@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from random import randrange
 from typing import Final
@@ -13,8 +14,16 @@ from spoakit.apps.delay import DEADLINE, delayed
 from spoakit.apps.live import LiveSettings
 from spoakit.apps.mirror._access_log_cy import AccessLog
 from spoakit.apps.mirror._request_cy import Original
+from spoakit.apps.mirror.connections import Connections
 from spoakit.apps.mirror.dialer import check_tls
 from spoakit.apps.mirror.log_writer import LogWriter
+from spoakit.apps.mirror.metrics import (
+    CONNECTIONS,
+    IN_FLIGHT,
+    OLDEST,
+    WAITING,
+    WAITING_BYTES,
+)
 from spoakit.apps.mirror.settings import MirrorSettings, TargetSettings
 from spoakit.apps.mirror.target import Target
 from spoakit.exceptions import ConfigurationError
@@ -43,11 +52,15 @@ class Mirror:
     def __init__(self, settings: MirrorSettings, access_log: AccessLog, row: WorkerMetrics) -> None:
         self._access_log = access_log
         self._row = row
+        # Those that a reload has removed are here until they are closed.
+        self._leaving: set[Target] = set()
+        self._shown: set[str] = set()
         self._drain = settings.drain
         self._closing: set[asyncio.Task[None]] = set()
         self._applying: asyncio.Task[None] | None = None
         self._is_closed = False
         self.targets = tuple(self._make(target) for target in settings.targets)
+        row.on_publish(self._collect)
 
     def apply(self, settings: MirrorSettings) -> None:
         """Reconfigure, and log it if that fails."""
@@ -95,6 +108,8 @@ class Mirror:
             await asyncio.gather(*closing, *self._closing)
         finally:
             self._access_log.close()
+            self._collect()
+            self._row.forget(self._collect)
 
     async def _apply(self, settings: MirrorSettings) -> None:
         try:
@@ -106,9 +121,38 @@ class Mirror:
 
     def _close_behind(self, targets: list[Target]) -> None:
         for target in targets:
-            task = asyncio.create_task(target.aclose(self._drain))
+            self._leaving.add(target)
+            task = asyncio.create_task(self._close(target))
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
+
+    async def _close(self, target: Target) -> None:
+        try:
+            await target.aclose(self._drain)
+        finally:
+            target.collect()
+            self._leaving.discard(target)
+
+    def _collect(self) -> None:
+        """Count for all targets; one that a reload has replaced has its successor's name."""
+        now = time.perf_counter()
+        targets = (*self.targets, *self._leaving)
+        by_name: dict[str, list[Connections]] = {target.label: [] for target in targets}
+        for target in targets:
+            target.collect()
+            by_name[target.label] += target.lanes
+        for name in self._shown - by_name.keys():
+            for gauge in (CONNECTIONS, IN_FLIGHT, WAITING, WAITING_BYTES, OLDEST):
+                self._row.set(gauge, 0, name)
+        self._shown = set(by_name)
+        for name, lanes in by_name.items():
+            pools = [lane.pool for lane in lanes]
+            oldest = max((pool.oldest(now) for pool in pools), default=0.0)
+            self._row.set(CONNECTIONS, sum(lane.count for lane in lanes), name)
+            self._row.set(IN_FLIGHT, sum(lane.in_flight for lane in lanes), name)
+            self._row.set(WAITING, sum(pool.waiting for pool in pools), name)
+            self._row.set(WAITING_BYTES, sum(pool.waiting_bytes for pool in pools), name)
+            self._row.set(OLDEST, oldest, name)
 
     def _make(self, settings: TargetSettings) -> Target:
         return Target(settings, self._access_log, self._row)

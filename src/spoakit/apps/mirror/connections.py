@@ -11,9 +11,9 @@ from spoakit.apps.mirror._access_log_cy import AccessLog, Answer
 from spoakit.apps.mirror._http1_cy import Connection
 from spoakit.apps.mirror._pool_cy import Pool
 from spoakit.apps.mirror._request_cy import Request
-from spoakit.apps.mirror.counters import Counters
 from spoakit.apps.mirror.dialer import HTTP_2, Dialer, DialError
 from spoakit.apps.mirror.http2 import Retry
+from spoakit.apps.mirror.metrics import Counters, Failure, TargetMetrics
 from spoakit.apps.mirror.settings import TargetSettings
 from spoakit.apps.mirror.streams import Streams
 from spoakit.logs import Throttle
@@ -40,6 +40,7 @@ class Connections:
         settings: the target's.
         access_log: gains a line for each answer and failure.
         counters: the target's.
+        metrics: the target's, for the times of responses.
         http: the protocols that may be spoken, as in `Dialer`.
     """
 
@@ -48,6 +49,7 @@ class Connections:
         settings: TargetSettings,
         access_log: AccessLog,
         counters: Counters,
+        metrics: TargetMetrics,
         http: Sequence[str],
     ) -> None:
         self._settings = settings
@@ -66,6 +68,8 @@ class Connections:
             access_log,
             self._origin,
             self,
+            metrics.first_byte,
+            metrics.response,
         )
         self.put: Final = self._pool.put
         self._open_ones: set[Connection | Streams] = set()
@@ -80,6 +84,21 @@ class Connections:
     def pool(self) -> Pool:
         """The requests that wait, and the connections that are free."""
         return self._pool
+
+    @property
+    def count(self) -> int:
+        """The number of open connections."""
+        return len(self._open_ones)
+
+    @property
+    def in_flight(self) -> int:
+        """The number of requests that have been sent and wait for their response."""
+        return sum(
+            connection.protocol.in_flight
+            if isinstance(connection, Streams)
+            else not connection.is_idle
+            for connection in self._open_ones
+        )
 
     @property
     def is_hopeful(self) -> bool:
@@ -137,7 +156,7 @@ class Connections:
         self._open()
 
     def on_failure(
-        self, answer: Answer, request: Request, error: str, stale: bool, retry: Retry | bool
+        self, answer: Answer, request: Request, error: Failure, stale: bool, retry: Retry | bool
     ) -> None:
         """Send a request again that was not acted on, or log that it failed."""
         if retry == Retry.ALWAYS or (retry and not request.retried):
@@ -148,6 +167,7 @@ class Connections:
             self._open()
             return
         self._counters.failed += 1
+        self._counters.failures[error.reason] += 1
         result = " ".join(error.split()).encode("latin-1", "replace")
         self._access_log.write(answer, request, self._origin, result, time.perf_counter())
         if not stale and self._pool.answered_at < answer.sent_at:
@@ -217,9 +237,10 @@ class Connections:
         try:
             await self._dialer.connect(make)
             if streams and (error := await streams[0].opened(self._settings.timeouts.connect)):
-                raise DialError(error)
+                raise DialError(error, "protocol")
         except DialError as error:
-            self._counters.unreached += 1
+            self._counters.connect_failures += 1
+            self._counters.failed_attempts[error.reason] += 1
             self._pause(str(error))
 
     def _pause(self, error: str) -> None:

@@ -1,11 +1,11 @@
 """Opening connections to a target: from where, over TLS or not, for which HTTP."""
 
 import asyncio
+import errno
 import socket
 import ssl
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from errno import EADDRINUSE
 from functools import lru_cache
 from itertools import chain
 from random import randrange
@@ -39,7 +39,33 @@ def check_tls(settings: TargetSettings) -> None:
 
 
 class DialError(SpoakitError):
-    """A connection that could not be opened; the text says why."""
+    """A connection that could not be opened; the text says why.
+
+    Attributes:
+        reason: as it is counted, see `metrics.CONNECT_FAILURES`.
+    """
+
+    def __init__(self, text: str, reason: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+_UNREACHABLE: Final = frozenset(
+    {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN}
+)
+
+
+def _reason_of(error: OSError | UnicodeError) -> str:
+    """Return what a failure is counted as."""
+    if isinstance(error, (socket.gaierror, UnicodeError)):
+        return "name"
+    if isinstance(error, ssl.SSLError):
+        return "tls"
+    if isinstance(error, ConnectionRefusedError):
+        return "refused"
+    if isinstance(error, TimeoutError):
+        return "timeout"
+    return "unreachable" if error.errno in _UNREACHABLE else "other"
 
 
 class Dialer:
@@ -79,9 +105,10 @@ class Dialer:
             async with asyncio.timeout(self._timeout):
                 await self._connect(_Chooser(make, self._http))
         except TimeoutError:
-            raise DialError(f"no connection within {self._timeout:g} s") from None
+            raise DialError(f"no connection within {self._timeout:g} s", "timeout") from None
         except (OSError, UnicodeError) as error:  # the latter for a name that cannot be one
-            raise DialError(getattr(error, "strerror", None) or str(error)) from None
+            text = getattr(error, "strerror", None) or str(error)
+            raise DialError(text, _reason_of(error)) from None
 
     async def _connect(self, chooser: "_Chooser") -> None:
         loop = asyncio.get_running_loop()
@@ -96,7 +123,7 @@ class Dialer:
                 sock.close()
                 raise
         if chooser.refused:
-            raise DialError("the target does not speak HTTP/2 (ALPN)")
+            raise DialError("the target does not speak HTTP/2 (ALPN)", "protocol")
 
     async def _bound_socket(self, loop: asyncio.AbstractEventLoop) -> socket.socket:
         """Connect from the interface, address and port that the settings say."""
@@ -135,7 +162,7 @@ class Dialer:
             else:
                 return
         assert error is not None
-        if self._ports is not None and error.errno == EADDRINUSE:
+        if self._ports is not None and error.errno == errno.EADDRINUSE:
             first, last = self._ports
             raise OSError(f"none of the local ports {first}-{last} is free") from error
         raise error

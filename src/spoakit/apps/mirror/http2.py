@@ -26,6 +26,7 @@ from h2.exceptions import ProtocolError
 from spoakit.apps.mirror._request_cy import Request
 from spoakit.apps.mirror.http2_head import read_head
 from spoakit.apps.mirror.http2_protocol import CONNECTION_WINDOW, ClientProtocol
+from spoakit.apps.mirror.metrics import Failure
 
 # Requests on their way at a time, where the peer allows more.
 _MAX_STREAMS: Final = 128
@@ -73,7 +74,7 @@ class Owner(Protocol):
         connection: "Http2Connection",
         answer: "Http2Answer",
         request: Request,
-        error: str,
+        error: Failure,
         retry: Retry,
     ) -> None:
         """Take note that there will be no answer, or no whole one.
@@ -94,18 +95,29 @@ class Http2Answer:
         request: what is answered.
         stream_id: its stream.
         sent_at: when the request was sent, on ``time.perf_counter()``'s clock.
+        first_byte_at: when the answer's head came, on the same clock.
         status: the status; 0 before there is one.
         received: the bytes of the body so far, without padding.
         grpc_status: a gRPC call's status, as "0"; None where there is none.
         unsent: the bytes of the request's body that wait for the peer's windows to open.
     """
 
-    __slots__ = ("grpc_status", "received", "request", "sent_at", "status", "stream_id", "unsent")
+    __slots__ = (
+        "first_byte_at",
+        "grpc_status",
+        "received",
+        "request",
+        "sent_at",
+        "status",
+        "stream_id",
+        "unsent",
+    )
 
     def __init__(self, request: Request, stream_id: int, sent_at: float) -> None:
         self.request: Final = request
         self.stream_id: Final = stream_id
         self.sent_at: Final = sent_at
+        self.first_byte_at = 0.0
         self.status = 0
         self.received = 0
         self.grpc_status: bytes | None = None
@@ -219,7 +231,8 @@ class Http2Connection(asyncio.Protocol):
         """Say goodbye (GOAWAY) and close. Requests on their way fail."""
         if not self._closed:
             self._h2.close_connection()
-            self._end("the mirror is stopping" if self._answers else None)
+            error = Failure("the mirror is stopping", "stopping")
+            self._end(error if self._answers else None)
 
     # Called by the event loop.
 
@@ -247,7 +260,8 @@ class Http2Connection(asyncio.Protocol):
         try:
             events = self._h2.receive_data(data)
         except ProtocolError as error:
-            self._end(f"malformed HTTP/2: {type(error).__name__}: {error}")
+            text = f"malformed HTTP/2: {type(error).__name__}: {error}"
+            self._end(Failure(text, "malformed"))
             return
         for event in events:
             handle = _HANDLERS.get(type(event))
@@ -290,6 +304,7 @@ class Http2Connection(asyncio.Protocol):
         answer = self._answers.get(event.stream_id)
         if answer is None:
             return
+        answer.first_byte_at = self._heard_at
         for name, value in event.headers:
             if name == b":status" and len(value) == 3 and value.isdigit():
                 answer.status = int(value)
@@ -297,7 +312,7 @@ class Http2Connection(asyncio.Protocol):
                 answer.grpc_status = value
         if not answer.status:
             self._reset(event.stream_id, ErrorCodes.PROTOCOL_ERROR)
-            self._fail(answer, "malformed answer: it has no status")
+            self._fail(answer, Failure("malformed answer: it has no status", "malformed"))
 
     def _on_data(self, event: DataReceived) -> None:
         answer = self._answers.get(event.stream_id)
@@ -324,7 +339,8 @@ class Http2Connection(asyncio.Protocol):
             who = "the target reset" if event.remote_reset else "we had to reset"
             error = f"{who} the request's stream: {_name(event.error_code)}"
             is_refused = event.error_code == ErrorCodes.REFUSED_STREAM  # RFC 9113, 8.7
-            self._fail(answer, error, Retry.ONCE if is_refused else Retry.NEVER)
+            retry = Retry.ONCE if is_refused else Retry.NEVER
+            self._fail(answer, Failure(error, "reset"), retry)
 
     def _on_goaway(self, event: ConnectionTerminated) -> None:
         """See the target go away: what it has not begun, it will not (RFC 9113, 6.8)."""
@@ -334,9 +350,9 @@ class Http2Connection(asyncio.Protocol):
             error += f" ({event.additional_data[:80]!r})"
         last = event.last_stream_id or 0
         for answer in [each for each in self._answers.values() if each.stream_id > last]:
-            self._fail(answer, error, Retry.ALWAYS if last else Retry.ONCE)
+            self._fail(answer, Failure(error, "reset"), Retry.ALWAYS if last else Retry.ONCE)
         if event.error_code:
-            self._end(error)
+            self._end(Failure(error, "reset"))
 
     # Sending.
 
@@ -412,7 +428,7 @@ class Http2Connection(asyncio.Protocol):
 
     def _overdue(
         self, now: float, first_byte: float, total: float
-    ) -> list[tuple[Http2Answer, str]]:
+    ) -> list[tuple[Http2Answer, Failure]]:
         overdue = []
         soonest = min(first_byte, total)
         for answer in self._answers.values():
@@ -420,9 +436,10 @@ class Http2Connection(asyncio.Protocol):
             if age <= soonest:
                 break
             if not answer.status:
-                overdue.append((answer, f"no answer within {soonest:g} s"))
+                overdue.append((answer, Failure(f"no answer within {soonest:g} s", "timeout")))
             elif age > total:
-                overdue.append((answer, f"no whole answer within {total:g} s"))
+                error = Failure(f"no whole answer within {total:g} s", "timeout")
+                overdue.append((answer, error))
         return overdue
 
     def _forget(self, stream_id: int) -> Http2Answer | None:
@@ -432,7 +449,7 @@ class Http2Connection(asyncio.Protocol):
         self._room_due = True
         return answer
 
-    def _fail(self, answer: Http2Answer, error: str, retry: Retry = Retry.NEVER) -> None:
+    def _fail(self, answer: Http2Answer, error: Failure, retry: Retry = Retry.NEVER) -> None:
         if self._forget(answer.stream_id) is not None:
             if answer.stream_id > self._written_id:
                 retry = max(retry, Retry.ONCE)
@@ -462,7 +479,8 @@ class Http2Connection(asyncio.Protocol):
             self._transport.write(self._h2.data_to_send())
             self._transport.close()
         for answer in list(self._answers.values()):
-            self._fail(answer, error or "")
+            failure = error if isinstance(error, Failure) else Failure(error or "", "closed")
+            self._fail(answer, failure)
         self._owner.on_closed(self)
 
 

@@ -7,6 +7,7 @@ from typing import Protocol
 from spoakit.apps.mirror._pool_cy import Pool
 from spoakit.apps.mirror._request_cy import Request
 from spoakit.apps.mirror.http2 import Http2Answer, Http2Connection, Retry
+from spoakit.apps.mirror.metrics import Failure
 
 
 class Owner(Protocol):
@@ -22,7 +23,7 @@ class Owner(Protocol):
         """See a request wait that was to be sent here, where there is no room any more."""
 
     def on_failure(
-        self, answer: "StreamPlace", request: Request, error: str, stale: bool, retry: Retry
+        self, answer: "StreamPlace", request: Request, error: Failure, stale: bool, retry: Retry
     ) -> None:
         """Take note that there will be no answer, and whether the request may be sent again.
 
@@ -58,6 +59,11 @@ class StreamPlace:
     def status(self) -> int:
         """The answer's status; 0 for none."""
         return 0 if self.answer is None else self.answer.status
+
+    @property
+    def first_byte_at(self) -> float:
+        """When the answer's first byte came, on ``time.perf_counter()``'s clock."""
+        return 0.0 if self.answer is None else self.answer.first_byte_at
 
     @property
     def received(self) -> int:
@@ -160,7 +166,7 @@ class Streams:
         connection: Http2Connection,
         answer: Http2Answer,
         request: Request,
-        error: str,
+        error: Failure,
         retry: Retry,
     ) -> None:
         """Pass on that a request failed."""

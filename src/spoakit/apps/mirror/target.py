@@ -12,8 +12,8 @@ from spoakit.apps.mirror._request_cy import (
     TruncatedBodyError,
 )
 from spoakit.apps.mirror.connections import Connections
-from spoakit.apps.mirror.counters import Counters, Publisher
 from spoakit.apps.mirror.dialer import lanes
+from spoakit.apps.mirror.metrics import Counters, TargetMetrics
 from spoakit.apps.mirror.paths import RefusedRequestError
 from spoakit.apps.mirror.rate_limit import RateLimit
 from spoakit.apps.mirror.selection import Selector
@@ -39,13 +39,15 @@ class Target:
     Args:
         settings: what it gets, and how.
         access_log: gains a line for each copy that was sent.
-        row: gains the counters of all targets.
+        metrics: the worker's; see `collect`.
     """
 
-    def __init__(self, settings: TargetSettings, access_log: AccessLog, row: WorkerMetrics) -> None:
+    def __init__(
+        self, settings: TargetSettings, access_log: AccessLog, metrics: WorkerMetrics
+    ) -> None:
         self.settings: Final = settings
         self._counters = Counters()
-        self._publisher = Publisher(row)
+        self._metrics = TargetMetrics(metrics, settings.name)
         self._throttle = Throttle(logger)
         self._truncations = Throttle(logger, _TRUNCATION_INTERVAL)
         selector = Selector(settings.selection)
@@ -54,7 +56,8 @@ class Target:
         self._rate_limit = None if rate is None else RateLimit(rate)
         self._builder = RequestBuilder(settings.url, settings.rewrite)
         self._lanes = tuple(
-            Connections(settings, access_log, self._counters, http) for http in lanes(settings)
+            Connections(settings, access_log, self._counters, self._metrics, http)
+            for http in lanes(settings)
         )
         self._put = self._lanes[0].put
         # Where there are two, the last is for what came over HTTP/2.
@@ -73,6 +76,20 @@ class Target:
         self._counters.dropped = sum(pool.dropped for pool in pools)
         return self._counters
 
+    @property
+    def lanes(self) -> tuple[Connections, ...]:
+        """Its queues and connections: for HTTP/1's requests, and for HTTP/2's if others."""
+        return self._lanes
+
+    @property
+    def label(self) -> str:
+        """What it is called in metrics."""
+        return self._metrics.label
+
+    def collect(self) -> None:
+        """Count what has been counted since the last time."""
+        self._metrics.collect(self._counters, [lane.pool for lane in self._lanes])
+
     def copy(self, original: Original) -> None:
         """Send a copy of a request, now or when its turn comes, if the target is to get one."""
         counters = self._counters
@@ -80,18 +97,18 @@ class Target:
         if self._selector is not None and not self._selector.takes(
             original.method, original.target, original.headers, original.key, original.source
         ):
-            counters.unselected += 1
+            counters.not_selected += 1
             return
         if self._rate_limit is not None and not self._rate_limit.takes(self._loop.time()):
-            counters.limited += 1
+            counters.rate_limited += 1
             return
         try:
             request = self._builder.build(original)
         except TruncatedBodyError as error:
             self._on_truncated(f"a request is not copied: {error}")
-            counters.skipped += 1
+            counters.body_cut += 1
         except RefusedRequestError as error:
-            counters.refused += 1
+            counters.malformed += 1
             self._throttle.warning(
                 "refused",
                 "%s: a request is not copied: %s",
@@ -113,14 +130,14 @@ class Target:
         )
 
     def _on_truncated(self, what: str) -> None:
-        self._counters.truncated += 1
+        self._counters.cut_bodies += 1
         self._truncations.warning(
             "truncated",
             "%s: %s; raise tune.bufsize (a frame holds as much but 4 bytes), max-frame-size where "
             "the engine or -m sets it, and see 'option http-buffer-request'; %d so far",
             self.settings.name,
             what,
-            self._counters.truncated,
+            self._counters.cut_bodies,
         )
 
     async def aclose(self, timeout: float) -> None:
@@ -138,12 +155,10 @@ class Target:
             self._timer.cancel()
             if unsent := sum([await lane.close() for lane in self._lanes]):
                 logger.warning("%s: stopped with %d requests not sent", self.settings.name, unsent)
-            self._publisher.publish(self.counters)
             logger.info("%s: %s", self.settings.name, self.counters)
 
     def _check(self) -> None:
-        """Look after connections, with one timer for all of them; publish the counts."""
-        self._publisher.publish(self.counters)
+        """Look after connections, with one timer for all of them."""
         for lane in self._lanes:
             lane.check()
         self._timer = self._loop.call_later(self._check_interval, self._check)

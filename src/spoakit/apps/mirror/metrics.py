@@ -1,0 +1,247 @@
+"""Metrics of the targets, and what a target counts by itself until they are published.
+
+For each target, in whatever is published::
+
+    requests = responses + failures + dropped + waiting + in_flight
+               + not_copied{not_selected, rate_limited, malformed, body_cut}
+"""
+
+from collections import Counter as Tally
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from typing import Final, Protocol
+
+from spoakit.metrics._histogram_cy import HistogramCells
+from spoakit.metrics.families import Counter, counter, gauge, histogram
+from spoakit.metrics.memory import WorkerMetrics
+
+# 15 targets, and those that there is no room for; a reload may bring others.
+_TARGETS: Final = 16
+
+REQUESTS = counter(
+    "spoakit_mirror_requests_total",
+    "Requests that came from HAProxy; each counts once for each target.",
+    labels=("target",),
+    limit=_TARGETS,
+)
+NOT_COPIED = counter(
+    "spoakit_mirror_not_copied_total",
+    "Requests of which a target gets no copy, by reason: not_selected (by its match or its "
+    "sample), rate_limited, malformed, body_cut (by HAProxy's buffer).",
+    labels=("target", "reason"),
+    limit=4 * _TARGETS + 1,
+)
+DROPPED = counter(
+    "spoakit_mirror_dropped_total",
+    "Copies that were never sent, by reason: queue_full, stopping (they waited at the end), "
+    "worker_died (they were with a worker that ended unexpectedly, sent or not).",
+    labels=("target", "reason"),
+    limit=3 * _TARGETS + 1,
+)
+RESPONSES = counter(
+    "spoakit_mirror_responses_total",
+    "Copies with a complete response, by the class of its status.",
+    labels=("target", "status"),
+    limit=5 * _TARGETS + 1,
+)
+FAILURES = counter(
+    "spoakit_mirror_failures_total",
+    "Copies that were sent and got no complete response, by reason: timeout, closed (by the "
+    "target), reset (HTTP/2), malformed, stopping.",
+    labels=("target", "reason"),
+    limit=5 * _TARGETS + 1,
+)
+RETRIES = counter(
+    "spoakit_mirror_retries_total",
+    "Copies sent again, since the target had not acted on them.",
+    labels=("target",),
+    limit=_TARGETS,
+)
+BODIES_CUT = counter(
+    "spoakit_mirror_cut_bodies_total",
+    "Requests whose body HAProxy's buffer cut, copied or not.",
+    labels=("target",),
+    limit=_TARGETS,
+)
+CONNECT_FAILURES = counter(
+    "spoakit_mirror_connect_failures_total",
+    "Attempts to open a connection that failed, by reason: name (it has no address), refused, "
+    "unreachable, timeout, tls, protocol (the target speaks another one), other.",
+    labels=("target", "reason"),
+    limit=4 * _TARGETS + 1,
+)
+CONNECTIONS = gauge(
+    "spoakit_mirror_connections",
+    "Connections to a target that are open.",
+    labels=("target",),
+    limit=_TARGETS,
+)
+WAITING = gauge(
+    "spoakit_mirror_waiting",
+    "Copies that wait in a target's queue.",
+    labels=("target",),
+    limit=_TARGETS,
+    lost_as=(DROPPED, "worker_died"),
+)
+IN_FLIGHT = gauge(
+    "spoakit_mirror_in_flight",
+    "Copies that have been sent and wait for their response.",
+    labels=("target",),
+    limit=_TARGETS,
+    lost_as=(DROPPED, "worker_died"),
+)
+WAITING_BYTES = gauge(
+    "spoakit_mirror_waiting_bytes",
+    "Size of the copies that wait in a target's queue.",
+    labels=("target",),
+    limit=_TARGETS,
+)
+OLDEST = gauge(
+    "spoakit_mirror_oldest_waiting_seconds",
+    "Time that the oldest copy has waited in a target's queue.",
+    labels=("target",),
+    limit=_TARGETS,
+    merge="max",
+)
+FIRST_BYTE = histogram(
+    "spoakit_mirror_first_byte_seconds",
+    "Time from the sending of a copy to the first byte of its response.",
+    labels=("target",),
+    limit=_TARGETS,
+)
+RESPONSE = histogram(
+    "spoakit_mirror_response_seconds",
+    "Time from the sending of a copy to the end of its response.",
+    labels=("target",),
+    limit=_TARGETS,
+)
+
+
+@dataclass(slots=True)
+class Counters:
+    """A target's figures since the start of the worker.
+
+    Attributes:
+        received: requests that came from HAProxy.
+        not_selected: requests that the target is not to get, by its match or by the sample.
+        rate_limited: requests over the rate limit.
+        malformed: malformed requests, not copied.
+        body_cut: requests not copied because HAProxy's buffer cut their body.
+        dropped: copies that the full queue did not hold, or that were in it at the end.
+        answered: copies with a complete response, whatever its status.
+        failed: copies that were sent and got no complete response.
+        retried: copies sent again.
+        cut_bodies: requests whose body HAProxy's buffer cut, copied or not.
+        connect_failures: attempts to open a connection that failed.
+        failures: those of `failed`, by reason.
+        failed_attempts: those of `connect_failures`, by reason.
+    """
+
+    received: int = 0
+    not_selected: int = 0
+    rate_limited: int = 0
+    malformed: int = 0
+    body_cut: int = 0
+    dropped: int = 0
+    answered: int = 0
+    failed: int = 0
+    retried: int = 0
+    cut_bodies: int = 0
+    connect_failures: int = 0
+    failures: Tally[str] = field(default_factory=Tally)
+    failed_attempts: Tally[str] = field(default_factory=Tally)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{getattr(self, name)} {name.replace('_', ' ')}" for name in _NAMES)
+
+
+_NAMES: Final = tuple(
+    each.name for each in fields(Counters) if each.type == "int" or each.type is int
+)
+
+
+class Failure(str):
+    """Why a copy has no complete response: a sentence, with the reason that it is counted by."""
+
+    reason: str
+
+    def __new__(cls, text: str, reason: str) -> "Failure":
+        """Return the text, with a reason of `FAILURES`."""
+        failure = super().__new__(cls, text)
+        failure.reason = reason
+        return failure
+
+
+class Queue(Protocol):
+    """One of a target's queues, and what is sent from it; see `_pool_cy.Pool`."""
+
+    @property
+    def waiting(self) -> int:
+        """The number of requests that wait."""
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Their size together."""
+
+    @property
+    def queue_full(self) -> int:
+        """The number of requests that the full queue did not hold."""
+
+    @property
+    def dropped(self) -> int:
+        """The number of requests that were dropped, those at the end included."""
+
+    @property
+    def by_class(self) -> list[int]:
+        """The number of responses by the class of their status."""
+
+    def oldest(self, now: float) -> float:
+        """Return how long the oldest request has waited."""
+
+
+class TargetMetrics:
+    """The metrics of one target in one worker.
+
+    Args:
+        metrics: the worker's.
+        target: its name.
+    """
+
+    __slots__ = ("_counted", "_metrics", "_target", "first_byte", "response")
+
+    def __init__(self, metrics: WorkerMetrics, target: str) -> None:
+        self._metrics = metrics
+        self._target = target = metrics.label_of(REQUESTS, target)
+        self._counted: dict[tuple[Counter, tuple[str, ...]], int] = {}
+        self.first_byte: HistogramCells = metrics.histogram(FIRST_BYTE, target)
+        self.response: HistogramCells = metrics.histogram(RESPONSE, target)
+
+    @property
+    def label(self) -> str:
+        """The target's name, or "other" if there is no room for it."""
+        return self._target
+
+    def collect(self, counters: Counters, queues: Iterable[Queue]) -> None:
+        """Count what has been counted since the last time."""
+        self._raise_to(REQUESTS, counters.received)
+        for reason in ("not_selected", "rate_limited", "malformed", "body_cut"):
+            self._raise_to(NOT_COPIED, getattr(counters, reason), reason)
+        for reason, count in counters.failures.items():
+            self._raise_to(FAILURES, count, reason)
+        for reason, count in counters.failed_attempts.items():
+            self._raise_to(CONNECT_FAILURES, count, reason)
+        self._raise_to(RETRIES, counters.retried)
+        self._raise_to(BODIES_CUT, counters.cut_bodies)
+        queues = tuple(queues)
+        full = sum(queue.queue_full for queue in queues)
+        self._raise_to(DROPPED, full, "queue_full")
+        self._raise_to(DROPPED, sum(queue.dropped for queue in queues) - full, "stopping")
+        for number in range(1, 6):
+            count = sum(queue.by_class[number] for queue in queues)
+            self._raise_to(RESPONSES, count, f"{number}xx")
+
+    def _raise_to(self, family: Counter, count: int, *values: str) -> None:
+        before = self._counted.get((family, values), 0)
+        if count != before:
+            self._counted[family, values] = count
+            self._metrics.add(family, count - before, self._target, *values)

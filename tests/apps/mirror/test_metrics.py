@@ -1,0 +1,209 @@
+"""spoakit.apps.mirror.metrics: in whatever is published, each target's figures add up."""
+
+import asyncio
+import random
+import socket
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.apps.mirror.conftest import OK, Run, origin
+
+from spoakit.agent.headers import Headers
+from spoakit.apps.mirror._access_log_cy import AccessLog
+from spoakit.apps.mirror._request_cy import Original
+from spoakit.apps.mirror.agent import Mirror
+from spoakit.apps.mirror.log_writer import LogWriter
+from spoakit.apps.mirror.settings import (
+    MirrorSettings,
+    PoolSettings,
+    QueueSettings,
+    Selection,
+    TargetSettings,
+    Timeouts,
+)
+from spoakit.apps.mirror.url import TargetURL
+from spoakit.metrics.memory import SharedMetrics
+from spoakit.metrics.snapshot import Snapshot
+from spoakit.server.stats_log import describe
+
+ENDS = (
+    "spoakit_mirror_responses_total",
+    "spoakit_mirror_failures_total",
+    "spoakit_mirror_dropped_total",
+    "spoakit_mirror_not_copied_total",
+    "spoakit_mirror_waiting",
+    "spoakit_mirror_in_flight",
+)
+
+
+def of_target(taken: Snapshot, name: str, target: str) -> float:
+    [series] = [series for family, series in taken.values.items() if family.name == name]
+    return sum(value for labels, value in series.items() if labels[0] == target)
+
+
+def check_sums(taken: Snapshot, targets: Sequence[str]) -> None:
+    for target in targets:
+        received = of_target(taken, "spoakit_mirror_requests_total", target)
+        ends = {name: of_target(taken, name, target) for name in ENDS}
+        assert received == sum(ends.values()), (target, received, ends)
+
+
+@pytest.fixture
+def make_mirror(tmp_path: Path) -> Any:
+    @asynccontextmanager
+    async def make(
+        metrics: SharedMetrics, *targets: TargetSettings, drain: float = 0.1
+    ) -> AsyncIterator[Mirror]:
+        settings = MirrorSettings(targets, drain=drain)
+        with (tmp_path / "access.log").open("wb") as file:
+            mirror = Mirror(settings, AccessLog(LogWriter(file.fileno())), metrics.worker(0))
+            try:
+                yield mirror
+            finally:
+                await mirror.aclose()
+
+    return make
+
+
+def settings_for(port: int, name: str, **more: Any) -> TargetSettings:
+    return TargetSettings(TargetURL.parse(f"http://127.0.0.1:{port}"), name=name, **more)
+
+
+def request(path: bytes = b"/", method: bytes = b"GET") -> Original:
+    return Original(method, path, b"1.1", Headers(b"host: h\r\n\r\n", False), b"")
+
+
+@pytest.fixture
+def dead_port() -> Iterator[int]:
+    with socket.socket() as bound:  # bound, and not listening: it refuses
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()[1]
+
+
+def test_figures_add_up_at_any_moment_whatever_the_targets_do(
+    run: Run, make_mirror: Any, dead_port: int
+) -> None:
+    names = ("healthy", "slow", "dead", "resetting", "silent")
+    quick = Timeouts(first_byte=0.2, total=0.4, min_backoff=0.01, max_backoff=0.05)
+    chance = random.Random(13)
+
+    def reset_or_answer(_: bytes) -> Sequence[bytes | None]:
+        return [None] if chance.random() < 0.3 else [OK]
+
+    async def scenario() -> None:
+        metrics = SharedMetrics(1)
+        start = Snapshot.take(metrics)
+        async with (
+            origin() as healthy,
+            origin(lambda _: [b"HTTP/1.1 500 No\r\nContent-Length: 2\r\n\r\n", b"n", b"o"]) as slow,
+            origin(reset_or_answer) as resetting,
+            origin(lambda _: []) as silent,
+            make_mirror(
+                metrics,
+                settings_for(healthy.port, "healthy"),
+                settings_for(
+                    slow.port,
+                    "slow",
+                    pool=PoolSettings(connections=1),
+                    queue=QueueSettings(length=20, rate=400),
+                    selection=Selection(sample=80),
+                ),
+                settings_for(dead_port, "dead", queue=QueueSettings(length=50), timeouts=quick),
+                settings_for(resetting.port, "resetting", timeouts=quick),
+                settings_for(
+                    silent.port,
+                    "silent",
+                    timeouts=quick,
+                    pool=PoolSettings(connections=4),
+                    queue=QueueSettings(length=30, overflow="drop-newest"),
+                ),
+            ) as mirror,
+        ):
+            for _ in range(60):
+                for _ in range(chance.randrange(20)):
+                    mirror.copy(request(b"/", chance.choice([b"GET", b"POST"])))
+                await asyncio.sleep(chance.choice([0, 0, 0.001, 0.02]))
+                check_sums(Snapshot.take(metrics), names)
+            in_flight = []
+            for _ in range(10):
+                mirror.copy(request())
+                await asyncio.sleep(0.05)
+                taken = Snapshot.take(metrics)
+                check_sums(taken, names)
+                in_flight.append(of_target(taken, "spoakit_mirror_in_flight", "silent"))
+            assert max(in_flight) > 0
+        end = Snapshot.take(metrics)
+        check_sums(end, names)
+        for gauge in ("waiting", "in_flight", "connections", "waiting_bytes"):
+            assert end.value(f"spoakit_mirror_{gauge}") == 0
+        responses = "spoakit_mirror_responses_total"
+        assert end.value(responses, target="healthy", status="2xx") == of_target(
+            end, "spoakit_mirror_requests_total", "healthy"
+        )
+        assert end.value(responses, target="slow", status="5xx") > 0
+        assert end.value("spoakit_mirror_not_copied_total", target="slow", reason="not_selected")
+        dropped = "spoakit_mirror_dropped_total"
+        assert end.value(dropped, target="dead", reason="queue_full") > 0
+        assert end.value(dropped, target="dead", reason="stopping") > 0
+        refused = "spoakit_mirror_connect_failures_total"
+        assert end.value(refused, target="dead", reason="refused") > 0
+        failures = "spoakit_mirror_failures_total"
+        assert end.value(failures, target="resetting", reason="closed") > 0
+        assert end.value(failures, target="silent", reason="timeout") > 0
+        assert end.value("spoakit_mirror_retries_total", target="resetting") > 0
+        took = end.distribution("spoakit_mirror_response_seconds", target="healthy")
+        assert took.count == end.value(responses, target="healthy", status="2xx")
+        assert 0 < took.quantile(0.5) < 5
+        first = end.distribution("spoakit_mirror_first_byte_seconds", target="slow")
+        whole = end.distribution("spoakit_mirror_response_seconds", target="slow")
+        assert first.sum <= whole.sum
+        lines = list(describe(end, start, everything=False))
+        assert [line.split(":")[0] for line in lines if line.startswith("target")] == [
+            f"target {name}" for name in sorted(names)
+        ]
+
+    run(scenario())
+
+
+def test_a_reload_that_replaces_a_target_keeps_its_figures(run: Run, make_mirror: Any) -> None:
+    async def scenario() -> None:
+        metrics = SharedMetrics(1)
+        async with (
+            origin(lambda _: []) as silent,
+            origin() as healthy,
+            make_mirror(metrics, settings_for(silent.port, "one"), drain=0.3) as mirror,
+        ):
+            for _ in range(10):
+                mirror.copy(request())
+            await mirror.reconfigure(MirrorSettings((settings_for(healthy.port, "one"),)))
+            for _ in range(5):
+                mirror.copy(request())
+            # The one that is left and its successor are one series.
+            check_sums(Snapshot.take(metrics), ["one"])
+            taken = Snapshot.take(metrics)
+            assert of_target(taken, "spoakit_mirror_requests_total", "one") == 15
+            await asyncio.sleep(0.05)
+            check_sums(Snapshot.take(metrics), ["one"])
+            await mirror.reconfigure(MirrorSettings(()))
+        check_sums(Snapshot.take(metrics), ["one"])
+        assert Snapshot.take(metrics).value("spoakit_mirror_in_flight") == 0
+
+    run(scenario())
+
+
+def test_targets_that_there_is_no_room_for_are_others(run: Run, make_mirror: Any) -> None:
+    async def scenario() -> None:
+        metrics = SharedMetrics(1)
+        async with origin(lambda _: []) as silent:
+            targets = [settings_for(silent.port, f"target {number}") for number in range(30)]
+            async with make_mirror(metrics, *targets) as mirror:
+                mirror.copy(request())
+                await asyncio.sleep(0.05)
+                taken = Snapshot.take(metrics)
+                check_sums(taken, ["target 0", "other"])
+                assert of_target(taken, "spoakit_mirror_requests_total", "other") == 15
+
+    run(scenario())
