@@ -231,6 +231,7 @@ class Throttle:
         state.level, state.message, state.args, state.extra = level, message, args, extra
         if now - state.logged_at < self._interval:
             state.held_back += 1
+            _held_back[0] += 1
             if kind is _OTHERS:
                 # The exception that was last logged is another one than this.
                 kind_of_error = type(error).__qualname__
@@ -276,6 +277,7 @@ class Throttle:
 
 
 _OTHERS: Final = object()
+_held_back: Final = [0]
 _failing: Final = logging.Handler()
 _throttles: WeakSet[Throttle] = WeakSet()
 
@@ -284,6 +286,11 @@ def flush_throttles(*, final: bool = False) -> None:
     """Flush every throttle of this process; the loop that runs the process calls it each second."""
     for throttle in list(_throttles):
         throttle.flush(final=final)
+
+
+def lines_held_back() -> int:
+    """Return how many lines all throttles of this process have held back."""
+    return _held_back[0]
 
 
 def forget_throttled() -> None:

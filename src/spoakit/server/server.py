@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import socket
 import ssl
 from collections.abc import Callable, Mapping, Sequence
@@ -14,8 +13,9 @@ from spoakit.agent import Agent
 from spoakit.agent.handlers import Handler
 from spoakit.agent.runtime import Runtime
 from spoakit.logs import Throttle
-from spoakit.metrics.families import counter, gauge, histogram
+from spoakit.metrics.families import counter, histogram
 from spoakit.metrics.memory import WorkerMetrics
+from spoakit.server.process_metrics import ProcessMetrics
 from spoakit.server.protocol import LINGER, SpopProtocol
 from spoakit.server.server_state import ServerState
 from spoakit.server.settings import ServerSettings
@@ -30,11 +30,6 @@ LOOP_LAG = histogram(
     "Time by which the event loop is late for a timer: everything in a worker waits that long. "
     "Timers count whole milliseconds.",
 )
-MEMORY = gauge(
-    "spoakit_resident_memory_bytes",
-    "Memory that the process holds, shared pages included.",
-    merge="worker",
-)
 
 # A connection on which nothing came for so long is quiet: HAProxy sends what it has at once.
 QUIET: Final = 0.1
@@ -46,7 +41,6 @@ _RETIRE_INTERVAL: Final = 0.25
 _RETIREMENT: Final = 10.0
 # Rounds of the event loop that a cancelled task takes to end.
 _ROUNDS: Final = 2
-_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 class Server:
@@ -109,6 +103,7 @@ class Server:
         """
         await self._runtime.start()
         self._state = ServerState(self._runtime, self._settings, self._row, self._closed)
+        self._process_metrics = ProcessMetrics(self._row)
         self._tasks.append(asyncio.create_task(_publish_forever(self._row)))
         if self._settings.limits.connection_age:
             self._tasks.append(asyncio.create_task(_retire_forever(self._state)))
@@ -170,6 +165,7 @@ class Server:
                 await asyncio.sleep(0)
             self._state.close()
             self._state = None
+            self._process_metrics.close()
             await self._runtime.aclose()
 
     def _adopted(self, task: asyncio.Task[Any]) -> None:
@@ -239,17 +235,7 @@ async def _publish_forever(metrics: WorkerMetrics) -> None:
         lag.observe(max(0.0, loop.time() - due))
         looks += 1
         if looks % _LOOKS_A_PUBLISHING == 0:
-            metrics.set(MEMORY, resident_bytes())
             metrics.publish()
-
-
-def resident_bytes() -> int:
-    """Return how much memory this process holds; 0 where the system does not tell."""
-    try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[1]) * _PAGE
-    except OSError:
-        return 0
 
 
 def _ignore() -> None:

@@ -59,14 +59,16 @@ def describe(now: Snapshot, last: Snapshot, *, everything: bool) -> Iterator[str
         for labels, value in now.values[family].items():
             grown = interval.values[family][labels] if isinstance(family, Counter) else value
             if value and (everything or grown):
-                shown = f"{name_of(family, labels, subject=False)} {_figure(family, value, grown, seconds)}"
+                name = name_of(family, labels, subject=False)
+                shown = f"{name} {_figure(family, value, grown, seconds)}"
                 subjects.setdefault(_subject(family, labels), []).append(shown)
     for histogram, series in (now if everything else interval).distributions.items():
         for labels, distribution in series.items():
             recent = interval.distributions[histogram][labels]
             shown_of = recent if recent.count else distribution
             if shown_of.count:
-                shown = f"{name_of(histogram, labels, subject=False)} {_percentiles(histogram, shown_of)}"
+                name = name_of(histogram, labels, subject=False)
+                shown = f"{name} {_percentiles(histogram, shown_of)}"
                 subjects.setdefault(_subject(histogram, labels), []).append(shown)
     for worker in range(1, len(now.rows)):
         shown_gauges = [

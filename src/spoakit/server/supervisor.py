@@ -31,6 +31,7 @@ from spoakit.server.daemon import notify_service_manager
 from spoakit.server.distributor import Distributor
 from spoakit.server.forking import fork
 from spoakit.server.ipc import FRAMES, IN_FLIGHT, SupervisorCommand, WorkerEvent, WorkerServer
+from spoakit.server.process_metrics import ProcessMetrics
 from spoakit.server.settings import ServerSettings
 from spoakit.server.signals import (
     SIGNALS,
@@ -149,6 +150,7 @@ class Supervisor:
         gc.collect()
         gc.freeze()
         Recording(self._row)
+        ProcessMetrics(self._row)
         try:
             self._selector.register(self._signals, selectors.EVENT_READ, _do_nothing)
             for worker in self._workers:

@@ -16,21 +16,13 @@ from tests.apps.iprep.web_server import Page, web_server
 from spoakit.apps.iprep import jobs, keeper
 from spoakit.apps.iprep.edition import Edition, description_of
 from spoakit.apps.iprep.jobs import JobError
-from spoakit.apps.iprep.keeper import (
-    EDITION_FAILURES,
-    EDITIONS,
-    ENTRIES,
-    FAILED,
-    FETCH_FAILURES,
-    FETCHES,
-    STALE,
-    Keeper,
-    keepers_lock,
-)
+from spoakit.apps.iprep.keeper import Keeper, keepers_lock
+from spoakit.apps.iprep.metrics import DOWNLOADS, ENTRIES, FAILED, STALE, TABLES
 from spoakit.apps.iprep.settings import PolicySettings, ReputationSettings, SourceSettings
 from spoakit.apps.iprep.sources import feed_of
 from spoakit.metrics.families import Counter, Gauge
 from spoakit.metrics.memory import SharedMetrics
+from spoakit.metrics.snapshot import Snapshot
 from spoakit.server.watch import identity_of
 
 
@@ -39,10 +31,12 @@ class Kept:
 
     def __init__(self, keeper: Keeper, counters: SharedMetrics) -> None:
         self.keeper = keeper
-        self._row = counters.worker(0)
+        self._metrics = counters
 
-    def get(self, family: Counter | Gauge) -> float:
-        return self._row.get(family)
+    def get(self, family: Counter | Gauge, result: str = "") -> float:
+        """Return what was counted by a family, of a result or all."""
+        series = Snapshot.take(self._metrics).values[family]
+        return sum(value for labels, value in series.items() if result in ("", labels[-1]))
 
     @property
     def edition(self) -> Edition:
@@ -150,7 +144,7 @@ def test_each_change_of_a_file_makes_an_edition(site: Site) -> None:
             put(site.list, "8.8.8.8\n9.9.9.9\n7.7.7.7\n")
             await until(lambda: kept.entries == [3])
             await until(lambda: kept.get(FAILED) == 0)
-            assert kept.get(EDITIONS) == kept.edition.generation
+            assert kept.get(TABLES, "built") == kept.edition.generation
             made = kept.edition.generation
             await asyncio.sleep(0.2)  # nothing changes
             assert kept.edition.generation == made
@@ -214,7 +208,7 @@ def test_an_edition_with_other_settings_that_failed_is_tried_again(
             in_the_way.mkdir()
             policy = PolicySettings(unknown=50)
             kept.keeper.reconfigure(site.settings(mine(site.list), policy=policy))
-            await until(lambda: kept.get(EDITION_FAILURES))
+            await until(lambda: kept.get(TABLES, "failed"))
             assert kept.edition.settings.policy != policy
             in_the_way.rmdir()
             await until(lambda: kept.edition.settings.policy == policy)
@@ -235,7 +229,7 @@ def test_an_edition_that_somebody_damaged_is_made_anew(site: Site, what: str) ->
                 description_of(site.folder).write_bytes(b"{")
             else:
                 (site.folder / kept.edition.table).unlink()
-            await until(lambda: kept.get(EDITIONS) == first + 1)
+            await until(lambda: kept.get(TABLES, "built") == first + 1)
             assert (site.folder / kept.edition.table).exists()
         if what == "damaged":  # the next keeper gets along with it as well
             description_of(site.folder).write_bytes(b"{")
@@ -317,7 +311,7 @@ def test_the_first_edition_has_what_was_downloaded(site: Site, page: Page) -> No
             await until(lambda: kept.entries)
             assert kept.entries == [1, 100]
             assert kept.edition.generation == 1
-            assert kept.get(FETCHES) == 1
+            assert kept.get(DOWNLOADS, "new") == 1
             assert kept.keeper.feeds["feed"].entries == 100
 
     run(scenario)
@@ -332,7 +326,7 @@ def test_the_first_edition_waits_for_one_attempt_only(
         async with site.kept(mine(site.list), feed(page.url)) as kept:
             await until(lambda: kept.entries)
             assert kept.entries == [1, 0]
-            assert kept.get(FETCH_FAILURES) == 1
+            assert kept.get(DOWNLOADS, "failed") == 1
         # It failed a moment ago, so that the next service does not even wait for an attempt.
         asked = len(page.asked)
         for file in site.folder.iterdir():
@@ -393,7 +387,7 @@ def test_a_download_that_is_refused_leaves_what_there_was(
             await until(lambda: kept.entries == [100])
             page.body = body
             make_due(site, source)
-            await until(lambda: kept.get(FETCH_FAILURES))
+            await until(lambda: kept.get(DOWNLOADS, "failed"))
             assert kept.entries == [100]
             assert kept.errors == [""]
             page.body = b"9.9.9.9\n" * 70

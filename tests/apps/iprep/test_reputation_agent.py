@@ -17,11 +17,13 @@ from tests.apps.iprep.making import BOUND, database, dnsbl, mine, put, write_dat
 from spoakit.agent import Agent
 from spoakit.apps.iprep.agent import create_agent
 from spoakit.apps.iprep.bans import BanStore
+from spoakit.apps.iprep.metrics import ANSWERS
 from spoakit.apps.iprep.service import live_settings
 from spoakit.apps.iprep.settings import (
     AnswerSettings,
     BanSettings,
     ForwardedSettings,
+    PolicySettings,
     ReputationSettings,
     SourceSettings,
 )
@@ -210,7 +212,45 @@ def test_a_dnsbl_that_is_slow_costs_no_frame_more_than_its_deadline(site: Site) 
             assert check(engine, address) == {"sess.ip_score": score}
             assert time.monotonic() - start < 1.5
         assert site.server is not None
-        assert site.server.metrics.value("spoakit_iprep_dnsbl_late_total") == 2
+        counted = site.server.metrics
+        assert counted.value("spoakit_iprep_dnsbl_late_total", zone="bl.example") == 2
+        looked = "spoakit_iprep_dnsbl_lookups_total"
+        assert counted.value(looked, zone="bl.example", how="asked") == 2
+
+
+def test_answers_are_counted_by_what_decided_and_by_the_score(site: Site) -> None:
+    with answering() as server:
+        server.answers["8.8.8.8.bl.example"] = ["127.0.0.2"]
+        engine = site.serve(
+            mine(site.list, score=40),
+            dnsbl(server.address, score=20),
+            policy=PolicySettings(allow=("1.1.1.0/24",)),
+        )
+        for address, count in ((BAD, 3), (GOOD, 2), (IPv4Address("1.1.1.1"), 1)):
+            for _ in range(count):
+                check(engine, address)
+        check(engine, IPv4Address("10.0.0.1"))
+        check(engine, IPv6Address("2001:4860::1"))
+        assert site.server is not None
+        counted = site.server.metrics
+        answers = counted.values[ANSWERS]
+        assert answers == {
+            ("bl", "20-39"): 3,
+            ("mine", "40-59"): 1,
+            ("unknown", "80-100"): 2,
+            ("allow", "80-100"): 1,
+            ("private", "80-100"): 1,
+        }
+        assert counted.value("spoakit_messages_total", message="check-client-ip") == sum(
+            answers.values()
+        )
+        zone = {"zone": "bl.example"}
+        assert counted.value("spoakit_iprep_dnsbl_answers_total", result="listed", **zone) == 1
+        assert counted.value("spoakit_iprep_dnsbl_lookups_total", how="kept", **zone) >= 2
+        assert counted.value("spoakit_iprep_dnsbl_kept", **zone) >= 2
+        assert counted.value("spoakit_iprep_entries", source="mine") == 2
+        assert counted.value("spoakit_iprep_source_failed", source="mine") == 0
+        assert counted.value("spoakit_iprep_source_age_seconds", source="mine") > 0
 
 
 def test_what_a_dnsbl_answers_counts_and_its_errors_do_not(site: Site) -> None:

@@ -14,6 +14,7 @@ from spoakit.agent.variables import Variable
 from spoakit.apps.iprep.addresses import unmapped
 from spoakit.apps.iprep.bans import BanError
 from spoakit.apps.iprep.commands import timed_ban
+from spoakit.apps.iprep.metrics import AnswerTally
 from spoakit.apps.iprep.policy import Rule
 from spoakit.apps.iprep.reputation import Finding, Reputation
 from spoakit.apps.iprep.service import open_reputation
@@ -51,6 +52,9 @@ class Answers:
     Args:
         agent: gets the variables.
         settings: which, and their scope.
+
+    Attributes:
+        tally: counts the answers.
     """
 
     def __init__(self, agent: Agent, settings: AnswerSettings) -> None:
@@ -58,9 +62,15 @@ class Answers:
             (name, agent.variable(f"{settings.scope}.{name}", _TYPES[name]))
             for name in settings.variables
         ]
+        self.tally = AnswerTally()
 
     def of(self, finding: Finding) -> Actions:
-        """Return what sets the variables, and unsets those of which nothing is known."""
+        """Return what sets the variables, and unsets those of which nothing is known.
+
+        Whoever sends it counts it by ``finding.tally``.
+        """
+        verdict = finding.verdict
+        finding.tally = self.tally.of(verdict.source or verdict.rule.value, verdict.score)
         actions = tuple(variable.set(_value(name, finding)) for name, variable in self._variables)
         finding.answer = actions if len(actions) > 1 else actions[0]  # one is sent sooner
         return finding.answer
@@ -84,8 +94,15 @@ def create_agent(live: LiveSettings[ReputationSettings], folder: Path, delay: fl
 
     @agent.resource
     async def reputation(row: WorkerMetrics) -> AsyncIterator[Reputation]:
+        def collect() -> None:
+            answers.tally.collect(row)
+
         async with open_reputation(live, folder, row) as reputation:
-            yield reputation
+            row.on_publish(collect)
+            try:
+                yield reputation
+            finally:
+                row.forget(collect)
 
     argument = settings.forwarded.argument
     check, ask = (
@@ -117,13 +134,17 @@ def _handlers(answers: Answers, delay: float) -> tuple[Check, Ask]:
 
     def check(src: IPAddress, /, reputation: Reputation) -> Actions:
         finding = reputation.find(src)
-        return finding.answer or answers.of(finding)
+        answer = finding.answer or answers.of(finding)
+        finding.tally[0] += 1
+        return answer
 
     async def ask(src: IPAddress, /, reputation: Reputation) -> Actions:
         if delay:
             await asyncio.sleep(delay)
         finding = await reputation.ask(src)
-        return finding.answer or answers.of(finding)
+        answer = finding.answer or answers.of(finding)
+        finding.tally[0] += 1
+        return answer
 
     return check, ask
 
@@ -133,13 +154,17 @@ def _handlers_behind_proxies(answers: Answers, delay: float, argument: str) -> t
 
     def check(src: IPAddress, /, reputation: Reputation, *, forwarded: str = "") -> Actions:
         finding = reputation.find(reputation.client_of(src, forwarded))
-        return finding.answer or answers.of(finding)
+        answer = finding.answer or answers.of(finding)
+        finding.tally[0] += 1
+        return answer
 
     async def ask(src: IPAddress, /, reputation: Reputation, *, forwarded: str = "") -> Actions:
         if delay:
             await asyncio.sleep(delay)
         finding = await reputation.ask(reputation.client_of(src, forwarded))
-        return finding.answer or answers.of(finding)
+        answer = finding.answer or answers.of(finding)
+        finding.tally[0] += 1
+        return answer
 
     # The argument's name is the user's choice.
     fetch = Fetch("req.fhdr(x-forwarded-for)", name=argument)

@@ -11,16 +11,11 @@ import pycares
 
 from spoakit.agent.parameters import IPAddress
 from spoakit.apps.iprep.addresses import address_of, number_of
+from spoakit.apps.iprep.metrics import DNSBL_ANSWERS, DNSBL_KEPT, DNSBL_LATE, DNSBL_LOOKUPS
 from spoakit.apps.iprep.policy import Say, State, score_of
 from spoakit.apps.iprep.settings import SourceSettings
 from spoakit.logs import Throttle
-from spoakit.metrics.families import Counter, counter
 from spoakit.metrics.memory import WorkerMetrics
-
-ASKED = counter("spoakit_iprep_dnsbl_questions_total", "Questions sent to DNSBLs.")
-FAILURES = counter("spoakit_iprep_dnsbl_failures_total", "Questions without a usable answer.")
-REFUSED = counter("spoakit_iprep_dnsbl_refused_total", "Questions not sent: too many, or it fails.")
-LATE = counter("spoakit_iprep_dnsbl_late_total", "Answers that missed the deadline.")
 
 # What a resolver waits for one answer, and how often it asks; the deadline of who waits for the
 # answer is another, shorter one.
@@ -54,6 +49,10 @@ class Dnsbl:
 
     Attributes:
         error: why the last question had no usable answer; "" if it had.
+        asked: how many questions were sent.
+        failures: how many had no answer that can be used.
+        refused: how many were not sent, since too many waited or the DNSBL failed.
+        late: how often the deadline came before the answer.
     """
 
     def __init__(self, source: SourceSettings, row: WorkerMetrics) -> None:
@@ -71,27 +70,9 @@ class Dnsbl:
         self._failures_in_a_row = 0
         self._paused_until = 0.0
         self.error = ""
-        self._counts = dict.fromkeys((ASKED, FAILURES, REFUSED, LATE), 0)
-
-    @property
-    def asked(self) -> int:
-        """How many questions were sent."""
-        return self._counts[ASKED]
-
-    @property
-    def failures(self) -> int:
-        """How many had no answer that can be used."""
-        return self._counts[FAILURES]
-
-    @property
-    def refused(self) -> int:
-        """How many were not sent, since too many waited or the DNSBL failed."""
-        return self._counts[REFUSED]
-
-    @property
-    def late(self) -> int:
-        """How often the deadline came before the answer."""
-        return self._counts[LATE]
+        self.asked = self.failures = self.refused = self.late = 0
+        self._zone = self._settings.zone
+        row.on_publish(self._collect)
 
     def __len__(self) -> int:
         """Return the number of answers that are kept."""
@@ -104,6 +85,7 @@ class Dnsbl:
         if kept is None:
             return None
         if kept.until > time.monotonic():
+            self._row.add(DNSBL_LOOKUPS, 1, self._zone, "kept")
             return kept.say
         del self._kept[key]
         return None
@@ -120,34 +102,40 @@ class Dnsbl:
         task = self._pending.get(key)
         if task is None:
             if len(self._pending) >= self._settings.max_pending or self._is_paused():
-                self._count(REFUSED)
+                self.refused += 1
+                self._row.add(DNSBL_LOOKUPS, 1, self._zone, "refused")
                 return self._failed
+            self._row.add(DNSBL_LOOKUPS, 1, self._zone, "asked")
             task = self._pending[key] = asyncio.create_task(self._answer(key))
+        else:
+            self._row.add(DNSBL_LOOKUPS, 1, self._zone, "joined")
         done, _ = await asyncio.wait((task,), timeout=self._settings.deadline)
         if task.cancelled():
             return self._failed  # a reload has removed it
         if done:
             return task.result()
-        self._count(LATE)
+        self.late += 1
+        self._row.add(DNSBL_LATE, 1, self._zone)
         return self._failed
 
     async def close(self) -> None:
         """Give up what is asked."""
+        self._row.forget(self._collect)
+        self._row.set(DNSBL_KEPT, 0, self._zone)
         tasks = tuple(self._pending.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._resolver.close()
 
-    def _count(self, family: Counter) -> None:
-        self._counts[family] += 1
-        self._row.add(family)
+    def _collect(self) -> None:
+        self._row.set(DNSBL_KEPT, len(self._kept), self._zone)
 
     def _is_paused(self) -> bool:
         return time.monotonic() < self._paused_until
 
     async def _answer(self, key: tuple[int, int]) -> Say:
-        self._count(ASKED)
+        self.asked += 1
         try:
             name = f"{reversed_name(*key)}.{self._settings.zone}"
             result = await self._resolver.query_dns(name, "A")
@@ -177,6 +165,7 @@ class Dnsbl:
 
     def _keep(self, key: tuple[int, int], say: Say, ttl: float) -> Say:
         self._failures_in_a_row = 0
+        self._row.add(DNSBL_ANSWERS, 1, self._zone, say.state.value)
         self.error = ""
         settings = self._settings
         if len(self._kept) >= settings.cache_size:
@@ -186,7 +175,8 @@ class Dnsbl:
         return say
 
     def _fail(self, reason: str) -> Say:
-        self._count(FAILURES)
+        self.failures += 1
+        self._row.add(DNSBL_ANSWERS, 1, self._zone, State.FAILED.value)
         self.error = reason
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= _MAX_FAILURES:

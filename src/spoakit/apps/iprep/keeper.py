@@ -21,23 +21,28 @@ from spoakit.apps.iprep.edition import Edition, SourceReport, description_of, lo
 from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.feeds import FeedState, Outcome
 from spoakit.apps.iprep.jobs import JobError
+from spoakit.apps.iprep.metrics import (
+    AGE,
+    BANS,
+    DOWNLOADS,
+    ENTRIES,
+    FAILED,
+    MASKED_LINES,
+    REFUSED_LINES,
+    STALE,
+    TABLES,
+    clear_sources,
+)
 from spoakit.apps.iprep.settings import MIN_INTERVAL, ReputationSettings, SourceSettings
 from spoakit.apps.iprep.sources import feed_of, file_of
 from spoakit.apps.iprep.urls import shown_url
-from spoakit.metrics.families import counter, gauge
 from spoakit.metrics.memory import WorkerMetrics
 from spoakit.server.watch import FileIdentity, identity_of
 
 logger = logging.getLogger("spoakit.iprep")
 
-EDITIONS = counter("spoakit_iprep_editions_total", "Tables that were built.")
-EDITION_FAILURES = counter("spoakit_iprep_edition_failures_total", "Tables that were not built.")
-FETCHES = counter("spoakit_iprep_downloads_total", "Downloads of sources that were new.")
-FETCH_FAILURES = counter("spoakit_iprep_download_failures_total", "Downloads that failed.")
-ENTRIES = gauge("spoakit_iprep_entries", "Entries of all sources.")
-FAILED = gauge("spoakit_iprep_failed_sources", "Sources whose data cannot be used as they are.")
-BANS = gauge("spoakit_iprep_bans", "Bans in force.")
-STALE = gauge("spoakit_iprep_stale_sources", "Sources older than their max-age.")
+_RESULTS: Final = {Outcome.NEW: "new", Outcome.UNCHANGED: "unchanged"}
+
 
 _LOOK_INTERVAL: Final = 1.0
 _RETRY_INTERVAL: Final = 10.0
@@ -107,6 +112,7 @@ class Keeper:
         self._before: _Look | None = None
         self._quiet_at = time.monotonic()
         self._stale: set[str] = set()
+        self._shown: set[str] = set()
         self._told: dict[str, str] = {}
         self.edition: Edition | None = None
         """The last one that was made."""
@@ -216,7 +222,7 @@ class Keeper:
             edition = await jobs.build(jobs.Build(str(self._folder), self._settings))
         except JobError as error:
             self._forced = True
-            self._row.add(EDITION_FAILURES)
+            self._row.add(TABLES, 1, "failed")
             self._retry_at = time.monotonic() + _RETRY_INTERVAL
             logger.error("no new table, going on as before: %s", error)
             return
@@ -224,9 +230,7 @@ class Keeper:
         self._quiet_at = time.monotonic()
         self._made = await asyncio.to_thread(self._look_at, edition)
         self.edition = edition
-        self._row.add(EDITIONS)
-        self._row.set(ENTRIES, edition.entries)
-        self._row.set(FAILED, sum(bool(report.error) for report in edition.reports))
+        self._row.add(TABLES, 1, "built")
         logger.info(
             "table %d: %d entries of %d sources, %.1f MB, made in %.1f s",
             edition.generation,
@@ -267,7 +271,21 @@ class Keeper:
         for name in sorted(self._stale - stale):
             logger.info("source %s: it is not stale any more", name)
         self._stale = stale
-        self._row.set(STALE, len(stale))
+        self._show_sources(self.edition)
+
+    def _show_sources(self, edition: Edition) -> None:
+        """Set the gauges of the sources."""
+        names = {source.name for source in edition.settings.sources}
+        clear_sources(self._row, self._shown - names)
+        self._shown = names
+        for source, report in zip(edition.settings.sources, edition.reports, strict=True):
+            name = source.name
+            self._row.set(ENTRIES, report.entries, name)
+            self._row.set(AGE, self.age(source, report) or 0.0, name)
+            self._row.set(FAILED, bool(report.error), name)
+            self._row.set(STALE, name in self._stale, name)
+            self._row.set(REFUSED_LINES, report.failed_lines, name)
+            self._row.set(MASKED_LINES, report.masked, name)
 
     # --- downloads ---------------------------------------------------------------------
 
@@ -301,10 +319,10 @@ class Keeper:
         except JobError as failure:
             outcome, error = None, str(failure)
         where = shown_url(source.url or "")
+        result = "failed" if outcome is None else _RESULTS.get(outcome, "other")
+        self._row.add(DOWNLOADS, 1, source.name, result)
         if outcome is None:
-            self._row.add(FETCH_FAILURES)
             logger.error("source %s: %s: %s", source.name, where, error)
         elif outcome is Outcome.NEW:
-            self._row.add(FETCHES)
             logger.info("source %s: %s was downloaded", source.name, where)
         return outcome

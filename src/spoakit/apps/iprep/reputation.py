@@ -47,9 +47,10 @@ class Finding:
         country: its country; "" if that is not known.
         ban: the ban it is under.
         answer: the actions that come of it, once there are some.
+        tally: counts its answers, see `metrics.AnswerTally`.
     """
 
-    __slots__ = ("answer", "asn", "ban", "country", "verdict")
+    __slots__ = ("answer", "asn", "ban", "country", "tally", "verdict")
 
     def __init__(
         self, verdict: Verdict, asn: int | None, country: str, ban: Ban | None = None
@@ -59,6 +60,7 @@ class Finding:
         self.country = country
         self.ban = ban
         self.answer: Actions = None
+        self.tally: list[int] = []
 
 
 class OpenEdition:

@@ -1,0 +1,125 @@
+"""Metrics of spoa-iprep: answers, sources, bans, DNSBLs."""
+
+from collections.abc import Iterable
+from typing import Final
+
+from spoakit.metrics.families import counter, gauge
+from spoakit.metrics.memory import WorkerMetrics
+
+# 31 sources, and those that there is no room for.
+_SOURCES: Final = 32
+_BANDS: Final = ("0-19", "20-39", "40-59", "60-79", "80-100")
+_ZONES: Final = 16
+
+ANSWERS = counter(
+    "spoakit_iprep_answers_total",
+    "Answers, by the source that decided (or ban, allow, private, unknown, where none did), and by "
+    "the score.",
+    labels=("source", "score"),
+    limit=2 * _SOURCES,
+)
+TABLES = counter(
+    "spoakit_iprep_tables_total",
+    "Tables of all sources, by result: built, failed.",
+    labels=("result",),
+    limit=3,
+)
+DOWNLOADS = counter(
+    "spoakit_iprep_downloads_total",
+    "Downloads of sources, by result: new, unchanged, failed, other.",
+    labels=("source", "result"),
+    limit=3 * _SOURCES,
+)
+ENTRIES = gauge("spoakit_iprep_entries", "Entries of a source.", labels=("source",), limit=_SOURCES)
+AGE = gauge(
+    "spoakit_iprep_source_age_seconds",
+    "Time since what is used of a source was new, or was found to be.",
+    labels=("source",),
+    limit=_SOURCES,
+)
+FAILED = gauge(
+    "spoakit_iprep_source_failed",
+    "1 if what there is of a source now cannot be used.",
+    labels=("source",),
+    limit=_SOURCES,
+)
+STALE = gauge(
+    "spoakit_iprep_source_stale",
+    "1 if a source is older than its max-age.",
+    labels=("source",),
+    limit=_SOURCES,
+)
+REFUSED_LINES = gauge(
+    "spoakit_iprep_refused_lines",
+    "Lines of a source that do not parse.",
+    labels=("source",),
+    limit=_SOURCES,
+)
+MASKED_LINES = gauge(
+    "spoakit_iprep_masked_lines",
+    "Networks of a source that have bits set behind their prefix, which are passed over.",
+    labels=("source",),
+    limit=_SOURCES,
+)
+BANS = gauge("spoakit_iprep_bans", "Bans in force.")
+DNSBL_ANSWERS = counter(
+    "spoakit_iprep_dnsbl_answers_total",
+    "Answers of a DNSBL, by result: listed, absent, failed.",
+    labels=("zone", "result"),
+    limit=3 * _ZONES + 1,
+)
+DNSBL_LOOKUPS = counter(
+    "spoakit_iprep_dnsbl_lookups_total",
+    "Addresses looked up in a DNSBL, by how: kept (an answer was), asked, joined (another question "
+    "was under way), refused (too many wait, or it fails).",
+    labels=("zone", "how"),
+    limit=4 * _ZONES + 1,
+)
+DNSBL_LATE = counter(
+    "spoakit_iprep_dnsbl_late_total",
+    "Answers of a DNSBL that missed the deadline.",
+    labels=("zone",),
+    limit=_ZONES,
+)
+DNSBL_KEPT = gauge(
+    "spoakit_iprep_dnsbl_kept",
+    "Answers of a DNSBL that are kept.",
+    labels=("zone",),
+    limit=_ZONES,
+)
+
+SOURCE_GAUGES: Final = (ENTRIES, AGE, FAILED, STALE, REFUSED_LINES, MASKED_LINES)
+
+
+class AnswerTally:
+    """Counts of answers by what decided and the score, until they are published.
+
+    Each answer of one kind has the same list of one number, which costs less to count by than any
+    call does.
+    """
+
+    __slots__ = ("_counted", "_tallies")
+
+    def __init__(self) -> None:
+        self._tallies: dict[tuple[str, str], list[int]] = {}
+        self._counted: dict[tuple[str, str], int] = {}
+
+    def of(self, source: str, score: int) -> list[int]:
+        """Return the list whose number counts such answers."""
+        band = _BANDS[min(score // 20, len(_BANDS) - 1)]
+        return self._tallies.setdefault((source, band), [0])
+
+    def collect(self, metrics: WorkerMetrics) -> None:
+        """Count what has come since the last time."""
+        for labels, [count] in self._tallies.items():
+            before = self._counted.get(labels, 0)
+            if count != before:
+                self._counted[labels] = count
+                metrics.add(ANSWERS, count - before, *labels)
+
+
+def clear_sources(metrics: WorkerMetrics, sources: Iterable[str]) -> None:
+    """Clear the gauges of sources that are there no more."""
+    for source in sources:
+        for family in SOURCE_GAUGES:
+            metrics.set(family, 0, source)
