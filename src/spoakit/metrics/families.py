@@ -260,7 +260,10 @@ def declared() -> tuple[Family, ...]:
 
 def find(name: str) -> Family:
     """Return the metric of a name. Raises KeyError if there is none."""
-    return _families[name]
+    try:
+        return _families[name]
+    except KeyError:
+        raise KeyError(f"there is no metric {name}") from None
 
 
 class _Nobody:

@@ -16,7 +16,7 @@ import mmap
 import os
 import time
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -134,12 +134,11 @@ class SharedMetrics:
             values of their labels, and their figures. Nothing, if it ended in order.
         """
         row = self._rows[index]
-        texts = row.texts()
         lost = [
             (family, labels, row.cell(number))
             for family in self._layout.families
             if isinstance(family, Gauge) and family.lost_as is not None
-            for number, labels in row.series_of(family, texts)
+            for number, labels in row.series_of(family)
             if row.cell(number)
         ]
         WorkerMetrics(row, self._layout, index, count_lost=True).publish()
@@ -185,6 +184,11 @@ class _Row:
         self._histograms = memory[layout.histograms_at : layout.keys_at].cast("d")
         self._keys = memory[layout.keys_at : layout.texts_at].cast("H")
         self._texts = memory[layout.texts_at :]
+        self._read_texts: list[str] = []
+        self._read_series: dict[Family, list[tuple[int, Labels]]] = {
+            family: [] if family.labels else [(place.first, ())]
+            for family, place in layout.places.items()
+        }
 
     def publish(self, cells: "array[float]", histograms: dict[int, "array[float]"]) -> None:
         """Publish a process's cells, and its histograms by their numbers."""
@@ -213,11 +217,8 @@ class _Row:
 
     def texts(self) -> list[str]:
         """Return the values of labels that are kept, in the order of their numbers."""
-        found = []
-        for at in range(0, _TEXTS * _TEXT_SIZE, _TEXT_SIZE):
-            size = self._texts[at]
-            if not size:
-                break
+        found = self._read_texts
+        while len(found) < _TEXTS and (size := self._texts[at := len(found) * _TEXT_SIZE]):
             # The length counts itself, so that an empty text is there as well.
             found.append(str(self._texts[at + 1 : at + size], "utf-8", "replace"))
         return found
@@ -235,27 +236,24 @@ class _Row:
         for index in reversed(range(len(numbers))):
             self._keys[at + index] = numbers[index]
 
-    def labels_of(self, family: Family, texts: Sequence[str]) -> list[Labels]:
-        """Return the values of the labels of each series that has been counted, in their order."""
-        found: list[Labels] = []
-        place, count = self._layout.places[family], len(family.labels)
-        for at in range(place.first_key * _KEY, (place.first_key + family.limit) * _KEY, _KEY):
-            if not self._keys[at]:
-                break
-            key = self._keys[at : at + count]
-            if max(key) > len(texts):
-                break  # it came while this was read, and is not published yet
-            found.append(tuple(texts[number - 1] for number in key))
-        return found
+    def series_of(self, family: Family) -> list[tuple[int, Labels]]:
+        """Return the number of the cell or histogram of each series, and its labels' values.
 
-    def series_of(self, family: Family, texts: Sequence[str]) -> Iterator[tuple[int, Labels]]:
-        """Yield the number of the cell or histogram of each series, and its labels' values."""
-        first = self._layout.places[family].first
-        if not family.labels:
-            yield first, ()
-            return
-        for index, values in enumerate(self.labels_of(family, texts)):
-            yield first + index, values
+        They are in the order in which they came, and none ever goes.
+        """
+        found = self._read_series[family]
+        place, count = self._layout.places[family], len(family.labels)
+        if not count:
+            return found
+        texts = self.texts()
+        while len(found) < family.limit:
+            at = (place.first_key + len(found)) * _KEY
+            key = self._keys[at : at + count]
+            if not key[0] or max(key) > len(texts):
+                break  # nothing, or one that has come just now and is not published yet
+            labels = tuple(texts[number - 1] for number in key)
+            found.append((place.first + len(found), labels))
+        return found
 
     def read(self) -> PublishedRow:
         """Return what is published, all of one time where the process lives."""
@@ -269,17 +267,17 @@ class _Row:
         return self._read(self._header[_GENERATION])  # it was stopped or killed just then
 
     def _read(self, generation: int) -> PublishedRow:
-        cells, texts = self.cells(), self.texts()
+        cells = self.cells()
         values: dict[Family, dict[Labels, float]] = {}
         histograms: dict[Family, dict[Labels, array[float]]] = {}
         for family in self._layout.families:
             if isinstance(family, Histogram):
                 histograms[family] = {
-                    labels: self.block(number) for number, labels in self.series_of(family, texts)
+                    labels: self.block(number) for number, labels in self.series_of(family)
                 }
             else:
                 values[family] = {
-                    labels: cells[number] for number, labels in self.series_of(family, texts)
+                    labels: cells[number] for number, labels in self.series_of(family)
                 }
         return PublishedRow(values, histograms, generation)
 
@@ -304,7 +302,7 @@ class WorkerMetrics:
         if not texts:
             self._number_of(OTHER)  # so that there is room for it
         self._series = {
-            family: {labels: number for number, labels in row.series_of(family, texts)}
+            family: {labels: number for number, labels in row.series_of(family)}
             for family in layout.families
         }
         self._collectors: list[Callable[[], None]] = []
