@@ -85,7 +85,7 @@ keep-alive = "2m"
 lifetime = "1d"
 interface = "eth0"
 local-ports = "20000-21000"
-queue = { length = 10, bytes = "64KiB", overflow = "drop-newest" }
+queue = { length = 10, bytes = "64KiB", overflow = "drop-newest", max-age = "1h" }
 rate = 1000
 tls = { verify = false, ca-file = "ca.pem", certificate = "a", key = "b", server-name = "n" }
 """
@@ -118,7 +118,7 @@ def test_every_key_becomes_a_setting(read: Read, tmp_path: Path) -> None:
                     request_id=True,
                     truncated="mark",
                 ),
-                queue=QueueSettings(10, 65536, "drop-newest", 1000),
+                queue=QueueSettings(10, 65536, "drop-newest", 1000, 3600),
                 pool=PoolSettings(3, 120, 86400, "eth0", (20000, 21000)),
                 timeouts=Timeouts(1, 2.5, 60, 0.01, 3600),
                 tls=TlsSettings(

@@ -13,6 +13,7 @@ from tests.ports import free_port
 
 from spoakit.apps.mirror.metrics import Counters
 from spoakit.apps.mirror.settings import (
+    Overflow,
     PoolSettings,
     QueueSettings,
     Rewrite,
@@ -328,11 +329,70 @@ def test_a_queue_is_bounded_in_bytes_too(run: Run, copying: Copying) -> None:
             for _ in range(100):
                 mirror.copy(b"POST", b"/", b"host: h\r\n\r\n", b"x" * 9_900)
             assert mirror.target.counters.dropped == 90
+            # One that exceeds it by itself costs none of the others.
             mirror.copy(b"POST", b"/", b"host: h\r\n\r\n", b"x" * 200_000)
-            assert mirror.target.counters.dropped == 101
+            assert mirror.target.counters.dropped == 91
+            assert mirror.target.lanes[0].pool.waiting == 10
         assert mirror.target.counters.dropped == 101
 
     run(scenario())
+
+
+@pytest.mark.parametrize("overflow", ["drop-oldest", "drop-newest"])
+def test_what_exceeds_the_queue_by_itself_is_sent_if_nothing_waits(
+    run: Run, copying: Copying, overflow: Overflow
+) -> None:
+    async def scenario() -> None:
+        queue = QueueSettings(bytes=10_000, overflow=overflow)
+        async with origin() as server, copying(server.port, queue=queue) as mirror:
+            for count in range(1, 21):
+                mirror.copy(b"POST", b"/", b"host: h\r\n\r\n", b"x" * 200_000)
+                await mirror.answered(count)
+            assert mirror.target.counters.dropped == 0
+        assert len(server.requests) == 20
+
+    run(scenario())
+
+
+def test_a_lifetime_is_kept_however_long_an_answer_may_take(run: Run, copying: Copying) -> None:
+    async def scenario() -> None:
+        settings = {
+            "timeouts": Timeouts(first_byte=600, total=600),
+            "pool": PoolSettings(idle=600, lifetime=0.2),
+        }
+        async with origin() as server, copying(server.port, **settings) as mirror:
+            mirror.get()
+            await mirror.answered(1)
+            await until(lambda: server.open == 0)
+
+    run(scenario())
+
+
+def test_what_has_waited_for_too_long_is_not_sent(
+    run: Run, copying: Copying, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        async with origin() as server:
+            port = server.port
+            await server.stop()
+            settings = {
+                "timeouts": Timeouts(min_backoff=0.05, max_backoff=0.05),
+                "queue": QueueSettings(max_age=0.4),
+            }
+            async with copying(port, **settings) as mirror:
+                for number in range(10):
+                    mirror.get(b"/old/%d" % number)
+                await until(lambda: mirror.target.counters.dropped == 10)
+                pool = mirror.target.lanes[0].pool
+                assert (pool.waiting, pool.waiting_bytes, pool.too_old) == (0, 0, 10)
+                mirror.get(b"/new")
+                await server.start(port)
+                await mirror.answered(1)
+            assert [request.split(b" ")[1] for request in server.requests] == [b"/new"]
+
+    run(scenario())
+    [line] = [line for line in caplog.messages if "waited" in line]
+    assert "10 requests have waited for longer than queue.max-age (0.4 s), and are dropped" in line
 
 
 def test_a_target_that_never_answers_is_given_up(run: Run, copying: Copying) -> None:

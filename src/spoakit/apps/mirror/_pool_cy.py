@@ -49,8 +49,11 @@ class Connector(Protocol):
     def on_waiting(self) -> None:
         """See a request begin to wait."""
 
-    def on_dropped(self) -> None:
-        """See a request dropped from the full queue."""
+    def on_dropped(self, is_newest: bool) -> None:
+        """See a request dropped from the full queue: the one that came, or the oldest."""
+
+    def on_too_old(self, count: int) -> None:
+        """See requests dropped that have waited for too long."""
 
     def on_recovered(self, now: float) -> None:
         """See the first answer since `Pool.watch`."""
@@ -65,6 +68,7 @@ class Pool:
         max_length: how many requests may wait.
         max_bytes: their size altogether.
         drops_newest: what a full queue drops: the request that comes, and not the oldest.
+        max_age: the seconds that a request may wait; 0 for any time.
         access_log: gains a line for each answer.
         origin: the target's scheme and authority, for the log.
         connector: is told what happens.
@@ -75,6 +79,7 @@ class Pool:
     _max_length: cython.Py_ssize_t
     _max_bytes: cython.longlong
     _drops_newest: cython.bint
+    _max_age: cython.double
     _access_log: AccessLog
     _origin: bytes
     _connector: Any
@@ -89,6 +94,7 @@ class Pool:
     _response: HistogramCells
     _by_class: list[int]
     _queue_full: cython.ulonglong
+    _too_old: cython.ulonglong
     _answered: cython.ulonglong
     _answered_at: cython.double
     _dropped: cython.ulonglong
@@ -99,6 +105,7 @@ class Pool:
         max_length: int,
         max_bytes: int,
         drops_newest: bool,
+        max_age: float,
         access_log: AccessLog,
         origin: bytes,
         connector: Connector,
@@ -108,12 +115,13 @@ class Pool:
         self._first_byte = first_byte
         self._response = response
         self._by_class = [0] * 10
-        self._queue_full = 0
+        self._queue_full = self._too_old = 0
         self._since = deque()
         self._watched = False
         self._max_length = max_length
         self._max_bytes = max_bytes
         self._drops_newest = drops_newest
+        self._max_age = max_age
         self._access_log = access_log
         self._origin = origin
         self._connector = connector
@@ -138,6 +146,11 @@ class Pool:
     def queue_full(self) -> int:
         """How many requests the full queue did not hold."""
         return self._queue_full
+
+    @property
+    def too_old(self) -> int:
+        """How many requests waited for too long."""
+        return self._too_old
 
     @property
     def by_class(self) -> list[int]:
@@ -172,10 +185,17 @@ class Pool:
         if self._idle:
             self._idle.pop().send(request)
             return
+        size: cython.longlong = len(request.wire)
+        if size > self._max_bytes and self._queue:
+            # Room for it would cost all others, and not be enough.
+            self._count_drop(True)
+            return
         self._queue.append(request)
         self._since.append(perf_counter())
-        self._queue_bytes += len(request.wire)
-        while len(self._queue) > self._max_length or self._queue_bytes > self._max_bytes:
+        self._queue_bytes += size
+        while len(self._queue) > 1 and (
+            len(self._queue) > self._max_length or self._queue_bytes > self._max_bytes
+        ):
             self._drop()
         self._connector.on_waiting()
 
@@ -188,6 +208,7 @@ class Pool:
 
     def use(self, place: Place) -> None:
         """Send the next request in a new place, or keep it for one."""
+        self.expire(perf_counter())
         if self._again:
             place.send(self._again.popleft())
         elif self._queue:
@@ -204,6 +225,17 @@ class Pool:
         """Close the connections that are free."""
         for place in self._idle[:]:
             place.close()
+
+    def expire(self, now: float) -> None:
+        """Drop the requests that have waited for longer than they may."""
+        if self._max_age > 0 and self._since and now - self._since[0] > self._max_age:
+            count: cython.Py_ssize_t = 0
+            while self._since and now - self._since[0] > self._max_age:
+                self._take()
+                count += 1
+            self._too_old += count
+            self._dropped += count
+            self._connector.on_too_old(count)
 
     def drop_all(self) -> int:
         """Drop what waits; return how many requests that were."""
@@ -238,6 +270,8 @@ class Pool:
         if not ready:
             return None
         if self._queue:
+            self.expire(time)
+        if self._queue:
             return self._take()
         self._idle.append(place)
         return None
@@ -250,9 +284,14 @@ class Pool:
             self._queue_bytes -= len(request.wire)
         else:
             self._take()
+        self._count_drop(self._drops_newest)
+        return None
+
+    @cython.cfunc
+    def _count_drop(self, is_newest: cython.bint) -> object:
         self._queue_full += 1
         self._dropped += 1
-        self._connector.on_dropped()
+        self._connector.on_dropped(is_newest)
         return None
 
     @cython.cfunc

@@ -65,6 +65,7 @@ class Connections:
             queue.length,
             queue.bytes,
             queue.overflow == "drop-newest",
+            queue.max_age,
             access_log,
             self._origin,
             self,
@@ -110,6 +111,7 @@ class Connections:
     def check(self) -> None:
         """Give up overdue answers, and connections that are too old or too long unused."""
         now = time.perf_counter()
+        self._pool.expire(now)
         pool, timeouts = self._settings.pool, self._settings.timeouts
         for connection in list(self._open_ones):
             connection.expire(now, timeouts.first_byte, timeouts.total)
@@ -180,15 +182,28 @@ class Connections:
         if len(self._open_ones) < self._limit:
             self._open()
 
-    def on_dropped(self) -> None:
+    def on_dropped(self, is_newest: bool) -> None:
         """Say that the queue is full."""
-        which = "oldest" if self._settings.queue.overflow == "drop-oldest" else "newest"
+        which = "newest" if is_newest else "oldest"
         self._throttle.warning(
             "dropped",
             "%s: the queue is full, the %s request is dropped; %d so far",
             self._settings.name,
             which,
-            self._pool.dropped,
+            self._pool.queue_full,
+            extra={"target": self._settings.name},
+        )
+
+    def on_too_old(self, count: int) -> None:
+        """Say that requests have waited for too long."""
+        self._throttle.warning(
+            "too old",
+            "%s: %d requests have waited for longer than queue.max-age (%g s), and are dropped; "
+            "%d so far",
+            self._settings.name,
+            count,
+            self._settings.queue.max_age,
+            self._pool.too_old,
             extra={"target": self._settings.name},
         )
 

@@ -33,10 +33,11 @@ NOT_COPIED = counter(
 )
 DROPPED = counter(
     "spoakit_mirror_dropped_total",
-    "Copies that were never sent, by reason: queue_full, stopping (they waited at the end), "
-    "worker_died (they were with a worker that ended unexpectedly, sent or not).",
+    "Copies that were never sent, by reason: queue_full, too_old (they waited for longer than "
+    "queue.max-age), stopping (they waited at the end), worker_died (they were with a worker that "
+    "ended unexpectedly, sent or not).",
     labels=("target", "reason"),
-    limit=3 * _TARGETS + 1,
+    limit=4 * _TARGETS + 1,
 )
 RESPONSES = counter(
     "spoakit_mirror_responses_total",
@@ -188,6 +189,10 @@ class Queue(Protocol):
         """The number of requests that the full queue did not hold."""
 
     @property
+    def too_old(self) -> int:
+        """The number of requests that waited for too long."""
+
+    @property
     def dropped(self) -> int:
         """The number of requests that were dropped, those at the end included."""
 
@@ -234,8 +239,10 @@ class TargetMetrics:
         self._raise_to(BODIES_CUT, counters.cut_bodies)
         queues = tuple(queues)
         full = sum(queue.queue_full for queue in queues)
+        too_old = sum(queue.too_old for queue in queues)
         self._raise_to(DROPPED, full, "queue_full")
-        self._raise_to(DROPPED, sum(queue.dropped for queue in queues) - full, "stopping")
+        self._raise_to(DROPPED, too_old, "too_old")
+        self._raise_to(DROPPED, sum(queue.dropped for queue in queues) - full - too_old, "stopping")
         for number in range(1, 6):
             count = sum(queue.by_class[number] for queue in queues)
             self._raise_to(RESPONSES, count, f"{number}xx")

@@ -149,18 +149,21 @@ class QueueSettings:
 
     Attributes:
         length: how many, 1 to 10,000,000.
-        bytes: their size altogether, 1 KiB to 16 GiB.
+        bytes: their size altogether, 1 KiB to 16 GiB. A larger one waits alone or not at all.
         overflow: which to drop when there are more: "drop-oldest", since the latest traffic is the
             one worth copying, or "drop-newest".
         rate: requests a second that are taken at most, 0.001 to 10,000,000; None for all.
+        max_age: seconds after which a request that still waits is dropped, up to a day; 0 for none.
     """
 
     length: int = 65_536
     bytes: int = 32 * 1024 * 1024
     overflow: Overflow = "drop-oldest"
     rate: float | None = None
+    max_age: float = 0.0
 
     def __post_init__(self) -> None:
+        check_range("queue.max-age", self.max_age, 0, _DAY)
         check_range("queue.length", self.length, 1, MAX_QUEUE_LENGTH)
         check_range("queue.bytes", self.bytes, MIN_QUEUE_BYTES, MAX_QUEUE_BYTES)
         choice("queue.overflow", self.overflow, OVERFLOWS)

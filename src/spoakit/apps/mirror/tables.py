@@ -73,6 +73,7 @@ class _Queue(Table, frozen=True):
     length: int = _QUEUE.length
     bytes: Size = Size(_QUEUE.bytes)
     overflow: str = _QUEUE.overflow
+    max_age: Seconds = Seconds(_QUEUE.max_age)
 
 
 class _Tls(Table, frozen=True):
@@ -133,6 +134,7 @@ class Defaults(Table, frozen=True, kw_only=True):
                 bytes=self.queue.bytes,
                 overflow=choice("queue.overflow", self.queue.overflow, OVERFLOWS),
                 rate=self.rate,
+                max_age=self.queue.max_age,
             ),
             pool=PoolSettings(
                 connections=self.connections,

@@ -26,6 +26,7 @@ logger = logging.getLogger("spoakit.mirror")
 # How much later than its time an overdue answer is given up, as a share of that time.
 _CHECKS: Final = 20
 _MIN_CHECK_INTERVAL: Final = 0.01
+_MAX_CHECK_INTERVAL: Final = 1.0
 _DRAIN_POLL: Final = 0.01
 # Seconds between two lines about cut bodies; what they say does not change.
 _TRUNCATION_INTERVAL: Final = 60.0
@@ -65,7 +66,9 @@ class Target:
         self._loop = asyncio.get_running_loop()
         timeouts = settings.timeouts
         shortest = min(timeouts.first_byte, timeouts.total, settings.pool.idle)
-        self._check_interval = max(shortest / _CHECKS, _MIN_CHECK_INTERVAL)
+        shortest = min(shortest, settings.queue.max_age or shortest, settings.pool.lifetime)
+        interval = max(shortest / _CHECKS, _MIN_CHECK_INTERVAL)
+        self._check_interval = min(interval, _MAX_CHECK_INTERVAL)
         self._timer = self._loop.call_later(self._check_interval, self._check)
 
     @property
