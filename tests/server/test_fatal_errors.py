@@ -187,5 +187,7 @@ def test_a_process_whose_memory_is_exhausted_ends(loop: str, message: str) -> No
         assert process.stderr is not None
         log = process.stderr.read().splitlines()
     assert process.returncode == EXIT_CODE
-    assert log[-1] == b"spoakit: out of memory, the worker ends at once"
+    # Python may have begun a line of its own, about what it met in a destructor, and not have had
+    # the memory to end it.
+    assert log[-1].endswith(b"spoakit: out of memory, the worker ends at once")
     assert len(log) < 200

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.apps.mirror.conftest import OK, Run, origin
+from tests.apps.mirror.conftest import OK, Run, origin, until
 
 from spoakit.agent.headers import Headers
 from spoakit.apps.mirror._access_log_cy import AccessLog
 from spoakit.apps.mirror._request_cy import Original
 from spoakit.apps.mirror.agent import Mirror
+from spoakit.apps.mirror.connection_budget import ConnectionBudget
 from spoakit.apps.mirror.log_writer import LogWriter
 from spoakit.apps.mirror.settings import (
     MirrorSettings,
@@ -55,11 +56,15 @@ def check_sums(taken: Snapshot, targets: Sequence[str]) -> None:
 def make_mirror(tmp_path: Path) -> Any:
     @asynccontextmanager
     async def make(
-        metrics: SharedMetrics, *targets: TargetSettings, drain: float = 0.1
+        metrics: SharedMetrics,
+        *targets: TargetSettings,
+        drain: float = 0.1,
+        budget: ConnectionBudget | None = None,
     ) -> AsyncIterator[Mirror]:
         settings = MirrorSettings(targets, drain=drain)
         with (tmp_path / "access.log").open("wb") as file:
-            mirror = Mirror(settings, AccessLog(LogWriter(file.fileno())), metrics.worker(0))
+            log = AccessLog(LogWriter(file.fileno()))
+            mirror = Mirror(settings, log, metrics.worker(0), budget)
             try:
                 yield mirror
             finally:
@@ -207,3 +212,37 @@ def test_targets_that_there_is_no_room_for_are_others(run: Run, make_mirror: Any
                 assert of_target(taken, "spoakit_mirror_requests_total", "other") == 15
 
     run(scenario())
+
+
+def test_slow_targets_leave_descriptors_for_others(
+    run: Run, make_mirror: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        metrics = SharedMetrics(1)
+        timeouts = Timeouts(first_byte=0.3, total=0.3)
+        async with (
+            origin(lambda _: []) as silent,
+            origin() as healthy,
+            make_mirror(
+                metrics,
+                settings_for(silent.port, "silent", timeouts=timeouts),
+                settings_for(healthy.port, "healthy", pool=PoolSettings(connections=3)),
+                budget=ConnectionBudget(10),
+            ) as mirror,
+        ):
+            for _ in range(5):
+                for _ in range(20):
+                    mirror.copy(request())
+                await asyncio.sleep(0.02)
+                taken = Snapshot.take(metrics)
+                # One more than the budget for a target that would have none.
+                assert taken.value("spoakit_mirror_connections") <= 11
+            await until(lambda: len(healthy.requests) == 100)
+            assert silent.open >= 7
+            # What the silent one gives up is used again.
+            await until(lambda: silent.connections > 12)
+            check_sums(Snapshot.take(metrics), ["silent", "healthy"])
+
+    run(scenario())
+    assert "targets may have 67 connections in each worker, and the limit of open" in caplog.text
+    assert "silent: no more connections for now: those to all targets are 10" in caplog.text

@@ -14,6 +14,7 @@ from spoakit.apps.delay import DEADLINE, delayed
 from spoakit.apps.live import LiveSettings
 from spoakit.apps.mirror._access_log_cy import AccessLog
 from spoakit.apps.mirror._request_cy import Original
+from spoakit.apps.mirror.connection_budget import ConnectionBudget, wanted_connections
 from spoakit.apps.mirror.connections import Connections
 from spoakit.apps.mirror.dialer import check_tls
 from spoakit.apps.mirror.log_writer import LogWriter
@@ -49,8 +50,15 @@ class Mirror:
         targets: in the order of the settings.
     """
 
-    def __init__(self, settings: MirrorSettings, access_log: AccessLog, row: WorkerMetrics) -> None:
+    def __init__(
+        self,
+        settings: MirrorSettings,
+        access_log: AccessLog,
+        row: WorkerMetrics,
+        budget: ConnectionBudget | None = None,
+    ) -> None:
         self._access_log = access_log
+        self._budget = budget or ConnectionBudget.of_process()
         self._row = row
         # Those that a reload has removed are here until they are closed.
         self._leaving: set[Target] = set()
@@ -61,6 +69,7 @@ class Mirror:
         self._is_closed = False
         self.targets = tuple(self._make(target) for target in settings.targets)
         row.on_publish(self._collect)
+        self._check_budget(settings)
 
     def apply(self, settings: MirrorSettings) -> None:
         """Reconfigure, and log it if that fails."""
@@ -95,6 +104,7 @@ class Mirror:
             self._close_behind(new)
             raise
         self.targets = tuple(targets)
+        self._check_budget(settings)
         self._close_behind(removed)
         logger.info(
             "reloaded: %d targets, %d new, %d removed", len(targets), len(new), len(removed)
@@ -155,7 +165,18 @@ class Mirror:
             self._row.set(OLDEST, oldest, name)
 
     def _make(self, settings: TargetSettings) -> Target:
-        return Target(settings, self._access_log, self._row)
+        return Target(settings, self._access_log, self._row, self._budget)
+
+    def _check_budget(self, settings: MirrorSettings) -> None:
+        wanted = wanted_connections(settings)
+        # One worker says it for all.
+        if wanted > self._budget.limit and self._row.index == 0:
+            logger.warning(
+                "targets may have %d connections in each worker, and the limit of open files "
+                "leaves room for %d; raise it (ulimit -n), or lower connections",
+                wanted,
+                self._budget.limit,
+            )
 
 
 def live_settings(read: Callable[[], MirrorSettings]) -> LiveSettings[MirrorSettings]:

@@ -11,6 +11,7 @@ from spoakit.apps.mirror._access_log_cy import AccessLog, Answer
 from spoakit.apps.mirror._http1_cy import Connection
 from spoakit.apps.mirror._pool_cy import Pool
 from spoakit.apps.mirror._request_cy import Request
+from spoakit.apps.mirror.connection_budget import ConnectionBudget
 from spoakit.apps.mirror.dialer import HTTP_2, Dialer, DialError
 from spoakit.apps.mirror.http2 import Retry
 from spoakit.apps.mirror.metrics import Counters, Failure, TargetMetrics
@@ -41,6 +42,7 @@ class Connections:
         access_log: gains a line for each answer and failure.
         counters: the target's.
         metrics: the target's, for the times of responses.
+        budget: of the connections to all targets.
         http: the protocols that may be spoken, as in `Dialer`.
     """
 
@@ -50,6 +52,7 @@ class Connections:
         access_log: AccessLog,
         counters: Counters,
         metrics: TargetMetrics,
+        budget: ConnectionBudget,
         http: Sequence[str],
     ) -> None:
         self._settings = settings
@@ -80,6 +83,8 @@ class Connections:
         self._closed = False
         self._failed_at = 0.0
         self._retry: asyncio.TimerHandle | None = None
+        self._budget = budget
+        budget.join(self._count)
 
     @property
     def pool(self) -> Pool:
@@ -118,6 +123,8 @@ class Connections:
             unused = now - connection.sent_at if connection.is_idle else 0.0
             if unused > pool.idle or now - connection.opened_at > pool.lifetime:
                 connection.retire()
+        # There may be room by now that others have left.
+        self._open()
 
     def try_again(self) -> None:
         """Try to reach a target that failed without waiting any longer."""
@@ -128,6 +135,7 @@ class Connections:
     async def close(self) -> int:
         """Close all connections; return how many requests were waiting."""
         self._closed = True
+        self._budget.leave(self._count)
         for attempt in self._attempts:
             attempt.cancel()
         for connection in list(self._open_ones):
@@ -225,14 +233,28 @@ class Connections:
 
     def _open(self) -> None:
         wanted = min(self._pool.waiting, 1 if self._shares else self._limit)
-        while (
-            not self._closed
-            and len(self._attempts) < wanted
-            and len(self._attempts) + len(self._open_ones) < self._limit
-        ):
+        while not self._closed and len(self._attempts) < wanted and self._count() < self._limit:
+            if not self._budget.has_room(self._count()):
+                self._on_no_room()
+                return
             attempt = self._loop.create_task(self._connect())
             self._attempts.add(attempt)
             attempt.add_done_callback(self._end_attempt)
+
+    def _count(self) -> int:
+        return len(self._attempts) + len(self._open_ones)
+
+    def _on_no_room(self) -> None:
+        """Say that there is no room for one more connection; `check` tries again."""
+        self._throttle.warning(
+            "budget",
+            "%s: no more connections for now: those to all targets are %d, and the other open "
+            "files that the limit allows are kept for HAProxy; raise it (ulimit -n), or lower "
+            "connections",
+            self._settings.name,
+            self._budget.limit,
+            extra={"target": self._settings.name},
+        )
 
     def _end_attempt(self, attempt: asyncio.Task[None]) -> None:
         self._attempts.discard(attempt)

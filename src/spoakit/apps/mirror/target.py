@@ -11,6 +11,7 @@ from spoakit.apps.mirror._request_cy import (
     RequestBuilder,
     TruncatedBodyError,
 )
+from spoakit.apps.mirror.connection_budget import ConnectionBudget
 from spoakit.apps.mirror.connections import Connections
 from spoakit.apps.mirror.dialer import lanes
 from spoakit.apps.mirror.metrics import Counters, TargetMetrics
@@ -41,10 +42,15 @@ class Target:
         settings: what it gets, and how.
         access_log: gains a line for each copy that was sent.
         metrics: the worker's; see `collect`.
+        budget: of the connections to all targets; by default one of its own.
     """
 
     def __init__(
-        self, settings: TargetSettings, access_log: AccessLog, metrics: WorkerMetrics
+        self,
+        settings: TargetSettings,
+        access_log: AccessLog,
+        metrics: WorkerMetrics,
+        budget: ConnectionBudget | None = None,
     ) -> None:
         self.settings: Final = settings
         self._counters = Counters()
@@ -56,8 +62,9 @@ class Target:
         rate = settings.queue.rate
         self._rate_limit = None if rate is None else RateLimit(rate)
         self._builder = RequestBuilder(settings.url, settings.rewrite)
+        budget = budget or ConnectionBudget.of_process()
         self._lanes = tuple(
-            Connections(settings, access_log, self._counters, self._metrics, http)
+            Connections(settings, access_log, self._counters, self._metrics, budget, http)
             for http in lanes(settings)
         )
         self._put = self._lanes[0].put
