@@ -419,6 +419,27 @@ class WorkerMetrics:
         return number
 
 
+class CarriedCounts:
+    """Counts that hot code keeps by itself, carried over to counters before they are published.
+
+    Args:
+        metrics: of this process.
+    """
+
+    __slots__ = ("_carried", "_metrics")
+
+    def __init__(self, metrics: WorkerMetrics) -> None:
+        self._metrics = metrics
+        self._carried: dict[tuple[Counter, Labels], int] = {}
+
+    def raise_to(self, counter: Counter, count: int, *values: str) -> None:
+        """Add what a count has grown by since the last call; a series begins with its first."""
+        before = self._carried.get((counter, values), 0)
+        if count != before:
+            self._carried[counter, values] = count
+            self._metrics.add(counter, count - before, *values)
+
+
 def _copy(cells: "memoryview[float]") -> "array[float]":
     copied = array("d")
     copied.frombytes(cells.cast("B"))

@@ -9,11 +9,12 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from spoakit.agent._deadlines_cy import Deadlines
+from spoakit.agent._dispatch_cy import BoundHandler
 from spoakit.agent.runtime import Runtime
 from spoakit.exceptions import ProtocolError, StatusCode
 from spoakit.logs import Throttle
-from spoakit.metrics.families import Counter, counter, gauge
-from spoakit.metrics.memory import WorkerMetrics
+from spoakit.metrics.families import counter, gauge
+from spoakit.metrics.memory import CarriedCounts, WorkerMetrics
 from spoakit.server.ipc import FRAMES, IN_FLIGHT
 from spoakit.server.settings import ServerSettings
 from spoakit.spop import AgentSettings
@@ -104,7 +105,7 @@ class ServerState:
         self._on_closed = on_closed
         self._throttle = Throttle(logger)
         self._hellos = Deadlines(self.loop, _expire)
-        self._published: dict[tuple[Counter, tuple[str, ...]], int] = {}
+        self._carried = CarriedCounts(row)
         self._bytes = [0, 0]  # of connections that are closed
         row.on_publish(self._collect)
 
@@ -176,39 +177,36 @@ class ServerState:
 
     def _collect(self) -> None:
         """Count what the hot path has counted by itself since the last publishing."""
-        dispatcher, connections = self.dispatcher, self.connections
+        dispatcher, connections, carry = self.dispatcher, self.connections, self._carried.raise_to
         received, sent = self._bytes
-        self._raise_to(FRAMES, dispatcher.frames)
-        self._raise_to(OVERSIZED, dispatcher.oversized)
-        self._raise_to(UNKNOWN, dispatcher.unknown)
-        self._raise_to(RECEIVED_BYTES, received + sum(each.received_bytes for each in connections))
-        self._raise_to(SENT_BYTES, sent + sum(each.sent_bytes for each in connections))
+        carry(FRAMES, dispatcher.frames)
+        carry(OVERSIZED, dispatcher.oversized)
+        carry(UNKNOWN, dispatcher.unknown)
+        carry(RECEIVED_BYTES, received + sum(each.received_bytes for each in connections))
+        carry(SENT_BYTES, sent + sum(each.sent_bytes for each in connections))
         for handlers in dispatcher.routes.values():
-            first = handlers[0]
-            self._raise_to(MESSAGES, first.calls + first.errors.mismatches, first.handler.message)
-            # Several observers of a message are one series.
-            calls: Tally[tuple[str, ...]] = Tally()
-            failures: Tally[tuple[str, ...]] = Tally()
-            for bound in handlers:
-                message, errors = bound.handler.message, bound.errors
-                calls[message, bound.handler.kind.value] += bound.calls
-                failures[message, "exception"] += errors.failures
-                failures[message, "mismatch"] += errors.mismatches
-                failures[message, "deadline"] += errors.expired
-                failures[message, "refused"] += errors.refused
-            for values, count in calls.items():
-                self._raise_to(CALLS, count, *values)
-            for values, count in failures.items():
-                self._raise_to(CALL_FAILURES, count, *values)
+            self._collect_calls(handlers)
         self._row.set(CONNECTIONS, len(connections))
         self._row.set(IN_FLIGHT, sum(connection.frames_in_flight for connection in connections))
 
-    def _raise_to(self, family: Counter, count: int, *values: str) -> None:
-        """Add what a count of this worker's has grown by; a series begins with its first."""
-        before = self._published.get((family, values), 0)
-        if count != before:
-            self._published[family, values] = count
-            self._row.add(family, count - before, *values)
+    def _collect_calls(self, handlers: tuple[BoundHandler, ...]) -> None:
+        """Count the calls of one message's handlers; several observers are one series."""
+        message, answering = handlers[0].handler.message, handlers[0]
+        calls: Tally[str] = Tally()
+        failures: Tally[str] = Tally()
+        for bound in handlers:
+            errors = bound.errors
+            calls[bound.handler.kind.value] += bound.calls
+            failures["exception"] += errors.failures
+            failures["mismatch"] += errors.mismatches
+            failures["deadline"] += errors.expired
+            failures["refused"] += errors.refused
+        carry = self._carried.raise_to
+        carry(MESSAGES, answering.calls + answering.errors.mismatches, message)
+        for kind, count in calls.items():
+            carry(CALLS, count, message, kind)
+        for reason, count in failures.items():
+            carry(CALL_FAILURES, count, message, reason)
 
 
 def _short(error: type[ProtocolError]) -> str:
