@@ -62,6 +62,12 @@ def test_files_are_relative_to_the_configuration(tmp_path: Path) -> None:
         readable_file("path", "none", tmp_path)
 
 
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_bytes(b"\xef\xbb\xbfname = 'x'\n")
+    assert read_settings(file, lambda table, folder: table) == {"name": "x"}
+
+
 def test_a_file_that_is_not_there_or_too_large_or_no_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "app.toml"
     with pytest.raises(ConfigurationError, match=r": No such file or directory"):

@@ -51,7 +51,8 @@ def _read(path: str | os.PathLike[str]) -> str:
     if len(data) > MAX_SIZE:
         raise ConfigurationError(f"it is larger than {MAX_SIZE} bytes")
     try:
-        return data.decode()
+        # Editors of another system may begin a file with a byte order mark.
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigurationError(f"line {line}: it is not UTF-8: {error.reason}") from None
