@@ -1,4 +1,5 @@
 import asyncio
+import logging
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -115,6 +116,42 @@ def test_a_target_that_takes_few_on_each_connection_gets_all(run: Run, copying: 
             assert len(server.peers) == 10
 
     run(scenario())
+
+
+@pytest.mark.parametrize("code", [ErrorCodes.NO_ERROR, ErrorCodes.ENHANCE_YOUR_CALM])
+def test_a_target_that_refuses_all_requests_is_left_alone_for_a_while(
+    run: Run, copying: Copying, caplog: pytest.LogCaptureFixture, code: ErrorCodes
+) -> None:
+    caplog.set_level(logging.INFO, logger="spoakit.mirror")
+    refuses = True
+
+    def answer(peer: Peer, stream_id: int) -> None:
+        if refuses:
+            peer.write(frame(GOAWAY, bytes(4) + code.to_bytes(4)))
+        else:
+            peer.answer(stream_id)
+
+    async def scenario() -> None:
+        nonlocal refuses
+        timeouts = Timeouts(min_backoff=0.05, max_backoff=0.2)
+        async with (
+            listening(answer) as server,
+            copying(server.port, http="2", timeouts=timeouts) as mirror,
+        ):
+            for number in range(200):
+                mirror.get(b"/%d" % number)
+                await asyncio.sleep(0.005)
+            # One request for each attempt, of which there are few.
+            assert len(server.peers) < 30
+            assert mirror.target.counters.failed < 30
+            refuses = False
+            await mirror.answered(200 - mirror.target.counters.failed)
+            assert mirror.target.counters.dropped == 0
+
+    run(scenario())
+    assert caplog.text.count("requests wait until it answers") == 1
+    assert "the target ended the connection" in caplog.text
+    assert "answers again after" in caplog.text
 
 
 def test_nothing_is_lost_when_the_target_goes_away(run: Run, copying: Copying) -> None:

@@ -1,7 +1,10 @@
 import asyncio
 import logging
+import os
+import pty
 import ssl
 import struct
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -579,6 +582,40 @@ def test_a_certificate_that_cannot_be_read_is_said(run: Run, copying: Copying) -
                     pass
 
     run(scenario())
+
+
+def test_a_key_with_a_password_is_refused_and_nobody_is_asked(
+    certificate: Path, tmp_path: Path
+) -> None:
+    locked = tmp_path / "locked.key"
+    command = [
+        *("openssl", "rsa", "-in", str(certificate)),
+        *("-aes128", "-passout", "pass:x", "-out", str(locked)),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    load = (
+        "from spoakit.apps.mirror.dialer import check_tls;"
+        "from spoakit.apps.mirror.settings import TargetSettings, TlsSettings;"
+        "from spoakit.apps.mirror.url import TargetURL;"
+        f"tls = TlsSettings(certificate={str(certificate)!r}, key={str(locked)!r});"
+        "check_tls(TargetSettings(TargetURL.parse('https://localhost'), tls=tls))"
+    )
+    # With a terminal, where OpenSSL would ask for the password and wait.
+    ours, theirs = pty.openpty()
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-c", load],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=20,
+            start_new_session=True,
+        )
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert f"with key {str(locked)!r}" in ended.stderr
 
 
 def test_a_full_queue_may_drop_the_newest(run: Run, copying: Copying) -> None:

@@ -13,6 +13,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 from spoakit.apps.mirror._answer_cy import read_plain_answer
 from spoakit.apps.mirror._request_cy import Request
 from spoakit.apps.mirror.metrics import Failure
+from spoakit.apps.mirror.odd_heads import OddHeadError, tidy
 
 if TYPE_CHECKING:
     from asyncio import BaseTransport
@@ -48,6 +49,9 @@ class Owner(Protocol):
 
     def on_open(self, connection: Connection) -> None:
         """Take a new connection, on which `send` may be called."""
+
+    def on_odd(self, connection: Connection, what: str) -> None:
+        """Take note that an answer is odd, and an answer all the same; `what` says how."""
 
     def on_closed(self, connection: Connection) -> None:
         """Forget the connection. Called once, after `on_failure` if an answer is due."""
@@ -86,11 +90,14 @@ class Connection:
     _retires: cython.bint
     _answers: cython.Py_ssize_t
     _size: cython.Py_ssize_t
+    _raw: bytearray
+    _oddity: str
     _is_head: cython.bint
     _complete: cython.bint
     _head_done: cython.bint
     _length_known: cython.bint
     _keep_alive: cython.bint
+    _closes: cython.bint
     _closed: cython.bint
 
     def __init__(self, owner: Owner, source: Source) -> None:
@@ -107,7 +114,9 @@ class Connection:
         self._answers = 0
         self._size = 0
         self._is_head = self._complete = self._head_done = False
-        self._length_known = self._keep_alive = self._closed = False
+        self._raw = bytearray()
+        self._oddity = ""
+        self._length_known = self._keep_alive = self._closes = self._closed = False
 
     @property
     def opened_at(self) -> float:
@@ -157,6 +166,8 @@ class Connection:
         self._received = 0
         self._is_head = wire.startswith(b"HEAD ")
         self._complete = self._head_done = self._length_known = self._keep_alive = False
+        self._raw.clear()
+        self._oddity = ""
         self._size = 0
         self._first_byte_at = 0.0
         self._sent_at = now
@@ -219,12 +230,13 @@ class Connection:
         if self._size == 0:
             self._first_byte_at = perf_counter()
         self._size += len(data)
-        if self._parser is None:
-            self._parser = HttpResponseParser(self)
+        if not self._head_done:
+            self._raw += data
         try:
-            self._parser.feed_data(data)
-        except HttpParserError as error:
-            self._fail(Failure(f"malformed answer: {error}", "malformed"), stale=False)
+            self._parse(data)
+        except OddHeadError as error:
+            text = f"malformed answer: {self._oddity}: {error}"
+            self._fail(Failure(text, "malformed"), stale=False)
             return
         except HttpParserUpgrade:
             text = "the target changed the protocol, which nobody asked for"
@@ -238,6 +250,52 @@ class Connection:
             what = "trailers are" if self._head_done else "head is"
             text = f"the answer's {what} over {_MAX_HEAD_SIZE} bytes"
             self._fail(Failure(text, "malformed"), stale=False)
+
+    def _parse(self, data: bytes) -> None:
+        """Parse what has come of the answer.
+
+        What the parser refuses of a head is tried again, tidied. Once the head has been read it is
+        an answer: whatever is odd behind it ends it, and the connection.
+
+        Raises:
+            OddHeadError: the head means nothing.
+            HttpParserUpgrade: see httptools.
+        """
+        if self._oddity and not self._head_done:
+            self._parse_tidied()
+            return
+        if self._parser is None:
+            self._parser = HttpResponseParser(self)
+        try:
+            self._parser.feed_data(data)
+        except HttpParserError as error:
+            if self._head_done:
+                self._end_oddly(str(error))
+            else:
+                self._oddity = str(error)
+                self._parse_tidied()
+
+    def _parse_tidied(self) -> None:
+        tidied = tidy(bytes(self._raw))
+        if tidied is None:
+            return  # the rest of the head is to come
+        self._owner.on_odd(self, self._oddity)
+        self._complete = self._head_done = self._length_known = self._keep_alive = False
+        self._received = 0
+        self._closes = tidied[1]
+        self._parser = HttpResponseParser(self)
+        try:
+            self._parser.feed_data(tidied[0])
+        except HttpParserError as error:
+            if not self._head_done:
+                raise OddHeadError(str(error)) from None
+            self._end_oddly(str(error))
+
+    def _end_oddly(self, what: str) -> None:
+        """Take an answer as complete, though something odd is behind its head."""
+        self._owner.on_odd(self, what)
+        self._complete = True
+        self._closes = True
 
     def eof_received(self) -> None:
         """See the target close the connection."""
@@ -300,7 +358,10 @@ class Connection:
                 self._keep_alive = False
         # A target that answers before it has read the request may not read on.
         ready: cython.bint = (
-            self._keep_alive and not self._retires and self._transport.get_write_buffer_size() == 0
+            self._keep_alive
+            and not self._closes
+            and not self._retires
+            and self._transport.get_write_buffer_size() == 0
         )
         following = self._source.on_answer(self, request, now, ready)
         if following is not None:

@@ -22,6 +22,8 @@ from spoakit.logs import Throttle
 logger = logging.getLogger("spoakit.mirror")
 
 _MAX_DOUBLINGS: Final = 16
+# Seconds between two lines about odd responses; what they say hardly changes.
+_ODDITY_INTERVAL: Final = 60.0
 
 
 class Connections:
@@ -60,6 +62,7 @@ class Connections:
         self._counters = counters
         self._loop = asyncio.get_running_loop()
         self._throttle = Throttle(logger)
+        self._oddities = Throttle(logger, _ODDITY_INTERVAL)
         self._origin = settings.url.origin.encode()
         self._dialer = Dialer(settings, http)
         self._shares = HTTP_2 in http  # until a connection shows that the target cannot
@@ -150,6 +153,11 @@ class Connections:
 
     # Called by the connections.
 
+    @property
+    def is_probing(self) -> bool:
+        """Whether the target failed, and has not answered since."""
+        return self._failures > 0
+
     def on_open(self, connection: Connection | Streams) -> None:
         """Use a new connection."""
         self._open_ones.add(connection)
@@ -163,7 +171,23 @@ class Connections:
         self._open_ones.discard(connection)
         if isinstance(connection, Connection):
             self._pool.forget(connection)
+        elif connection.refusal is not None:
+            # It takes connections, and no requests: the next one is no better if it comes at once.
+            self._pause(connection.refusal)
         self._open()
+
+    def on_odd(self, connection: Connection | Streams, what: str) -> None:
+        """Count an odd response, which is one all the same, and say so once a minute."""
+        self._counters.odd += 1
+        self._oddities.warning(
+            "odd",
+            "%s: an odd response: %s; it counts as a response, and may cost its connection; "
+            "%d so far",
+            self._settings.name,
+            what,
+            self._counters.odd,
+            extra={"target": self._settings.name},
+        )
 
     def on_failure(
         self, answer: Answer, request: Request, error: Failure, stale: bool, retry: Retry | bool
@@ -180,7 +204,8 @@ class Connections:
         self._counters.failures[error.reason] += 1
         result = " ".join(error.split()).encode("latin-1", "replace")
         self._access_log.write(answer, request, self._origin, result, time.perf_counter())
-        if not stale and self._pool.answered_at < answer.sent_at:
+        # A target whose head of a response has been read is there, whatever came behind it.
+        if not stale and not answer.status and self._pool.answered_at < answer.sent_at:
             self._pause(error)
 
     # Called by the pool, and by a connection that has no room for what the pool gave it.

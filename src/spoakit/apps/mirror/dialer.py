@@ -213,9 +213,11 @@ def client_context(tls: TlsSettings, http: tuple[str, ...]) -> ssl.SSLContext:
         context.verify_mode = ssl.CERT_NONE
     if tls.certificate is not None:
         try:
-            context.load_cert_chain(tls.certificate, tls.key)
+            # Nobody is there to be asked for the password of an encrypted key.
+            context.load_cert_chain(tls.certificate, tls.key, password="")
         except OSError as error:
-            raise ConfigurationError(f"tls certificate: {tls.certificate!r}: {error}") from None
+            files = repr(tls.certificate) + (f" with key {tls.key!r}" if tls.key else "")
+            raise ConfigurationError(f"tls certificate: {files}: {error}") from None
     context.set_alpn_protocols(http)
     return context
 

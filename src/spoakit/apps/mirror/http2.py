@@ -137,10 +137,12 @@ class Http2Connection(asyncio.Protocol):
 
     Attributes:
         error: why the connection ended; None while it has not, and where it ended in order.
+        goaway: what the target said when it went away; None if it did not.
     """
 
     def __init__(self, owner: Owner) -> None:
         self.error: str | None = None
+        self.goaway: str | None = None
         self._owner = owner
         self._h2 = ClientProtocol()
         self._transport: asyncio.Transport | None = None
@@ -348,6 +350,7 @@ class Http2Connection(asyncio.Protocol):
         error = f"the target ended the connection: {_name(event.error_code)}"
         if event.additional_data:
             error += f" ({event.additional_data[:80]!r})"
+        self.goaway = error
         last = event.last_stream_id or 0
         for answer in [each for each in self._answers.values() if each.stream_id > last]:
             self._fail(answer, Failure(error, "reset"), Retry.ALWAYS if last else Retry.ONCE)

@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 from spoakit.metrics._histogram_cy import HistogramCells
 from spoakit.metrics.families import Counter, counter, gauge, histogram
-from spoakit.metrics.memory import WorkerMetrics
+from spoakit.metrics.memory import CarriedCounts, WorkerMetrics
 
 # 15 targets, and those that there is no room for; a reload may bring others.
 _TARGETS: Final = 16
@@ -55,6 +55,12 @@ FAILURES = counter(
 RETRIES = counter(
     "spoakit_mirror_retries_total",
     "Copies sent again, since the target had not acted on them.",
+    labels=("target",),
+    limit=_TARGETS,
+)
+ODD = counter(
+    "spoakit_mirror_odd_responses_total",
+    "Responses that a strict reader would refuse, and that count as responses all the same.",
     labels=("target",),
     limit=_TARGETS,
 )
@@ -132,6 +138,7 @@ class Counters:
         answered: copies with a complete response, whatever its status.
         failed: copies that were sent and got no complete response.
         retried: copies sent again.
+        odd: responses that were odd, and responses all the same.
         cut_bodies: requests whose body HAProxy's buffer cut, copied or not.
         connect_failures: attempts to open a connection that failed.
         failures: those of `failed`, by reason.
@@ -147,6 +154,7 @@ class Counters:
     answered: int = 0
     failed: int = 0
     retried: int = 0
+    odd: int = 0
     cut_bodies: int = 0
     connect_failures: int = 0
     failures: Tally[str] = field(default_factory=Tally)
@@ -212,12 +220,11 @@ class TargetMetrics:
         target: its name.
     """
 
-    __slots__ = ("_counted", "_metrics", "_target", "first_byte", "response")
+    __slots__ = ("_carried", "_target", "first_byte", "response")
 
     def __init__(self, metrics: WorkerMetrics, target: str) -> None:
-        self._metrics = metrics
         self._target = target = metrics.label_of(REQUESTS, target)
-        self._counted: dict[tuple[Counter, tuple[str, ...]], int] = {}
+        self._carried = CarriedCounts(metrics)
         self.first_byte: HistogramCells = metrics.histogram(FIRST_BYTE, target)
         self.response: HistogramCells = metrics.histogram(RESPONSE, target)
 
@@ -228,27 +235,26 @@ class TargetMetrics:
 
     def collect(self, counters: Counters, queues: Iterable[Queue]) -> None:
         """Count what has been counted since the last time."""
-        self._raise_to(REQUESTS, counters.received)
-        for reason in ("not_selected", "rate_limited", "malformed", "body_cut"):
-            self._raise_to(NOT_COPIED, getattr(counters, reason), reason)
-        for reason, count in counters.failures.items():
-            self._raise_to(FAILURES, count, reason)
-        for reason, count in counters.failed_attempts.items():
-            self._raise_to(CONNECT_FAILURES, count, reason)
-        self._raise_to(RETRIES, counters.retried)
-        self._raise_to(BODIES_CUT, counters.cut_bodies)
         queues = tuple(queues)
         full = sum(queue.queue_full for queue in queues)
         too_old = sum(queue.too_old for queue in queues)
-        self._raise_to(DROPPED, full, "queue_full")
-        self._raise_to(DROPPED, too_old, "too_old")
-        self._raise_to(DROPPED, sum(queue.dropped for queue in queues) - full - too_old, "stopping")
+        self._carry(REQUESTS, counters.received)
+        for reason in ("not_selected", "rate_limited", "malformed", "body_cut"):
+            self._carry(NOT_COPIED, getattr(counters, reason), reason)
+        for reason, count in counters.failures.items():
+            self._carry(FAILURES, count, reason)
+        for reason, count in counters.failed_attempts.items():
+            self._carry(CONNECT_FAILURES, count, reason)
+        self._carry(RETRIES, counters.retried)
+        self._carry(ODD, counters.odd)
+        self._carry(BODIES_CUT, counters.cut_bodies)
+        self._carry(DROPPED, full, "queue_full")
+        self._carry(DROPPED, too_old, "too_old")
+        stopping = sum(queue.dropped for queue in queues) - full - too_old
+        self._carry(DROPPED, stopping, "stopping")
         for number in range(1, 6):
             count = sum(queue.by_class[number] for queue in queues)
-            self._raise_to(RESPONSES, count, f"{number}xx")
+            self._carry(RESPONSES, count, f"{number}xx")
 
-    def _raise_to(self, family: Counter, count: int, *values: str) -> None:
-        before = self._counted.get((family, values), 0)
-        if count != before:
-            self._counted[family, values] = count
-            self._metrics.add(family, count - before, self._target, *values)
+    def _carry(self, family: Counter, count: int, *values: str) -> None:
+        self._carried.raise_to(family, count, self._target, *values)

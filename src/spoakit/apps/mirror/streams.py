@@ -13,6 +13,10 @@ from spoakit.apps.mirror.metrics import Failure
 class Owner(Protocol):
     """Who is told of the connection."""
 
+    @property
+    def is_probing(self) -> bool:
+        """Whether the target failed, and has not answered since."""
+
     def on_open(self, connection: "Streams") -> None:
         """Take a new connection."""
 
@@ -89,9 +93,15 @@ class Streams:
         self.opened_at = self.sent_at = time.perf_counter()
         self._owner = owner
         self._pool = pool
+        self._has_answered = False
         self._free: set[StreamPlace] = set()
         self._used: dict[Request, StreamPlace] = {}
         self._opened = asyncio.get_running_loop().create_future()
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the connection ended or ends without an answer; None if there was one."""
+        return None if self._has_answered else self.protocol.error or self.protocol.goaway
 
     @property
     def is_idle(self) -> bool:
@@ -150,6 +160,7 @@ class Streams:
         """Bring an answer, and send the next request in its place."""
         place = self._used.pop(request)
         place.answer = answer
+        self._has_answered = True
         ready = connection.room > len(self._free)
         following = self._pool.on_answer(place, request, now, ready)
         if following is not None:
@@ -182,8 +193,14 @@ class Streams:
         self._owner.on_closed(self)
 
     def _offer(self) -> None:
-        """Give the pool a place for each stream that may be opened now."""
-        for _ in range(self.protocol.room - len(self._free)):
+        """Give the pool a place for each stream that may be opened now.
+
+        For a target that failed it is one until there is an answer.
+        """
+        places = self.protocol.room - len(self._free)
+        if self._owner.is_probing and not self._has_answered:
+            places = min(places, 1 - len(self._free) - len(self._used))
+        for _ in range(places):
             place = StreamPlace(self)
             self._free.add(place)
             self._pool.use(place)
