@@ -92,6 +92,9 @@ class Origin:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._server.wait_closed()
 
+    async def pause(self) -> None:
+        """Wait before an answer."""
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
@@ -105,6 +108,7 @@ class Origin:
                 _, _, rest = head.lower().partition(b"content-length: ")
                 body = await reader.readexactly(int(rest.partition(b"\r\n")[0] or b"0"))
                 self.requests.append(head + body)
+                await self.pause()
                 for piece in self.answer(head + body):
                     if piece is None:
                         return

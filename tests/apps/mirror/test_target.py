@@ -6,12 +6,14 @@ import ssl
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.apps.mirror.conftest import OK, Run, origin, until
+from tests.apps.mirror.conftest import OK, Origin, Run, origin, until
 from tests.ports import free_port
 
 from spoakit.apps.mirror.metrics import Counters
@@ -28,6 +30,22 @@ from spoakit.exceptions import ConfigurationError
 
 Answer = Sequence[bytes | None]
 Copying = Callable[..., Any]
+
+
+@asynccontextmanager
+async def slow_origin(delay: float) -> AsyncIterator[Origin]:
+    """Run an `Origin` that takes time for each answer."""
+
+    class Slow(Origin):
+        async def pause(self) -> None:
+            await asyncio.sleep(delay)
+
+    server = Slow()
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()
 
 
 def test_a_request_arrives_as_it_was_and_is_logged(run: Run, copying: Copying) -> None:
@@ -353,6 +371,67 @@ def test_what_exceeds_the_queue_by_itself_is_sent_if_nothing_waits(
                 await mirror.answered(count)
             assert mirror.target.counters.dropped == 0
         assert len(server.requests) == 20
+
+    run(scenario())
+
+
+def test_head_needs_no_length_to_keep_its_connection(run: Run, copying: Copying) -> None:
+    async def scenario() -> None:
+        async with (
+            origin(lambda _: [b"HTTP/1.1 200 OK\r\nX: y\r\n\r\n"]) as server,
+            copying(server.port, pool=PoolSettings(connections=1)) as mirror,
+        ):
+            for count in range(1, 6):
+                mirror.get(method=b"HEAD")
+                await mirror.answered(count)
+            assert server.connections == 1
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("line", [b"Connection: close", b"connection: Close, x"])
+def test_head_that_says_so_closes_its_connection(run: Run, copying: Copying, line: bytes) -> None:
+    async def scenario() -> None:
+        async with (
+            origin(lambda _: [b"HTTP/1.1 200 OK\r\n" + line + b"\r\n\r\n"]) as server,
+            copying(server.port, pool=PoolSettings(connections=1)) as mirror,
+        ):
+            for count in range(1, 4):
+                mirror.get(method=b"HEAD")
+                await mirror.answered(count)
+            assert server.connections == 3
+
+    run(scenario())
+
+
+def test_unused_time_begins_with_the_end_of_the_answer(run: Run, copying: Copying) -> None:
+    async def scenario() -> None:
+        settings = {"pool": PoolSettings(connections=1, idle=0.3)}
+        async with slow_origin(0.5) as server, copying(server.port, **settings) as mirror:
+            for count in range(1, 4):
+                mirror.get()
+                await mirror.answered(count)
+                # Longer than the keep-alive, from the request on; not from the answer on.
+                await asyncio.sleep(0.05)
+            assert server.connections == 1
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_what_a_target_says_of_its_connections_is_heeded_a_little_early(
+    run: Run, copying: Copying, pieces: int
+) -> None:
+    hint = b"HTTP/1.1 200 OK\r\nKeep-Alive: timeout=2, max=100\r\nContent-Length: 2\r\n\r\n"
+    answer = [hint + b"ok"] if pieces == 1 else [hint, b"ok"]
+
+    async def scenario() -> None:
+        async with origin(lambda _: answer) as server, copying(server.port) as mirror:
+            mirror.get()
+            await mirror.answered(1)
+            began = time.monotonic()
+            await until(lambda: server.open == 0)
+            assert 0.9 < time.monotonic() - began < 1.9
 
     run(scenario())
 

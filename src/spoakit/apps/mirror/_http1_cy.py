@@ -5,6 +5,8 @@ Plain Python that compiles to C (see ``spoakit._cython``).
 
 from __future__ import annotations
 
+import re
+from math import inf
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -28,6 +30,12 @@ else:
 # An answer's head, interim ones included; none needs as much. Neither do trailers or a chunk's
 # extensions, and the parser would gather a field without end.
 _MAX_HEAD_SIZE: Final = 64 * 1024
+
+_KEEP_ALIVE: Final = re.compile(rb"\r\nkeep-alive:[^\r\n]*?timeout=([0-9]{1,6})", re.IGNORECASE)
+_TIMEOUT: Final = re.compile(rb"timeout=([0-9]{1,6})")
+# Seconds before a target would close an unused connection at which it is not used any more: a
+# request that meets the end of its connection is lost, if it must not be sent twice.
+_EARLY: Final = 1.0
 
 
 class Source(Protocol):
@@ -87,6 +95,8 @@ class Connection:
     _opened_at: cython.double
     _sent_at: cython.double
     _first_byte_at: cython.double
+    _idle_since: cython.double
+    _idle_limit: cython.double
     _retires: cython.bint
     _answers: cython.Py_ssize_t
     _size: cython.Py_ssize_t
@@ -98,6 +108,8 @@ class Connection:
     _length_known: cython.bint
     _keep_alive: cython.bint
     _closes: cython.bint
+    _says_close: cython.bint
+    _says_keep_alive: cython.bint
     _closed: cython.bint
 
     def __init__(self, owner: Owner, source: Source) -> None:
@@ -109,7 +121,9 @@ class Connection:
         self._status = 0
         self._version = b"???"
         self._received = 0
-        self._opened_at = self._sent_at = self._first_byte_at = 0.0
+        self._opened_at = self._sent_at = self._first_byte_at = self._idle_since = 0.0
+        self._idle_limit = inf
+        self._says_close = self._says_keep_alive = False
         self._retires = False
         self._answers = 0
         self._size = 0
@@ -127,6 +141,16 @@ class Connection:
     def is_idle(self) -> bool:
         """Whether no answer is awaited."""
         return self._request is None
+
+    @property
+    def idle_since(self) -> float:
+        """When its last answer was complete, or it was opened, on the same clock."""
+        return self._idle_since
+
+    @property
+    def idle_limit(self) -> float:
+        """The seconds that it may be unused, by what the target says; infinite if it is silent."""
+        return self._idle_limit
 
     @property
     def sent_at(self) -> float:
@@ -166,6 +190,7 @@ class Connection:
         self._received = 0
         self._is_head = wire.startswith(b"HEAD ")
         self._complete = self._head_done = self._length_known = self._keep_alive = False
+        self._says_close = self._says_keep_alive = False
         self._raw.clear()
         self._oddity = ""
         self._size = 0
@@ -208,7 +233,7 @@ class Connection:
     def connection_made(self, transport: BaseTransport) -> None:
         """Report to the owner."""
         self._transport = transport
-        self._opened_at = self._sent_at = perf_counter()
+        self._opened_at = self._sent_at = self._idle_since = perf_counter()
         self._owner.on_open(self)
 
     def data_received(self, data: bytes) -> None:
@@ -224,6 +249,8 @@ class Connection:
                 self._received = plain[1]
                 self._version = b"1.1"
                 self._keep_alive = True
+                if self._answers == 0:  # it says the same each time
+                    self._heed(_KEEP_ALIVE.search(data))
                 self._finish(request)
                 return
         received: cython.longlong = self._received
@@ -313,8 +340,16 @@ class Connection:
             self._keep_alive = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Learn whether the end of the connection may be the end of the body (RFC 9112, 6.3)."""
-        if len(name) in (14, 17):
+        """Learn how the body ends (RFC 9112, 6.3), and whether the connection stays (9.3)."""
+        if len(name) == 10:
+            name = name.lower()
+            if name == b"connection":
+                value = value.lower()
+                self._says_close |= b"close" in value
+                self._says_keep_alive |= b"keep-alive" in value
+            elif name == b"keep-alive":
+                self._heed(_TIMEOUT.search(value))
+        elif len(name) in (14, 17):
             name = name.lower()
             if name == b"content-length" or (
                 name == b"transfer-encoding" and value.lower().endswith(b"chunked")
@@ -330,9 +365,12 @@ class Connection:
             self._status = status
             self._version = self._parser.get_http_version().encode()
             if self._is_head:
-                # The parser waits for a body now, which does not come.
+                # The parser waits for a body now, which does not come, and takes one without a
+                # length for a reason to close.
                 self._complete = True
-                self._keep_alive = self._parser.should_keep_alive()
+                self._keep_alive = not self._says_close and (
+                    self._version == b"1.1" or self._says_keep_alive
+                )
 
     def on_body(self, data: bytes) -> None:
         """Count the body."""
@@ -345,12 +383,18 @@ class Connection:
             self._complete = True
             self._keep_alive = self._parser.should_keep_alive()
 
+    def _heed(self, hint: re.Match[bytes] | None) -> None:
+        """Use the connection no longer than the target says that it keeps it."""
+        if hint is not None:
+            self._idle_limit = int(hint[1]) - _EARLY
+
     # Endings.
 
     @cython.cfunc
     def _finish(self, request: Request) -> object:
         now: cython.double = perf_counter()
         self._request = None
+        self._idle_since = now
         self._answers += 1
         if self._is_head:
             self._parser = None
@@ -360,6 +404,7 @@ class Connection:
         ready: cython.bint = (
             self._keep_alive
             and not self._closes
+            and self._idle_limit > 0
             and not self._retires
             and self._transport.get_write_buffer_size() == 0
         )

@@ -123,8 +123,11 @@ class Connections:
         pool, timeouts = self._settings.pool, self._settings.timeouts
         for connection in list(self._open_ones):
             connection.expire(now, timeouts.first_byte, timeouts.total)
-            unused = now - connection.sent_at if connection.is_idle else 0.0
-            if unused > pool.idle or now - connection.opened_at > pool.lifetime:
+            unused = now - connection.idle_since if connection.is_idle else 0.0
+            if (
+                unused > min(pool.idle, connection.idle_limit)
+                or now - connection.opened_at > pool.lifetime
+            ):
                 connection.retire()
         # There may be room by now that others have left.
         self._open()

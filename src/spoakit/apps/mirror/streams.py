@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from typing import Protocol
+from math import inf
+from typing import Final, Protocol
 
 from spoakit.apps.mirror._pool_cy import Pool
 from spoakit.apps.mirror._request_cy import Request
@@ -90,7 +91,8 @@ class Streams:
 
     def __init__(self, owner: Owner, pool: Pool) -> None:
         self.protocol = Http2Connection(self)
-        self.opened_at = self.sent_at = time.perf_counter()
+        self.opened_at = self.sent_at = self.idle_since = time.perf_counter()
+        self.idle_limit: Final = inf  # HTTP/2 has no Keep-Alive field
         self._owner = owner
         self._pool = pool
         self._has_answered = False
@@ -161,6 +163,7 @@ class Streams:
         place = self._used.pop(request)
         place.answer = answer
         self._has_answered = True
+        self.idle_since = now
         ready = connection.room > len(self._free)
         following = self._pool.on_answer(place, request, now, ready)
         if following is not None:
