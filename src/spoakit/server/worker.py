@@ -60,7 +60,7 @@ def run_worker(
         hooks: called for the supervisor's commands.
         listeners: what the only worker accepts from by itself; None if connections are handed over.
     """
-    Recording(row)
+    Recording(row)  # for good: what is declared counts in this worker's row
     worker = _Worker(channel, settings, make_server, row, hooks, listeners)
     # The loop is not closed: that would wait for threads, which may hang, and the process ends.
     return asyncio.Runner(loop_factory=loop_factory(settings.loop)).run(worker.run())

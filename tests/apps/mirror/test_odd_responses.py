@@ -109,6 +109,20 @@ def test_a_response_that_stops_in_the_middle_is_no_reason_to_pause(
     assert "requests wait until it answers" not in caplog.text
 
 
+def test_of_two_answers_in_one_read_the_first_is_the_answer(run: Run, copying: Copying) -> None:
+    second = b"HTTP/1.1 500 No\r\nContent-Length: 5\r\n\r\nwrong"
+
+    async def scenario() -> None:
+        async with origin(lambda _: [OK + second]) as server, copying(server.port) as mirror:
+            for count in range(1, 4):
+                mirror.get()
+                await mirror.answered(count)
+            assert server.connections == 3
+        assert [line.split('"')[2].split()[:2] for line in mirror.lines()] == [["200", "0/2"]] * 3
+
+    run(scenario())
+
+
 def test_tidied_heads() -> None:
     assert tidy(START + b"X: a\r\n  b \r\nY :c\r\n") is None
     assert tidy(START + b"X: a\r\n  b \r\nY :c\r\n\r\nbody") == (

@@ -359,6 +359,8 @@ class Connection:
     def on_headers_complete(self) -> None:
         """Learn the status; an interim one (RFC 9110, 15.2) is not the answer yet."""
         assert self._parser is not None
+        if self._complete:
+            return  # of a second answer, which nobody asked for
         status = self._parser.get_status_code()
         if status >= 200:
             self._head_done = True
@@ -374,7 +376,8 @@ class Connection:
 
     def on_body(self, data: bytes) -> None:
         """Count the body."""
-        self._received += len(data)
+        if not self._complete:
+            self._received += len(data)
 
     def on_message_complete(self) -> None:
         """Learn whether the connection stays."""
