@@ -8,7 +8,7 @@ import socket
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 
@@ -92,7 +92,8 @@ def answering(answer: bytes) -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve_one(connection: socket.socket) -> None:
-            with closing(connection):
+            # A worker that is killed resets its connections.
+            with closing(connection), suppress(ConnectionError):
                 while connection.recv(65536):
                     if not answer:
                         linger = b"\1\0\0\0\0\0\0\0"
