@@ -34,7 +34,7 @@ added up, unless a line says otherwise. Histograms have 48 buckets to a decade i
 wide, by which the log shows percentiles, and 25 bounds (1, 2, 5, 10, ...) outside. Where a label
 has more values than there is room for, the rest are counted as "other"; a value is cut to 63 bytes.
 
-SIGUSR2 logs everything, `--monitor-interval TIME` (`-m`) what has changed in the interval: a line
+SIGUSR2 logs everything, `--monitor-interval TIME` what has changed in the interval: a line
 for each message, target, source and zone, for each worker, and for the rest.
 
 An agent of your own declares its metrics at the top level of its module:
