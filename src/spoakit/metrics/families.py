@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final, Literal, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Final, Literal, Protocol, Self, TypeVar
 
 from spoakit.exceptions import RegistrationError
 
@@ -53,21 +53,19 @@ class Family:
     """A metric by its name, with a series for each combination of its labels' values.
 
     Attributes:
+        kind: counter, gauge or histogram.
         name: by Prometheus' conventions.
         help: a sentence.
         labels: the names of its labels.
         limit: how many series it may have, the one for others included; 1 without labels.
     """
 
+    kind: ClassVar[MetricKind]
+
     name: str
     help: str
     labels: tuple[str, ...]
     limit: int
-
-    @property
-    def kind(self) -> MetricKind:
-        """Its kind."""
-        raise NotImplementedError
 
     def values_of(self, labels: dict[str, object]) -> tuple[str, ...]:
         """Return the values of the labels in their order, as text.
@@ -91,10 +89,7 @@ class Family:
 class Counter(Family):
     """A figure that only grows; see `counter`."""
 
-    @property
-    def kind(self) -> MetricKind:
-        """COUNTER."""
-        return MetricKind.COUNTER
+    kind: ClassVar[MetricKind] = MetricKind.COUNTER
 
     def add(self, amount: float = 1, /, **labels: object) -> None:
         """Add to the series with these values of the labels.
@@ -119,13 +114,10 @@ class Gauge(Family):
             hands is counted when it ends unexpectedly; its other labels are the gauge's.
     """
 
+    kind: ClassVar[MetricKind] = MetricKind.GAUGE
+
     merge: Merge = "sum"
     lost_as: tuple[Counter, str] | None = None
-
-    @property
-    def kind(self) -> MetricKind:
-        """GAUGE."""
-        return MetricKind.GAUGE
 
     def add(self, amount: float = 1, /, **labels: object) -> None:
         """Add to the series with these values of the labels, or subtract from it.
@@ -152,12 +144,9 @@ class Histogram(Family):
         lowest: the lowest bound of its buckets; the highest is 10**8 times that.
     """
 
-    lowest: float = 1e-6
+    kind: ClassVar[MetricKind] = MetricKind.HISTOGRAM
 
-    @property
-    def kind(self) -> MetricKind:
-        """HISTOGRAM."""
-        return MetricKind.HISTOGRAM
+    lowest: float = 1e-6
 
     def observe(self, value: float, /, **labels: object) -> None:
         """Count a value into the series with these values of the labels.
