@@ -108,6 +108,23 @@ def test_what_a_killed_worker_had_in_its_hands_is_told_and_counted(
     assert service.wait() == 0
 
 
+def test_reloads_and_workers_that_ended_are_counted(start: Start) -> None:
+    service = start(workers=1, env={"SLOW_RELOAD": "no number"}).ready()
+    good = start(workers=1).ready()
+    good.signal(signal.SIGHUP)
+    good.wait_for("reloading", times=2)
+    pid = good.connect().ask("pid")
+    os.kill(int(pid), signal.SIGKILL)
+    good.wait_for("ended unexpectedly")
+    good.signal(signal.SIGUSR2)
+    good.wait_for("reloads loaded 1 (+")
+    good.wait_for("workers ended died 1 (+")
+    service.signal(signal.SIGHUP)
+    service.wait_for("reload failed; going on as before")
+    service.signal(signal.SIGUSR2)
+    service.wait_for("reloads refused 1 (+")
+
+
 def test_connections_between_two_only_workers_wait(start: Start) -> None:
     service = start(workers=1).ready()
     first = service.connect()

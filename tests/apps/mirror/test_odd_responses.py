@@ -109,6 +109,19 @@ def test_a_response_that_stops_in_the_middle_is_no_reason_to_pause(
     assert "requests wait until it answers" not in caplog.text
 
 
+def test_a_response_counts_as_odd_once(run: Run, copying: Copying) -> None:
+    odd = b"HTTP/1.1 204 No\r\nX: a\r\n b\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nok"
+
+    async def scenario() -> None:
+        async with origin(lambda _: [odd]) as server, copying(server.port) as mirror:
+            for count in range(1, 4):
+                mirror.get()
+                await mirror.answered(count)
+            assert mirror.target.counters.odd == 3
+
+    run(scenario())
+
+
 def test_of_two_answers_in_one_read_the_first_is_the_answer(run: Run, copying: Copying) -> None:
     second = b"HTTP/1.1 500 No\r\nContent-Length: 5\r\n\r\nwrong"
 

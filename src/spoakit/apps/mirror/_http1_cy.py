@@ -108,6 +108,7 @@ class Connection:
     _length_known: cython.bint
     _keep_alive: cython.bint
     _closes: cython.bint
+    _is_odd: cython.bint
     _says_close: cython.bint
     _says_keep_alive: cython.bint
     _closed: cython.bint
@@ -123,7 +124,7 @@ class Connection:
         self._received = 0
         self._opened_at = self._sent_at = self._first_byte_at = self._idle_since = 0.0
         self._idle_limit = inf
-        self._says_close = self._says_keep_alive = False
+        self._is_odd = self._says_close = self._says_keep_alive = False
         self._retires = False
         self._answers = 0
         self._size = 0
@@ -190,7 +191,7 @@ class Connection:
         self._received = 0
         self._is_head = wire.startswith(b"HEAD ")
         self._complete = self._head_done = self._length_known = self._keep_alive = False
-        self._says_close = self._says_keep_alive = False
+        self._is_odd = self._says_close = self._says_keep_alive = False
         self._raw.clear()
         self._oddity = ""
         self._size = 0
@@ -269,6 +270,8 @@ class Connection:
             text = "the target changed the protocol, which nobody asked for"
             self._fail(Failure(text, "malformed"), stale=False)
             return
+        if self._head_done:
+            self._raw.clear()  # which may have much of the body
         if self._complete:
             self._finish(request)
         elif self._received > received:
@@ -306,7 +309,7 @@ class Connection:
         tidied = tidy(bytes(self._raw))
         if tidied is None:
             return  # the rest of the head is to come
-        self._owner.on_odd(self, self._oddity)
+        self._count_odd(self._oddity)
         self._complete = self._head_done = self._length_known = self._keep_alive = False
         self._received = 0
         self._closes = tidied[1]
@@ -320,9 +323,15 @@ class Connection:
 
     def _end_oddly(self, what: str) -> None:
         """Take an answer as complete, though something odd is behind its head."""
-        self._owner.on_odd(self, what)
+        self._count_odd(what)
         self._complete = True
         self._closes = True
+
+    def _count_odd(self, what: str) -> None:
+        """Report an odd answer, once however much is odd about it."""
+        if not self._is_odd:
+            self._is_odd = True
+            self._owner.on_odd(self, what)
 
     def eof_received(self) -> None:
         """See the target close the connection."""
