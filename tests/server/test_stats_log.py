@@ -14,6 +14,7 @@ SEEN = counter("spoakit_report_seen_total", "Seen.")
 COPIES = counter("spoakit_report_copies_total", "Copies.", labels=("target", "result"))
 QUEUE = gauge("spoakit_report_queue_bytes", "Queue.", labels=("target",))
 TOOK = histogram("spoakit_report_took_seconds", "Took.", labels=("target",))
+AGE = gauge("spoakit_report_age_seconds", "Age.", labels=("target",))
 HELD = gauge("spoakit_report_held_bytes", "Held.", merge="worker")
 
 
@@ -59,6 +60,15 @@ def test_only_what_has_changed_is_shown_unless_everything_is_asked_for() -> None
     assert first == (
         "target a: report copies good 100 (+0, 0/s), report took p50 104 ms p99 107 ms p99.9 107 ms"
     )
+
+
+def test_long_times_are_written_out() -> None:
+    metrics = SharedMetrics(2)
+    start = Snapshot.take(metrics)
+    for target, seconds in (("a", 4100), ("b", 0.25), ("c", 12.3456), ("d", 0.0000021)):
+        metrics.worker(0).set(AGE, seconds, target)
+    shown = [line.partition("age ")[2] for line in lines(metrics, start)]
+    assert shown == ["4,100 s", "250 ms", "12.3 s", "2.1 us"]
 
 
 def test_each_report_shows_the_time_since_the_last(caplog: pytest.LogCaptureFixture) -> None:

@@ -127,7 +127,8 @@ def _amount(name: str, value: float) -> str:
     if isnan(value):
         return "-"
     if name.endswith("_seconds"):
-        return next(f"{value * by:.3g} {unit}" for least, by, unit in _TIMES if value >= least)
+        shown, unit = next((value * by, unit) for least, by, unit in _TIMES if value >= least)
+        return f"{shown:,.0f} {unit}" if shown >= 100 else f"{shown:.3g} {unit}"
     if name.endswith("_bytes"):
         for least, unit in _SIZES:
             if value >= least:
