@@ -126,6 +126,37 @@ def test_it_ends_too_where_nobody_reads_its_log() -> None:
         os.close(writer)
 
 
+# A process that has nothing left, whatever size is asked for.
+FULL = """
+import asyncio, resource
+from functools import partial
+from spoakit.server.fatal_errors import end_on_memory_error
+
+sizes = (400, 300, 200, 100, 60, 40, 20, 1)
+makers = [partial(bytearray, 100_000), *(partial(bytes, size) for size in sizes), list, object]
+context = {"exception": MemoryError()}
+loop = asyncio.new_event_loop()
+kept = None
+resource.setrlimit(resource.RLIMIT_AS, (200 << 20, 200 << 20))
+for make in makers:
+    try:
+        while True:
+            kept = (make(), kept)
+    except MemoryError:
+        pass
+end_on_memory_error(loop, context)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is Linux's")
+def test_the_last_line_needs_no_memory() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FULL], stderr=subprocess.PIPE, timeout=TIMEOUT, check=False
+    )
+    assert done.returncode == EXIT_CODE
+    assert done.stderr == b"spoakit: out of memory, the worker ends at once\n"
+
+
 # An agent that keeps something of each frame, in a process that may not grow by 40 MiB.
 LEAKING = """
 import asyncio, resource, sys, threading

@@ -13,6 +13,9 @@ _MESSAGE: Final = b"spoakit: out of memory, the worker ends at once\n"
 _STDERR: Final = 2
 _POLL: Final = select.poll()
 _POLL.register(_STDERR, select.POLLOUT)
+_POLL.poll(0)  # its own table is made by the first call
+# Let go before the last call of poll, which makes a list of tuples: in its place there is room.
+_RESERVE: Final = [[(number, number)] for number in range(1000, 2000)]
 
 
 def end_on_memory_error(loop: AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -29,6 +32,7 @@ def end_on_memory_error(loop: AbstractEventLoop, context: dict[str, Any]) -> Non
 
 def _end() -> NoReturn:
     try:
+        _RESERVE.clear()
         # Nobody may be reading the log.
         if _POLL.poll(0):
             os.write(_STDERR, _MESSAGE)
