@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MODULE = "src/spoakit/apps/mirror/_answer_cy"  # the smallest one
+MODULE = "src/spoakit/apps/mirror/http/_response_cy"  # the smallest one
 
 pytest.importorskip("Cython", reason="without Cython nothing is compiled")
 
@@ -41,7 +41,7 @@ def build(tree: Path, mode: str, *command: str, **environment: str) -> int:
 
 
 def built(tree: Path) -> list[Path]:
-    return sorted((tree / MODULE).parent.glob("_answer_cy*.so"))
+    return sorted((tree / MODULE).parent.glob("_response_cy*.so"))
 
 
 def change(tree: Path) -> None:
@@ -66,13 +66,13 @@ def test_a_build_that_fails_leaves_no_module_of_an_earlier_source(tree: Path) ->
 
 
 def test_no_module_of_an_earlier_build_is_installed(tree: Path) -> None:
-    place = tree / "build/lib/spoakit/apps/mirror"
+    place = tree / "build/lib/spoakit/apps/mirror/http"
     place.mkdir(parents=True)
-    (place / "_answer_cy.cpython-311-x86_64-linux-gnu.so").touch()
-    beside = (tree / MODULE).with_name("_answer_cy.cpython-311-x86_64-linux-gnu.so")
+    (place / "_response_cy.cpython-311-x86_64-linux-gnu.so").touch()
+    beside = (tree / MODULE).with_name("_response_cy.cpython-311-x86_64-linux-gnu.so")
     beside.touch()
     assert build(tree, "disable", "build_py", "--build-lib", "build/lib") == 0
-    assert [path.name for path in place.glob("_answer_cy*")] == ["_answer_cy.py"]
+    assert [path.name for path in place.glob("_response_cy*")] == ["_response_cy.py"]
     assert beside.exists(), "the compiled environment next to it still needs it"
 
 

@@ -22,7 +22,7 @@ from tests.processes import children_of
 import spoakit
 from spoakit.agent import Agent
 from spoakit.apps.live import LiveSettings
-from spoakit.apps.mirror.settings import (
+from spoakit.apps.mirror.config.settings import (
     LogSettings,
     MirrorSettings,
     PoolSettings,

@@ -114,10 +114,10 @@ def test_a_target_that_comes_up_later_gets_the_requests_from_before(mirror: Mirr
     program, running = mirror(address)
     for number in range(3):
         send(running, request(f"GET /{number}"))
-    program.wait_for("requests wait until it answers")
+    program.wait_for("copies wait")
     with Capture(int(address.rpartition(":")[2])) as target:
         target.wait_for(3)
-        program.wait_for("answers again")
+        program.wait_for("reached again")
     assert sorted(each.target for each in target.requests) == [b"/0", b"/1", b"/2"]
     assert program.stop() == 0
 

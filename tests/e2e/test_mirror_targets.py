@@ -334,17 +334,19 @@ def test_a_dead_target_is_told_of_once_and_the_other_never_notices(mirror: Mirro
         for number in range(200):
             assert not any(get_all(running, f"/{number}"))
         well.wait_for(200)
-        program.wait_for(r"WARNING .*dead: .*; requests wait until it answers")
+        program.wait_for(r"WARNING .*dead: .*; copies wait")
         assert memory(program) - before < 6 * 1024 * 1024
         with Capture(port) as back:
             back.wait_for(200)
-            program.wait_for(r"INFO .*dead: answers again after \d+\.\d s; \d+ requests wait")
+            program.wait_for(
+                r"INFO .*dead: can be reached again after \d+\.\d s; \d+ copies waiting"
+            )
             assert {each.target for each in back.requests} == {
                 each.target for each in well.requests
             }
     assert program.stop() == 0
-    assert program.log.count("requests wait until it answers") == 1
-    assert program.log.count("answers again") == 1
+    assert program.log.count("; copies wait\n") == 1
+    assert program.log.count("reached again") == 1
     assert "well: " not in program.log.partition("stopping")[0]
     dead, good = figures(program, "dead"), figures(program, "well")
     assert (dead["answered"], dead["failed"], dead["dropped"]) == (200, 0, 0)
@@ -428,7 +430,7 @@ def test_targets_in_trouble_touch_neither_a_healthy_one_nor_production(mirror: M
         assert f"WARNING spoakit.mirror: {name}: the queue is full, the oldest" in program.log
     assert figures(program, "dead")["connect failures"] > 0
     assert figures(program, "resetting")["failed"] > 0
-    assert program.log.count("requests wait until it answers") == 2
+    assert program.log.count("; copies wait\n") == 2
 
 
 @with_one_haproxy
@@ -530,7 +532,7 @@ def test_a_targets_certificate_is_verified_unless_it_is_not_to_be(
         wary = mirror.run("-u", url, "--drain", "0")
         running = mirror.balance(wary)
         assert not any(get_all(running, "/wary"))
-        wary.wait_for("WARNING .*certificate verify failed.*requests wait until it answers")
+        wary.wait_for("WARNING .*certificate verify failed.*copies wait")
         assert wary.stop() == 0
         assert " 1 dropped, 0 answered" in wary.log
         trusting = mirror.run("-u", url, "--insecure")

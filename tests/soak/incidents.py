@@ -58,9 +58,9 @@ def rotation_of_logs(scene: Scene) -> None:
 
 def restart_of_target(scene: Scene) -> None:
     # A worker without requests does not meet the target's end, so one line is enough.
-    with scene.mirror.logging("restarted: .*; requests wait until it answers"):
+    with scene.mirror.logging("restarted: .*; copies wait"):
         scene.stop_target()
-    with scene.mirror.logging("restarted: answers again"):
+    with scene.mirror.logging("restarted: can be reached again"):
         scene.start_target()
     wait(lambda: scene.restarted.count() > 0, "the restarted target has requests again")
 

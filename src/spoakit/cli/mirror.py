@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any
 
 from spoakit.apps.mirror.agent import create_agent, live_settings
-from spoakit.apps.mirror.config import read_config
-from spoakit.apps.mirror.settings import (
+from spoakit.apps.mirror.config.loader import read_config
+from spoakit.apps.mirror.config.settings import (
     MirrorSettings,
     PoolSettings,
     Rewrite,

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from spoakit.apps.mirror.checks import check_field, check_ports
-from spoakit.apps.mirror.values import parse_ports
+from spoakit.apps.mirror.config.units import parse_ports
+from spoakit.apps.mirror.config.validators import check_field, check_ports
 from spoakit.apps.values import TIMES, parse_size
 from spoakit.exceptions import ConfigurationError
 from spoakit.server import Logfile

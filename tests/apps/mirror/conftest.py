@@ -12,10 +12,10 @@ import uvloop
 from tests.conftest import Form
 
 from spoakit.agent.headers import Headers
-from spoakit.apps.mirror._access_log_cy import AccessLog
-from spoakit.apps.mirror._request_cy import Original
-from spoakit.apps.mirror.log_writer import LogWriter
-from spoakit.apps.mirror.settings import TargetSettings
+from spoakit.apps.mirror._request_cy import IncomingRequest
+from spoakit.apps.mirror.access_log._lines_cy import AccessLog
+from spoakit.apps.mirror.access_log.writer import LogWriter
+from spoakit.apps.mirror.config.settings import TargetSettings
 from spoakit.apps.mirror.target import Target
 from spoakit.apps.mirror.url import TargetURL
 from spoakit.metrics.memory import SharedMetrics
@@ -33,8 +33,8 @@ def building(form: Form) -> ModuleType:
 
 @pytest.fixture(scope="session")
 def answering(form: Form) -> ModuleType:
-    """`spoakit.apps.mirror._answer_cy`, in each form."""
-    return form("spoakit.apps.mirror._answer_cy")
+    """`spoakit.apps.mirror.http._response_cy`, in each form."""
+    return form("spoakit.apps.mirror.http._response_cy")
 
 
 @pytest.fixture(params=["uvloop", "asyncio"])
@@ -58,18 +58,18 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @dataclass
 class Origin:
-    """A server that keeps each byte it receives and answers as it is told.
+    """A server that keeps each byte it receives and responds as it is told.
 
     Attributes:
-        answer: gives the answer to a request, in pieces; without pieces there is none. A None among
-            them closes the connection.
+        response: gives the response to a request, in pieces; without pieces there is none. A None
+            among them closes the connection.
         requests: what was received, each with its body.
         connections: how many there were.
         open: how many there are.
         peers: where they came from.
     """
 
-    answer: Callable[[bytes], Sequence[bytes | None]] = lambda request: [OK]
+    response: Callable[[bytes], Sequence[bytes | None]] = lambda request: [OK]
     requests: list[bytes] = field(default_factory=list)
     connections: int = 0
     open: int = 0
@@ -93,7 +93,7 @@ class Origin:
         await self._server.wait_closed()
 
     async def pause(self) -> None:
-        """Wait before an answer."""
+        """Wait before a response."""
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -109,7 +109,7 @@ class Origin:
                 body = await reader.readexactly(int(rest.partition(b"\r\n")[0] or b"0"))
                 self.requests.append(head + body)
                 await self.pause()
-                for piece in self.answer(head + body):
+                for piece in self.response(head + body):
                     if piece is None:
                         return
                     writer.write(piece)
@@ -125,10 +125,10 @@ class Origin:
 
 @asynccontextmanager
 async def origin(
-    answer: Callable[[bytes], Sequence[bytes | None]] = lambda request: [OK],
+    response: Callable[[bytes], Sequence[bytes | None]] = lambda request: [OK],
 ) -> AsyncIterator[Origin]:
     """Run an `Origin`."""
-    server = Origin(answer)
+    server = Origin(response)
     await server.start()
     try:
         yield server
@@ -156,10 +156,10 @@ class Copier:
         version: bytes = b"1.1",
     ) -> None:
         """Copy a request."""
-        self.target.copy(Original(method, path, version, Headers(lines, False), body))
+        self.target.copy(IncomingRequest(method, path, version, Headers(lines, False), body))
 
     async def answered(self, count: int) -> None:
-        """Wait for that many answers."""
+        """Wait for that many responses."""
         await until(lambda: self.target.counters.answered >= count)
 
     def lines(self) -> list[str]:

@@ -13,7 +13,12 @@ from tests.ports import free_port
 
 from spoakit.apps.live import LiveSettings
 from spoakit.apps.mirror.agent import Mirror, create_agent, live_settings
-from spoakit.apps.mirror.settings import LogSettings, MirrorSettings, TargetSettings, TlsSettings
+from spoakit.apps.mirror.config.settings import (
+    LogSettings,
+    MirrorSettings,
+    TargetSettings,
+    TlsSettings,
+)
 from spoakit.apps.mirror.target import Target
 from spoakit.apps.mirror.url import TargetURL
 from spoakit.exceptions import ConfigurationError

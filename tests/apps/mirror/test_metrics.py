@@ -12,12 +12,11 @@ import pytest
 from tests.apps.mirror.conftest import OK, Run, origin, until
 
 from spoakit.agent.headers import Headers
-from spoakit.apps.mirror._access_log_cy import AccessLog
-from spoakit.apps.mirror._request_cy import Original
+from spoakit.apps.mirror._request_cy import IncomingRequest
+from spoakit.apps.mirror.access_log._lines_cy import AccessLog
+from spoakit.apps.mirror.access_log.writer import LogWriter
 from spoakit.apps.mirror.agent import Mirror
-from spoakit.apps.mirror.connection_budget import ConnectionBudget
-from spoakit.apps.mirror.log_writer import LogWriter
-from spoakit.apps.mirror.settings import (
+from spoakit.apps.mirror.config.settings import (
     MirrorSettings,
     PoolSettings,
     QueueSettings,
@@ -25,6 +24,7 @@ from spoakit.apps.mirror.settings import (
     TargetSettings,
     Timeouts,
 )
+from spoakit.apps.mirror.http.connection_budget import ConnectionBudget
 from spoakit.apps.mirror.url import TargetURL
 from spoakit.metrics.memory import SharedMetrics
 from spoakit.metrics.snapshot import Snapshot
@@ -77,8 +77,8 @@ def settings_for(port: int, name: str, **more: Any) -> TargetSettings:
     return TargetSettings(TargetURL.parse(f"http://127.0.0.1:{port}"), name=name, **more)
 
 
-def request(path: bytes = b"/", method: bytes = b"GET") -> Original:
-    return Original(method, path, b"1.1", Headers(b"host: h\r\n\r\n", False), b"")
+def request(path: bytes = b"/", method: bytes = b"GET") -> IncomingRequest:
+    return IncomingRequest(method, path, b"1.1", Headers(b"host: h\r\n\r\n", False), b"")
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spoakit.agent.headers import Headers
-from spoakit.apps.mirror.settings import Rewrite
+from spoakit.apps.mirror.config.settings import Rewrite
 from spoakit.apps.mirror.url import TargetURL
 
 Fields = Sequence[tuple[bytes, bytes]]
@@ -35,7 +35,7 @@ def text(fields: Fields) -> bytes:
 
 def original(building: ModuleType, method: bytes, target: bytes, lines: bytes, **more: Any) -> Any:
     headers = Headers(lines, more.pop("binary", False))
-    return building.Original(method, target, b"1.1", headers, **more)
+    return building.IncomingRequest(method, target, b"1.1", headers, **more)
 
 
 def builder(building: ModuleType, base: str = "", **rewrite: Any) -> Any:

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spoakit.agent.headers import Headers
+from spoakit.apps.mirror.config.settings import Selection
 from spoakit.apps.mirror.selection import Selector
-from spoakit.apps.mirror.settings import Selection
 
 VALUES = 200_000
 

@@ -16,8 +16,7 @@ import pytest
 from tests.apps.mirror.conftest import OK, Origin, Run, origin, until
 from tests.ports import free_port
 
-from spoakit.apps.mirror.metrics import Counters
-from spoakit.apps.mirror.settings import (
+from spoakit.apps.mirror.config.settings import (
     Overflow,
     PoolSettings,
     QueueSettings,
@@ -26,15 +25,16 @@ from spoakit.apps.mirror.settings import (
     TlsSettings,
     Truncated,
 )
+from spoakit.apps.mirror.metrics import Counters
 from spoakit.exceptions import ConfigurationError
 
-Answer = Sequence[bytes | None]
+Response = Sequence[bytes | None]
 Copying = Callable[..., Any]
 
 
 @asynccontextmanager
 async def slow_origin(delay: float) -> AsyncIterator[Origin]:
-    """Run an `Origin` that takes time for each answer."""
+    """Run an `Origin` that takes time for each response."""
 
     class Slow(Origin):
         async def pause(self) -> None:
@@ -98,7 +98,7 @@ def test_connections_are_used_again_and_not_more_than_allowed(run: Run, copying:
 
 
 @pytest.mark.parametrize(
-    ("answer", "logged"),
+    ("response", "logged"),
     [
         ([b"HTTP/1.1 100 Continue\r\n\r\n", OK], "200 0/2"),
         ([b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + OK], "200 0/2"),
@@ -117,10 +117,10 @@ def test_connections_are_used_again_and_not_more_than_allowed(run: Run, copying:
     ],
 )
 def test_answers_of_all_kinds_are_read_and_the_connection_stays(
-    run: Run, copying: Copying, answer: Sequence[bytes], logged: str
+    run: Run, copying: Copying, response: Sequence[bytes], logged: str
 ) -> None:
     async def scenario() -> None:
-        async with origin(lambda request: answer) as server:
+        async with origin(lambda request: response) as server:
             async with copying(server.port, pool=PoolSettings(connections=1)) as mirror:
                 for count in range(1, 4):
                     mirror.get()
@@ -132,7 +132,7 @@ def test_answers_of_all_kinds_are_read_and_the_connection_stays(
 
 
 @pytest.mark.parametrize(
-    ("answer", "logged"),
+    ("response", "logged"),
     [
         ([b"HTTP/1.1 200 OK\r\n\r\nall", b" there is", None], '1.1" 200 0/12'),
         ([b"HTTP/1.0 200 OK\r\n\r\n", None], '1.0" 200 0/0'),
@@ -141,10 +141,10 @@ def test_answers_of_all_kinds_are_read_and_the_connection_stays(
     ],
 )
 def test_a_connection_that_cannot_stay_is_replaced(
-    run: Run, copying: Copying, answer: Sequence[bytes | None], logged: str
+    run: Run, copying: Copying, response: Sequence[bytes | None], logged: str
 ) -> None:
     async def scenario() -> None:
-        async with origin(lambda request: answer) as server:
+        async with origin(lambda request: response) as server:
             async with copying(server.port, pool=PoolSettings(connections=1)) as mirror:
                 for _ in range(3):
                     mirror.get()
@@ -170,12 +170,12 @@ def test_the_answer_to_head_has_no_body(run: Run, copying: Copying) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "error"),
+    ("response", "error"),
     [
         ([None], "the target closed the connection"),
         ([b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nab", None], "the target closed the"),
         ([b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n", None], "closed"),
-        ([b"SSH-2.0-x\r\n"], "malformed answer: "),
+        ([b"SSH-2.0-x\r\n"], "malformed response: "),
         ([b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nab"], "malformed"),
         ([b"HTTP/1.1 101 X\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"], "changed the protocol"),
         (
@@ -190,10 +190,10 @@ def test_the_answer_to_head_has_no_body(run: Run, copying: Copying) -> None:
     ],
 )
 def test_a_request_without_a_whole_answer_failed(
-    run: Run, copying: Copying, answer: Sequence[bytes | None], error: str
+    run: Run, copying: Copying, response: Sequence[bytes | None], error: str
 ) -> None:
     async def scenario() -> None:
-        async with origin(lambda request: answer) as server:
+        async with origin(lambda request: response) as server:
             async with copying(server.port, timeouts=Timeouts(min_backoff=0.001)) as mirror:
                 mirror.get(b"/a")
                 await until(lambda: mirror.target.counters.failed == 1)
@@ -222,8 +222,8 @@ def test_what_met_the_end_of_a_kept_connection_is_sent_again_if_it_may_be(
     run: Run, copying: Copying, method: bytes, sent: int
 ) -> None:
     async def scenario() -> None:
-        answers: Iterator[Answer] = iter([[OK], [None], [OK]])
-        async with origin(lambda request: next(answers)) as server:
+        responses: Iterator[Response] = iter([[OK], [None], [OK]])
+        async with origin(lambda request: next(responses)) as server:
             async with copying(server.port, pool=PoolSettings(connections=1)) as mirror:
                 mirror.get()
                 await mirror.answered(1)
@@ -244,8 +244,8 @@ def test_what_met_the_end_of_a_kept_connection_is_sent_again_if_it_may_be(
 
 def test_nothing_is_sent_a_third_time(run: Run, copying: Copying) -> None:
     async def scenario() -> None:
-        answers: Iterator[Answer] = iter([[OK], [None], [None], [OK]])
-        async with origin(lambda request: next(answers)) as server:
+        responses: Iterator[Response] = iter([[OK], [None], [None], [OK]])
+        async with origin(lambda request: next(responses)) as server:
             async with copying(
                 server.port, pool=PoolSettings(connections=1), timeouts=Timeouts(min_backoff=0.01)
             ) as mirror:
@@ -291,15 +291,15 @@ def test_requests_wait_for_a_target_that_is_down_and_arrive_when_it_is_up(
             ) as mirror:
                 for number in range(100):
                     mirror.get(b"/%d" % number)
-                await until(lambda: "requests wait until it answers" in caplog.text)
+                await until(lambda: "copies wait" in caplog.text)
                 await server.start(port)
                 await mirror.answered(100)
             assert len({request.partition(b" HTTP")[0] for request in server.requests}) == 100
             assert mirror.target.counters.failed == 0
 
     run(scenario())
-    assert caplog.text.count("requests wait until it answers") == 1
-    assert "answers again after" in caplog.text
+    assert caplog.text.count("; copies wait\n") == 1
+    assert "reached again after" in caplog.text
 
 
 def test_a_target_that_is_down_is_tried_by_one_connection_at_a_time(
@@ -353,7 +353,7 @@ def test_a_queue_is_bounded_in_bytes_too(run: Run, copying: Copying) -> None:
             # One that exceeds it by itself costs none of the others.
             mirror.copy(b"POST", b"/", b"host: h\r\n\r\n", b"x" * 200_000)
             assert mirror.target.counters.dropped == 91
-            assert mirror.target.lanes[0].pool.waiting == 10
+            assert mirror.target.pools[0].queue.waiting == 10
         assert mirror.target.counters.dropped == 101
 
     run(scenario())
@@ -411,7 +411,7 @@ def test_unused_time_begins_with_the_end_of_the_answer(run: Run, copying: Copyin
             for count in range(1, 4):
                 mirror.get()
                 await mirror.answered(count)
-                # Longer than the keep-alive, from the request on; not from the answer on.
+                # Longer than the keep-alive, from the request on; not from the response on.
                 await asyncio.sleep(0.05)
             assert server.connections == 1
 
@@ -423,10 +423,10 @@ def test_what_a_target_says_of_its_connections_is_heeded_a_little_early(
     run: Run, copying: Copying, pieces: int
 ) -> None:
     hint = b"HTTP/1.1 200 OK\r\nKeep-Alive: timeout=2, max=100\r\nContent-Length: 2\r\n\r\n"
-    answer = [hint + b"ok"] if pieces == 1 else [hint, b"ok"]
+    response = [hint + b"ok"] if pieces == 1 else [hint, b"ok"]
 
     async def scenario() -> None:
-        async with origin(lambda _: answer) as server, copying(server.port) as mirror:
+        async with origin(lambda _: response) as server, copying(server.port) as mirror:
             mirror.get()
             await mirror.answered(1)
             began = time.monotonic()
@@ -465,7 +465,7 @@ def test_what_has_waited_for_too_long_is_not_sent(
                 for number in range(10):
                     mirror.get(b"/old/%d" % number)
                 await until(lambda: mirror.target.counters.dropped == 10)
-                pool = mirror.target.lanes[0].pool
+                pool = mirror.target.pools[0].queue
                 assert (pool.waiting, pool.waiting_bytes, pool.too_old) == (0, 0, 10)
                 mirror.get(b"/new")
                 await server.start(port)
@@ -488,7 +488,7 @@ def test_a_target_that_never_answers_is_given_up(run: Run, copying: Copying) -> 
                 for _ in range(5):
                     mirror.get()
                 await until(lambda: mirror.target.counters.failed == 5)
-            assert all(" no answer within 0.2 s" in line for line in mirror.lines())
+            assert all(" no response within 0.2 s" in line for line in mirror.lines())
             assert server.connections == 5
 
     run(scenario())
@@ -592,7 +592,7 @@ def test_a_name_that_cannot_be_resolved_is_said(
     async def scenario() -> None:
         async with copying(1, host=host, drain=0) as mirror:
             mirror.get()
-            await until(lambda: "requests wait until it answers" in caplog.text)
+            await until(lambda: "copies wait" in caplog.text)
             assert mirror.target.counters.connect_failures == 1
 
     run(scenario())
@@ -673,8 +673,8 @@ def test_a_key_with_a_password_is_refused_and_nobody_is_asked(
     ]
     subprocess.run(command, check=True, capture_output=True)
     load = (
-        "from spoakit.apps.mirror.dialer import check_tls;"
-        "from spoakit.apps.mirror.settings import TargetSettings, TlsSettings;"
+        "from spoakit.apps.mirror.http.connector import check_tls;"
+        "from spoakit.apps.mirror.config.settings import TargetSettings, TlsSettings;"
         "from spoakit.apps.mirror.url import TargetURL;"
         f"tls = TlsSettings(certificate={str(certificate)!r}, key={str(locked)!r});"
         "check_tls(TargetSettings(TargetURL.parse('https://localhost'), tls=tls))"
@@ -741,8 +741,8 @@ def test_an_answer_that_begins_may_take_longer_than_its_first_byte(
                 mirror.get(b"/none")
                 await until(lambda: mirror.target.counters.failed == 2)
             assert [line.rpartition(" no ")[2] for line in mirror.lines()] == [
-                "answer within 0.1 s",
-                "whole answer within 0.4 s",
+                "response within 0.1 s",
+                "whole response within 0.4 s",
             ]
 
     run(scenario())
@@ -863,9 +863,9 @@ def test_a_post_that_met_a_closed_connection_does_not_make_the_others_wait(
     run: Run, copying: Copying, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario() -> None:
-        answers: Iterator[Answer] = iter([[OK], [None], [OK]])
+        responses: Iterator[Response] = iter([[OK], [None], [OK]])
         async with (
-            origin(lambda request: next(answers)) as server,
+            origin(lambda request: next(responses)) as server,
             copying(server.port, pool=PoolSettings(connections=1)) as mirror,
         ):
             mirror.get()

@@ -1,8 +1,8 @@
 import pytest
 
 from spoakit.agent.headers import Headers
-from spoakit.apps.mirror._request_cy import Original, RequestBuilder
-from spoakit.apps.mirror.settings import Rewrite
+from spoakit.apps.mirror._request_cy import IncomingRequest, RequestBuilder
+from spoakit.apps.mirror.config.settings import Rewrite
 from spoakit.apps.mirror.url import TargetURL
 from spoakit.exceptions import ConfigurationError
 
@@ -80,6 +80,6 @@ def test_a_base_path_goes_in_front_once_whatever_the_slashes(path: str, base_pat
     url = TargetURL.parse(f"http://h{path}")
     assert url.base_path == base_path
     request = RequestBuilder(url, Rewrite()).build(
-        Original(b"GET", b"/x?y", b"1.1", Headers(b"", False))
+        IncomingRequest(b"GET", b"/x?y", b"1.1", Headers(b"", False))
     )
     assert request.target == f"{base_path}/x?y".encode()

@@ -22,7 +22,7 @@ from spoakit.apps.mirror.paths import TOKEN, PathRewriter, RefusedRequestError, 
 
 if TYPE_CHECKING:
     from spoakit import _cython as cython
-    from spoakit.apps.mirror.settings import Rewrite
+    from spoakit.apps.mirror.config.settings import Rewrite
     from spoakit.apps.mirror.url import TargetURL
 else:
     try:
@@ -100,7 +100,7 @@ class TruncatedBodyError(RefusedRequestError):
 @cython.final
 @cython.freelist(8)
 @cython.cclass
-class Original:
+class IncomingRequest:
     """A request as HAProxy tells of it, of which copies are made.
 
     Args:
@@ -190,7 +190,7 @@ class Original:
 @cython.final
 @cython.freelist(64)
 @cython.cclass
-class Request:
+class OutgoingRequest:
     """A request in the form it is sent in, kept as one object of bytes: queues are long.
 
     Args:
@@ -273,7 +273,7 @@ class Request:
 
     @property
     def is_head(self) -> bool:
-        """Whether its answer has no body, whatever the answer's fields say (RFC 9112, 6.3)."""
+        """Whether its response has no body, whatever the response's fields say (RFC 9112, 6.3)."""
         return self._wire.startswith(b"HEAD ")
 
     @property
@@ -281,9 +281,9 @@ class Request:
         """Whether it may be sent again when nobody knows if it was acted on."""
         return self.method in _IDEMPOTENT
 
-    def as_retried(self) -> Request:
+    def as_retried(self) -> OutgoingRequest:
         """Return the request marked as sent once already."""
-        return Request(
+        return OutgoingRequest(
             self._wire,
             self._head_size,
             self._method_size,
@@ -384,7 +384,7 @@ class RequestBuilder:
         self._options = b""
         self._has_length = self._states_length = self._has_host = self._has_id = False
 
-    def build(self, original: Original) -> Request:
+    def build(self, original: IncomingRequest) -> OutgoingRequest:
         """Make the copy of a request.
 
         Raises:
@@ -436,7 +436,9 @@ class RequestBuilder:
         # matters: that none has an end of line, or looks like one.
         if not _is_head(head, lines):
             raise RefusedRequestError("there is a CR, LF or NUL in its header fields")
-        request: Request = Request.__new__(Request)  # without the cost of a call from Python
+        request: OutgoingRequest = OutgoingRequest.__new__(
+            OutgoingRequest
+        )  # without the cost of a call from Python
         request._wire = head + body if body else head
         request._head_size = len(head)
         request._method_size = len(method)
@@ -447,7 +449,7 @@ class RequestBuilder:
 
     @cython.cfunc
     @cython.inline
-    def _add_rest(self, original: Original, host: bytes) -> object:
+    def _add_rest(self, original: IncomingRequest, host: bytes) -> object:
         """Add what the original does not have and the copy shall have."""
         pieces: list[Any] = self._pieces
         if not self._has_host:

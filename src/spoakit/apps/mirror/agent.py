@@ -12,20 +12,21 @@ from spoakit.agent.headers import Headers
 from spoakit.agent.parameters import IPAddress
 from spoakit.apps.delay import DEADLINE, delayed
 from spoakit.apps.live import LiveSettings
-from spoakit.apps.mirror._access_log_cy import AccessLog
-from spoakit.apps.mirror._request_cy import Original
-from spoakit.apps.mirror.connection_budget import ConnectionBudget, wanted_connections
-from spoakit.apps.mirror.connections import Connections
-from spoakit.apps.mirror.dialer import check_tls
-from spoakit.apps.mirror.log_writer import LogWriter
+from spoakit.apps.mirror._request_cy import IncomingRequest
+from spoakit.apps.mirror.access_log._lines_cy import AccessLog
+from spoakit.apps.mirror.access_log.writer import LogWriter
+from spoakit.apps.mirror.config.settings import MirrorSettings, TargetSettings
+from spoakit.apps.mirror.http.connection_budget import ConnectionBudget, wanted_connections
+from spoakit.apps.mirror.http.connector import check_tls
+from spoakit.apps.mirror.http.pool import ConnectionPool
 from spoakit.apps.mirror.metrics import (
     CONNECTIONS,
     IN_FLIGHT,
+    IN_TROUBLE,
     OLDEST,
     WAITING,
     WAITING_BYTES,
 )
-from spoakit.apps.mirror.settings import MirrorSettings, TargetSettings
 from spoakit.apps.mirror.target import Target
 from spoakit.exceptions import ConfigurationError
 from spoakit.logs import Throttle
@@ -75,7 +76,7 @@ class Mirror:
         """Reconfigure, and log it if that fails."""
         self._applying = asyncio.create_task(self._apply(settings))
 
-    def copy(self, original: Original) -> None:
+    def copy(self, original: IncomingRequest) -> None:
         """Copy a request to the targets that are to get it."""
         for target in self.targets:
             target.copy(original)
@@ -147,21 +148,23 @@ class Mirror:
         """Count for all targets; one that a reload has replaced has its successor's name."""
         now = time.perf_counter()
         targets = (*self.targets, *self._leaving)
-        by_name: dict[str, list[Connections]] = {target.label: [] for target in targets}
+        by_name: dict[str, list[ConnectionPool]] = {target.label: [] for target in targets}
         for target in targets:
             target.collect()
-            by_name[target.label] += target.lanes
+            by_name[target.label] += target.pools
         for name in self._shown - by_name.keys():
-            for gauge in (CONNECTIONS, IN_FLIGHT, WAITING, WAITING_BYTES, OLDEST):
+            for gauge in (IN_TROUBLE, CONNECTIONS, IN_FLIGHT, WAITING, WAITING_BYTES, OLDEST):
                 self._row.set(gauge, 0, name)
         self._shown = set(by_name)
-        for name, lanes in by_name.items():
-            pools = [lane.pool for lane in lanes]
-            oldest = max((pool.oldest(now) for pool in pools), default=0.0)
-            self._row.set(CONNECTIONS, sum(lane.count for lane in lanes), name)
-            self._row.set(IN_FLIGHT, sum(lane.in_flight for lane in lanes), name)
-            self._row.set(WAITING, sum(pool.waiting for pool in pools), name)
-            self._row.set(WAITING_BYTES, sum(pool.waiting_bytes for pool in pools), name)
+        for name, pools in by_name.items():
+            queues = [pool.queue for pool in pools]
+            oldest = max((queue.oldest(now) for queue in queues), default=0.0)
+            in_trouble = any(pool.health.trouble for pool in pools)
+            self._row.set(IN_TROUBLE, in_trouble, name)
+            self._row.set(CONNECTIONS, sum(pool.count for pool in pools), name)
+            self._row.set(IN_FLIGHT, sum(pool.in_flight for pool in pools), name)
+            self._row.set(WAITING, sum(queue.waiting for queue in queues), name)
+            self._row.set(WAITING_BYTES, sum(queue.waiting_bytes for queue in queues), name)
             self._row.set(OLDEST, oldest, name)
 
     def _make(self, settings: TargetSettings) -> Target:
@@ -230,7 +233,7 @@ def create_agent(settings: MirrorSettings | LiveSettings[MirrorSettings]) -> Age
         arg_id: bytes = b"",
         arg_key: bytes = b"",
     ) -> None:
-        original = Original(
+        original = IncomingRequest(
             arg_method,
             arg_path,
             arg_ver,

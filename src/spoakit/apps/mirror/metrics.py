@@ -7,7 +7,7 @@ For each target, in whatever is published::
 """
 
 from collections import Counter as Tally
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Final, Protocol
 
@@ -76,6 +76,20 @@ CONNECT_FAILURES = counter(
     "unreachable, timeout, tls, protocol (the target speaks another one), other.",
     labels=("target", "reason"),
     limit=4 * _TARGETS + 1,
+)
+PAUSES = counter(
+    "spoakit_mirror_pauses_total",
+    "Times that a target got no new connections for a while, by reason: unreachable, silent (no "
+    "response in time), refusing (it ended connections without a response), unintelligible (what "
+    "it sent is not HTTP).",
+    labels=("target", "reason"),
+    limit=4 * _TARGETS + 1,
+)
+IN_TROUBLE = gauge(
+    "spoakit_mirror_in_trouble",
+    "Workers that find a target in trouble: it failed, and has not responded since.",
+    labels=("target",),
+    limit=_TARGETS,
 )
 CONNECTIONS = gauge(
     "spoakit_mirror_connections",
@@ -169,20 +183,8 @@ _NAMES: Final = tuple(
 )
 
 
-class Failure(str):
-    """Why a copy has no complete response: a sentence, with the reason that it is counted by."""
-
-    reason: str
-
-    def __new__(cls, text: str, reason: str) -> "Failure":
-        """Return the text, with a reason of `FAILURES`."""
-        failure = super().__new__(cls, text)
-        failure.reason = reason
-        return failure
-
-
 class Queue(Protocol):
-    """One of a target's queues, and what is sent from it; see `_pool_cy.Pool`."""
+    """One of a target's queues, and what is sent from it; see `_queue_cy.RequestQueue`."""
 
     @property
     def waiting(self) -> int:
@@ -233,7 +235,9 @@ class TargetMetrics:
         """The target's name, or "other" if there is no room for it."""
         return self._target
 
-    def collect(self, counters: Counters, queues: Iterable[Queue]) -> None:
+    def collect(
+        self, counters: Counters, queues: Iterable[Queue], pauses: Mapping[str, int]
+    ) -> None:
         """Count what has been counted since the last time."""
         queues = tuple(queues)
         full = sum(queue.queue_full for queue in queues)
@@ -245,6 +249,8 @@ class TargetMetrics:
             self._carry(FAILURES, count, reason)
         for reason, count in counters.failed_attempts.items():
             self._carry(CONNECT_FAILURES, count, reason)
+        for reason, count in pauses.items():
+            self._carry(PAUSES, count, reason)
         self._carry(RETRIES, counters.retried)
         self._carry(ODD, counters.odd)
         self._carry(BODIES_CUT, counters.cut_bodies)

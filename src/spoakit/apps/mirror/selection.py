@@ -6,8 +6,8 @@ from hashlib import blake2b
 from typing import Final
 
 from spoakit.agent.headers import Headers
+from spoakit.apps.mirror.config.settings import Selection
 from spoakit.apps.mirror.patterns import Pattern
-from spoakit.apps.mirror.settings import Selection
 
 # Finds what a request is sampled by; b"" where it has none.
 _Sampler = Callable[[Headers, bytes | None, bytes | None], bytes]

@@ -2,29 +2,30 @@
 
 import asyncio
 import logging
+from collections import Counter as Tally
 from typing import Final
 
-from spoakit.apps.mirror._access_log_cy import AccessLog
 from spoakit.apps.mirror._request_cy import (
-    Original,
-    Request,
+    IncomingRequest,
+    OutgoingRequest,
     RequestBuilder,
     TruncatedBodyError,
 )
-from spoakit.apps.mirror.connection_budget import ConnectionBudget
-from spoakit.apps.mirror.connections import Connections
-from spoakit.apps.mirror.dialer import lanes
+from spoakit.apps.mirror.access_log._lines_cy import AccessLog
+from spoakit.apps.mirror.config.settings import TargetSettings
+from spoakit.apps.mirror.http.connection_budget import ConnectionBudget
+from spoakit.apps.mirror.http.connector import alpn_groups
+from spoakit.apps.mirror.http.pool import ConnectionPool
 from spoakit.apps.mirror.metrics import Counters, TargetMetrics
 from spoakit.apps.mirror.paths import RefusedRequestError
 from spoakit.apps.mirror.rate_limit import RateLimit
 from spoakit.apps.mirror.selection import Selector
-from spoakit.apps.mirror.settings import TargetSettings
 from spoakit.logs import Throttle
 from spoakit.metrics.memory import WorkerMetrics
 
 logger = logging.getLogger("spoakit.mirror")
 
-# How much later than its time an overdue answer is given up, as a share of that time.
+# How much later than its time an overdue response is given up, as a share of that time.
 _CHECKS: Final = 20
 _MIN_CHECK_INTERVAL: Final = 0.01
 _MAX_CHECK_INTERVAL: Final = 1.0
@@ -63,13 +64,13 @@ class Target:
         self._rate_limit = None if rate is None else RateLimit(rate)
         self._builder = RequestBuilder(settings.url, settings.rewrite)
         budget = budget or ConnectionBudget.of_process()
-        self._lanes = tuple(
-            Connections(settings, access_log, self._counters, self._metrics, budget, http)
-            for http in lanes(settings)
+        self._pools = tuple(
+            ConnectionPool(settings, access_log, self._counters, self._metrics, budget, http)
+            for http in alpn_groups(settings)
         )
-        self._put = self._lanes[0].put
+        self._put = self._pools[0].put
         # Where there are two, the last is for what came over HTTP/2.
-        self._put_2 = self._lanes[-1].put
+        self._put_2 = self._pools[-1].put
         self._loop = asyncio.get_running_loop()
         timeouts = settings.timeouts
         shortest = min(timeouts.first_byte, timeouts.total, settings.pool.idle)
@@ -81,15 +82,15 @@ class Target:
     @property
     def counters(self) -> Counters:
         """The figures as they are now."""
-        pools = [lane.pool for lane in self._lanes]
-        self._counters.answered = sum(pool.answered for pool in pools)
-        self._counters.dropped = sum(pool.dropped for pool in pools)
+        queues = [pool.queue for pool in self._pools]
+        self._counters.answered = sum(queue.answered for queue in queues)
+        self._counters.dropped = sum(queue.dropped for queue in queues)
         return self._counters
 
     @property
-    def lanes(self) -> tuple[Connections, ...]:
+    def pools(self) -> tuple[ConnectionPool, ...]:
         """Its queues and connections: for HTTP/1's requests, and for HTTP/2's if others."""
-        return self._lanes
+        return self._pools
 
     @property
     def label(self) -> str:
@@ -98,9 +99,10 @@ class Target:
 
     def collect(self) -> None:
         """Count what has been counted since the last time."""
-        self._metrics.collect(self._counters, [lane.pool for lane in self._lanes])
+        pauses = sum((pool.health.pauses for pool in self._pools), Tally())
+        self._metrics.collect(self._counters, [pool.queue for pool in self._pools], pauses)
 
-    def copy(self, original: Original) -> None:
+    def copy(self, original: IncomingRequest) -> None:
         """Send a copy of a request, now or when its turn comes, if the target is to get one."""
         counters = self._counters
         counters.received += 1
@@ -132,7 +134,7 @@ class Target:
             put = self._put_2 if original.is_http2 else self._put
             put(request)
 
-    def _on_missing(self, request: Request) -> None:
+    def _on_missing(self, request: OutgoingRequest) -> None:
         size = request.body_size
         self._on_truncated(
             f"a request is copied in part: {size} bytes of a body of {size + request.missing} "
@@ -155,20 +157,20 @@ class Target:
 
         A target that does not answer is tried once more, and not waited for after that.
         """
-        for lane in self._lanes:
-            lane.try_again()
+        for pool in self._pools:
+            pool.health.end_pause()
         deadline = self._loop.time() + timeout
         try:
-            while any(lane.is_hopeful for lane in self._lanes) and self._loop.time() < deadline:
+            while any(pool.is_hopeful for pool in self._pools) and self._loop.time() < deadline:
                 await asyncio.sleep(_DRAIN_POLL)
         finally:
             self._timer.cancel()
-            if unsent := sum([await lane.close() for lane in self._lanes]):
+            if unsent := sum([await pool.close() for pool in self._pools]):
                 logger.warning("%s: stopped with %d requests not sent", self.settings.name, unsent)
             logger.info("%s: %s", self.settings.name, self.counters)
 
     def _check(self) -> None:
         """Look after connections, with one timer for all of them."""
-        for lane in self._lanes:
-            lane.check()
+        for pool in self._pools:
+            pool.check()
         self._timer = self._loop.call_later(self._check_interval, self._check)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from spoakit.apps.mirror.checks import is_host
+from spoakit.apps.mirror.config.validators import is_host
 from spoakit.exceptions import ConfigurationError
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}

@@ -1,0 +1,1 @@
+"""The access log: its lines, and writing them."""

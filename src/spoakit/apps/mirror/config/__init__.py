@@ -1,0 +1,1 @@
+"""The mirror's configuration file and settings."""
