@@ -9,8 +9,8 @@ HOT := $(shell find src -name '*_cy.py')
 # Most tests wait for something: on two cores, three at a time take a fifth less time than two.
 # A file's stay together.
 PYTEST ?= -q -rs -n 3 --dist loadfile
-# What tests run beside HAProxy, and what names are looked up with in them.
-SERVERS := openssl nghttpd=nghttp2-server libnss_wrapper.so=libnss-wrapper
+# What tests run beside HAProxy.
+SERVERS := openssl nghttpd=nghttp2-server tinyproxy=tinyproxy-bin
 
 .PHONY: all check venv venv-pure haproxy demo demo-iprep test test-system test-compiled test-pure test-all \
 	lint wheel bench bench-system fuzz soak clean

@@ -96,6 +96,7 @@ def free_port() -> int:
 
 
 def main() -> int:
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = "*"  # all is on this machine
     haproxy = find_haproxy()
     if haproxy is None:
         raise SystemExit("demo: there is no HAProxy; `make demo-iprep` fetches one")

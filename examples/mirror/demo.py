@@ -227,6 +227,7 @@ def show(name: str, original: Request | None, copy: Request | None) -> bool:
 
 
 def main() -> int:
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = "*"  # all is on this machine
     haproxy = find_haproxy()
     if haproxy is None:
         raise SystemExit("demo: there is no HAProxy; `make demo` fetches one")

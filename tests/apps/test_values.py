@@ -1,6 +1,6 @@
 import pytest
 
-from spoakit.apps.values import parse_seconds, parse_size
+from spoakit.apps.values import parse_nameserver, parse_seconds, parse_size
 from spoakit.exceptions import ConfigurationError
 
 
@@ -42,3 +42,22 @@ def test_a_size_is_a_number_of_bytes_or_has_a_unit(value: object, size: int) -> 
 def test_what_is_no_size_is_refused(value: object) -> None:
     with pytest.raises(ConfigurationError, match="is not a size: a whole number of bytes, or a"):
         parse_size(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "server"),
+    [
+        ("127.0.0.1", ("127.0.0.1", 53)),
+        ("127.0.0.1:5353", ("127.0.0.1", 5353)),
+        ("::1", ("::1", 53)),
+        ("[::1]:5353", ("::1", 5353)),
+    ],
+)
+def test_name_servers_are_addresses_with_a_port_or_not(text: str, server: tuple[str, int]) -> None:
+    assert parse_nameserver(text) == server
+
+
+@pytest.mark.parametrize("text", ["", "x", "127.0.0.1:x", "127.0.0.1:70000", "[::1"])
+def test_text_that_is_not_a_name_server_is_refused(text: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^nameservers: .* is not an address"):
+        parse_nameserver(text)

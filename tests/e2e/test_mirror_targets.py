@@ -15,6 +15,7 @@ from time import monotonic
 import pytest
 from tests.benchmarks.resetting import resetting
 from tests.certificates import make_authority, make_certificate
+from tests.dns_server import name_server_in_thread
 from tests.e2e.capture import Capture, Received, answer_ok
 from tests.e2e.conftest import REQUIRED
 from tests.e2e.load import Load
@@ -30,7 +31,6 @@ with_one_haproxy = pytest.mark.parametrize("haproxy_binary", [REQUIRED], indirec
 
 EXAMPLE = Path(__file__).parents[2] / "examples/mirror"
 # Has a program look names up in a file of the test's.
-WRAPPERS = list(Path("/usr/lib").glob("*/libnss_wrapper.so"))
 RECEIVED = (
     *("not selected", "rate limited", "malformed", "body cut"),
     *("dropped", "answered", "failed"),
@@ -62,32 +62,18 @@ def get_all(haproxy: HAProxy, *paths: str, **headers: str) -> list[str]:
 
 
 @with_one_haproxy
-@pytest.mark.skipif(not WRAPPERS, reason="Debian's package libnss-wrapper is not installed")
-def test_a_name_that_has_a_new_address_is_followed(
-    mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hosts = tmp_path / "hosts"
-
-    def resolve_to(address: str, changed_at: float) -> None:
-        new = tmp_path / "hosts.new"
-        new.write_text(f"{address} target.example\n")
-        os.utime(new, (changed_at, changed_at))  # which is looked at in seconds
-        new.rename(hosts)
-
-    with Capture(host="127.0.0.1") as before:
+def test_a_name_that_has_a_new_address_is_followed(mirror: Mirror) -> None:
+    with Capture(host="127.0.0.1") as before, name_server_in_thread() as dns:
         _, port = before.address.split(":")
         with Capture(int(port), host="127.0.0.2") as after:
-            resolve_to("127.0.0.1", 1_000_000)
-            with monkeypatch.context() as context:
-                context.setenv("LD_PRELOAD", str(WRAPPERS[0]))
-                context.setenv("NSS_WRAPPER_HOSTS", str(hosts))
-                program = mirror.serve_configured(
-                    table("named", f"target.example:{port}", "lifetime = '50ms'")
-                )
+            dns.ttl = 0
+            dns.answers["target.example"] = ["127.0.0.1"]
+            settings = f"lifetime = '50ms'\nnameservers = ['{dns.address}']"
+            program = mirror.serve_configured(table("named", f"target.example:{port}", settings))
             running = mirror.balance(program)
             get_all(running, *["/before"] * 10)
             before.wait_for(10)
-            resolve_to("127.0.0.2", 2_000_000)
+            dns.answers["target.example"] = ["127.0.0.2"]
 
             def is_followed() -> bool:
                 get_all(running, "/between")

@@ -1,10 +1,12 @@
-"""What the texts stand for that are times and sizes.
+"""Parsing of the texts in settings: times, sizes, name servers.
 
-What is allowed of it, the settings say.
+Which values are allowed, the settings say.
 """
 
 import re
+from ipaddress import ip_address
 from typing import Final
+from urllib.parse import urlsplit
 
 from spoakit.exceptions import ConfigurationError
 
@@ -57,3 +59,20 @@ def parse_size(value: object) -> Size:
             '"32MiB" with B, KiB, MiB or GiB'
         )
     return Size(float(match[1]) * _SIZES[match[2]])
+
+
+def parse_nameserver(text: str) -> tuple[str, int]:
+    """Return the address and the port of a name server, as "127.0.0.1:5353" or "[::1]:53".
+
+    Raises:
+        ConfigurationError: it is not one.
+    """
+    try:
+        parts = urlsplit(f"//{text}" if text.count(":") < 2 or "]" in text else f"//[{text}]")
+        if parts.port == 0:
+            raise ValueError("a port is 1 to 65535")
+        return str(ip_address(parts.hostname or "")), parts.port or 53
+    except ValueError:
+        raise ConfigurationError(
+            f"nameservers: {text[:80]!r} is not an address, with a port or not"
+        ) from None

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.apps.iprep.dns_server import SERVFAIL, name_server
 from tests.apps.iprep.making import BOUND, database, dnsbl, mine, write_database
+from tests.dns_server import SERVFAIL, name_server
 
 from spoakit.apps.iprep.bans import BanError, BanStore
 from spoakit.apps.iprep.building import build_edition

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 import pytest
 import uvloop
-from tests.apps.iprep.dns_server import SERVFAIL, NameServer, name_server
+from tests.dns_server import SERVFAIL, NameServer, name_server
 
 from spoakit.apps.iprep.dnsbl import Dnsbl, reversed_name
 from spoakit.apps.iprep.policy import Say, State, score_of

@@ -10,7 +10,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.apps.iprep.dns_server import name_server
 from tests.apps.iprep.making import (
     BOUND,
     database,
@@ -20,6 +19,7 @@ from tests.apps.iprep.making import (
     until,
     write_database,
 )
+from tests.dns_server import name_server
 
 from spoakit.apps.iprep import reputation as reputation_module
 from spoakit.apps.iprep.bans import Ban, BanStore

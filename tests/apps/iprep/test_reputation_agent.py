@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.apps.iprep.dns_server import NameServer, name_server
 from tests.apps.iprep.making import BOUND, database, dnsbl, mine, put, write_database
+from tests.dns_server import NameServer, name_server
 
 from spoakit.agent import Agent
 from spoakit.apps.iprep.agent import create_agent

@@ -7,28 +7,8 @@ from spoakit.apps.iprep.settings import (
     DnsblSettings,
     ReputationSettings,
     SourceSettings,
-    parse_nameserver,
 )
 from spoakit.exceptions import ConfigurationError
-
-
-@pytest.mark.parametrize(
-    ("text", "server"),
-    [
-        ("127.0.0.1", ("127.0.0.1", 53)),
-        ("127.0.0.1:5353", ("127.0.0.1", 5353)),
-        ("::1", ("::1", 53)),
-        ("[::1]:5353", ("::1", 5353)),
-    ],
-)
-def test_name_servers_are_addresses_with_a_port_or_not(text: str, server: tuple[str, int]) -> None:
-    assert parse_nameserver(text) == server
-
-
-@pytest.mark.parametrize("text", ["", "x", "127.0.0.1:x", "127.0.0.1:70000", "[::1"])
-def test_what_is_no_name_server_is_refused(text: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"^nameservers: .* is not an address"):
-        parse_nameserver(text)
 
 
 @pytest.mark.parametrize("zone", ["", ".", "a b", "a..b", "x." * 100, "-.x"])

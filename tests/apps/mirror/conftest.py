@@ -78,9 +78,9 @@ class Origin:
     _server: asyncio.Server | None = None
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
-    async def start(self, port: int = 0, **options: Any) -> None:
+    async def start(self, port: int = 0, host: str = "127.0.0.1", **options: Any) -> None:
         """Listen."""
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", port, **options)
+        self._server = await asyncio.start_server(self._serve, host, port, **options)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:

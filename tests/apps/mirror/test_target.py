@@ -673,11 +673,11 @@ def test_a_key_with_a_password_is_refused_and_nobody_is_asked(
     ]
     subprocess.run(command, check=True, capture_output=True)
     load = (
-        "from spoakit.apps.mirror.http.connector import check_tls;"
+        "from spoakit.apps.mirror.http.connector import check_connections;"
         "from spoakit.apps.mirror.config.settings import TargetSettings, TlsSettings;"
         "from spoakit.apps.mirror.url import TargetURL;"
         f"tls = TlsSettings(certificate={str(certificate)!r}, key={str(locked)!r});"
-        "check_tls(TargetSettings(TargetURL.parse('https://localhost'), tls=tls))"
+        "check_connections(TargetSettings(TargetURL.parse('https://localhost'), tls=tls))"
     )
     # With a terminal, where OpenSSL would ask for the password and wait.
     ours, theirs = pty.openpty()
@@ -794,7 +794,7 @@ def test_connections_go_through_the_interface_of_that_name(run: Run, copying: Co
 
 @pytest.mark.parametrize(
     ("interface", "reason"),
-    [("192.0.2.1", "Cannot assign requested address"), ("x" * 70, "label too long")],
+    [("192.0.2.1", "Cannot assign requested address"), ("x" * 70, "Misformatted domain name")],
 )
 def test_an_interface_that_cannot_be_used_is_said(
     run: Run, copying: Copying, caplog: pytest.LogCaptureFixture, interface: str, reason: str

@@ -7,7 +7,7 @@ configuration file's keys (docs/iprep-configuration.md).
 
 import re
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network, ip_address
+from ipaddress import IPv4Address, IPv4Network
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
@@ -15,6 +15,7 @@ from spoakit.apps.checks import check_range, check_text, choice
 from spoakit.apps.iprep.addresses import Range, parse_range
 from spoakit.apps.iprep.lists import Columns
 from spoakit.apps.iprep.urls import shown_text
+from spoakit.apps.values import parse_nameserver
 from spoakit.exceptions import ConfigurationError
 
 SourceType = Literal["list", "drop", "csv", "mmdb", "dnsbl"]
@@ -387,23 +388,6 @@ def parse_ranges(option: str, texts: tuple[str, ...]) -> tuple[Range, ...]:
         except ValueError as error:
             raise ConfigurationError(f"{option}[{number}]: {error}") from None
     return tuple(ranges)
-
-
-def parse_nameserver(text: str) -> tuple[str, int]:
-    """Return the address and the port of a name server, as "127.0.0.1:5353" or "[::1]:53".
-
-    Raises:
-        ConfigurationError: it is no such thing.
-    """
-    try:
-        parts = urlsplit(f"//{text}" if text.count(":") < 2 or "]" in text else f"//[{text}]")
-        if parts.port == 0:
-            raise ValueError("0 is no port")
-        return str(ip_address(parts.hostname or "")), parts.port or 53
-    except ValueError:
-        raise ConfigurationError(
-            f"nameservers: {text[:80]!r} is not an address, with a port or not"
-        ) from None
 
 
 def _check_listing(text: str) -> None:

@@ -17,8 +17,10 @@ from spoakit.apps.mirror.access_log._lines_cy import AccessLog
 from spoakit.apps.mirror.access_log.writer import LogWriter
 from spoakit.apps.mirror.config.settings import MirrorSettings, TargetSettings
 from spoakit.apps.mirror.http.connection_budget import ConnectionBudget, wanted_connections
-from spoakit.apps.mirror.http.connector import check_tls
+from spoakit.apps.mirror.http.connector import check_connections
+from spoakit.apps.mirror.http.names import Names
 from spoakit.apps.mirror.http.pool import ConnectionPool
+from spoakit.apps.mirror.http.proxies import proxy_for
 from spoakit.apps.mirror.metrics import (
     CONNECTIONS,
     IN_FLIGHT,
@@ -60,6 +62,7 @@ class Mirror:
     ) -> None:
         self._access_log = access_log
         self._budget = budget or ConnectionBudget.of_process()
+        self._names = Names()
         self._row = row
         # Those that a reload has removed are here until they are closed.
         self._leaving: set[Target] = set()
@@ -70,7 +73,7 @@ class Mirror:
         self._is_closed = False
         self.targets = tuple(self._make(target) for target in settings.targets)
         row.on_publish(self._collect)
-        self._check_budget(settings)
+        self._report(settings)
 
     def apply(self, settings: MirrorSettings) -> None:
         """Reconfigure, and log it if that fails."""
@@ -105,7 +108,7 @@ class Mirror:
             self._close_behind(new)
             raise
         self.targets = tuple(targets)
-        self._check_budget(settings)
+        self._report(settings)
         self._close_behind(removed)
         logger.info(
             "reloaded: %d targets, %d new, %d removed", len(targets), len(new), len(removed)
@@ -118,6 +121,7 @@ class Mirror:
             closing = [target.aclose(self._drain) for target in self.targets]
             await asyncio.gather(*closing, *self._closing)
         finally:
+            await self._names.close()
             self._access_log.close()
             self._collect()
             self._row.forget(self._collect)
@@ -168,12 +172,17 @@ class Mirror:
             self._row.set(OLDEST, oldest, name)
 
     def _make(self, settings: TargetSettings) -> Target:
-        return Target(settings, self._access_log, self._row, self._budget)
+        return Target(settings, self._access_log, self._row, self._budget, self._names)
 
-    def _check_budget(self, settings: MirrorSettings) -> None:
+    def _report(self, settings: MirrorSettings) -> None:
+        """Log what may surprise about the settings, by one worker for all."""
+        if self._row.index != 0:
+            return
+        for target in settings.targets:
+            if proxy := proxy_for(target.url):
+                logger.info("%s: connections go through the proxy %s", target.name, proxy)
         wanted = wanted_connections(settings)
-        # One worker says it for all.
-        if wanted > self._budget.limit and self._row.index == 0:
+        if wanted > self._budget.limit:
             logger.warning(
                 "targets may have %d connections in each worker, and the limit of open files "
                 "leaves room for %d; raise it (ulimit -n), or lower connections",
@@ -194,7 +203,7 @@ def live_settings(read: Callable[[], MirrorSettings]) -> LiveSettings[MirrorSett
         # Find out what a worker could not do, before it is told to, or forked for it.
         settings = read()
         for target in settings.targets:
-            check_tls(target)
+            check_connections(target)
         return settings
 
     return LiveSettings(read_checked, _FOR_GOOD, logger)

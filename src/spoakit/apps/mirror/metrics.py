@@ -73,7 +73,8 @@ BODIES_CUT = counter(
 CONNECT_FAILURES = counter(
     "spoakit_mirror_connect_failures_total",
     "Attempts to open a connection that failed, by reason: name (it has no address), refused, "
-    "unreachable, timeout, tls, protocol (the target speaks another one), other.",
+    "unreachable, timeout, tls, proxy (it opened no tunnel), protocol (the target speaks another "
+    "one), other.",
     labels=("target", "reason"),
     limit=4 * _TARGETS + 1,
 )

@@ -15,6 +15,7 @@ from spoakit.apps.mirror.access_log._lines_cy import AccessLog
 from spoakit.apps.mirror.config.settings import TargetSettings
 from spoakit.apps.mirror.http.connection_budget import ConnectionBudget
 from spoakit.apps.mirror.http.connector import alpn_groups
+from spoakit.apps.mirror.http.names import Names
 from spoakit.apps.mirror.http.pool import ConnectionPool
 from spoakit.apps.mirror.metrics import Counters, TargetMetrics
 from spoakit.apps.mirror.paths import RefusedRequestError
@@ -44,6 +45,7 @@ class Target:
         access_log: gains a line for each copy that was sent.
         metrics: the worker's; see `collect`.
         budget: of the connections to all targets; by default one of its own.
+        names: the worker's addresses of hosts; by default its own.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Target:
         access_log: AccessLog,
         metrics: WorkerMetrics,
         budget: ConnectionBudget | None = None,
+        names: Names | None = None,
     ) -> None:
         self.settings: Final = settings
         self._counters = Counters()
@@ -64,8 +67,11 @@ class Target:
         self._rate_limit = None if rate is None else RateLimit(rate)
         self._builder = RequestBuilder(settings.url, settings.rewrite)
         budget = budget or ConnectionBudget.of_process()
+        self._own_names = Names() if names is None else None
+        names = names or self._own_names
+        assert names is not None
         self._pools = tuple(
-            ConnectionPool(settings, access_log, self._counters, self._metrics, budget, http)
+            ConnectionPool(settings, access_log, self._counters, self._metrics, budget, names, http)
             for http in alpn_groups(settings)
         )
         self._put = self._pools[0].put
@@ -165,6 +171,8 @@ class Target:
                 await asyncio.sleep(_DRAIN_POLL)
         finally:
             self._timer.cancel()
+            if self._own_names is not None:
+                await self._own_names.close()
             if unsent := sum([await pool.close() for pool in self._pools]):
                 logger.warning("%s: stopped with %d requests not sent", self.settings.name, unsent)
             logger.info("%s: %s", self.settings.name, self.counters)

@@ -84,6 +84,7 @@ connections = 3
 keep-alive = "2m"
 lifetime = "1d"
 interface = "eth0"
+nameservers = ["10.0.0.53", "[::1]:5353"]
 local-ports = "20000-21000"
 queue = { length = 10, bytes = "64KiB", overflow = "drop-newest", max-age = "1h" }
 rate = 1000
@@ -121,6 +122,7 @@ def test_every_key_becomes_a_setting(read: Read, tmp_path: Path) -> None:
                 queue=QueueSettings(10, 65536, "drop-newest", 1000, 3600),
                 pool=PoolSettings(3, 120, 86400, "eth0", (20000, 21000)),
                 timeouts=Timeouts(1, 2.5, 60, 0.01, 3600),
+                nameservers=("10.0.0.53", "[::1]:5353"),
                 tls=TlsSettings(
                     verify=False,
                     ca_file=str(tmp_path / "ca.pem"),

@@ -120,6 +120,7 @@ class Defaults(Table, frozen=True, kw_only=True):
     queue: _Queue = _Queue()
     rate: float | None = None
     tls: _Tls = _Tls()
+    nameservers: tuple[str, ...] = ()
 
     def target(self, url: TargetURL, name: str, folder: Path) -> TargetSettings:
         """Return the settings of a target; names of files are relative to the folder."""
@@ -151,6 +152,7 @@ class Defaults(Table, frozen=True, kw_only=True):
                 max_backoff=self.timeouts.max_backoff,
             ),
             tls=self._tls(folder),
+            nameservers=self.nameservers,
         )
 
     def _selection(self) -> Selection:

@@ -13,6 +13,7 @@ from spoakit.apps.checks import check_percent, check_range, check_text, choice
 from spoakit.apps.mirror.config import validators
 from spoakit.apps.mirror.patterns import Pattern
 from spoakit.apps.mirror.url import TargetURL
+from spoakit.apps.values import parse_nameserver
 from spoakit.exceptions import ConfigurationError
 
 Truncated = Literal["skip", "send", "mark"]
@@ -288,6 +289,8 @@ class TargetSettings:
         pool: the connections.
         timeouts: how long it may take.
         tls: how it is trusted.
+        nameservers: what to look its name up with ("10.0.0.53", "[::1]:5353"); empty for those of
+            the system.
     """
 
     url: TargetURL
@@ -299,6 +302,7 @@ class TargetSettings:
     pool: PoolSettings = field(default_factory=PoolSettings)
     timeouts: Timeouts = field(default_factory=Timeouts)
     tls: TlsSettings = field(default_factory=TlsSettings)
+    nameservers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -306,6 +310,8 @@ class TargetSettings:
         elif self.name != str(self.url):
             check_text("name", self.name)
         choice("http", self.http, HTTP_VERSIONS)
+        for server in self.nameservers:
+            parse_nameserver(server)
 
 
 @dataclass(frozen=True, slots=True)

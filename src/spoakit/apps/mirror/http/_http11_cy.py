@@ -19,6 +19,7 @@ from spoakit.apps.mirror.http.outcome import STOPPING, Outcome, Retry, Trouble, 
 
 if TYPE_CHECKING:
     from asyncio import BaseTransport
+    from collections.abc import Callable
 
     from spoakit import _cython as cython
     from spoakit.apps.mirror.http._queue_cy import RequestQueue
@@ -43,13 +44,14 @@ _EARLY: Final = 1.0
 @cython.final
 @cython.cclass
 class Connection:
-    """Send requests one at a time and read the responses, whose bodies are counted and not kept.
+    """Send requests one at a time, and read the responses, whose bodies are counted and not kept.
 
     An `asyncio.Protocol` in all but its base class, which a class of C cannot have.
     """
 
     _listener: Any
     _queue: Any
+    _forward: Any
     _transport: Any
     _parser: Any
     _request: Any
@@ -77,9 +79,15 @@ class Connection:
     _says_keep_alive: cython.bint
     _closed: cython.bint
 
-    def __init__(self, listener: ConnectionListener, queue: RequestQueue) -> None:
+    def __init__(
+        self,
+        listener: ConnectionListener,
+        queue: RequestQueue,
+        forward: Callable[[OutgoingRequest], bytes] | None = None,
+    ) -> None:
         self._listener = listener
         self._queue = queue
+        self._forward = forward
         self._transport = None
         self._parser = None
         self._request = None
@@ -161,7 +169,7 @@ class Connection:
         self._size = 0
         self._first_byte_at = 0.0
         self._sent_at = now
-        self._transport.write(wire)
+        self._transport.write(wire if self._forward is None else self._forward(request))
         return None
 
     def expire(self, now: float, first_byte: float, total: float) -> None:

@@ -1,18 +1,21 @@
-"""Opening connections to a target: from where, over TLS or not, for which HTTP."""
+"""Opening connections to a target: from where, through which proxy, over TLS or not."""
 
 import asyncio
 import errno
 import socket
 import ssl
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
-from itertools import chain
-from random import randrange
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import Final
 
+from aiohappyeyeballs import start_connection
+
+from spoakit.apps.mirror._request_cy import OutgoingRequest
 from spoakit.apps.mirror.config.settings import MAX_TARGETS, TargetSettings, TlsSettings
+from spoakit.apps.mirror.http.names import AddressInfo, LookupFailedError, Names
 from spoakit.apps.mirror.http.outcome import Trouble
+from spoakit.apps.mirror.http.proxies import ProxyError, proxy_for
+from spoakit.apps.mirror.http.source_address import SourceAddress
 from spoakit.exceptions import ConfigurationError, SpoakitError
 
 HTTP_1: Final = "http/1.1"
@@ -28,12 +31,13 @@ def alpn_groups(settings: TargetSettings) -> tuple[tuple[str, ...], ...]:
     return ((HTTP_1,),)
 
 
-def check_tls(settings: TargetSettings) -> None:
-    """Read a target's certificates.
+def check_connections(settings: TargetSettings) -> None:
+    """Check what connections to a target need: its certificates, and the proxy if there is one.
 
     Raises:
-        ConfigurationError: that does not go.
+        ConfigurationError: a file cannot be read, or the proxy cannot be used.
     """
+    proxy_for(settings.url)
     if settings.url.scheme == "https":
         for http in alpn_groups(settings):
             client_context(settings.tls, http)
@@ -59,46 +63,69 @@ class ConnectError(SpoakitError):
 _UNREACHABLE: Final = frozenset(
     {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN}
 )
+_REASONS: Final[dict[type[Exception], str]] = {
+    LookupFailedError: "name",
+    ProxyError: "proxy",
+    ssl.SSLError: "tls",
+    ConnectionRefusedError: "refused",
+    TimeoutError: "timeout",
+}
+# RFC 8305, 5: seconds before the next address is tried beside one that does not respond.
+_NEXT_ADDRESS_DELAY: Final = 0.25
 
 
-def _reason_of(error: OSError | UnicodeError) -> str:
-    """Return what a failure is counted as."""
-    if isinstance(error, (socket.gaierror, UnicodeError)):
-        return "name"
-    if isinstance(error, ssl.SSLError):
-        return "tls"
-    if isinstance(error, ConnectionRefusedError):
-        return "refused"
-    if isinstance(error, TimeoutError):
-        return "timeout"
-    return "unreachable" if error.errno in _UNREACHABLE else "other"
+def _reason_of(error: OSError | RuntimeError) -> str:
+    """Return the reason that a failure is counted by."""
+    for kind, reason in _REASONS.items():
+        if isinstance(error, kind):
+            return reason
+    return "unreachable" if getattr(error, "errno", None) in _UNREACHABLE else "other"
+
+
+def _text_of(error: OSError | RuntimeError) -> str:
+    """Return what went wrong, without a class and a number."""
+    return getattr(error, "strerror", None) or str(error)
 
 
 class Connector:
-    """Opens connections to a target.
+    """Opens connections to a target, directly or through a proxy.
 
     Args:
         settings: the target's.
         http: the protocols to offer by ALPN (RFC 7301), the favourite first. Without TLS the first
             is the one that the target must know (for HTTP/2, RFC 9113, 3.3).
+        names: the worker's addresses of hosts.
 
     Raises:
-        ConfigurationError: a certificate cannot be read.
+        ConfigurationError: a certificate cannot be read, or the proxy that the environment names
+            cannot be used.
+
+    Attributes:
+        forward: what makes a request's absolute form, for a proxy that gets it in the target's
+            place; None where connections lead to the target.
     """
 
-    def __init__(self, settings: TargetSettings, http: Sequence[str]) -> None:
+    def __init__(self, settings: TargetSettings, http: Sequence[str], names: Names) -> None:
         url = settings.url
         self._url = url
         self._timeout = settings.timeouts.connect
-        self._interface = settings.pool.interface
-        self._ports = settings.pool.local_ports
         self._http = tuple(http)
-        self._server_name: str | None = None
         self._ssl: ssl.SSLContext | None = None
+        self._server_name: str | None = None
         if url.scheme == "https":
             self._ssl = client_context(settings.tls, self._http)
-            # RFC 6066, 3: what a name is looked up with is no part of it.
+            # RFC 6066, 3: what a name is looked up with is not a part of it.
             self._server_name = (settings.tls.server_name or url.host).removesuffix(".")
+        self._proxy = proxy_for(url)
+        is_plain = self._ssl is None and self._http[0] == HTTP_1
+        self.forward: Callable[[OutgoingRequest], bytes] | None = None
+        if self._proxy is not None and is_plain:
+            self.forward = partial(self._proxy.forward, origin=url.origin.encode())
+        host, port = url.host, url.port
+        if self._proxy is not None:
+            host, port = self._proxy.host, self._proxy.port
+        self._host = names.host(host, port, settings.nameservers)
+        self._source = SourceAddress(settings, names)
 
     async def connect(self, make: Callable[[str], asyncio.Protocol]) -> None:
         """Open a connection, with the protocol that `make` returns for the HTTP of its argument.
@@ -107,71 +134,67 @@ class Connector:
             ConnectError: it could not be opened within `Timeouts.connect`, or the target does not
                 know any of the protocols.
         """
+        chooser = _Chooser(make, self._http)
+        addresses: list[AddressInfo] = []
+        timeout = asyncio.timeout(self._timeout)
         try:
-            async with asyncio.timeout(self._timeout):
-                await self._connect(_Chooser(make, self._http))
-        except TimeoutError:
-            raise ConnectError(f"no connection within {self._timeout:g} s", "timeout") from None
-        except (OSError, UnicodeError) as error:  # the latter for a name that cannot be one
-            text = getattr(error, "strerror", None) or str(error)
-            raise ConnectError(text, _reason_of(error)) from None
-
-    async def _connect(self, chooser: "_Chooser") -> None:
-        loop = asyncio.get_running_loop()
-        tls: dict[str, Any] = {"ssl": self._ssl, "server_hostname": self._server_name}
-        if self._interface is None and self._ports is None:
-            await loop.create_connection(lambda: chooser, self._url.host, self._url.port, **tls)
-        else:
-            sock = await self._bound_socket(loop)
-            try:
-                await loop.create_connection(lambda: chooser, sock=sock, **tls)
-            except BaseException:
-                sock.close()
-                raise
+            async with timeout:
+                addresses = await self._addresses()
+                await self._connect(addresses, chooser)
+        except (OSError, RuntimeError) as error:  # uvloop raises the latter, too
+            if not timeout.expired():
+                raise ConnectError(_text_of(error), _reason_of(error)) from None
+            if addresses:
+                raise ConnectError(f"no connection within {self._timeout:g} s", "timeout") from None
+            text = f"no address for {self._host} within {self._timeout:g} s: DNS does not respond"
+            raise ConnectError(text, "name") from None
         if chooser.refused:
             raise ConnectError("the target does not speak HTTP/2 (ALPN)", "protocol")
 
-    async def _bound_socket(self, loop: asyncio.AbstractEventLoop) -> socket.socket:
-        """Connect from the interface, address and port that the settings say."""
-        error: Exception = OSError("no address")
-        found = await loop.getaddrinfo(self._url.host, self._url.port, type=socket.SOCK_STREAM)
-        for family, kind, protocol, _, address in found:
-            sock = socket.socket(family, kind, protocol)
-            sock.setblocking(False)
-            try:
-                await self._bind(loop, sock, family)
-                await loop.sock_connect(sock, address)
-            except BaseException as failure:
-                sock.close()
-                if not isinstance(failure, OSError):
-                    raise
-                error = failure
-            else:
-                return sock
-        raise error
+    async def _addresses(self) -> list[AddressInfo]:
+        await self._source.look_up()
+        addresses = await self._host.get()
+        usable = [address for address in addresses if self._source.can_reach(address[0])]
+        if not usable:
+            raise OSError(errno.EAFNOSUPPORT, f"{self._source} is not of the target's IP version")
+        return usable
 
-    async def _bind(
-        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, family: int
-    ) -> None:
-        host = ""
-        if self._interface is not None and not _bind_to_device(sock, self._interface):
-            found = await loop.getaddrinfo(
-                self._interface, None, family=family, type=socket.SOCK_STREAM
+    async def _connect(self, addresses: list[AddressInfo], chooser: "_Chooser") -> None:
+        loop = asyncio.get_running_loop()
+        sock = await self._connected_socket(addresses)
+        try:
+            if self._proxy is not None and self.forward is None:
+                host, port = self._url.host, self._url.port
+                chooser.early = await self._proxy.open_tunnel(loop, sock, host, port)
+                if chooser.early and self._ssl is not None:
+                    raise ProxyError(f"the proxy {self._proxy} sent data before the target")
+            await loop.create_connection(
+                lambda: chooser, sock=sock, ssl=self._ssl, server_hostname=self._server_name
             )
-            host = str(found[0][4][0])
-        error: OSError | None = None
-        for port in _shuffled(self._ports):
-            try:
-                sock.bind((host, port))
-            except OSError as failure:
-                error = failure
-            else:
-                return
-        assert error is not None
-        if self._ports is not None and error.errno == errno.EADDRINUSE:
-            first, last = self._ports
-            raise OSError(f"none of the local ports {first}-{last} is free") from error
-        raise error
+        except BaseException:
+            sock.close()
+            raise
+
+    async def _connected_socket(self, addresses: list[AddressInfo]) -> socket.socket:
+        """Connect to the first address that works (RFC 8305), and remember which that was."""
+        tried: list[AddressInfo] = []
+        sockets: dict[socket.socket, AddressInfo] = {}
+
+        def make_socket(address: AddressInfo) -> socket.socket:
+            tried.append(address)
+            sock = self._source.make_socket(address)
+            sockets[sock] = address
+            return sock
+
+        try:
+            sock = await start_connection(
+                addresses, happy_eyeballs_delay=_NEXT_ADDRESS_DELAY, socket_factory=make_socket
+            )
+        except (OSError, RuntimeError):
+            self._host.record(tried, None)
+            raise
+        self._host.record(tried, sockets[sock])
+        return sock
 
 
 class _Chooser(asyncio.Protocol):
@@ -181,11 +204,12 @@ class _Chooser(asyncio.Protocol):
         self._make = make
         self._offered = offered
         self.refused = False
+        self.early = b""  # received behind a proxy's response
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See the connection open, its TLS handshake included."""
+        """Choose, now that the connection is open, its TLS handshake included."""
         tls = transport.get_extra_info("ssl_object")
-        # Whoever does not know ALPN speaks HTTP/1.1.
+        # A target that does not know ALPN speaks HTTP/1.1.
         http = self._offered[0] if tls is None else tls.selected_alpn_protocol() or HTTP_1
         if http not in self._offered:
             self.refused = True
@@ -194,6 +218,8 @@ class _Chooser(asyncio.Protocol):
         protocol = self._make(http)
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
+        if self.early:
+            protocol.data_received(self.early)
 
 
 @lru_cache(2 * MAX_TARGETS)
@@ -226,20 +252,3 @@ def client_context(tls: TlsSettings, http: tuple[str, ...]) -> ssl.SSLContext:
             raise ConfigurationError(f"tls certificate: {files}: {error}") from None
     context.set_alpn_protocols(http)
     return context
-
-
-def _bind_to_device(sock: socket.socket, name: str) -> bool:
-    """Bind to a network interface; return whether that is the name of one."""
-    if sys.platform != "linux" or name not in (known for _, known in socket.if_nameindex()):
-        return False
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name.encode())
-    return True
-
-
-def _shuffled(ports: tuple[int, int] | None) -> Iterator[int]:
-    """Yield every port once, from a random one on; 0 where any will do."""
-    if ports is None:
-        return iter((0,))
-    first, last = ports
-    start = randrange(first, last + 1)
-    return chain(range(start, last + 1), range(first, start))

@@ -16,6 +16,7 @@ from spoakit.apps.mirror.http.connector import HTTP_2, ConnectError, Connector
 from spoakit.apps.mirror.http.health import Health
 from spoakit.apps.mirror.http.http2_session import Http2Session
 from spoakit.apps.mirror.http.interfaces import PooledConnection
+from spoakit.apps.mirror.http.names import Names
 from spoakit.apps.mirror.http.outcome import Outcome, Retry, Trouble
 from spoakit.apps.mirror.metrics import Counters, TargetMetrics
 from spoakit.logs import Throttle
@@ -41,6 +42,7 @@ class ConnectionPool:
         counters: the target's.
         metrics: the target's, for the times of responses.
         budget: of the connections to all targets.
+        names: the worker's addresses of hosts.
         http: the protocols that may be spoken, as in `Connector`.
     """
 
@@ -51,6 +53,7 @@ class ConnectionPool:
         counters: Counters,
         metrics: TargetMetrics,
         budget: ConnectionBudget,
+        names: Names,
         http: Sequence[str],
     ) -> None:
         self._settings = settings
@@ -60,7 +63,7 @@ class ConnectionPool:
         self._throttle = Throttle(logger)
         self._oddities = Throttle(logger, _ODDITY_INTERVAL)
         self._origin = settings.url.origin.encode()
-        self._connector = Connector(settings, http)
+        self._connector = Connector(settings, http, names)
         self._shares = HTTP_2 in http  # until a connection shows that the target cannot
         queue = settings.queue
         self._queue = RequestQueue(
@@ -273,7 +276,9 @@ class ConnectionPool:
         def make(http: str) -> asyncio.Protocol:
             self._shares = http == HTTP_2
             if not self._shares:
-                return cast(asyncio.Protocol, Connection(self, self._queue))
+                return cast(
+                    asyncio.Protocol, Connection(self, self._queue, self._connector.forward)
+                )
             sessions.append(Http2Session(self, self._queue))
             return sessions[0].protocol
 
