@@ -44,3 +44,11 @@ threaded, threaded_score = make()
 @threaded.message("check-client-ip", threaded=True)
 def check_in_a_thread(src: IPAddress, /) -> Action:
     return threaded_score.set(int(src) % 101)
+
+
+acknowledging = Agent("acknowledging")
+
+
+@acknowledging.message("mirror")
+def acknowledge() -> None:
+    """Do nothing with what a mirror would copy."""

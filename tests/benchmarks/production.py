@@ -1,9 +1,10 @@
 """Production through a real HAProxy: what its clients lose when every request is mirrored.
 
 HAProxy (one thread), clients, origin, target and agent share the machine. Measured without the
-filter, with it, with three more targets that are slow, dead, and reset each connection, and with
-the filter's agent dead behind spop-check: as many requests as there can be, which tells of
-throughput, and some at a fixed pace, which tells of latencies.
+filter, with an agent that only acknowledges, with the mirror, with three more targets that are
+slow, dead, and reset each connection, and with the filter's agent dead behind spop-check: as many
+requests as there can be, which tells of throughput, and some at a fixed pace, which tells of
+latencies.
 """
 
 import re
@@ -18,7 +19,15 @@ from tests.benchmarks.measure import BenchmarkError, wait_until
 from tests.benchmarks.mirroring import WARM_UP
 from tests.benchmarks.resetting import resetting
 from tests.benchmarks.results import Case, Measurement, Scenario
-from tests.benchmarks.subjects import HAPROXY_VERSIONS, OWN, Bench, Subject, newest_haproxy
+from tests.benchmarks.subjects import (
+    ACKNOWLEDGING,
+    HAPROXY_VERSIONS,
+    OWN,
+    Bench,
+    Subject,
+    acknowledging_agent,
+    newest_haproxy,
+)
 from tests.benchmarks.tools import MARGIN
 from tests.ports import free_port
 
@@ -91,12 +100,16 @@ def scenarios(bench: Bench) -> list[Scenario]:
         version += f" ({WANTED} is wanted: scripts/fetch_haproxy.py {WANTED})"
     seconds = max(1, round(SECONDS * bench.scale))
     possible = partial(_wrk, seconds)
+    acknowledged = Case(
+        ACKNOWLEDGING,
+        partial(_production, bench, possible, acknowledging_agent(), mirrors=False),
+    )
     dead = Case("dead agent", partial(_production, bench, possible, None, dead=True))
     return [
         Scenario(
             "production",
             f"{version}, 1 thread; wrk with {CONNECTIONS} connections",
-            [*_cases(bench, possible), dead],
+            [*_cases(bench, possible), acknowledged, dead],
             (UNFILTERED, "requests/s"),
         ),
         *(
@@ -146,6 +159,7 @@ def _production(
     *,
     dead: bool = False,
     troubled: bool = False,
+    mirrors: bool = True,
 ) -> Measurement:
     if (binary := newest_haproxy()) is None:
         raise BenchmarkError("no HAProxy: install haproxy, or run scripts/fetch_haproxy.py")
@@ -177,11 +191,12 @@ def _production(
         before = process.usage() if process else None
         values, problems = load(haproxy.ports["FRONTEND"])
         requests = origin.count()
+        mirrored = target.wait_for(requests) if process and mirrors else 0
         if process and before:
-            mirrored = target.wait_for(requests)
             used = process.usage()
             values["agent CPU us/request"] = (used.cpu - before.cpu) * 1e6 / max(requests, 1)
             values["peak RSS MB"] = used.peak_rss
+        if process and mirrors:
             # A request whose client left at wrk's end may be mirrored and never reach the origin.
             values["lost"] = max(0, requests - mirrored)
             if values["lost"]:

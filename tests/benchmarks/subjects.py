@@ -18,6 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 OWN = "spoakit"
 AGENTS = "tests.benchmarks.agents"
 OWN_AGENT = f"{AGENTS}:agent"
+ACKNOWLEDGING = "acknowledging agent"
 KINDS = {
     "agent": "def",
     "never_waits": "async def that never waits",
@@ -110,6 +111,13 @@ def own_subjects() -> tuple[Subject, ...]:
             f"{programs}/spoa-mirror -r0 -n1 -a 127.0.0.1 -p {{port}} -u http://127.0.0.1:{{target}}/",
         ),
     )
+
+
+def acknowledging_agent() -> Subject:
+    """Return an agent of spoakit's that ACKs what a mirror would copy, and does nothing else."""
+    own = own_subjects()[0]
+    command = own.command.replace(OWN_AGENT, f"{AGENTS}:acknowledging")
+    return replace(own, name=ACKNOWLEDGING, command=command)
 
 
 def newest_haproxy() -> Path | None:
