@@ -41,9 +41,9 @@ DROPPED = counter(
 )
 RESPONSES = counter(
     "spoakit_mirror_responses_total",
-    "Copies with a complete response, by the class of its status.",
+    "Copies with a complete response, by the class of its status: 1xx to 5xx, or other.",
     labels=("target", "status"),
-    limit=5 * _TARGETS + 1,
+    limit=6 * _TARGETS + 1,
 )
 FAILURES = counter(
     "spoakit_mirror_failures_total",
@@ -259,9 +259,10 @@ class TargetMetrics:
         self._carry(DROPPED, too_old, "too_old")
         stopping = sum(queue.dropped for queue in queues) - full - too_old
         self._carry(DROPPED, stopping, "stopping")
-        for number in range(1, 6):
+        for number in range(10):
             count = sum(queue.by_class[number] for queue in queues)
-            self._carry(RESPONSES, count, f"{number}xx")
+            # Some make up statuses of their own, such as 999.
+            self._carry(RESPONSES, count, f"{number}xx" if 1 <= number <= 5 else "other")
 
     def _carry(self, family: Counter, count: int, *values: str) -> None:
         self._carried.raise_to(family, count, self._target, *values)

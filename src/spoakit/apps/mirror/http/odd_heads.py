@@ -12,6 +12,7 @@ from spoakit.exceptions import SpoakitError
 _END: Final = re.compile(rb"\r?\n\r?\n")
 _LINE_END: Final = re.compile(rb"\r?\n")
 _STATUS: Final = re.compile(rb"\s*(HTTP/1\.[01]) +([1-9][0-9]{2})(?: ([^\r\n]*))?")
+_START: Final = b"HTTP/1."
 _NUMBER: Final = re.compile(rb"[0-9]{1,18}")
 
 
@@ -42,8 +43,7 @@ def tidy(received: bytes) -> tuple[bytes, bool] | None:
     while True:
         end = _END.search(received)
         if end is None:
-            if first := _LINE_END.search(received):
-                _read_status(received[: first.start()])
+            _check_beginning(received)
             return None
         head, closes = _tidy_head(received[: end.start()])
         heads.append(head)
@@ -52,7 +52,17 @@ def tidy(received: bytes) -> tuple[bytes, bool] | None:
             return b"".join(heads) + received, closes
 
 
+def _check_beginning(received: bytes) -> None:
+    """Refuse what cannot become a head, before all of it has come: it may never come."""
+    if first := _LINE_END.search(received.lstrip()):
+        _read_status(received.lstrip()[: first.start()])
+    elif not _START.startswith(received.lstrip()[: len(_START)]):
+        raise OddHeadError(f"it begins with {received[:40]!r}, which is not HTTP/1")
+
+
 def _tidy_head(head: bytes) -> tuple[bytes, bool]:
+    if b"\0" in head:
+        raise OddHeadError("there is a NUL in its head")
     first, *rest = _LINE_END.split(head)
     version, status, reason = _read_status(first)
     fields = _fields_of(rest)
