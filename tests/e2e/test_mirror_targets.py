@@ -32,7 +32,7 @@ with_one_haproxy = pytest.mark.parametrize("haproxy_binary", [REQUIRED], indirec
 EXAMPLE = Path(__file__).parents[2] / "examples/mirror"
 # Has a program look names up in a file of the test's.
 RECEIVED = (
-    *("not selected", "rate limited", "malformed", "body cut"),
+    *("not selected", "rate limited", "looped", "malformed", "body cut"),
     *("dropped", "answered", "failed"),
 )
 
@@ -212,9 +212,14 @@ def test_copies_are_rewritten_as_each_target_wants_them(mirror: Mirror) -> None:
         assert not untouched.has(b"x-mirrored")
 
 
+@pytest.mark.parametrize("knows_the_marker", ["haproxy", "mirror"])
 def test_marked_copies_that_come_back_to_haproxy_are_not_copied_again(
-    mirror: Mirror, haproxy: StartHAProxy
+    mirror: Mirror, haproxy: StartHAProxy, knows_the_marker: str
 ) -> None:
+    spoe = (EXAMPLE / "spoe.cfg").read_text()
+    if knows_the_marker == "mirror":
+        spoe = spoe.replace("unless { req.hdr(x-mirrored) -m found }", "")
+
     def configured(address: str) -> str:
         return table("loop", address, "marker = 'X-Mirrored: 1'")
 
@@ -223,7 +228,7 @@ def test_marked_copies_that_come_back_to_haproxy_are_not_copied_again(
     with Capture() as origin:
         running = haproxy(
             (EXAMPLE / "haproxy.cfg").read_text(),
-            files={"spoe.cfg": (EXAMPLE / "spoe.cfg").read_text()},
+            files={"spoe.cfg": spoe},
             variables={"ORIGIN": origin.address, "AGENT": program.address},
         )
         mirror.configure(configured(f"127.0.0.1:{running.ports['FRONTEND']}"))
@@ -236,7 +241,11 @@ def test_marked_copies_that_come_back_to_haproxy_are_not_copied_again(
         assert len(origin.requests) == 10
         marked = [each.target for each in origin.requests if each.has(b"x-mirrored")]
         assert sorted(marked) == [b"/0", b"/1", b"/2", b"/3", b"/4"]
-    assert re.search(" 5 received, .* 5 answered, 0 failed", program.log)
+    looped = 5 if knows_the_marker == "mirror" else 0
+    assert re.search(
+        f" {5 + looped} received, .* {looped} looped, .* 5 answered, 0 failed", program.log
+    )
+    assert ("has the marker 'X-Mirrored: 1' already" in program.log) == (looped > 0)
 
 
 # Reloads.

@@ -126,7 +126,7 @@ _TARGETS: Final = (
     Option(
         "--marker",
         "NAME[:VALUE]",
-        "Add this header field to copies, with 1 if no value is given.",
+        "Header field of copies, not copied again; VALUE is 1 by default.",
         values.marker,
     ),
 )

@@ -20,6 +20,7 @@ from spoakit.apps.mirror.config.settings import (
     MirrorSettings,
     PoolSettings,
     QueueSettings,
+    Rewrite,
     Selection,
     TargetSettings,
     Timeouts,
@@ -77,8 +78,9 @@ def settings_for(port: int, name: str, **more: Any) -> TargetSettings:
     return TargetSettings(TargetURL.parse(f"http://127.0.0.1:{port}"), name=name, **more)
 
 
-def request(path: bytes = b"/", method: bytes = b"GET") -> IncomingRequest:
-    return IncomingRequest(method, path, b"1.1", Headers(b"host: h\r\n\r\n", False), b"")
+def request(path: bytes = b"/", method: bytes = b"GET", marker: bytes = b"") -> IncomingRequest:
+    headers = Headers(b"host: h\r\n" + marker + b"\r\n", False)
+    return IncomingRequest(method, path, b"1.1", headers, b"")
 
 
 @pytest.fixture
@@ -117,7 +119,12 @@ def test_figures_add_up_at_any_moment_whatever_the_targets_do(
                     selection=Selection(sample=80),
                 ),
                 settings_for(dead_port, "dead", queue=QueueSettings(length=50), timeouts=quick),
-                settings_for(resetting.port, "resetting", timeouts=quick),
+                settings_for(
+                    resetting.port,
+                    "resetting",
+                    timeouts=quick,
+                    rewrite=Rewrite(marker=("X-Mirrored", "1")),
+                ),
                 settings_for(
                     silent.port,
                     "silent",
@@ -129,7 +136,8 @@ def test_figures_add_up_at_any_moment_whatever_the_targets_do(
         ):
             for _ in range(60):
                 for _ in range(chance.randrange(20)):
-                    mirror.copy(request(b"/", chance.choice([b"GET", b"POST"])))
+                    marker = b"x-mirrored: 1\r\n" if chance.random() < 0.2 else b""
+                    mirror.copy(request(b"/", chance.choice([b"GET", b"POST"]), marker))
                 await asyncio.sleep(chance.choice([0, 0, 0.001, 0.02]))
                 check_sums(Snapshot.take(metrics), names)
             in_flight = []
@@ -150,6 +158,9 @@ def test_figures_add_up_at_any_moment_whatever_the_targets_do(
         )
         assert end.value(responses, target="slow", status="5xx") > 0
         assert end.value("spoakit_mirror_not_copied_total", target="slow", reason="not_selected")
+        not_copied = "spoakit_mirror_not_copied_total"
+        assert end.value(not_copied, target="resetting", reason="looped") > 0
+        assert end.value(not_copied, target="healthy", reason="looped") == 0
         dropped = "spoakit_mirror_dropped_total"
         assert end.value(dropped, target="dead", reason="queue_full") > 0
         assert end.value(dropped, target="dead", reason="stopping") > 0

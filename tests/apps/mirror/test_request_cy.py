@@ -383,6 +383,45 @@ def test_a_copy_is_marked_once(building: ModuleType) -> None:
     assert copy == b"GET / HTTP/1.1\r\n" + text((HOST, (b"x-mirrored", b"1")))
 
 
+@pytest.mark.parametrize("binary_form", [True, False])
+@pytest.mark.parametrize("name", [b"X-Mirrored", b"x-mirrored", b"X-MIRRORED"])
+@pytest.mark.parametrize("value", [b"yes", b" yes\t"])
+def test_a_marked_request_is_not_copied_again(
+    building: ModuleType, binary_form: bool, name: bytes, value: bytes
+) -> None:
+    fields = (HOST, (name, b"by another"), (name, value))
+    block = binary(fields) if binary_form else text(fields)
+    maker = builder(building, marker=("X-Mirrored", "yes"), remove=("x-mirrored",))
+    marked = original(building, b"GET", b"/", block, binary=binary_form)
+    plain = original(building, b"GET", b"/", binary((HOST,)), binary=True)
+    for _ in range(2):  # what a builder remembers of fields is no other way
+        maker.build(plain)
+        with pytest.raises(building.LoopedRequestError, match="X-Mirrored: yes"):
+            maker.build(marked)
+
+
+@pytest.mark.parametrize(
+    ("marker", "field"),
+    [
+        (("x-mirrored", "1"), (b"x-mirrored", b"2")),
+        (("x-mirrored", "yes"), (b"x-mirrored", b"YES")),
+        (("x-mirrored", "yes"), (b"x-mirrored", b"yes, no")),
+        (("x-mirrored", "1"), (b"x-mirror", b"1")),
+        (("x-mirrored", "1"), (b"x-mirrored", b"")),
+        (None, (b"x-mirrored", b"1")),
+    ],
+)
+def test_only_the_whole_marker_counts(
+    building: ModuleType, marker: tuple[str, str] | None, field: tuple[bytes, bytes]
+) -> None:
+    assert wire(building, (HOST, field), marker=marker)
+
+
+def test_an_empty_marker_marks_too(building: ModuleType) -> None:
+    with pytest.raises(building.LoopedRequestError):
+        build(building, (HOST, (b"x-mirrored", b"")), marker=("X-Mirrored", ""))
+
+
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [

@@ -544,6 +544,28 @@ def test_what_cannot_be_copied_is_counted_and_logged(
     assert "tune.bufsize" in caplog.text
 
 
+@pytest.mark.parametrize("version", [b"1.1", b"2.0"])
+def test_a_marked_request_is_not_copied_and_said_once_a_minute(
+    run: Run, copying: Copying, caplog: pytest.LogCaptureFixture, version: bytes
+) -> None:
+    async def scenario() -> None:
+        marked = Rewrite(marker=("X-Mirrored", "yes"))
+        async with origin() as server, copying(server.port, rewrite=marked) as mirror:
+            for _ in range(3):
+                lines = b"Host: h\r\nx-mirrored: yes\r\n\r\n"
+                mirror.copy(b"GET", b"/again", lines, version=version)
+            mirror.get()
+            await mirror.answered(1)
+            counters = mirror.target.counters
+            assert (counters.received, counters.looped, counters.malformed) == (4, 3, 0)
+            assert "3 looped" in str(counters)
+            assert len(server.requests) == 1
+
+    run(scenario())
+    [line] = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert "a request has the marker 'X-Mirrored: yes' already, and is not copied again" in line
+
+
 def test_the_queue_is_sent_before_the_end(run: Run, copying: Copying) -> None:
     async def scenario() -> None:
         async with origin() as server:

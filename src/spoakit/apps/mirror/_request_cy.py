@@ -41,6 +41,7 @@ _TRANSFER_ENCODING = cython.declare(cython.uint, 4)
 _HOST = cython.declare(cython.uint, 5)
 _FORWARDED_FOR = cython.declare(cython.uint, 6)
 _REQUEST_ID = cython.declare(cython.uint, 7)
+_MARKER = cython.declare(cython.uint, 8)
 
 _SPECIAL: dict[bytes, int] = {
     b"keep-alive": _LEFT_OUT,
@@ -95,6 +96,10 @@ _FIRST = cython.declare(cython.Py_ssize_t, 5)
 
 class TruncatedBodyError(RefusedRequestError):
     """The body is shorter than it was said to be: HAProxy's buffer did not hold all of it."""
+
+
+class LoopedRequestError(RefusedRequestError):
+    """The request has the target's marker: it is a copy that came back."""
 
 
 @cython.final
@@ -334,6 +339,9 @@ class RequestBuilder:
     # The kinds of fields by name, and the pieces that go behind all fields.
     _kinds: dict[bytes, int]
     _tail: list[Any]
+    # The marker's value, and the marker as it is configured.
+    _marker: bytes
+    _marker_text: str
     _forwards_for: cython.bint
     _adds_id: cython.bint
     # The fields met so far, by name, and those of the last request in their order.
@@ -371,6 +379,12 @@ class RequestBuilder:
         self._kinds = _SPECIAL | {name.lower().encode(): _LEFT_OUT for name in left_out}
         if rewrite.strip_secrets:
             self._kinds |= dict.fromkeys(_SECRETS, _LEFT_OUT)
+        self._marker = b""
+        self._marker_text = ""
+        for name, value in marker:
+            self._kinds[name.lower().encode()] = _MARKER
+            self._marker = value.encode()
+            self._marker_text = f"{name}: {value}"
         self._forwards_for = rewrite.forwarded_for
         if rewrite.forwarded_for:
             self._kinds.setdefault(b"x-forwarded-for", _FORWARDED_FOR)
@@ -388,6 +402,7 @@ class RequestBuilder:
         """Make the copy of a request.
 
         Raises:
+            LoopedRequestError: it has the marker of this target's copies.
             TruncatedBodyError: the body is shorter than it should be, and is not to be sent so.
             RefusedRequestError: a part is malformed, or the method is CONNECT.
         """
@@ -602,6 +617,8 @@ class RequestBuilder:
         elif kind == _REQUEST_ID:
             self._has_id = True
             self._pieces += (field.sent, value)
+        elif kind == _MARKER and value.strip(b" \t") == self._marker:
+            raise LoopedRequestError(f"has the marker {self._marker_text!r} already")
         return None
 
     @cython.cfunc

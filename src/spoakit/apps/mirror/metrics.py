@@ -3,7 +3,7 @@
 For each target, in whatever is published::
 
     requests = responses + failures + dropped + waiting + in_flight
-               + not_copied{not_selected, rate_limited, malformed, body_cut}
+               + not_copied{not_selected, rate_limited, looped, malformed, body_cut}
 """
 
 from collections import Counter as Tally
@@ -27,9 +27,10 @@ REQUESTS = counter(
 NOT_COPIED = counter(
     "spoakit_mirror_not_copied_total",
     "Requests of which a target gets no copy, by reason: not_selected (by its match or its "
-    "sample), rate_limited, malformed, body_cut (by HAProxy's buffer).",
+    "sample), rate_limited, looped (it has the target's marker), malformed, body_cut (by "
+    "HAProxy's buffer).",
     labels=("target", "reason"),
-    limit=4 * _TARGETS + 1,
+    limit=5 * _TARGETS + 1,
 )
 DROPPED = counter(
     "spoakit_mirror_dropped_total",
@@ -147,6 +148,7 @@ class Counters:
         received: requests that came from HAProxy.
         not_selected: requests that the target is not to get, by its match or by the sample.
         rate_limited: requests over the rate limit.
+        looped: requests that have the target's marker.
         malformed: malformed requests, not copied.
         body_cut: requests not copied because HAProxy's buffer cut their body.
         dropped: copies that the full queue did not hold, or that were in it at the end.
@@ -163,6 +165,7 @@ class Counters:
     received: int = 0
     not_selected: int = 0
     rate_limited: int = 0
+    looped: int = 0
     malformed: int = 0
     body_cut: int = 0
     dropped: int = 0
@@ -244,7 +247,7 @@ class TargetMetrics:
         full = sum(queue.queue_full for queue in queues)
         too_old = sum(queue.too_old for queue in queues)
         self._carry(REQUESTS, counters.received)
-        for reason in ("not_selected", "rate_limited", "malformed", "body_cut"):
+        for reason in ("not_selected", "rate_limited", "looped", "malformed", "body_cut"):
             self._carry(NOT_COPIED, getattr(counters, reason), reason)
         for reason, count in counters.failures.items():
             self._carry(FAILURES, count, reason)

@@ -7,6 +7,7 @@ from typing import Final
 
 from spoakit.apps.mirror._request_cy import (
     IncomingRequest,
+    LoopedRequestError,
     OutgoingRequest,
     RequestBuilder,
     TruncatedBodyError,
@@ -31,8 +32,8 @@ _CHECKS: Final = 20
 _MIN_CHECK_INTERVAL: Final = 0.01
 _MAX_CHECK_INTERVAL: Final = 1.0
 _DRAIN_POLL: Final = 0.01
-# Seconds between two lines about cut bodies; what they say does not change.
-_TRUNCATION_INTERVAL: Final = 60.0
+# Seconds between two lines about cut bodies, or about loops; what they say does not change.
+_REMINDER_INTERVAL: Final = 60.0
 
 
 class Target:
@@ -60,7 +61,7 @@ class Target:
         self._counters = Counters()
         self._metrics = TargetMetrics(metrics, settings.name)
         self._throttle = Throttle(logger)
-        self._truncations = Throttle(logger, _TRUNCATION_INTERVAL)
+        self._reminders = Throttle(logger, _REMINDER_INTERVAL)
         selector = Selector(settings.selection)
         self._selector = None if selector.takes_all else selector
         rate = settings.queue.rate
@@ -122,6 +123,8 @@ class Target:
             return
         try:
             request = self._builder.build(original)
+        except LoopedRequestError as error:
+            self._on_looped(error)
         except TruncatedBodyError as error:
             self._on_truncated(f"a request is not copied: {error}")
             counters.body_cut += 1
@@ -140,6 +143,18 @@ class Target:
             put = self._put_2 if original.is_http2 else self._put
             put(request)
 
+    def _on_looped(self, error: LoopedRequestError) -> None:
+        self._counters.looped += 1
+        self._reminders.warning(
+            "looped",
+            "%s: a request %s, and is not copied again: copies come back here, or a client sends "
+            "the marker; %d so far",
+            self.settings.name,
+            error,
+            self._counters.looped,
+            extra={"target": self.settings.name},
+        )
+
     def _on_missing(self, request: OutgoingRequest) -> None:
         size = request.body_size
         self._on_truncated(
@@ -149,7 +164,7 @@ class Target:
 
     def _on_truncated(self, what: str) -> None:
         self._counters.cut_bodies += 1
-        self._truncations.warning(
+        self._reminders.warning(
             "truncated",
             "%s: %s; raise tune.bufsize (a frame holds as much but 4 bytes), max-frame-size where "
             "the engine or -m sets it, and see 'option http-buffer-request'; %d so far",

@@ -101,7 +101,8 @@ class Rewrite:
             the path (groups as \1), after `strip_prefix` and before the URL's base path; see
             `patterns.Pattern`.
         add_prefix: put in front of the path, behind the URL's base path.
-        marker: a field that tells a copy from an original, as ("X-Mirrored", "1"); None for none.
+        marker: a field that tells a copy from an original, as ("X-Mirrored", "1"); requests that
+            have it are not copied. None for none.
         forwarded_for: append arg_src to X-Forwarded-For.
         request_id: send arg_id as X-Request-Id, where the request has none.
         truncated: what becomes of a body that HAProxy's buffer cut: "skip", "send" it as it is, or
