@@ -118,6 +118,24 @@ NO_RUNTIME = "runtime value not set: give -r, with 0 for unlimited"
         (["-r0", "-Z"], ["unrecognized arguments: -Z"]),
         (["-r0", "--bogus"], ["unrecognized arguments: --bogus"]),
         (["-r0", "stray"], ["unrecognized arguments: stray"]),
+        (
+            ["-r0", "http://me:secret@h"],
+            ["unrecognized arguments: http://***@h"],
+        ),
+        (
+            ["-r0", "--mirror=http://me:secret@h"],
+            [
+                "ambiguous option: --mirror=http://***@h could match --mirror-url, "
+                "--mirror-interface, --mirror-local-port"
+            ],
+        ),
+        (
+            ["-r0", "-u", "http://me:sec/ret@h"],
+            [
+                "--mirror-url: invalid mirror URL 'http://***@h': its host or its port (1 to "
+                "65535) is malformed"
+            ],
+        ),
         (["-r0", "-a", ""], ["--address: the value is empty"]),
         (["-r"], ["argument -r/--runtime: expected one argument"]),
         (
@@ -163,6 +181,11 @@ def test_all_that_is_wrong_is_named_and_the_exit_code_is_64(
     ("arguments", "error"),
     [
         (["-r0", "--tls-ca=x"], "--tls-ca 'x': --tls-cert is missing"),
+        (
+            ["-r0", "-uhttp://me:secret@h", "-uhttp://me:other@h"],
+            "--mirror-url: http://h/ is given twice; in a file (--config), two targets with names "
+            "of their own may have one URL",
+        ),
         (["-r0", "--watch"], "--watch: there is nothing to watch without --config"),
         (
             ["-r0", "--config=m.toml", "-uhttp://h/"],

@@ -212,6 +212,26 @@ def test_copies_are_rewritten_as_each_target_wants_them(mirror: Mirror) -> None:
         assert not untouched.has(b"x-mirrored")
 
 
+@with_one_haproxy
+def test_user_and_password_of_a_url_are_sent_and_not_shown(mirror: Mirror) -> None:
+    with Capture() as capture:
+        user = "http://me:s3cret%21@"
+        dead = f"{user}127.0.0.1:{free_port()}/"
+        program = mirror.run("-u", dead, "-u", f"{user}{capture.address}/base/", "-d1", "-i1s")
+        running = mirror.balance(program)
+        get_all(running, "/a", authorization="Bearer of-the-client")
+        capture.wait_for(1)
+        program.wait_for("cannot be reached")
+        program.wait_for(f"target http://{capture.address}/base/")
+        assert program.stop() == 0
+        [copy] = capture.requests
+        assert f'"GET http://{capture.address}/base/a HTTP/1.1" 200' in program.log
+    fields = [field for field in copy.fields if field[0].lower() == b"authorization"]
+    assert fields == [(b"authorization", b"Basic bWU6czNjcmV0IQ==")]
+    for secret in ("s3cret", "me:", "bWU6czNjcmV0IQ", "of-the-client"):
+        assert secret not in program.log
+
+
 @pytest.mark.parametrize("knows_the_marker", ["haproxy", "mirror"])
 def test_marked_copies_that_come_back_to_haproxy_are_not_copied_again(
     mirror: Mirror, haproxy: StartHAProxy, knows_the_marker: str

@@ -89,8 +89,9 @@ def _with_options(settings: MirrorSettings, given: Mapping[str, Any]) -> MirrorS
 
 def _targets(given: Mapping[str, Any]) -> tuple[TargetSettings, ...]:
     urls: list[TargetURL] = given["mirror_url"]
-    for index, url in enumerate(urls):
-        if url in urls[:index]:
+    shown = [str(url) for url in urls]
+    for index, url in enumerate(shown):
+        if url in shown[:index]:
             raise ConfigurationError(
                 f"--mirror-url: {url} is given twice; in a file (--config), two targets with names "
                 "of their own may have one URL"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn, TypeAlias
 
+from spoakit.apps.urls import without_users
 from spoakit.cli import values
 from spoakit.cli.options import EX_USAGE, show, show_errors, version
 from spoakit.cli.values import NotAllowedError, Reader
@@ -152,7 +153,7 @@ class OptionParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong, a line each, and how the command is called, and leave."""
-        show_errors(message)
+        show_errors(without_users(message))
         show(f"\n{self._synopsis}\nFor help type: {self.prog} -h\n")
         self.exit(EX_USAGE)
 

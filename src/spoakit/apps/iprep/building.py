@@ -26,7 +26,7 @@ from spoakit.apps.iprep.mmdb import Database, copy_database
 from spoakit.apps.iprep.settings import ReputationSettings, SourceSettings, parse_ranges
 from spoakit.apps.iprep.sources import feed_of, file_of, read_entries, refuse_no_file
 from spoakit.apps.iprep.table_builder import Ranges, TableBuilder
-from spoakit.apps.iprep.urls import shown_url
+from spoakit.apps.urls import shown_url
 from spoakit.server.watch import FileIdentity, identity_of
 
 _NEW: Final = ".new"

@@ -12,8 +12,8 @@ from spoakit.apps.iprep.keeper import Keeper
 from spoakit.apps.iprep.policy import Rule, Say, State, score_of
 from spoakit.apps.iprep.reputation import Reputation
 from spoakit.apps.iprep.settings import BanSettings, SourceSettings
-from spoakit.apps.iprep.urls import shown_url
 from spoakit.apps.toml import Table, convert
+from spoakit.apps.urls import shown_url
 
 _DEFAULT_BAN: Final = 3600.0
 _MAX_SHOWN: Final = 80

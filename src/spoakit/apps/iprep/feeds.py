@@ -26,7 +26,7 @@ import msgspec
 from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.pieces import pieces_of
 from spoakit.apps.iprep.settings import MIN_INTERVAL, FeedSettings
-from spoakit.apps.iprep.urls import without_user
+from spoakit.apps.urls import without_user
 
 _PIECE_SIZE: Final = 64 * 1024
 _JITTER: Final = 0.1

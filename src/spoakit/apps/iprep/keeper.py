@@ -35,7 +35,7 @@ from spoakit.apps.iprep.metrics import (
 )
 from spoakit.apps.iprep.settings import MIN_INTERVAL, ReputationSettings, SourceSettings
 from spoakit.apps.iprep.sources import feed_of, file_of
-from spoakit.apps.iprep.urls import shown_url
+from spoakit.apps.urls import shown_url
 from spoakit.metrics.memory import WorkerMetrics
 from spoakit.server.watch import FileIdentity, identity_of
 

@@ -325,7 +325,8 @@ class RequestBuilder:
     """Makes the copies of requests for one target.
 
     Args:
-        url: whose base path goes in front of each path.
+        url: whose base path goes in front of each path, and whose user and password are the
+            copies' Authorization.
         rewrite: how copies differ from their originals.
     """
 
@@ -372,10 +373,11 @@ class RequestBuilder:
         self._host = {"keep": "", "target": url.authority}.get(rewrite.host, rewrite.host).encode()
         self._truncated = rewrite.truncated
         marker = () if rewrite.marker is None else (rewrite.marker,)
+        own = (("Authorization", url.authorization),) if url.authorization else ()
         self._tail = []
-        for name, value in (*rewrite.set, *rewrite.add, *marker):
+        for name, value in (*rewrite.set, *own, *rewrite.add, *marker):
             self._tail += (b"\r\n%b: " % name.encode(), value.encode())
-        left_out = [*rewrite.remove, *(name for name, _ in (*rewrite.set, *marker))]
+        left_out = [*rewrite.remove, *(name for name, _ in (*rewrite.set, *own, *marker))]
         self._kinds = _SPECIAL | {name.lower().encode(): _LEFT_OUT for name in left_out}
         if rewrite.strip_secrets:
             self._kinds |= dict.fromkeys(_SECRETS, _LEFT_OUT)

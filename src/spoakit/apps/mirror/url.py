@@ -1,12 +1,16 @@
 """The URL of a target."""
 
-from dataclasses import dataclass
-from urllib.parse import urlsplit
+import re
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import unquote, urlsplit
 
 from spoakit.apps.mirror.config.validators import is_host
+from spoakit.apps.urls import basic_authorization, shown_text
 from spoakit.exceptions import ConfigurationError
 
-_DEFAULT_PORTS = {"http": 80, "https": 443}
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +24,8 @@ class TargetURL:
         authority: host and port as they were given, which is the Host of a request without one.
         base_path: goes in front of each request's path; one slash at its
             front and none at its end, so "" is the root.
+        authorization: the Authorization (RFC 7617) that its user and password are, which no text
+            shows; "" without them.
     """
 
     scheme: str
@@ -27,39 +33,42 @@ class TargetURL:
     port: int
     authority: str
     base_path: str = ""
+    authorization: str = field(default="", repr=False)
 
     @classmethod
     def parse(cls, text: str) -> "TargetURL":
-        """Read a URL such as "http://localhost:8100/" or "https://[2001:db8::1]/base".
+        """Parse a URL such as "http://localhost:8100/" or "https://me:secret@[2001:db8::1]/base".
 
         Raises:
-            ConfigurationError: it is no such URL; the text says what is wrong.
+            ConfigurationError: it is not such a URL; the text says why, without user and password.
         """
         if not text.isascii() or not text.isprintable() or " " in text:
             raise _invalid(text, "it has characters that must be percent-encoded")
         try:
             parts = urlsplit(text)
             host, port = parts.hostname, parts.port
-        except ValueError as error:
-            raise _invalid(text, str(error)) from None
+        except ValueError:  # whose text quotes parts that may be secret
+            raise _invalid(text, "its host or its port (1 to 65535) is malformed") from None
         if parts.scheme not in _DEFAULT_PORTS:
             raise _invalid(text, "it does not start with http:// or https://")
         if not host:
             raise _invalid(text, "it names no host")
         if not is_host(host):
-            raise _invalid(text, f"{host[:80]!r} is not a host name or address")
+            raise _invalid(text, "its host is not a host name or address")
         if port == 0:
             raise _invalid(text, "the port is not 1 to 65535")
-        if "@" in parts.netloc:
-            raise _invalid(text, "user and password are not supported")
         if "?" in text or "#" in text:
             raise _invalid(text, "it ends with its path; query and fragment come from the requests")
+        userinfo, at, authority = parts.netloc.rpartition("@")
+        if at and (reason := _reason_against(userinfo)):
+            raise _invalid(text, reason)
         return cls(
             parts.scheme,
             host,
             port or _DEFAULT_PORTS[parts.scheme],
-            parts.netloc,
+            authority,
             f"/{parts.path.strip('/')}".rstrip("/"),
+            basic_authorization(userinfo) if at else "",
         )
 
     @property
@@ -71,5 +80,21 @@ class TargetURL:
         return f"{self.origin}{self.base_path}/"
 
 
+def _reason_against(userinfo: str) -> str:
+    """Return what keeps a user and a password from being sent (RFC 7617, 2), "" for nothing."""
+    user, _, password = userinfo.partition(":")
+    try:
+        user, password = (unquote(part, errors="strict") for part in (user, password))
+    except UnicodeDecodeError:
+        return "its user or password is not UTF-8, percent-encoded"
+    if not user and not password:
+        return "its user and password are empty; take the '@' away"
+    if ":" in user:
+        return "its user has a colon, with which the password would begin"
+    if _CONTROL.search(user + password):
+        return "its user or password has a control character"
+    return ""
+
+
 def _invalid(text: str, reason: str) -> ConfigurationError:
-    return ConfigurationError(f"invalid mirror URL {text!r}: {reason}")
+    return ConfigurationError(f"invalid mirror URL {shown_text(text)!r}: {reason}")

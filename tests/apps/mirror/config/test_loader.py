@@ -229,6 +229,25 @@ def test_what_is_wrong_is_named_with_its_place_and_reason(
     assert error in error_of(read, text)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[[target]]\nurl = 'http://me:sec/ret@h'",
+        "[[target]]\nurl = 'http://me:secret@h/?'",
+        "[[target]]\nurl = 'http://me:secret@h'\nsample = 101",
+        "[[target]]\nurl = 'me:secret@h'\nsample = 'x'",
+        "[[target]]\nurl = 'http://me:secret@h'\nheaders.set = { authorization = 'secret' }",
+        "[[target]]\nurl = 'http://me:secret@h'\n[[target]]\nurl = 'http://me:secret@h'",
+        "[[target]]\nurl = 'http://h'\nheaders.set = { authorization = 'secret\\n' }",
+        "[[target]]\nurl = 'http://h'\nheaders.add = { authorization = ' secret' }",
+    ],
+)
+def test_secrets_are_not_shown(read: Read, text: str) -> None:
+    error = error_of(read, text.replace("'secret\\n'", '"secret\\n"'))
+    assert "ret" not in error
+    assert "target[" in error
+
+
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
 VALUE = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | TEXT | st.datetimes(),

@@ -8,6 +8,7 @@ from spoakit.apps.mirror.config.schema import Defaults, File, Target
 from spoakit.apps.mirror.config.settings import MirrorSettings, TargetSettings
 from spoakit.apps.mirror.url import TargetURL
 from spoakit.apps.toml import Prefix, convert, read_settings
+from spoakit.apps.urls import shown_text
 from spoakit.exceptions import ConfigurationError
 
 # What a table of defaults is checked with.
@@ -50,7 +51,9 @@ def _target(target: Target, folder: Path) -> TargetSettings:
 
 def _label(table: dict[str, Any]) -> str:
     """Return what tells a target from the others better than its number."""
-    name = table.get("name") or table.get("url")
+    name, url = table.get("name"), table.get("url")
+    if not name and isinstance(url, str):
+        name = shown_text(url)
     return f" (the target {name[:80]!r})" if isinstance(name, str) else ""
 
 

@@ -313,6 +313,20 @@ class TargetSettings:
         choice("http", self.http, HTTP_VERSIONS)
         for server in self.nameservers:
             parse_nameserver(server)
+        if self.url.authorization:
+            self._check_authorization()
+
+    def _check_authorization(self) -> None:
+        """Refuse a second Authorization beside the one that the URL's user and password are."""
+        marker = () if self.rewrite.marker is None else (self.rewrite.marker,)
+        options = {"headers.set": self.rewrite.set, "headers.add": self.rewrite.add}
+        for option, fields in (options | {"marker": marker}).items():
+            for name, _ in fields:
+                if name.lower() == "authorization":
+                    raise ConfigurationError(
+                        f"{option}: {name!r} is what the user and password of url are sent as; "
+                        "take one of the two away"
+                    )
 
 
 @dataclass(frozen=True, slots=True)

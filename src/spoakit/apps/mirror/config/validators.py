@@ -40,7 +40,10 @@ def check_token(option: str, text: str) -> None:
 
 
 def check_field(option: str, name: str, value: str) -> None:
-    """Refuse a header field that cannot be sent, or that the mirror writes itself."""
+    """Refuse a header field that cannot be sent, or that the mirror writes itself.
+
+    Its value may be a secret, and is not shown.
+    """
     check_token(option, name)
     lower = name.lower()
     if lower == "host":
@@ -51,12 +54,10 @@ def check_field(option: str, name: str, value: str) -> None:
         )
     if _CONTROL.search(value):
         raise ConfigurationError(
-            f"{option}: the value of {name!r}, {value[:80]!r}, has a CR, LF, NUL or other control"
+            f"{option}: the value of {name!r} has a CR, LF, NUL or other control"
         )
     if value != value.strip(" \t"):
-        raise ConfigurationError(
-            f"{option}: the value of {name!r}, {value[:80]!r}, has white space at an end"
-        )
+        raise ConfigurationError(f"{option}: the value of {name!r} has white space at an end")
 
 
 def check_removable(option: str, name: str) -> None:

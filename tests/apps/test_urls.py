@@ -1,6 +1,6 @@
 import pytest
 
-from spoakit.apps.iprep.urls import shown_text, shown_url, without_user
+from spoakit.apps.urls import shown_text, shown_url, without_user, without_users
 
 
 @pytest.mark.parametrize(
@@ -19,12 +19,29 @@ def test_secrets_are_not_shown(url: str, shown: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["http://me:se/cret@host:x/", "//secret@", "http://me:se?cret@h", "ftp://me:secret@h?a"]
+    "text",
+    [
+        "http://me:se/cret@host:x/",
+        "//secret@",
+        "http://me:se?cret@h",
+        "ftp://me:secret@h?a",
+        "me:secret@h",
+        "http:/me:secret@h",
+        "http://me:se\ncret@h\nsecret@h",
+        "http://h?a=\nsecret",
+    ],
 )
 def test_nor_are_they_of_what_is_no_url(text: str) -> None:
     shown = shown_text(text)
     assert "se" not in shown
     assert "cret" not in shown
+
+
+def test_users_are_not_shown_in_a_text_with_urls() -> None:
+    text = "unrecognized arguments: http://me:secret@h/ and me@h, --x=https://me:s@cret@h"
+    assert without_users(text) == (
+        "unrecognized arguments: http://***@h/ and me@h, --x=https://***@h"
+    )
 
 
 @pytest.mark.parametrize(
