@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from spoakit.apps.environment import expand_variables
 from spoakit.apps.values import Seconds, parse_seconds, parse_size
 from spoakit.exceptions import ConfigurationError
 
@@ -31,15 +32,15 @@ def read_settings(
 
     Args:
         path: the file, of 1 MiB at most.
-        settings_of: makes them of what is in it, and the folder that names of files are relative
-            to: the file's.
+        settings_of: makes them of what is in it, with the environment's variables replaced, and
+            the folder that names of files are relative to: the file's.
 
     Raises:
         ConfigurationError: it cannot be read, is not TOML, or says what cannot be; the text names
             the file, the line or the key, and the reason. Places in lists are counted from 1.
     """
     with Prefix(f"{os.fspath(path)}: "):
-        return settings_of(parse_toml(_read(path)), Path(path).parent)
+        return settings_of(expand_variables(parse_toml(_read(path))), Path(path).parent)
 
 
 def _read(path: str | os.PathLike[str]) -> str:
