@@ -1,5 +1,6 @@
 """spoa-mirror: the options of the C program, and more."""
 
+import asyncio
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from spoakit.apps.mirror.agent import create_agent, live_settings
+from spoakit.apps.mirror.check import check_targets, check_writable
 from spoakit.apps.mirror.config.loader import read_config
 from spoakit.apps.mirror.config.settings import (
     MirrorSettings,
@@ -20,9 +22,11 @@ from spoakit.apps.mirror.config.settings import (
 from spoakit.apps.mirror.url import TargetURL
 from spoakit.cli.common_options import begin_logging, server_settings, watching
 from spoakit.cli.mirror_options import OF_TARGETS, mirror_parser
-from spoakit.cli.options import fail, open_standard_streams
+from spoakit.cli.options import EX_FAILED, fail, open_standard_streams, show
 from spoakit.exceptions import ConfigurationError, SpoakitError
 from spoakit.server import Hooks, ServerSettings, run
+from spoakit.server.event_loops import loop_factory
+from spoakit.server.tls import server_context
 
 logger = logging.getLogger("spoakit.mirror")
 
@@ -39,12 +43,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hooks = Hooks()
         if given["config"]:
             hooks = Hooks(live.reload, reload_worker=live.reload_worker)
+        if given["check"]:
+            return _check(live.current, settings)
         begin_logging(given)
         if not live.current.targets:
             logger.warning("without a URL (-u) requests are acknowledged and not mirrored")
         return run([create_agent(live)], settings, hooks)
     except SpoakitError as error:
         return fail(error)
+
+
+def _check(mirror: MirrorSettings, server: ServerSettings) -> int:
+    """Check files and targets, and print a line for each target; return the exit code.
+
+    Raises:
+        ConfigurationError: a file cannot be used.
+    """
+    if server.listen.tls is not None:
+        server_context(server.listen.tls)
+    if server.logfile is not None:
+        check_writable("--logfile", server.logfile.path)
+    with asyncio.Runner(loop_factory=loop_factory(server.loop)) as runner:
+        results = runner.run(check_targets(mirror))
+    show("\n".join(map(str, results)) or "no target: requests are acknowledged and not mirrored")
+    return EX_FAILED if any(result.error for result in results) else 0
 
 
 def _settings_reader(given: Mapping[str, Any]) -> "partial[MirrorSettings]":

@@ -97,6 +97,7 @@ _COMMON: Final = (
         common.RUNTIME,
         help="Run this program for the specified time (0 = unlimited).",
         missing="runtime value not set: give -r, with 0 for unlimited",
+        unless="check",
     ),
     common.PROCESSING_DELAY,
     *_TARGETS_OF_C,
@@ -133,6 +134,7 @@ _TARGETS: Final = (
 _CONFIGURATION: Final = (
     Option("--config", "FILE", "Read the targets from a TOML file, instead of -u."),
     common.WATCH,
+    Option("--check", "", "Check configuration, files and targets, and end."),
 )
 _LOG: Final = (
     Option(
@@ -152,7 +154,7 @@ OF_TARGETS: Final = (*_TARGETS_OF_C, *_TARGETS)
 _GROUPS: Final[tuple[Group, ...]] = (
     ("Options are:", _COMMON),
     ("The targets of -u:", _TARGETS),
-    ("A configuration file:", _CONFIGURATION),
+    ("The configuration:", _CONFIGURATION),
     ("The log of requests:", _LOG),
     common.LOGGING,
     common.LISTENING,

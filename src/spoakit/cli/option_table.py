@@ -28,6 +28,7 @@ class Option:
         repeated: all values count, not only the last.
         aliases: other long flags, which the help does not show.
         missing: error where the option is not given; empty for an option that need not be.
+        unless: name of a switch with which it need not be given either.
         name: its name among the values: "monitor_interval"; that of the long flag by default.
     """
 
@@ -39,6 +40,7 @@ class Option:
     repeated: bool = False
     aliases: tuple[str, ...] = ()
     missing: str = ""
+    unless: str = ""
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -69,7 +71,7 @@ class Option:
             ConfigurationError: the value is wrong or missing; the text names the option.
         """
         given = getattr(options, self.name)
-        if given is None and self.missing:
+        if given is None and self.missing and not getattr(options, self.unless, False):
             raise ConfigurationError(self.missing)
         if not self.value or given is None:
             return given
