@@ -22,6 +22,7 @@ from tests.e2e.load import Load
 from tests.e2e.mirroring import Mirror, request, send
 from tests.e2e.programs import Program, ask, connect, wait_until
 from tests.ports import free_port
+from tests.processes import children_of
 
 from spoakit.testing.haproxy import HAProxy
 from spoakit.testing.pytest_plugin import StartHAProxy
@@ -222,6 +223,10 @@ def test_user_and_password_of_a_url_are_sent_and_not_shown(mirror: Mirror) -> No
         get_all(running, "/a", authorization="Bearer of-the-client")
         capture.wait_for(1)
         program.wait_for("cannot be reached")
+        for pid in (program.process.pid, *children_of(program.process.pid)):
+            shown = Path(f"/proc/{pid}/cmdline").read_text()
+            assert f"-u\0http://{'*' * len('me:s3cret%21')}@{capture.address}/base/\0" in shown
+            assert "s3cret" not in shown
         program.wait_for(f"target http://{capture.address}/base/")
         assert program.stop() == 0
         [copy] = capture.requests

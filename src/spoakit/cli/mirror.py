@@ -20,6 +20,7 @@ from spoakit.apps.mirror.config.settings import (
     TlsSettings,
 )
 from spoakit.apps.mirror.url import TargetURL
+from spoakit.cli.command_line import hide_users
 from spoakit.cli.common_options import begin_logging, server_settings, watching
 from spoakit.cli.mirror_options import OF_TARGETS, mirror_parser
 from spoakit.cli.options import EX_FAILED, fail, open_standard_streams, show
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = mirror_parser().read(arguments)
     if given is None:
         return 0
+    if any(url.authorization for url in given["mirror_url"]):
+        hide_users()
     try:
         live = live_settings(_settings_reader(given))
         settings = _server_settings(given, live.current)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from tests.apps.mirror.conftest import OK, Origin, Run, origin, until
+from tests.apps.mirror.http.http2_peer import listening
 from tests.ports import free_port
 
 from spoakit.apps.mirror.config.settings import (
@@ -64,6 +65,37 @@ def test_a_request_arrives_as_it_was_and_is_logged(run: Run, copying: Copying) -
             assert line.endswith(" ok")
 
     run(scenario())
+
+
+@pytest.mark.parametrize("http", ["1.1", "2"])
+def test_user_and_password_are_sent_and_not_logged(
+    run: Run, copying: Copying, caplog: pytest.LogCaptureFixture, http: str
+) -> None:
+    async def scenario() -> None:
+        lines = b"Host: h\r\nAuthorization: Bearer original\r\n\r\n"
+        rewrite = Rewrite(host="target", strip_secrets=True)
+        more = {"host": "me:secret@127.0.0.1", "http": http, "rewrite": rewrite}
+        async with origin() as old, listening() as new:
+            port = new.port if http == "2" else old.port
+            async with copying(port, **more) as mirror:
+                mirror.copy(b"GET", b"/p", lines)
+                await mirror.answered(1)
+            if http == "2":
+                [seen] = new.requests()
+                assert dict(seen.fields)[b"authorization"] == b"Basic bWU6c2VjcmV0"
+                assert dict(seen.fields)[b":authority"] == b"127.0.0.1:%d" % port
+            else:
+                assert old.requests == [
+                    b"GET /p HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n"
+                    b"Authorization: Basic bWU6c2VjcmV0\r\n\r\n" % port
+                ]
+            [line] = mirror.lines()
+            assert f"http://127.0.0.1:{port}/p" in line
+            assert "secret" not in line
+
+    caplog.set_level(logging.DEBUG)
+    run(scenario())
+    assert "secret" not in caplog.text
 
 
 def test_a_base_path_goes_in_front(run: Run, copying: Copying) -> None:
