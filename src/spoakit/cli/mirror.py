@@ -66,6 +66,8 @@ def _check(mirror: MirrorSettings, server: ServerSettings) -> int:
         server_context(server.listen.tls)
     if server.logfile is not None:
         check_writable("--logfile", server.logfile.path)
+    if server.pidfile is not None:
+        check_writable("--pidfile", server.pidfile)
     with asyncio.Runner(loop_factory=loop_factory(server.loop)) as runner:
         results = runner.run(check_targets(mirror))
     show("\n".join(map(str, results)) or "no target: requests are acknowledged and not mirrored")
