@@ -17,7 +17,7 @@ from tests.apps.mirror.conftest import Origin, Run, origin, until
 from tests.apps.mirror.http.http2_peer import Peer, Target, listening
 from tests.certificates import Pem, make_authority, make_certificate
 
-from spoakit.apps.mirror.check import CheckResult, check_target, check_targets, check_writable
+from spoakit.apps.mirror.check import CheckResult, check_targets, check_writable
 from spoakit.apps.mirror.config.settings import (
     MirrorSettings,
     TargetSettings,
@@ -66,7 +66,8 @@ def settings_for(url: str, **more: Any) -> TargetSettings:
 
 
 async def check(url: str, **more: Any) -> CheckResult:
-    return await check_target(settings_for(url, **more))
+    (result,) = await check_targets(MirrorSettings((settings_for(url, **more),)))
+    return result
 
 
 class Talker(asyncio.Protocol):

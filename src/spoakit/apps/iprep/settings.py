@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 from spoakit.apps.checks import check_range, check_text, choice
 from spoakit.apps.iprep.addresses import Range, parse_range
 from spoakit.apps.iprep.lists import Columns
-from spoakit.apps.values import parse_nameserver
 from spoakit.apps.urls import shown_text
+from spoakit.apps.values import parse_nameserver
 from spoakit.exceptions import ConfigurationError
 
 SourceType = Literal["list", "drop", "csv", "mmdb", "dnsbl"]

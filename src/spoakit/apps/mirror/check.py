@@ -11,7 +11,9 @@ from spoakit.apps.mirror.config.settings import MirrorSettings, TargetSettings
 from spoakit.apps.mirror.http.connector import HTTP_2, ConnectError, Connector, alpn_groups
 from spoakit.apps.mirror.http.http2 import Http2Connection
 from spoakit.apps.mirror.http.http2_response import Http2Response
+from spoakit.apps.mirror.http.names import Names
 from spoakit.apps.mirror.http.outcome import Outcome
+from spoakit.apps.mirror.http.proxies import proxy_for
 from spoakit.exceptions import ConfigurationError
 
 # Seconds in which a target of HTTP/1.1 must not say anything: that it refuses our certificate comes
@@ -39,6 +41,7 @@ _ADVICE: Final = (
     ("refused", "", "is it running, and is this its port?"),
     ("timeout", "", "is a firewall in between? timeouts.connect is the time that it has"),
     ("unreachable", "", "check the routes, and interface"),
+    ("proxy", "", "check what the proxy permits, and no_proxy"),
     ("other", "", "check interface and local-ports"),
 )
 
@@ -68,10 +71,14 @@ class CheckResult:
 
 async def check_targets(settings: MirrorSettings) -> list[CheckResult]:
     """Open a connection to each target, all at the same time, and close it again."""
-    return await asyncio.gather(*(check_target(target) for target in settings.targets))
+    names = Names()
+    try:
+        return await asyncio.gather(*(check_target(target, names) for target in settings.targets))
+    finally:
+        await names.close()
 
 
-async def check_target(settings: TargetSettings) -> CheckResult:
+async def check_target(settings: TargetSettings, names: Names) -> CheckResult:
     """Open a connection to a target as its copies would, and close it again.
 
     Where HTTP/1 and HTTP/2 have connections of their own, it is that of HTTP/2. Over HTTP/2 the
@@ -80,13 +87,14 @@ async def check_target(settings: TargetSettings) -> CheckResult:
     start = perf_counter()
     probe = _Probe(settings.timeouts.connect)
     try:
-        await Connector(settings, alpn_groups(settings)[-1]).connect(probe.make)
+        await Connector(settings, alpn_groups(settings)[-1], names).connect(probe.make)
         details = await probe.finish(start)
     except ConnectError as error:
         return CheckResult(settings, error=f"{error}{_advice(error)}")
     finally:
         await probe.close()
-    return CheckResult(settings, details)
+    proxy = proxy_for(settings.url)
+    return CheckResult(settings, f"{details}, through the proxy {proxy}" if proxy else details)
 
 
 def check_writable(option: str, path: str) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import os
 import socket
 import ssl
 from collections.abc import Callable, Sequence
@@ -70,6 +71,8 @@ _REASONS: Final[dict[type[Exception], str]] = {
     ConnectionRefusedError: "refused",
     TimeoutError: "timeout",
 }
+# What event loops say of an attempt to connect, and aiohappyeyeballs of several, but no reason.
+_UNTOLD: Final = ("Connect call failed", "Multiple exceptions")
 # RFC 8305, 5: seconds before the next address is tried beside one that does not respond.
 _NEXT_ADDRESS_DELAY: Final = 0.25
 
@@ -84,7 +87,10 @@ def _reason_of(error: OSError | RuntimeError) -> str:
 
 def _text_of(error: OSError | RuntimeError) -> str:
     """Return what went wrong, without a class and a number."""
-    return getattr(error, "strerror", None) or str(error)
+    text = getattr(error, "strerror", None) or str(error)
+    if isinstance(error, OSError) and error.errno and text.startswith(_UNTOLD):
+        return os.strerror(error.errno)
+    return text
 
 
 class Connector:
