@@ -1,6 +1,11 @@
 import os
+import resource
 import select
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -8,6 +13,25 @@ import pytest
 from spoakit.apps.mirror.access_log.writer import BATCH_SIZE, LogWriter
 
 LINE = b"x" * 99 + b"\n"
+
+
+@contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """Have writes beyond this size of a file write a part, and fail, as on a full disk."""
+    # Python ignores SIGXFSZ.
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def wait_until_lost(writer: LogWriter, count: int) -> None:
+    deadline = time.monotonic() + 10
+    while writer.dropped < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def test_batches_are_written_whole_and_in_their_order(tmp_path: Path) -> None:
@@ -62,5 +86,86 @@ def test_lines_that_a_stuck_reader_left_unwritten_are_counted_at_the_end() -> No
     writer.close()
     # The pipe holds 64 KiB, which are a few hundred lines.
     assert 2000 < writer.dropped < 3000
+    os.close(reader)
+    os.close(descriptor)
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_line_that_a_full_disk_tore_is_lost_alone(tmp_path: Path, waits: bool) -> None:
+    path = tmp_path / "log"
+    with path.open("ab") as file:
+        writer = LogWriter(file.fileno())
+        with room_for(250):
+            writer.put(LINE * 4)
+            wait_until_lost(writer, 2)
+            assert path.read_bytes() == LINE * 2 + b"x" * 50
+        if waits:  # the torn line is ended without another one
+            deadline = time.monotonic() + 10
+            while path.stat().st_size < 251:
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+        writer.put(LINE)
+        writer.close()
+    assert path.read_bytes() == LINE * 2 + b"x" * 50 + b"\n" + LINE
+    assert writer.dropped == 2
+
+
+def test_a_torn_line_of_another_worker_is_not_continued(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with path.open("ab") as one, path.open("ab") as two:
+        writers = [LogWriter(file.fileno()) for file in (one, two)]
+        with room_for(250):
+            writers[0].put(LINE * 3)
+            wait_until_lost(writers[0], 1)
+            writers[1].put(LINE)
+            wait_until_lost(writers[1], 1)
+        writers[1].put(LINE)
+        writers[1].close()
+        writers[0].close()
+    lines = [line for line in path.read_bytes().split(b"\n") if line]
+    assert lines == [LINE[:-1]] * 2 + [b"x" * 50] + [LINE[:-1]]
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="mounts a file system")
+def test_a_full_file_system_tears_no_line_of_later_ones(tmp_path: Path) -> None:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("file systems cannot be mounted here")
+    lines = [b"%d " % number + b"y" * 120 for number in range(2000)]
+    try:
+        with (tmp_path / "log").open("ab") as file:
+            writer = LogWriter(file.fileno())
+            for line in lines[:-1]:
+                writer.put(line + b"\n")
+            wait_until_lost(writer, 1000)
+            larger = ["mount", "-o", "remount,size=1m", tmp_path]
+            subprocess.run(larger, check=True)
+            writer.put(lines[-1] + b"\n")
+            writer.close()
+        written = (tmp_path / "log").read_bytes().split(b"\n")
+    finally:
+        subprocess.run(["umount", "-l", tmp_path], check=True)
+    whole = [line for line in written if line in set(lines)]
+    assert whole[-1] == lines[-1]
+    assert len(whole) + writer.dropped == 2000
+    assert len([line for line in written if line]) - len(whole) <= 1, "more than the torn one"
+
+
+def test_a_pipe_that_is_not_to_be_waited_for_is_waited_for() -> None:
+    """Another process that shares it may have made it so."""
+    reader, descriptor = os.pipe()
+    os.set_blocking(descriptor, False)
+    writer = LogWriter(descriptor)
+    lines = b"".join(b"%d " % number + b"z" * 200_000 + b"\n" for number in range(4))
+    writer.put(lines)
+    received = bytearray()
+    deadline = time.monotonic() + 10
+    while len(received) < len(lines):
+        assert time.monotonic() < deadline
+        if select.select([reader], [], [], 0.01)[0]:
+            received.extend(os.read(reader, 65536))
+    writer.close()
+    assert received == lines
+    assert writer.dropped == 0
     os.close(reader)
     os.close(descriptor)

@@ -2,25 +2,23 @@
 
 import logging
 import os
-import stat
 import threading
 from collections.abc import Iterator
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Final
 
+from spoakit.apps.mirror.access_log.output import BATCH_SIZE, Output
 from spoakit.logs import Throttle
+
+__all__ = ["BATCH_SIZE", "LogWriter"]
 
 logger = logging.getLogger("spoakit.mirror")
 
-BATCH_SIZE: Final = 64 * 1024
-"""What is written at once, in bytes."""
-
 # What may have been handed to the thread and not been written.
 _MAX_BEHIND: Final = 4 * 1024 * 1024
-# What Linux and macOS write to a pipe in one piece, not mixed with the lines of other workers
-# (POSIX: PIPE_BUF). Lines longer than that are written alone.
-_PIPE_SIZE: Final = 4096 if os.uname().sysname == "Linux" else 512
 _CLOSE_TIMEOUT: Final = 1.0
+# Seconds between two attempts to end a torn line, where there are no other lines to write.
+_RETRY: Final = 0.25
 
 
 class LogWriter:
@@ -42,10 +40,10 @@ class LogWriter:
         "_handed_over",
         "_handed_over_lines",
         "_lost",
+        "_output",
         "_reported",
         "_thread",
         "_throttle",
-        "_write_size",
         "_written",
         "_written_lines",
     )
@@ -61,10 +59,10 @@ class LogWriter:
         self._written = 0
         self._written_lines = 0
         self._lost = 0
-        regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
-        self._write_size = BATCH_SIZE if regular else _PIPE_SIZE
-        self._batches: SimpleQueue[bytes | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._write_batches, name="access-log", daemon=True)
+        self._output = Output(descriptor)
+        # Batches of lines, descriptors of the files that those behind them go to, None at the end.
+        self._batches: SimpleQueue[bytes | int | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="access-log", daemon=True)
         self._thread.start()
 
     @property
@@ -82,12 +80,25 @@ class LogWriter:
         self._handed_over_lines += count
         self._batches.put(lines)
 
+    def redirect(self, descriptor: int | None) -> None:
+        """Write what is put from now on to another file.
+
+        Args:
+            descriptor: the open file, which is closed when nothing more goes to it; None for the
+                first one.
+        """
+        self._batches.put(self._descriptor if descriptor is None else descriptor)
+
     def report(self) -> None:
         """Log how many lines were lost, if any have been since the last time."""
         if self.dropped > self._reported:
             self._reported = self.dropped
+            reason = f": {self._output.reason}" if self._output.reason else ""
             self._throttle.warning(
-                "lines", "access log: %d lines could not be written so far", self._reported
+                "lines",
+                "access log: %d lines could not be written so far%s",
+                self._reported,
+                reason,
             )
 
     def close(self) -> None:
@@ -99,17 +110,33 @@ class LogWriter:
             self._dropped += self._handed_over_lines - self._written_lines
         self.report()
 
-    def _write_batches(self) -> None:
-        while (lines := self._batches.get()) is not None:
-            for piece in _split(lines, self._write_size):
-                try:
-                    rest = piece
-                    while rest:
-                        rest = rest[os.write(self._descriptor, rest) :]
-                except OSError:
-                    self._lost += bytes(piece).count(b"\n")
-                self._written += len(piece)
-                self._written_lines += bytes(piece).count(b"\n")
+    def _run(self) -> None:
+        current = self._descriptor
+        while (batch := self._next()) is not None:
+            if isinstance(batch, bytes):
+                self._write(batch)
+                continue
+            self._output.end_line()
+            self._output = Output(batch)
+            if current not in (batch, self._descriptor):
+                os.close(current)
+            current = batch
+        self._output.end_line()
+        if current != self._descriptor:
+            os.close(current)
+
+    def _next(self) -> bytes | int | None:
+        while True:
+            try:
+                return self._batches.get(timeout=_RETRY if self._output.has_failed else None)
+            except Empty:
+                self._output.end_line()
+
+    def _write(self, lines: bytes) -> None:
+        for piece in _split(lines, self._output.write_size):
+            self._lost += self._output.write(piece)
+            self._written += len(piece)
+            self._written_lines += bytes(piece).count(b"\n")
 
 
 def _split(lines: bytes, size: int) -> Iterator[memoryview]:
