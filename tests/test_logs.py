@@ -657,3 +657,22 @@ def test_a_filter_that_raises_costs_its_line_alone(
     throttle.warning("third kind", "kept")
     assert caplog.messages == ["kept"]
     assert capsys.readouterr().err.count("RuntimeError: a bad filter") == 2
+
+
+def test_a_line_of_another_worker_that_a_full_disk_tore_is_not_continued(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    script = (
+        "import logging, os, resource; from spoakit.log_output import *; configure_logging()\n"
+        "log = logging.getLogger('spoakit.test')\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (300, resource.RLIM_INFINITY))\n"
+        "if not (worker := os.fork()): log.info('x' * 400); os._exit(0)\n"
+        "os.waitpid(worker, 0); log.info('lost')\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)\n"
+        "log.info('after')"
+    )
+    with path.open("ab") as file:
+        subprocess.run([sys.executable, "-c", script], stderr=file, timeout=30, check=True)
+    torn, lost, after = path.read_text().splitlines()
+    assert len(torn) == 300
+    assert re.fullmatch("20.*: 1 lines of this log were lost: .*", lost)
+    assert re.fullmatch("20.*: after", after)

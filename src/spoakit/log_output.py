@@ -223,6 +223,8 @@ class _NonBlockingHandler(logging.Handler):
             data = b"\n" + data
         try:
             if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                # If the write fails, that of another worker may have torn a line before it.
+                self._is_torn = True
                 return self._check_whole(data, os.write(descriptor, data))
             return all(
                 self._check_whole(chunk, _write_without_waiting(descriptor, chunk))

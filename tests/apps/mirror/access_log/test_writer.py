@@ -128,7 +128,7 @@ def test_a_torn_line_of_another_worker_is_not_continued(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="mounts a file system")
 def test_a_full_file_system_tears_no_line_of_later_ones(tmp_path: Path) -> None:
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("file systems cannot be mounted here")
     lines = [b"%d " % number + b"y" * 120 for number in range(2000)]
@@ -138,7 +138,7 @@ def test_a_full_file_system_tears_no_line_of_later_ones(tmp_path: Path) -> None:
             for line in lines[:-1]:
                 writer.put(line + b"\n")
             wait_until_lost(writer, 1000)
-            larger = ["mount", "-o", "remount,size=1m", tmp_path]
+            larger = ["mount", "-o", "remount,size=1m", str(tmp_path)]
             subprocess.run(larger, check=True)
             writer.put(lines[-1] + b"\n")
             writer.close()
