@@ -113,6 +113,24 @@ def test_an_exception_in_a_hook_is_logged(caplog: pytest.LogCaptureFixture) -> N
     assert "RuntimeError: broken" in caplog.text
 
 
+def test_a_logfile_is_reopened_whatever_a_programs_own_files_do(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    called: list[str] = []
+
+    def refuse() -> None:
+        called.append("refused")
+        raise ConfigurationError("access log '/a/b' cannot be opened: No such file or directory")
+
+    logfile = partial(called.append, "logfile")
+    assert not Hooks(reopen_logs=refuse, reopen_logfile=logfile).call(SignalAction.REOPEN_LOGS)
+    own = Hooks(reopen_logs=partial(called.append, "own"), reopen_logfile=logfile)
+    assert own.call(SignalAction.REOPEN_LOGS)
+    assert called == ["refused", "logfile", "own", "logfile"]
+    assert len(caplog.messages) == 1
+    assert "reopen logs refused, going on as before: access log '/a/b'" in caplog.text
+
+
 def test_a_refusal_is_logged_with_its_reason_alone(caplog: pytest.LogCaptureFixture) -> None:
     def refuse() -> None:
         raise ConfigurationError("mirror.toml, line 3: no URL")

@@ -71,7 +71,7 @@ def run(
     Args:
         agents: one or more, whose messages all differ; each HAProxy engine uses its own.
         settings: where to listen, limits, workers.
-        hooks: called on SIGHUP and SIGUSR1; a logfile takes the place of the latter.
+        hooks: called on SIGHUP and SIGUSR1; a logfile is reopened behind the latter.
 
     Returns:
         0 after a drain; 1 if the start failed (the reason is logged) or a worker had to be killed;
@@ -161,7 +161,7 @@ def run_service(make_server: MakeServer, settings: ServerSettings, hooks: Hooks)
                 logfile.settle()
                 stack.callback(logfile.mark, "stop")
                 stack.callback(flush_throttles, final=True)
-                hooks = replace(hooks, reopen_logs=logfile.redirect)
+                hooks = replace(hooks, reopen_logfile=logfile.redirect)
             _raise_descriptor_limit(settings.limits.connections)
             if loop == "select":
                 logger.warning(

@@ -186,13 +186,15 @@ class Hooks:
 
     Attributes:
         reload: called on SIGHUP.
-        reopen_logs: called on SIGUSR1.
+        reopen_logs: called on SIGUSR1, to reopen the files that the program writes; None for none.
+        reopen_logfile: called on SIGUSR1 behind that; the server sets it where it has a logfile.
         reload_worker: called in a worker when its supervisor has reloaded, and may leave unsaid
             what that has said; None for `reload`.
     """
 
     reload: Callable[[], None] = _log_reload
-    reopen_logs: Callable[[], None] = _log_reopen
+    reopen_logs: Callable[[], None] | None = None
+    reopen_logfile: Callable[[], None] = _log_reopen
     reload_worker: Callable[[], None] | None = None
 
     def of_worker(self) -> "Hooks":
@@ -201,10 +203,12 @@ class Hooks:
 
     def call(self, action: SignalAction) -> bool:
         """Run the hook for `RELOAD` or `REOPEN_LOGS`; tell if it went well."""
-        hook = self.reload if action is SignalAction.RELOAD else self.reopen_logs
         what = action.describe()
         try:
-            hook()
+            if action is SignalAction.RELOAD:
+                self.reload()
+            else:
+                self._reopen()
         except (ConfigurationError, OSError) as error:
             logger.error("%s refused, going on as before: %s", what, error)
         except (Exception, SystemExit):
@@ -213,3 +217,10 @@ class Hooks:
         else:
             return True
         return False
+
+    def _reopen(self) -> None:
+        try:
+            if self.reopen_logs is not None:
+                self.reopen_logs()
+        finally:
+            self.reopen_logfile()
