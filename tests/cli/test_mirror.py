@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import shutil
@@ -9,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from pathlib import Path
 from threading import Event, Thread
@@ -362,9 +363,9 @@ def test_the_log_the_listening_socket_and_the_end(run: Run) -> None:
     given = run(
         "-r0 -uhttp://h/ --log-format=json --log-sample=10 --quiet --unix=/run/m.sock "
         "--allow=192.0.2.0/24 --allow=::1 --tls-cert=c --tls-key=k --tls-ca=a "
-        "--drain=3s --drain-checks=500ms --max-messages=7"
+        "--drain=3s --drain-checks=500ms --max-messages=7 --access-log=/dev/null"
     )
-    assert given.mirror.log == LogSettings("json", 10.0, quiet=True)
+    assert given.mirror.log == LogSettings("json", 10.0, quiet=True, path="/dev/null")
     assert given.mirror.drain == 3.0
     assert given.settings.drain == Drain(3.0, 0.5, resources=3.0)
     assert given.settings.limits.messages == 7
@@ -505,6 +506,7 @@ class Recorder:
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}/"
         self.paths: list[str] = []
         self._thread = Thread(target=self._accept, daemon=True)
         self._thread.start()
@@ -630,6 +632,202 @@ def test_access_lines_and_the_programs_go_to_one_file_in_whole_lines(tmp_path: P
     assert "--- start --- " in lines[0]
     assert "--- stop  --- " in lines[-1]
     target.close()
+
+
+@contextmanager
+def serve(folder: Path, text: str, *options: str) -> "Iterator[Service]":
+    """Run one with this configuration file and its log in a folder."""
+    (folder / "mirror.toml").write_text(text)
+    port = free_port()
+    listening = ("-r0", "-a127.0.0.1", f"-p{port}", f"--config={folder / 'mirror.toml'}")
+    with start(*listening, f"-l{folder / 'mirror.log'}", *options) as process:
+        service = Service(process, port, folder / "mirror.log")
+        service.wait_for_log("listening on")
+        yield service
+        stop(process)
+
+
+@dataclass
+class Service:
+    process: "subprocess.Popen[str]"
+    port: int
+    file: Path
+
+    @property
+    def log(self) -> str:
+        return self.file.read_text() if self.file.exists() else ""
+
+    def wait_for_log(self, text: str, count: int = 1) -> None:
+        wait_for(lambda: self.log.count(text) >= count)
+
+
+def test_an_access_log_may_be_moved_while_it_is_written_to(tmp_path: Path) -> None:
+    """Without a line lost, torn, or mixed with one of the other worker."""
+    target = Recorder()
+    text = f"[log]\nformat = 'json'\npath = 'access.json'\n[[target]]\nurl = '{target.url}'\n"
+    file, moved = tmp_path / "access.json", [tmp_path / f"{number}" for number in range(3)]
+    ended = Event()
+    with serve(tmp_path, text, "-n2") as service:
+        senders = [Thread(target=send_until, args=(service.port, ended)) for _ in range(2)]
+        for sender in senders:
+            sender.start()
+        try:
+            for new in moved:
+                wait_for(lambda: file.exists() and file.stat().st_size > 2000)
+                file.rename(new)
+                # Signals of the same meaning within half a second are one.
+                service.process.send_signal(signal.SIGUSR1)
+                wait_for(file.exists)
+        finally:
+            ended.set()
+            for sender in senders:
+                sender.join(10)
+    lines = [line for path in (*moved, file) for line in path.read_text().splitlines()]
+    logged = [json.loads(line) for line in lines]
+    assert len(logged) == len(target.paths)
+    assert {line["worker"] for line in logged} == {1, 2}
+    assert {line["target"] for line in logged} == {target.url}
+    assert all(path.stat().st_size for path in moved)
+    assert '"GET' not in service.log
+    target.close()
+
+
+def test_an_access_log_that_cannot_be_reopened_goes_on_where_it_was(tmp_path: Path) -> None:
+    target = Recorder()
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    text = f"[log]\npath = 'logs/access'\n[[target]]\nurl = '{target.url}'\n"
+    with serve(tmp_path, text, "-n1") as service:
+        logs.rename(tmp_path / "moved")
+        service.file.rename(tmp_path / "mirror.log.1")
+        service.process.send_signal(signal.SIGUSR1)
+        service.wait_for_log(
+            f"reopen logs refused, going on as before: access log '{logs}/access' cannot be "
+            "opened: No such file or directory"
+        )
+        send(service.port, "/after")
+        wait_for(lambda: "/after HTTP" in (tmp_path / "moved" / "access").read_text())
+    target.close()
+
+
+def test_a_successor_of_a_worker_copies_without_its_access_log(tmp_path: Path) -> None:
+    target = Recorder()
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    text = f"[log]\npath = 'logs/access'\n[[target]]\nurl = '{target.url}'\n"
+    with serve(tmp_path, text, "-n1") as service:
+        logs.rename(tmp_path / "moved")
+        [worker] = children_of(service.process.pid)
+        os.kill(worker, signal.SIGKILL)
+        service.wait_for_log("its lines go to standard output until it is reopened")
+        send(service.port, "/after")
+        service.wait_for_log("/after HTTP")
+        logs.mkdir()
+        service.process.send_signal(signal.SIGUSR1)
+        wait_for((logs / "access").exists)
+        send(service.port, "/reopened")
+        wait_for(lambda: "/reopened HTTP" in (logs / "access").read_text())
+    target.close()
+
+
+@pytest.mark.parametrize(
+    ("option", "named", "reason"),
+    [
+        ("--access-log={}/absent/a", "{}/absent/a", "No such file or directory"),
+        ("--access-log={}", "{}", "Is a directory"),
+        ("--config={}/mirror.toml", "{}/absent/b", "No such file or directory"),
+    ],
+)
+def test_an_access_log_that_cannot_be_opened_is_named(
+    tmp_path: Path, option: str, named: str, reason: str
+) -> None:
+    (tmp_path / "mirror.toml").write_text(
+        "[log]\npath = 'absent/b'\n[[target]]\nurl = 'http://h/'\n"
+    )
+    with start("-r0", "-n1", option.format(tmp_path)) as process:
+        _, err = process.communicate(timeout=20)
+        assert process.returncode == 64
+    named = named.format(tmp_path)
+    assert err == f"ERROR: access log {named!r} cannot be opened: {reason}\n"
+
+
+def test_a_reload_changes_the_access_log(tmp_path: Path) -> None:
+    target = Recorder()
+    config = tmp_path / "mirror.toml"
+    targets = f"[[target]]\nurl = '{target.url}'\n"
+
+    def reload(log: str, targets: str, service: Service, text: str = "reloaded: ") -> None:
+        count = service.log.count(text)
+        (tmp_path / "new").write_text(f"[log]\n{log}\n{targets}")
+        os.replace(tmp_path / "new", config)
+        service.wait_for_log(text, count + 1)
+
+    def lines(name: str) -> list[str]:
+        path = tmp_path / name
+        return path.read_text().splitlines() if path.exists() else []
+
+    with serve(tmp_path, f"[log]\npath = 'a'\n{targets}", "-n1", "--watch") as service:
+        send(service.port, "/1")
+        wait_for(lambda: len(lines("a")) == 1)
+        reload("path = 'b'\nformat = 'json'", targets, service)
+        send(service.port, "/2")
+        wait_for(lambda: len(lines("b")) == 1)
+        reload("path = 'absent/c'", targets, service, "reload refused, going on as before: ")
+        assert "access log" in service.log
+        send(service.port, "/3")
+        wait_for(lambda: len(lines("b")) == 2)
+        reload("path = 'b'", targets + f"[[target]]\nname = 'two'\nurl = '{target.url}'", service)
+        send(service.port, "/4")
+        wait_for(lambda: len(lines("b")) == 4)
+        reload("path = 'b'\nquiet = true", targets, service)
+        send(service.port, "/5")
+        wait_for(lambda: "/5" in target.paths)
+        reload("", targets, service)
+        send(service.port, "/6")
+        service.wait_for_log("/6 HTTP")
+    assert "takes a restart" not in service.log
+    assert [line.split("] ")[1].split(" HTTP")[0] for line in lines("a")] == [f'"GET {target.url}1']
+    assert [json.loads(line)["url"] for line in lines("b")[:2]] == [
+        f"{target.url}{path}" for path in (2, 3)
+    ]
+    assert {line.split("] ")[1].split(" HTTP")[0] for line in lines("b")[2:]} == {
+        f'"{target.url}" "GET {target.url}4',
+        f'"two" "GET {target.url}4',
+    }
+    target.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_writing_beside_a_watched_file_reloads_nothing(tmp_path: Path) -> None:
+    """The log, the access log and the pidfile may be in the folder of the configuration."""
+    target = Recorder()
+    text = f"[log]\npath = 'access'\n[[target]]\nurl = '{target.url}'\n"
+    options = ("-n1", "-d1", "--watch", f"-F{tmp_path / 'pid'}")
+    with serve(tmp_path, text, *options) as service:
+        began = time.monotonic()
+        number = 0
+        while time.monotonic() < began + 1.5:  # the file is looked at four times a second
+            number += 1
+            send(service.port, f"/{number}")
+            (tmp_path / "beside").write_text(str(number))
+        wait_for(lambda: len((tmp_path / "access").read_text().splitlines()) == number)
+        assert "reload" not in service.log
+        before = service.file.stat().st_size
+        cpu = cpu_of(service.process.pid)
+        began = time.monotonic()
+        while time.monotonic() < began + 1:  # nothing comes of what was written
+            time.sleep(0.05)
+        assert service.file.stat().st_size == before
+        assert cpu_of(service.process.pid) - cpu < 0.2
+        os.utime(tmp_path / "mirror.toml")
+        service.wait_for_log("reloaded: ")
+    target.close()
+
+
+def cpu_of(pid: int) -> float:
+    """Return the CPU time of a process in seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_it_serves_tls(tmp_path: Path) -> None:

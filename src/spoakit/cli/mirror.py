@@ -43,9 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         live = live_settings(_settings_reader(given))
         settings = _server_settings(given, live.current)
-        hooks = Hooks()
+        hooks = Hooks(reopen_logs=live.reopen_logs)
         if given["config"]:
-            hooks = Hooks(live.reload, reload_worker=live.reload_worker)
+            hooks = replace(hooks, reload=live.reload, reload_worker=live.reload_worker)
         if given["check"]:
             return _check(live.current, settings)
         begin_logging(given)
@@ -98,6 +98,7 @@ def _with_options(settings: MirrorSettings, given: Mapping[str, Any]) -> MirrorS
         for name, value in (
             ("format", given["log_format"]),
             ("sample", given["log_sample"]),
+            ("path", given["access_log"]),
             ("quiet", given["quiet"] or None),
             ("buffered", False if given["logfile"] and given["logfile"].line_buffered else None),
         )

@@ -138,6 +138,12 @@ _CONFIGURATION: Final = (
 )
 _LOG: Final = (
     Option(
+        "--access-log",
+        "FILE",
+        "Append the lines to a file, reopened on USR1 (default: stdout).",
+        values.access_log,
+    ),
+    Option(
         "--log-sample", "PERCENT", "Log so many of the requests (default: 100).", values.percent
     ),
     Option("--quiet", "", "Log no requests at all."),

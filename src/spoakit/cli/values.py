@@ -1,12 +1,13 @@
 """Readers of options' values: each function reads the text of one kind."""
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from spoakit.apps.mirror.config.units import parse_ports
-from spoakit.apps.mirror.config.validators import check_field, check_ports
+from spoakit.apps.mirror.config.validators import check_field, check_file_name, check_ports
 from spoakit.apps.values import TIMES, parse_size
 from spoakit.exceptions import ConfigurationError
 from spoakit.server import Logfile
@@ -182,6 +183,12 @@ def logfile(text: str) -> Logfile:
     if mode not in ("a", "A", "w", "W"):
         raise ConfigurationError(f"invalid logfile mode {mode!r} (allowed: a, w, A, W)")
     return Logfile(path, truncate=mode in "wW", line_buffered=mode in "AW")
+
+
+def access_log(text: str) -> str:
+    """Read the name of the access log's file, made absolute."""
+    check_file_name("access-log", text)
+    return os.path.abspath(text)
 
 
 def host(text: str) -> str:

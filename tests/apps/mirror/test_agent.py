@@ -11,10 +11,8 @@ import pytest
 from tests.apps.mirror.conftest import Run, origin, until
 from tests.ports import free_port
 
-from spoakit.apps.live import LiveSettings
-from spoakit.apps.mirror.agent import Mirror, create_agent, live_settings
+from spoakit.apps.mirror.agent import LiveMirrorSettings, Mirror, create_agent, live_settings
 from spoakit.apps.mirror.config.settings import (
-    LogSettings,
     MirrorSettings,
     TargetSettings,
     TlsSettings,
@@ -92,7 +90,7 @@ async def mirror(
     *ports: int,
     drain: float = 10,
     delay: float = 0,
-    live: LiveSettings[MirrorSettings] | None = None,
+    live: LiveMirrorSettings | None = None,
 ) -> AsyncIterator[EngineSocket]:
     """Serve the mirror of these targets, or of live settings, to one engine."""
     agent = create_agent(live or settings_for(*ports, drain=drain, delay=delay))
@@ -377,7 +375,6 @@ def test_targets_that_differ_by_their_names_are_each_kept(run: Run) -> None:
     [
         (MirrorSettings(processing_delay=0.5), "processing delay"),
         (MirrorSettings(drain=60), "drain"),
-        (MirrorSettings(log=LogSettings(quiet=True)), "log"),
     ],
 )
 def test_what_takes_a_restart_is_said_and_stays(

@@ -14,6 +14,7 @@ from spoakit.apps.delay import DEADLINE, delayed
 from spoakit.apps.live import LiveSettings
 from spoakit.apps.mirror._request_cy import IncomingRequest
 from spoakit.apps.mirror.access_log._lines_cy import AccessLog
+from spoakit.apps.mirror.access_log.output import check_access_log
 from spoakit.apps.mirror.access_log.writer import LogWriter
 from spoakit.apps.mirror.config.settings import MirrorSettings, TargetSettings
 from spoakit.apps.mirror.http.connection_budget import ConnectionBudget, wanted_connections
@@ -43,7 +44,7 @@ logger = logging.getLogger("spoakit.mirror")
 _MAX_DELAY: Final = 0.005
 _SCORES: Final = 101
 # What the server is bound by, or what began with it.
-_FOR_GOOD: Final = ("drain", "log", "processing_delay")
+_FOR_GOOD: Final = ("drain", "processing_delay")
 
 
 class Mirror:
@@ -79,17 +80,25 @@ class Mirror:
         """Reconfigure, and log it if that fails."""
         self._applying = asyncio.create_task(self._apply(settings))
 
+    def reopen_log(self) -> None:
+        """Open the access log again by its name.
+
+        Raises:
+            ConfigurationError: it cannot be opened; lines go where they went.
+        """
+        self._access_log.reopen()
+
     def copy(self, original: IncomingRequest) -> None:
         """Copy a request to the targets that are to get it."""
         for target in self.targets:
             target.copy(original)
 
     async def reconfigure(self, settings: MirrorSettings) -> None:
-        """Copy to other targets from now on, without losing what waits.
+        """Copy to other targets and log as these settings say from now on; lose nothing that waits.
 
         Targets whose settings are the same stay as they are. Those that are not wanted any more
         send what is in their queues meanwhile, within the time for a drain. If one cannot be made,
-        that is raised, and all stay.
+        or the access log not opened, that is raised, and all stay.
         """
         if self._is_closed:
             return
@@ -104,6 +113,7 @@ class Mirror:
                 else:
                     removed.remove(known)
                 targets.append(known)
+            self._access_log.configure(settings.log, len(targets) > 1)
         except BaseException:
             self._close_behind(new)
             raise
@@ -191,25 +201,55 @@ class Mirror:
             )
 
 
-def live_settings(read: Callable[[], MirrorSettings]) -> LiveSettings[MirrorSettings]:
+class LiveMirrorSettings(LiveSettings[MirrorSettings]):
+    """Settings of a mirror that a reload reads again, and the signal to reopen its access log.
+
+    Args:
+        read: see `live_settings`.
+    """
+
+    def __init__(self, read: Callable[[], MirrorSettings]) -> None:
+        super().__init__(read, _FOR_GOOD, logger)
+        self._reopen: Callable[[], None] | None = None
+
+    def on_reopen(self, reopen: Callable[[], None]) -> None:
+        """Have a function called for each signal to reopen logs, in a worker."""
+        self._reopen = reopen
+
+    def reopen_logs(self) -> None:
+        """Reopen the access log of this worker.
+
+        Raises:
+            ConfigurationError: it cannot be opened; lines go where they went.
+        """
+        if self._reopen is not None:
+            self._reopen()
+
+
+def live_settings(read: Callable[[], MirrorSettings]) -> LiveMirrorSettings:
     """Return settings that a reload reads again.
 
     Args:
         read: gives them. They are refused where it raises ConfigurationError or OSError, and where
-            certificates cannot be read.
+            certificates cannot be read or the access log cannot be opened.
     """
+    checked: str | None = None
 
     def read_checked() -> MirrorSettings:
+        nonlocal checked
         # Find out what a worker could not do, before it is told to, or forked for it.
         settings = read()
         for target in settings.targets:
             check_connections(target)
+        if settings.log.path not in (None, checked):
+            check_access_log(settings.log.path)
+        checked = settings.log.path
         return settings
 
-    return LiveSettings(read_checked, _FOR_GOOD, logger)
+    return LiveMirrorSettings(read_checked)
 
 
-def create_agent(settings: MirrorSettings | LiveSettings[MirrorSettings]) -> Agent:
+def create_agent(settings: MirrorSettings | LiveMirrorSettings) -> Agent:
     """Return the agent that copies requests as the settings say.
 
     The arguments of its message ``mirror`` are those of the C program, and after them, where the
@@ -218,13 +258,23 @@ def create_agent(settings: MirrorSettings | LiveSettings[MirrorSettings]) -> Age
     arg_key (what makes samples coherent). The C program's messages ``check-client-ip`` and ``test``
     are taken as well.
     """
-    live = settings if isinstance(settings, LiveSettings) else live_settings(lambda: settings)
+    live = settings if isinstance(settings, LiveMirrorSettings) else live_settings(lambda: settings)
     agent = Agent("mirror")
 
     @agent.resource
     async def mirror(row: WorkerMetrics) -> AsyncIterator[Mirror]:
-        mirror = Mirror(live.current, AccessLog(LogWriter(), row.index + 1, live.current.log), row)
+        settings = live.current
+        access_log = AccessLog(
+            LogWriter(), row.index + 1, settings.log, names_targets=len(settings.targets) > 1
+        )
+        mirror = Mirror(settings, access_log, row)
+        try:
+            mirror.reopen_log()
+        except ConfigurationError as error:
+            # It could be opened at the start. A worker's successor copies without it, too.
+            logger.error("%s; its lines go to standard output until it is reopened", error)
         live.follow(mirror.apply)
+        live.on_reopen(mirror.reopen_log)
         try:
             yield mirror
         finally:

@@ -1,5 +1,7 @@
 import asyncio
 import json
+import os
+import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +14,7 @@ from tests.conftest import Form
 from spoakit.apps.mirror._request_cy import OutgoingRequest
 from spoakit.apps.mirror.access_log.writer import LogWriter
 from spoakit.apps.mirror.config.settings import LogSettings
+from spoakit.exceptions import ConfigurationError
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,23 @@ def test_lines_appear_soon_and_in_the_form_of_the_c_program(
             log = logging.AccessLog(LogWriter(file.fileno()), worker=3)
             get = OutgoingRequest(b"GET /a HTTP/1.1\r\n\r\n", 19, 3, 2)
             response = Response()
-            log.write(response, get, b"http://h", b"ok", response.sent_at + 0.0015004)
+            log.write(
+                response,
+                get,
+                logging.TargetLabel("name", "http://h"),
+                b"ok",
+                response.sent_at + 0.0015004,
+            )
             await until(lambda: path.stat().st_size > 0)
             post = OutgoingRequest(b"POST /\xe9?b HTTP/1.1\r\n\r\nhello", 22, 4, 4)
             none = Response(b"???", 0, 0, response.sent_at)
-            log.write(none, post, b"http://h:81", b"caf\xe9", response.sent_at + 100_000.2500004)
+            log.write(
+                none,
+                post,
+                logging.TargetLabel("name", "http://h:81"),
+                b"caf\xe9",
+                response.sent_at + 100_000.2500004,
+            )
             log.close()
 
     asyncio.run(scenario())
@@ -50,7 +65,7 @@ def test_lines_appear_soon_and_in_the_form_of_the_c_program(
     assert first.startswith(b"[ 3][    0.0")
     assert first.endswith(b'] "GET http://h/a HTTP/1.1" 200 0/5 1.500 ok')
     assert second.startswith(b"[ 3][100000.25")
-    assert second.endswith(b'] "POST http://h:81/\xe9?b HTTP/???" 0 5/0 100000250.000 caf\xe9')
+    assert second.endswith(b'] "POST http://h:81/\\xE9?b HTTP/???" 0 5/0 100000250.000 caf\xe9')
 
 
 def test_many_lines_are_written_without_waiting_for_the_time(
@@ -65,7 +80,9 @@ def test_many_lines_are_written_without_waiting_for_the_time(
             get = OutgoingRequest(b"GET /a HTTP/1.1\r\n\r\n", 19, 3, 2)
             response = Response()
             for _ in range(2000):
-                log.write(response, get, b"http://h", b"ok", response.sent_at)
+                log.write(
+                    response, get, logging.TargetLabel("name", "http://h"), b"ok", response.sent_at
+                )
             while path.stat().st_size < 60_000:  # without giving the event loop its turn
                 time.sleep(0.001)
             log.close()
@@ -86,7 +103,13 @@ def lines(
             get = OutgoingRequest(b"GET /a\xe9 HTTP/1.1\r\n\r\n", 20, 3, 3)
             response = Response()
             for result in results:
-                log.write(response, get, b"http://h", result, response.sent_at + 0.0015004)
+                log.write(
+                    response,
+                    get,
+                    logging.TargetLabel("name", "http://h"),
+                    result,
+                    response.sent_at + 0.0015004,
+                )
             log.close()
 
     asyncio.run(scenario())
@@ -99,6 +122,7 @@ def test_lines_may_be_json(logging: ModuleType, tmp_path: Path) -> None:
     assert fields.pop("time").endswith("Z")
     assert fields == {
         "worker": 2,
+        "target": "name",
         "method": "GET",
         "url": "http://h/a\u00e9",
         "version": "1.1",
@@ -133,11 +157,103 @@ def test_a_log_that_is_not_buffered_writes_each_line_at_once(
             log = logging.AccessLog(LogWriter(file.fileno()), 1, LogSettings(buffered=False))
             response = Response()
             get = OutgoingRequest(b"GET /a HTTP/1.1\r\n\r\n", 19, 3, 2)
-            log.write(response, get, b"http://h", b"ok", response.sent_at)
+            log.write(
+                response, get, logging.TargetLabel("name", "http://h"), b"ok", response.sent_at
+            )
             deadline = time.monotonic() + 10
             while not path.stat().st_size:  # without giving the event loop its turn
                 assert time.monotonic() < deadline
                 time.sleep(0.001)
             log.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("path", "written"),
+    [
+        (b'/?q="a"', rb"/?q=\x22a\x22"),
+        (b"/a\\x22", rb"/a\x5Cx22"),
+        (b"/caf\xc3\xa9\xff\x80", rb"/caf\xC3\xA9\xFF\x80"),
+        (b"/!#$&'()*+,-.:;<=>?@[]^_`{|}~%22", b"/!#$&'()*+,-.:;<=>?@[]^_`{|}~%22"),
+    ],
+)
+def test_a_line_of_text_can_be_taken_apart_whatever_the_path(
+    logging: ModuleType, tmp_path: Path, path: bytes, written: bytes
+) -> None:
+    file = tmp_path / "log"
+    request = OutgoingRequest(b"GET %b HTTP/1.1\r\n\r\n" % path, 17 + len(path), 3, len(path))
+
+    async def scenario() -> None:
+        with file.open("wb") as stream:
+            log = logging.AccessLog(LogWriter(stream.fileno()), names_targets=True)
+            label = logging.TargetLabel('a "b" \u00e9', "http://h")
+            log.write(Response(), request, label, b"ok", time.perf_counter())
+            log.close()
+
+    asyncio.run(scenario())
+    line = (
+        rb'\[ 1\]\[ *\d+\.\d{6}\] "([^"]*)" "GET http://h([^"]*) HTTP/1.1" 200 0/5 \d+\.\d{3} ok\n'
+    )
+    taken = re.fullmatch(line, file.read_bytes())
+    assert taken is not None, file.read_bytes()
+    assert taken[1] == rb"a \x22b\x22 \xC3\xA9"
+    assert taken[2] == written
+    # The escapes are Python's as well: what was logged can be had back.
+    assert taken[2].decode("unicode-escape").encode("latin-1") == path
+
+
+def test_its_settings_change_under_way(logging: ModuleType, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    get = OutgoingRequest(b"GET /a HTTP/1.1\r\n\r\n", 19, 3, 2)
+
+    async def scenario() -> None:
+        label = logging.TargetLabel("name", "http://h")
+
+        def write(result: bytes) -> None:
+            log.write(Response(), get, label, result, time.perf_counter())
+
+        with one.open("ab") as file:
+            log = logging.AccessLog(LogWriter(file.fileno()))
+            write(b"1")
+            log.configure(LogSettings("json", path=str(two)), True)
+            write(b"2")
+            log.configure(LogSettings(path=str(two)), True)
+            write(b"3")
+            with pytest.raises(ConfigurationError, match=r"absent/log' cannot be opened: No such"):
+                log.configure(LogSettings("json", path=str(tmp_path / "absent" / "log")), False)
+            write(b"4")
+            two.rename(tmp_path / "moved")
+            log.reopen()
+            write(b"5")
+            log.configure(LogSettings(quiet=True, path=str(two)), False)
+            write(b"6")
+            log.configure(LogSettings(buffered=False), False)
+            write(b"7")
+            await until(lambda: one.read_bytes().endswith(b"7\n"))
+            log.close()
+
+    asyncio.run(scenario())
+    assert [line[-1:] for line in one.read_bytes().splitlines()] == [b"1", b"7"]
+    second, third, fourth = (tmp_path / "moved").read_bytes().splitlines()
+    assert json.loads(second)["result"] == "2"
+    assert third.endswith(b" 3")
+    assert fourth.endswith(b" 4")
+    assert b'"name" "GET' in fourth
+    assert two.read_bytes().endswith(b" 5\n")
+    assert len(two.read_bytes().splitlines()) == 1
+    assert b"name" not in one.read_bytes()
+
+
+def test_files_it_has_left_are_closed(logging: ModuleType, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        with (tmp_path / "first").open("wb") as file:
+            before = os.listdir("/dev/fd")
+            log = logging.AccessLog(LogWriter(file.fileno()))
+            for name in ("a", "b", "a"):
+                log.configure(LogSettings(path=str(tmp_path / name)), False)
+                log.reopen()
+            log.close()
+            assert os.listdir("/dev/fd") == before
 
     asyncio.run(scenario())

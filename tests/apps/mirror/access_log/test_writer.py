@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from spoakit.apps.mirror.access_log.writer import BATCH_SIZE, LogWriter
+from spoakit.apps.mirror.access_log.output import BATCH_SIZE
+from spoakit.apps.mirror.access_log.writer import LogWriter
 
 LINE = b"x" * 99 + b"\n"
 

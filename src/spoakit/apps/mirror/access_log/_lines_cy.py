@@ -15,7 +15,8 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from spoakit.apps.mirror._request_cy import OutgoingRequest
-from spoakit.apps.mirror.access_log.writer import BATCH_SIZE, LogWriter
+from spoakit.apps.mirror.access_log.output import BATCH_SIZE, open_access_log
+from spoakit.apps.mirror.access_log.writer import LogWriter
 from spoakit.apps.mirror.config.settings import LogSettings
 
 if TYPE_CHECKING:
@@ -34,6 +35,12 @@ _DEFAULT_SETTINGS: LogSettings = LogSettings()
 
 _BATCH_SIZE = cython.declare(cython.Py_ssize_t, BATCH_SIZE)
 _ZERO = cython.declare(cython.uint, 0x30)
+# What a byte of a quoted text is in a line of text, as nginx does it: printable ASCII as it is, but
+# for the quotation mark and the backslash, and \\xNN for all others.
+_ESCAPED: tuple[bytes, ...] = tuple(
+    b"%c" % byte if 0x20 <= byte < 0x7F and byte not in b'"\\' else b"\\x%02X" % byte
+    for byte in range(256)
+)
 # A line, in thousandths of a percent: sums of these are exact.
 _LINE = cython.declare(cython.longlong, 100_000)
 
@@ -60,6 +67,27 @@ class Response(Protocol):
 
 @cython.final
 @cython.cclass
+class TargetLabel:
+    """A target as lines have it.
+
+    Args:
+        name: its name.
+        origin: its scheme and authority.
+    """
+
+    _name: str
+    _origin: bytes
+    # The name in the text form, with what is around it.
+    _quoted: bytes
+
+    def __init__(self, name: str, origin: str) -> None:
+        self._name = name
+        self._origin = origin.encode()
+        self._quoted = b'] "%b" "' % _escape(name.encode())
+
+
+@cython.final
+@cython.cclass
 class AccessLog:
     """Gather lines and hand them over in batches: after 100 ms, or when 64 KiB are together.
 
@@ -68,7 +96,8 @@ class AccessLog:
     Args:
         writer: writes the batches.
         worker: the worker's number, from 1; each line begins with it, as in the C program.
-        settings: which lines there are, and in which form.
+        settings: which lines there are, and in which form. Their file is not opened, see `reopen`.
+        names_targets: whether lines of text name the target.
     """
 
     _writer: Any
@@ -76,6 +105,9 @@ class AccessLog:
     _quiet: cython.bint
     _buffered: cython.bint
     _json: cython.bint
+    _names_targets: cython.bint
+    # The file; None for the writer's first one.
+    _path: Any
     # How many thousandths of a percent of a line there are to a response, and how many are due.
     _share: cython.longlong
     _credit: cython.longlong
@@ -92,14 +124,15 @@ class AccessLog:
     _timer: Any
 
     def __init__(
-        self, writer: LogWriter, worker: int = 1, settings: LogSettings = _DEFAULT_SETTINGS
+        self,
+        writer: LogWriter,
+        worker: int = 1,
+        settings: LogSettings = _DEFAULT_SETTINGS,
+        names_targets: bool = False,
     ) -> None:
         self._writer = writer
         self._worker = worker
-        self._quiet = settings.quiet
-        self._buffered = settings.buffered
-        self._json = settings.format == "json"
-        self._share = round(settings.sample * 1000)
+        self._apply(settings, names_targets)
         self._credit = 0
         self._prefix = b"[%2d][" % worker
         self._started_at = perf_counter()
@@ -109,15 +142,52 @@ class AccessLog:
         self._lines = bytearray()
         self._timer = None
 
+    def configure(self, settings: LogSettings, names_targets: bool) -> None:
+        """Write further lines as these settings say.
+
+        Raises:
+            ConfigurationError: the file cannot be opened; nothing has changed.
+        """
+        if settings.path != self._path:
+            self._redirect(settings.path)
+        self._apply(settings, names_targets)
+
+    def reopen(self) -> None:
+        """Open the file by its name, for further lines.
+
+        Raises:
+            ConfigurationError: it cannot be opened; lines go where they went.
+        """
+        if self._path is not None:
+            self._redirect(self._path)
+
+    def _redirect(self, path: str | None) -> None:
+        descriptor = None if path is None else open_access_log(path)
+        self.flush()
+        self._writer.redirect(descriptor)
+
+    def _apply(self, settings: LogSettings, names_targets: bool) -> None:
+        self._quiet = settings.quiet
+        self._buffered = settings.buffered
+        self._json = settings.format == "json"
+        self._share = round(settings.sample * 1000)
+        self._path = settings.path
+        self._names_targets = names_targets
+
     def write(
-        self, response: Response, request: OutgoingRequest, origin: bytes, result: bytes, now: float
+        self,
+        response: Response,
+        request: OutgoingRequest,
+        target: TargetLabel,
+        result: bytes,
+        now: float,
     ) -> None:
         """Add a request's line, if it is to have one.
 
         Args:
             response: its response, or what there is of one.
             request: the request.
-            origin: the target's scheme and authority.
+            target: where it went.
             result: b"ok", or what went wrong.
             now: ``time.perf_counter()``.
         """
@@ -125,9 +195,9 @@ class AccessLog:
             return
         time: cython.double = now
         if self._json:
-            self._add_json(response, request, origin, result, time)
+            self._add_json(response, request, target, result, time)
         else:
-            self._add_text(response, request, origin, result, time)
+            self._add_text(response, request, target, result, time)
         if not self._buffered or len(self._lines) >= _BATCH_SIZE:
             self.flush()
         elif self._timer is None:
@@ -150,7 +220,7 @@ class AccessLog:
         self,
         response: Any,
         request: OutgoingRequest,
-        origin: bytes,
+        target: TargetLabel,
         result: bytes,
         time: cython.double,
     ) -> cython.Py_ssize_t:
@@ -167,10 +237,14 @@ class AccessLog:
             self._start = b"%b%5d." % (self._prefix, self._second)
         out += self._start
         _add_number(out, at % 1_000_000, 6)
-        out += b'] "'
+        out += target._quoted if self._names_targets else b'] "'
         out += start_of[: method_size + 1]
-        out += origin
-        out += start_of[method_size + 1 : method_size + 1 + request.target_size]
+        out += target._origin
+        path: bytes = start_of[method_size + 1 : method_size + 1 + request.target_size]
+        # White space and control characters are in none.
+        if b'"' in path or b"\\" in path or not path.isascii():
+            path = _escape(path)
+        out += path
         status: cython.uint = response.status
         version: bytes = response.version
         if status != self._status or version is not self._version:
@@ -196,7 +270,7 @@ class AccessLog:
         self,
         response: Any,
         request: OutgoingRequest,
-        origin: bytes,
+        target: TargetLabel,
         result: bytes,
         time: cython.double,
     ) -> cython.Py_ssize_t:
@@ -205,8 +279,9 @@ class AccessLog:
         line: dict[str, object] = {
             "time": now.replace("+00:00", "Z"),
             "worker": int(self._worker),
+            "target": target._name,
             "method": request.method.decode("latin-1"),
-            "url": (origin + request.target).decode("latin-1"),
+            "url": (target._origin + request.target).decode("latin-1"),
             "version": response.version.decode("latin-1"),
             "status": response.status,
             "up": request.body_size,
@@ -231,6 +306,11 @@ class AccessLog:
         """Have what is left written, and end the writer."""
         self.flush()
         self._writer.close()
+
+
+@cython.cfunc
+def _escape(text: bytes) -> bytes:
+    return b"".join([_ESCAPED[byte] for byte in text])
 
 
 @cython.cfunc

@@ -7,10 +7,8 @@ from collections.abc import Iterator
 from queue import Empty, SimpleQueue
 from typing import Final
 
-from spoakit.apps.mirror.access_log.output import BATCH_SIZE, Output
+from spoakit.apps.mirror.access_log.output import Output
 from spoakit.logs import Throttle
-
-__all__ = ["BATCH_SIZE", "LogWriter"]
 
 logger = logging.getLogger("spoakit.mirror")
 

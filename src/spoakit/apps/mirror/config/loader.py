@@ -39,7 +39,7 @@ def _settings(document: dict[str, Any], folder: Path) -> MirrorSettings:
             with Prefix(f"target[{number}]."):
                 targets.append(_target(target, folder))
     return MirrorSettings(
-        tuple(targets), mirror.drain, mirror.log.settings(), mirror.processing_delay
+        tuple(targets), mirror.drain, mirror.log.settings(folder), mirror.processing_delay
     )
 
 

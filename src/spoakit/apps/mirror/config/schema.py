@@ -4,6 +4,7 @@ What they do not name is an error; what the values may be, the settings say.
 docs/mirror-configuration.md describes the file.
 """
 
+import os
 from pathlib import Path
 from typing import Any, Final
 
@@ -90,11 +91,14 @@ class Log(Table, frozen=True):
     format: str = _LOG.format
     sample: float = _LOG.sample
     quiet: bool = _LOG.quiet
+    buffered: bool = _LOG.buffered
+    path: str | None = None
 
-    def settings(self) -> LogSettings:
-        """Return the settings of the access log."""
+    def settings(self, folder: Path) -> LogSettings:
+        """Return the settings of the access log; the file's name is relative to the folder."""
         log_format = choice("log.format", self.format, LOG_FORMATS)
-        return LogSettings(log_format, self.sample, self.quiet)
+        path = self.path and os.path.abspath(folder / self.path)
+        return LogSettings(log_format, self.sample, self.quiet, self.buffered, path)
 
 
 class Defaults(Table, frozen=True, kw_only=True):

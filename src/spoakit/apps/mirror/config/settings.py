@@ -266,8 +266,8 @@ class TlsSettings:
     def __post_init__(self) -> None:
         files = (self.ca_file, self.certificate, self.key)
         for option, path in zip(("ca-file", "certificate", "key"), files, strict=True):
-            if path is not None and (not path or "\0" in path):
-                raise ConfigurationError(f"tls.{option}: {path!r} is not a file's name")
+            if path is not None:
+                validators.check_file_name(f"tls.{option}", path)
         object.__setattr__(self, "versions", tuple(_version(path) for path in files))
         if self.key is not None and self.certificate is None:
             raise ConfigurationError("tls.key: there is no tls.certificate that it is for")
@@ -338,16 +338,20 @@ class LogSettings:
         sample: percent of the lines: 0, or 0.001 to 100; failures are always logged.
         quiet: no access log at all.
         buffered: gather lines for a tenth of a second before they are written.
+        path: the file they are appended to; None for standard output.
     """
 
     format: LogFormat = "text"
     sample: float = 100.0
     quiet: bool = False
     buffered: bool = True
+    path: str | None = None
 
     def __post_init__(self) -> None:
         choice("log.format", self.format, LOG_FORMATS)
         check_percent("log.sample", self.sample)
+        if self.path is not None:
+            validators.check_file_name("log.path", self.path)
 
 
 @dataclass(frozen=True, slots=True)

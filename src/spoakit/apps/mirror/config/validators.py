@@ -132,3 +132,9 @@ def clean_prefix(option: str, text: str) -> str:
             "white space, a '?' or '#', nor anything that must be percent-encoded"
         )
     return text.rstrip("/")
+
+
+def check_file_name(option: str, name: str) -> None:
+    """Refuse a name that a file cannot have."""
+    if not name or "\0" in name:
+        raise ConfigurationError(f"{option}: {name!r} is not a file's name")

@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from spoakit.apps.mirror._request_cy import OutgoingRequest
-from spoakit.apps.mirror.access_log._lines_cy import AccessLog
+from spoakit.apps.mirror.access_log._lines_cy import AccessLog, TargetLabel
 
 if TYPE_CHECKING:
     from spoakit import _cython as cython
@@ -41,7 +41,7 @@ class RequestQueue:
         drops_newest: what a full queue drops: the request that comes, and not the oldest.
         max_age: the seconds that a request may wait; 0 for any time.
         access_log: gains a line for each response.
-        origin: the target's scheme and authority, for the log.
+        label: the target, for the log.
         listener: is told what happens.
         first_byte: counts the time to the first byte of each response.
         response: counts the time to the end of each response.
@@ -52,7 +52,7 @@ class RequestQueue:
     _drops_newest: cython.bint
     _max_age: cython.double
     _access_log: AccessLog
-    _origin: bytes
+    _label: TargetLabel
     _listener: Any
     _queue: Any
     # Those that met the end of their connections, and are not to meet that of another one.
@@ -78,7 +78,7 @@ class RequestQueue:
         drops_newest: bool,
         max_age: float,
         access_log: AccessLog,
-        origin: bytes,
+        label: TargetLabel,
         listener: QueueListener,
         first_byte: HistogramCells,
         response: HistogramCells,
@@ -94,7 +94,7 @@ class RequestQueue:
         self._drops_newest = drops_newest
         self._max_age = max_age
         self._access_log = access_log
-        self._origin = origin
+        self._label = label
         self._listener = listener
         self._queue = deque()
         self._again = deque()
@@ -239,7 +239,7 @@ class RequestQueue:
         if self._watched:
             self._watched = False
             self._listener.on_recovered(now)
-        self._access_log.write(place, request, self._origin, b"ok", now)
+        self._access_log.write(place, request, self._label, b"ok", now)
         if not ready:
             return None
         if self._queue:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Final, cast
 
 from spoakit.apps.mirror._request_cy import OutgoingRequest
-from spoakit.apps.mirror.access_log._lines_cy import AccessLog, Response
+from spoakit.apps.mirror.access_log._lines_cy import AccessLog, Response, TargetLabel
 from spoakit.apps.mirror.config.settings import TargetSettings
 from spoakit.apps.mirror.http._http11_cy import Connection
 from spoakit.apps.mirror.http._queue_cy import RequestQueue
@@ -62,7 +62,7 @@ class ConnectionPool:
         self._loop = asyncio.get_running_loop()
         self._throttle = Throttle(logger)
         self._oddities = Throttle(logger, _ODDITY_INTERVAL)
-        self._origin = settings.url.origin.encode()
+        self._label = TargetLabel(settings.name, settings.url.origin)
         self._connector = Connector(settings, http, names)
         self._shares = HTTP_2 in http  # until a connection shows that the target cannot
         queue = settings.queue
@@ -72,7 +72,7 @@ class ConnectionPool:
             queue.overflow == "drop-newest",
             queue.max_age,
             access_log,
-            self._origin,
+            self._label,
             self,
             metrics.first_byte,
             metrics.response,
@@ -188,7 +188,7 @@ class ConnectionPool:
         self._counters.failed += 1
         self._counters.failures[outcome.reason] += 1
         now = time.perf_counter()
-        self._access_log.write(response, request, self._origin, outcome.log_text, now)
+        self._access_log.write(response, request, self._label, outcome.log_text, now)
         # A response whose head was read shows that the target is there, and so does one to
         # another request that came later.
         is_unheard = not response.status and self._queue.answered_at < response.sent_at
