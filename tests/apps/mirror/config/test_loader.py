@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spoakit.apps.mirror._request_cy import _SECRETS
 from spoakit.apps.mirror.config.loader import _settings, read_config
 from spoakit.apps.mirror.config.settings import (
     LogSettings,
@@ -64,6 +65,8 @@ processing-delay = "5ms"
 format = "json"
 sample = 1.5
 quiet = true
+buffered = false
+path = "access.log"
 
 [[target]]
 url = "https://staging.example:8443/base"
@@ -133,7 +136,7 @@ def test_every_key_becomes_a_setting(read: Read, tmp_path: Path) -> None:
             ),
         ),
         drain=20,
-        log=LogSettings("json", 1.5, True),
+        log=LogSettings("json", 1.5, True, False, str(tmp_path / "access.log")),
         processing_delay=0.005,
     )
 
@@ -187,6 +190,8 @@ TWO = f'{HEAD}name = "live"\n[[target]]\nurl = "http://s"\nname = "staging"\n'
         (f'drain = "5"\n{HEAD}', "drain: '5' is not a time: a number of seconds, or a text such"),
         (f"drain = true\n{HEAD}", "drain: True is not a time"),
         (f"{HEAD}[log]\nformat = 'x'", "log.format: 'x' is not one of text, json"),
+        (f"{HEAD}[log]\npath = ''", "log.path: '' is not a file's name"),
+        (f'{HEAD}[log]\npath = "a\\u0000"', r"a\x00' is not a file's name"),
         (f"{HEAD}[log]\nquiet = 1", "log.quiet: Expected `bool`, got `int`"),
         ("[target]\nurl = 'http://h'", "target: Expected `array`, got `table`"),
         ("target = [1]", "target[1]: Expected `table`, got `int`"),
@@ -278,6 +283,12 @@ def test_the_examples_of_the_reference_are_right(read: Read, tmp_path: Path, tex
     for name in re.findall(r'"([\w/.-]+\.pem)"', text):
         (tmp_path / name).touch()
     assert read(text).targets
+
+
+def test_the_reference_names_the_secrets() -> None:
+    secrets = REFERENCE.read_text().partition("#### Secrets\n")[2].partition(":")
+    named = re.findall("`([a-z-]+)`", secrets[2].partition(".")[0])
+    assert [name.encode() for name in named] == list(_SECRETS)
 
 
 def keys_of(table: dict[str, Any], prefix: str = "") -> set[str]:
