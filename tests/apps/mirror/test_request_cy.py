@@ -1,4 +1,6 @@
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -11,6 +13,8 @@ from spoakit.apps.mirror.config.settings import Rewrite
 from spoakit.apps.mirror.url import TargetURL
 
 Fields = Sequence[tuple[bytes, bytes]]
+
+REFERENCE = Path(__file__).parents[3] / "docs" / "mirror-configuration.md"
 
 
 def varint(number: int) -> bytes:
@@ -513,3 +517,9 @@ def test_a_grpc_message_that_is_shorter_than_it_says_is_cut(
     assert copy.missing == missing
     other = (HOST, (b"content-type", b"text/plain"))
     assert build(building, other, method=b"POST", body=body, size=len(body)).missing == 0
+
+
+def test_the_reference_names_the_secrets(building: ModuleType) -> None:
+    secrets = REFERENCE.read_text().partition("#### Secrets\n")[2].partition(":")
+    named = re.findall("`([a-z-]+)`", secrets[2].partition(".")[0])
+    assert [name.encode() for name in named] == list(building._SECRETS)

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spoakit.apps.mirror._request_cy import _SECRETS
 from spoakit.apps.mirror.config.loader import _settings, read_config
 from spoakit.apps.mirror.config.settings import (
     LogSettings,
@@ -283,12 +282,6 @@ def test_the_examples_of_the_reference_are_right(read: Read, tmp_path: Path, tex
     for name in re.findall(r'"([\w/.-]+\.pem)"', text):
         (tmp_path / name).touch()
     assert read(text).targets
-
-
-def test_the_reference_names_the_secrets() -> None:
-    secrets = REFERENCE.read_text().partition("#### Secrets\n")[2].partition(":")
-    named = re.findall("`([a-z-]+)`", secrets[2].partition(".")[0])
-    assert [name.encode() for name in named] == list(_SECRETS)
 
 
 def keys_of(table: dict[str, Any], prefix: str = "") -> set[str]:
