@@ -7,7 +7,7 @@ Everything an agent is written with is here; ``spoakit.exceptions`` has the exce
 import typing as _typing
 
 from spoakit.agent.agent import Agent
-from spoakit.agent.context import Context, PerFrame
+from spoakit.agent.context import Context, MaxFrameSize, PerFrame
 from spoakit.agent.handlers import Actions, Event, Middleware
 from spoakit.agent.headers import Headers
 from spoakit.agent.parameters import Fetch, IPAddress
@@ -32,6 +32,7 @@ __all__ = [
     "Fetch",
     "Headers",
     "IPAddress",
+    "MaxFrameSize",
     "Message",
     "Middleware",
     "PerFrame",

@@ -19,6 +19,7 @@ from spoakit import (
     DataType,
     Headers,
     IPAddress,
+    MaxFrameSize,
     Message,
     PerFrame,
 )
@@ -477,6 +478,30 @@ def test_the_context_and_the_message_are_those_of_the_call(agent: Agent) -> None
         (Context("message", None, "192.0.2.9:1234", stream, 1, 0.0, None), sent)
         for stream in (3, 4)
     ]
+
+
+def test_the_agreed_frame_size_is_that_of_the_connection_on_each_path(agent: Agent) -> None:
+    seen: list[tuple[int, int, int]] = []
+
+    @agent.message("message")
+    def handle(first: MaxFrameSize, n: int, second: MaxFrameSize) -> None:
+        seen.append((first, n, second))
+
+    def sent(number: int) -> Message:
+        return Message("message", (Argument.of("n", number),))
+
+    def use(runtime: Runtime) -> None:
+        dispatcher = runtime.dispatcher
+        small, large = EngineLink(1000), EngineLink(2000)
+        dispatcher.dispatch([notify(1, sent(0), sent(1))], 0, small)
+        dispatcher.dispatch([notify(1, sent(2)), notify(2, sent(3))], 0, large)
+        dispatcher.dispatch([notify(1, sent(4)), notify(2, sent(5))], 0, small)
+        for number, link in ((6, large), (7, small)):
+            assert answered(dispatcher.try_single(frame(sent(number)), 0.0, link)) == []
+
+    dispatching(agent, use)
+    sizes = (1000, 1000, 2000, 2000, 1000, 1000, 2000, 1000)
+    assert seen == [(size, number, size) for number, size in enumerate(sizes)]
 
 
 def test_middleware_stands_around_handlers_with_arguments_in_their_order() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pytest
 
-from spoakit import Context, Fetch, Headers, IPAddress, Message, PerFrame
+from spoakit import Context, Fetch, Headers, IPAddress, MaxFrameSize, Message, PerFrame
 from spoakit.agent.parameters import (
     REQUIRED,
     Parameter,
@@ -139,6 +139,19 @@ def test_what_comes_from_the_frame_is_told_by_its_annotation() -> None:
         (Role.PER_FRAME, State),
         (Role.PER_FRAME, dict[str, int]),
     ]
+
+
+def test_the_agreed_frame_size_is_told_from_an_argument() -> None:
+    def handler(size: int, agreed: MaxFrameSize) -> None: ...
+
+    size, agreed = read_parameters(handler)
+    assert (size.role, agreed.role) == (Role.ARGUMENT, Role.MAX_FRAME_SIZE)
+    assert not agreed.accepts
+
+    def optional(agreed: MaxFrameSize | None) -> None: ...
+
+    with pytest.raises(RegistrationError, match="'agreed': MaxFrameSize is always there"):
+        read_parameters(optional)
 
 
 def test_any_other_type_is_a_resource() -> None:

@@ -95,6 +95,8 @@ class CallPlan:
     _reader: ArgumentReader
     _template: list[Any]
     _injected: tuple[tuple[int, Any], ...]
+    # The places of the agreed max-frame-size among the values; None, as mostly, without any.
+    _frame_sizes: tuple[int, ...] | None
     _mismatch: str | None
 
     def __init__(
@@ -102,11 +104,13 @@ class CallPlan:
         reader: ArgumentReader,
         template: list[Any],
         injected: tuple[tuple[int, Any], ...],
+        frame_sizes: tuple[int, ...] | None,
         mismatch: str | None,
     ) -> None:
         self._reader = reader
         self._template = template
         self._injected = injected
+        self._frame_sizes = frame_sizes
         self._mismatch = mismatch
 
 
@@ -266,6 +270,8 @@ class BoundHandler:
         if known._mismatch is not None:
             self._errors.record_mismatch(known._mismatch, link.peer)
             return None
+        if known._frame_sizes is not None:
+            _put_frame_size(known._frame_sizes, values, link)
         if known._injected:
             self._inject(known._injected, values, start, cursor, notify, link)
         return values
@@ -312,6 +318,14 @@ class BoundHandler:
                 )
 
 
+@cython.cfunc
+def _put_frame_size(slots: tuple[int, ...], values: list[Any], link: EngineLink) -> object:
+    """Fill in the agreed max-frame-size, which is the same for all frames of a connection."""
+    for slot in slots:
+        values[slot] = link.max_frame_size
+    return None
+
+
 def plan(
     handler: Handler,
     name: bytes,
@@ -336,6 +350,7 @@ def plan(
     slots = [0] * len(shape)
     template: list[Any] = []
     injected = []
+    frame_sizes = []
     for slot in binding.slots:
         at = len(template)
         template.append(slot.value)
@@ -344,10 +359,12 @@ def plan(
             slots[slot.index] = at
         elif slot.parameter.role is Role.RESOURCE:
             template[at] = resources(slot.parameter.annotation)
+        elif slot.parameter.role is Role.MAX_FRAME_SIZE:
+            frame_sizes.append(at)
         elif slot.parameter.role is not Role.ARGUMENT:
             injected.append((at, slot.parameter))
     reader = ArgumentReader(name, shape, readings, slots, Headers)
-    return CallPlan(reader, template, tuple(injected), binding.mismatch)
+    return CallPlan(reader, template, tuple(injected), tuple(frame_sizes) or None, binding.mismatch)
 
 
 @cython.final
@@ -494,6 +511,8 @@ class Dispatcher:
             return None
         if ids is None:
             return None
+        if known._frame_sizes is not None:
+            _put_frame_size(known._frame_sizes, values, link)
         self._clock = received
         self._frames += 1
         calls: list[Any] = [values]
@@ -571,8 +590,12 @@ class Dispatcher:
         most: cython.Py_ssize_t = (_MAX_OUTGOING - len(out)) // limit + 1
         ids: list[Any] = []
         calls: list[Any] = []
+        template: list[Any] = known._template
+        if known._frame_sizes is not None:
+            template = template.copy()
+            _put_frame_size(known._frame_sizes, template, link)
         behind: cython.Py_ssize_t = known._reader.read_run(
-            events, first, most, known._template, ids, calls
+            events, first, most, template, ids, calls
         )
         if behind == first:
             return first

@@ -26,6 +26,22 @@ so what one message sets is not among the arguments of the next; this carries it
 """
 
 
+class MaxFrameSizeMarker:
+    """Marker of `MaxFrameSize` among the extras of an annotated type."""
+
+    def __repr__(self) -> str:
+        return "MaxFrameSize"
+
+
+MaxFrameSize: TypeAlias = Annotated[int, MaxFrameSizeMarker()]
+"""A parameter that is the max-frame-size agreed on with the engine (SPOE.txt 3.2.4).
+
+``agreed: MaxFrameSize`` is an int to the handler: the bytes that a frame of the connection
+has at most, its length field aside. A request whose arguments come near it may have been
+cut by HAProxy's buffer. Unlike `Context` it costs next to nothing.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """The frame and the connection a message came in, for handlers with a Context parameter.

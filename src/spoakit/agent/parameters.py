@@ -1,8 +1,8 @@
 """A handler's signature, read once: where each parameter's value comes from.
 
 A parameter is an argument of the message if its annotation is one of `ARGUMENT_TYPES`,
-with or without ``| None``. `Context`, `Message` and `PerFrame` come from the frame; any
-other annotation names a resource by its type.
+with or without ``| None``. `Context`, `Message` and `PerFrame` come from the frame,
+`MaxFrameSize` from its connection; any other annotation names a resource by its type.
 """
 
 import inspect
@@ -16,7 +16,7 @@ from ipaddress import IPv4Address, IPv6Address
 from types import NoneType, SimpleNamespace, UnionType
 from typing import Annotated, Any, Final, TypeAlias, Union, get_args, get_origin, get_type_hints
 
-from spoakit.agent.context import Context, PerFrameMarker
+from spoakit.agent.context import Context, MaxFrameSizeMarker, PerFrameMarker
 from spoakit.agent.headers import Headers
 from spoakit.exceptions import RegistrationError
 from spoakit.spop._decode_cy import Reading
@@ -45,7 +45,7 @@ ARGUMENT_TYPES: Final[dict[object, tuple[frozenset[DataType], Reading]]] = {
 
 ALLOWED: Final = (
     "int, bool, str, bytes, IPv4Address, IPv6Address, IPAddress or Headers, each also with "
-    "| None; Context, Message, PerFrame[...]; or the type of a resource of the agent"
+    "| None; Context, Message, MaxFrameSize, PerFrame[...]; or the type of a resource of the agent"
 )
 
 # A NOTIFY's message has at most this many arguments, and plans number them in a byte.
@@ -98,6 +98,7 @@ class Role(Enum):
     ARGUMENT = "argument"
     CONTEXT = "Context"
     MESSAGE = "Message"
+    MAX_FRAME_SIZE = "MaxFrameSize"
     PER_FRAME = "PerFrame"
     RESOURCE = "resource"
 
@@ -225,8 +226,11 @@ def _read_parameter(function: Callable[..., Any], found: inspect.Parameter) -> P
     if role is not Role.ARGUMENT and fetches:
         raise RegistrationError("Fetch is for arguments, and this is none")
     if role is not Role.ARGUMENT and optional:
-        raise RegistrationError(f"{_name(annotation)} is always there: leave | None out")
-    accepts, reading = ARGUMENT_TYPES.get(annotation, (frozenset(), Reading.SKIP))
+        name = role.value if role is Role.MAX_FRAME_SIZE else _name(annotation)
+        raise RegistrationError(f"{name} is always there: leave | None out")
+    accepts, reading = frozenset[DataType](), Reading.SKIP
+    if role is Role.ARGUMENT:
+        accepts, reading = ARGUMENT_TYPES[annotation]
     return Parameter(
         name=found.name,
         kind=ParameterKind(found.kind),
@@ -244,6 +248,8 @@ def role_of(annotation: Any, extras: Sequence[object] = ()) -> Role | None:
     """Return what a parameter of this type is for; None for a union, which is nothing's type."""
     if any(isinstance(extra, PerFrameMarker) for extra in extras):
         return Role.PER_FRAME
+    if any(isinstance(extra, MaxFrameSizeMarker) for extra in extras):
+        return Role.MAX_FRAME_SIZE
     if annotation in ARGUMENT_TYPES:
         return Role.ARGUMENT
     if annotation is Context:

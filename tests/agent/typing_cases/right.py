@@ -19,6 +19,7 @@ from spoakit import (
     Fetch,
     Headers,
     IPAddress,
+    MaxFrameSize,
     Message,
     PerFrame,
     run,
@@ -184,8 +185,8 @@ def note(context: Context, message: Message, unique_id: str | None = None) -> No
 
 
 @audit.observe("audit")
-def note_again(message: Message) -> None:
-    print(message.name)
+def note_again(message: Message, agreed: MaxFrameSize) -> None:
+    print(message.name, agreed - 1)
 
 
 # --- middleware and resources that need resources ---
