@@ -343,13 +343,18 @@ def test_capabilities_are_switched_on_and_off(
 def test_what_is_said_of_targets_holds_for_each(run: Run) -> None:
     given = run(
         "-r0 -uhttp://one/ -u https://two/base --http=2 --insecure --truncated=mark "
-        "--sample=0.5 --host=target --marker=X-Mirrored -Ilo -P1000"
+        "--truncated-suspect=skip --sample=0.5 --host=target --marker=X-Mirrored -Ilo -P1000"
     )
     one = TargetSettings(
         TargetURL.parse("http://one/"),
         http="2",
         selection=Selection(sample=0.5),
-        rewrite=Rewrite(host="target", marker=("X-Mirrored", "1"), truncated="mark"),
+        rewrite=Rewrite(
+            host="target",
+            marker=("X-Mirrored", "1"),
+            truncated="mark",
+            truncated_suspect="skip",
+        ),
         pool=PoolSettings(interface="lo", local_ports=(1000, 1000)),
         tls=TlsSettings(verify=False),
     )

@@ -119,13 +119,13 @@ def send_over_http2(haproxy: HAProxy, *fields: Field, body: bytes = b"") -> byte
     h2 = H2Connection()
     h2.initiate_connection()
     h2.send_headers(1, fields, end_stream=not body)
-    if body:
-        h2.send_data(1, body, end_stream=True)
+    rest = _send_window(h2, body)
     status = b""
     with socket.create_connection(("127.0.0.1", haproxy.ports["FRONTEND"]), BOUND) as client:
         client.sendall(h2.data_to_send())
         while data := client.recv(65536):
             events = h2.receive_data(data)
+            rest = _send_window(h2, rest)
             client.sendall(h2.data_to_send())
             for event in events:
                 if isinstance(event, ResponseReceived):
@@ -133,3 +133,11 @@ def send_over_http2(haproxy: HAProxy, *fields: Field, body: bytes = b"") -> byte
             if any(isinstance(event, StreamEnded) for event in events):
                 break
     return status
+
+
+def _send_window(h2: H2Connection, body: bytes) -> bytes:
+    """Send as much of the stream's body as flow control allows; return the rest."""
+    while body and (room := min(h2.local_flow_control_window(1), h2.max_outbound_frame_size)) > 0:
+        h2.send_data(1, body[:room], end_stream=room >= len(body))
+        body = body[room:]
+    return body

@@ -279,6 +279,122 @@ def test_a_body_that_haproxys_buffer_cut_is_skipped_sent_or_marked(
         assert re.search(f"{name}: 3 received, .* {skipped} body cut, .* 2 cut bodies", program.log)
 
 
+# Bodies of which nothing says how large they are.
+
+
+def test_a_chunked_body_that_haproxy_does_not_wait_for_is_told_of(
+    mirror: Mirror, target: Capture
+) -> None:
+    program = mirror.serve(target.address)
+    running = mirror.balance(program, "no option http-buffer-request", **SIZE)
+    with (
+        socket.create_connection(("127.0.0.1", running.ports["FRONTEND"]), BOUND) as client,
+        client.makefile("rb") as stream,
+    ):
+        client.sendall(request("PUT /late", "Transfer-Encoding: chunked"))
+        target.wait_for(1)
+        client.sendall(chunked(JSON, 5))
+        assert stream.readline() == b"HTTP/1.1 200 OK\r\n"
+    for line in ("GET /without", "PUT /empty"):
+        send(running, request(line))
+    target.wait_for(3)
+    late, *_ = target.requests
+    assert (late.target, late.body, late.field(b"content-length")) == (b"/late", b"", b"0")
+    warnings = re.findall("WARNING spoakit.mirror: .*", program.log)
+    assert len(warnings) == 1
+    assert re.search("copied as far .* set 'option http-buffer-request' .* 1 so far", warnings[0])
+
+
+def test_a_chunked_body_that_haproxy_does_not_wait_for_may_be_left_out(
+    mirror: Mirror, target: Capture
+) -> None:
+    program = mirror.serve(target.address, "--truncated-suspect", "skip")
+    running = mirror.balance(program, "no option http-buffer-request", **SIZE)
+    with (
+        socket.create_connection(("127.0.0.1", running.ports["FRONTEND"]), BOUND) as client,
+        client.makefile("rb") as stream,
+    ):
+        client.sendall(request("PUT /late", "Transfer-Encoding: chunked"))
+        program.wait_for("a request is not copied: .* set 'option http-buffer-request'")
+        client.sendall(chunked(JSON, 5))
+        assert stream.readline() == b"HTTP/1.1 200 OK\r\n"
+    send(running, request("GET /after"))
+    target.wait_for(1)
+    assert [each.target for each in target.requests] == [b"/after"]
+
+
+def test_a_chunked_body_that_haproxy_waits_for_is_copied_without_a_warning(
+    mirror: Mirror, target: Capture
+) -> None:
+    program, running = mirror(target.address, **SIZE)
+    with (
+        socket.create_connection(("127.0.0.1", running.ports["FRONTEND"]), BOUND) as client,
+        client.makefile("rb") as stream,
+    ):
+        client.sendall(request("PUT /late", "Transfer-Encoding: chunked"))
+        client.sendall(chunked(JSON, 5))
+        assert stream.readline() == b"HTTP/1.1 200 OK\r\n"
+    target.wait_for(1)
+    assert target.requests[0].body == JSON
+    assert "WARNING" not in program.log
+
+
+@pytest.mark.parametrize("fields", [1, 40])
+def test_a_body_over_http2_that_fills_the_frame_is_told_of(
+    mirror: Mirror, target: Capture, fields: int
+) -> None:
+    program, running = mirror(target.address, **SIZE)
+    body = b"0123456789" * 20_000
+    head = ((b":method", b"PUT"), (b":path", b"/large"), *PSEUDO)
+    more = tuple((b"x-field-%d" % number, b"some value") for number in range(fields))
+    assert send_over_http2(running, *head, *more, body=body) == b"200"
+    target.wait_for(1)
+    [copy] = target.requests
+    assert 13_000 < len(copy.body) < 16_384
+    assert body.startswith(copy.body)
+    program.wait_for("copied as far .* fills HAProxy's frame, .* raise tune.bufsize, and max-frame")
+
+
+@pytest.mark.parametrize("size", [1, 13_000])
+def test_a_body_over_http2_that_leaves_room_in_the_frame_is_whole(
+    mirror: Mirror, target: Capture, size: int
+) -> None:
+    program, running = mirror(target.address, **SIZE)
+    head = ((b":method", b"PUT"), (b":path", b"/small"), *PSEUDO)
+    assert send_over_http2(running, *head, body=bytes(size)) == b"200"
+    target.wait_for(1)
+    assert target.requests[0].body == bytes(size)
+    assert "WARNING" not in program.log
+
+
+@with_one_haproxy
+def test_copies_may_go_without_bodies_or_without_those_that_are_large(mirror: Mirror) -> None:
+    with Capture() as bare, Capture() as small:
+        program = mirror.serve_configured(
+            f"[[target]]\nurl = 'http://{bare.address}'\nname = 'bare'\nbody = 'none'\n"
+            f"[[target]]\nurl = 'http://{small.address}'\nname = 'small'\nmax-body = 100\n"
+        )
+        running = mirror.balance(program, **SIZE)
+        send(running, request("POST /cut", body=bytes(40_000)))
+        send(running, request("POST /chunks", "Transfer-Encoding: chunked", body=chunked(JSON, 5)))
+        send(running, request("GET /plain"))
+        bare.wait_for(3)
+        small.wait_for(2)
+        by_target = {each.target: each for each in bare.requests}
+        for path in (b"/cut", b"/chunks"):
+            copy = by_target[path]
+            assert (copy.body, copy.field(b"content-length")) == (b"", b"0")
+            assert not copy.has(b"transfer-encoding")
+        assert not by_target[b"/plain"].has(b"content-length")
+        assert {each.target: each.body for each in small.requests} == {
+            b"/chunks": JSON,
+            b"/plain": b"",
+        }
+    assert "bare: a request" not in program.log
+    assert program.stop() == 0
+    assert re.search("small: 3 received, .* 1 body too large, .* 0 cut bodies", program.log)
+
+
 # HTTP/2 and gRPC.
 
 # A HAProxy as the target, since it has TLS and HTTP/2.

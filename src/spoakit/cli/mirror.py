@@ -128,7 +128,11 @@ def _targets(given: Mapping[str, Any]) -> tuple[TargetSettings, ...]:
         "http": given["http"],
         "selection": _made(Selection, sample=given["sample"]),
         "rewrite": _made(
-            Rewrite, host=given["host"], marker=given["marker"], truncated=given["truncated"]
+            Rewrite,
+            host=given["host"],
+            marker=given["marker"],
+            truncated=given["truncated"],
+            truncated_suspect=given["truncated_suspect"],
         ),
         "pool": _made(
             PoolSettings,

@@ -5,7 +5,7 @@ import sys
 from dataclasses import replace
 from typing import Final, get_args
 
-from spoakit.apps.mirror.config.settings import HttpVersion, Truncated
+from spoakit.apps.mirror.config.settings import HttpVersion, Truncated, TruncatedSuspect
 from spoakit.apps.mirror.url import TargetURL
 from spoakit.cli import common_options as common
 from spoakit.cli import values
@@ -116,6 +116,12 @@ _TARGETS: Final = (
         "WHAT",
         "skip, send or mark what HAProxy's buffer cut (default: skip).",
         values.choice(get_args(Truncated)),
+    ),
+    Option(
+        "--truncated-suspect",
+        "WHAT",
+        "send or skip what it probably cut (default: send).",
+        values.choice(get_args(TruncatedSuspect)),
     ),
     Option("--sample", "PERCENT", "Mirror so many of the requests (default: 100).", values.percent),
     Option(

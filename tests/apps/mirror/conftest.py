@@ -154,9 +154,11 @@ class Copier:
         lines: bytes,
         body: bytes = b"",
         version: bytes = b"1.1",
+        **more: Any,
     ) -> None:
         """Copy a request."""
-        self.target.copy(IncomingRequest(method, path, version, Headers(lines, False), body))
+        headers = Headers(lines, False)
+        self.target.copy(IncomingRequest(method, path, version, headers, body, **more))
 
     async def answered(self, count: int) -> None:
         """Wait for that many responses."""

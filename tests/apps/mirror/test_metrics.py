@@ -184,6 +184,47 @@ def test_figures_add_up_at_any_moment_whatever_the_targets_do(
     run(scenario())
 
 
+def test_bodies_that_are_not_copied_add_up(run: Run, make_mirror: Any) -> None:
+    def put(lines: bytes, body: bytes) -> IncomingRequest:
+        headers = Headers(b"host: h\r\n" + lines + b"\r\n", False)
+        return IncomingRequest(b"PUT", b"/", b"1.1", headers, body, max_frame_size=16380)
+
+    requests = (
+        put(b"", b"x"),
+        put(b"", bytes(15_203)),
+        put(b"", bytes(20_000)),
+        put(b"transfer-encoding: chunked\r\n", b""),
+        put(b"content-length: 9\r\n", b"short"),
+    )
+    suspect = Rewrite(truncated_suspect="skip", max_body=18_000)
+
+    async def scenario() -> None:
+        metrics = SharedMetrics(1)
+        async with origin() as server:
+            targets = (
+                settings_for(server.port, "skip", rewrite=suspect),
+                settings_for(server.port, "send", rewrite=Rewrite(truncated="send")),
+            )
+            async with make_mirror(metrics, *targets) as mirror:
+                for each in requests:
+                    mirror.copy(each)
+                check_sums(Snapshot.take(metrics), ("skip", "send"))
+                await until(lambda: mirror.targets[1].counters.answered == len(requests))
+        end = Snapshot.take(metrics)
+        check_sums(end, ("skip", "send"))
+        assert of_target(end, "spoakit_mirror_responses_total", "skip") == 1
+        not_copied = {"body_suspect": 2, "body_too_large": 1, "body_cut": 1}
+        for reason, count in not_copied.items():
+            name = "spoakit_mirror_not_copied_total"
+            assert end.value(name, target="skip", reason=reason) == count
+        for target in ("skip", "send"):
+            for reason in ("not_waited_for", "probably_cut"):
+                name = "spoakit_mirror_suspect_bodies_total"
+                assert end.value(name, target=target, reason=reason) == 1
+
+    run(scenario())
+
+
 def test_a_reload_that_replaces_a_target_keeps_its_figures(run: Run, make_mirror: Any) -> None:
     async def scenario() -> None:
         metrics = SharedMetrics(1)

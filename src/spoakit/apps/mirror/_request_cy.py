@@ -94,12 +94,42 @@ _MAX_SHIFT = cython.declare(cython.uint, 18)
 _FIRST = cython.declare(cython.Py_ssize_t, 5)
 
 
+# Reasons to suspect that a body is not all of it; see `OutgoingRequest.suspect`.
+NOT_WAITED_FOR: str = "not_waited_for"
+PROBABLY_CUT: str = "probably_cut"
+
+# Bytes. HAProxy keeps tune.maxrewrite of its buffer free, 1 KiB, so that this much less than a
+# frame holds is what a full buffer gives.
+_SLACK = cython.declare(cython.Py_ssize_t, 1024)
+# About the bytes that a request takes besides the arguments' values: in a frame for its head and
+# the arguments' names, in the buffer for its structure; and for each field, where a req.hdrs_bin
+# has the two lengths, and the buffer 8 bytes.
+_OVERHEAD = cython.declare(cython.Py_ssize_t, 200)
+_FIELD_OVERHEAD = cython.declare(cython.Py_ssize_t, 6)
+
+
 class TruncatedBodyError(RefusedRequestError):
     """The body is shorter than it was said to be: HAProxy's buffer did not hold all of it."""
 
 
 class LoopedRequestError(RefusedRequestError):
     """The request has the target's marker: it is a copy that came back."""
+
+
+class SuspectBodyError(RefusedRequestError):
+    """The body is probably not all of it.
+
+    Args:
+        reason: see `OutgoingRequest.suspect`.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class BodyTooLargeError(RefusedRequestError):
+    """The body is larger than the target's max-body."""
 
 
 @cython.final
@@ -119,6 +149,7 @@ class IncomingRequest:
         source: the client's address as text, where HAProxy says it.
         request_id: the request's id, likewise.
         key: what makes samples coherent, likewise.
+        max_frame_size: the bytes that the frame could have at most; 0 where that is not known.
     """
 
     _method: bytes
@@ -131,6 +162,7 @@ class IncomingRequest:
     _source: bytes
     _request_id: bytes
     _key: bytes
+    _max_frame_size: cython.Py_ssize_t
 
     def __init__(
         self,
@@ -143,6 +175,7 @@ class IncomingRequest:
         source: bytes = b"",
         request_id: bytes = b"",
         key: bytes = b"",
+        max_frame_size: int = 0,
     ) -> None:
         self._method = method
         self._target = target
@@ -154,6 +187,7 @@ class IncomingRequest:
         self._source = source
         self._request_id = request_id
         self._key = key
+        self._max_frame_size = max_frame_size
 
     @property
     def method(self) -> bytes:
@@ -205,6 +239,7 @@ class OutgoingRequest:
         target_size: the bytes of the target.
         missing: the bytes that its body should have besides.
         retried: whether it was sent once already, in vain.
+        suspect: the reason to suspect that its body is not all of it; "" for none.
     """
 
     _wire: bytes
@@ -213,6 +248,7 @@ class OutgoingRequest:
     _target_size: cython.Py_ssize_t
     _missing: cython.longlong
     _retried: cython.bint
+    _suspect: str
 
     def __init__(
         self,
@@ -222,6 +258,7 @@ class OutgoingRequest:
         target_size: int,
         missing: int = 0,
         retried: bool = False,
+        suspect: str = "",
     ) -> None:
         self._wire = wire
         self._head_size = head_size
@@ -229,6 +266,7 @@ class OutgoingRequest:
         self._target_size = target_size
         self._missing = missing
         self._retried = retried
+        self._suspect = suspect
 
     @property
     def wire(self) -> bytes:
@@ -259,6 +297,15 @@ class OutgoingRequest:
     def missing(self) -> int:
         """How many bytes its body should have besides: HAProxy's buffer did not hold them."""
         return self._missing
+
+    @property
+    def suspect(self) -> str:
+        """The reason to suspect that its body is not all of it; "" for none.
+
+        "not_waited_for": a Transfer-Encoding announces a body, and there is none. "probably_cut":
+        nothing states the size of its body, and the frame that it came in is nearly full.
+        """
+        return self._suspect
 
     @property
     def retried(self) -> bool:
@@ -295,6 +342,7 @@ class OutgoingRequest:
             self._target_size,
             self._missing,
             True,
+            self._suspect,
         )
 
 
@@ -337,6 +385,10 @@ class RequestBuilder:
     # The Host of each copy; empty for the original's.
     _host: bytes
     _truncated: str
+    _skips_suspect: cython.bint
+    _has_bodies: cython.bint
+    # The largest body; -1 for any.
+    _max_body: cython.longlong
     # The kinds of fields by name, and the pieces that go behind all fields.
     _kinds: dict[bytes, int]
     _tail: list[Any]
@@ -352,8 +404,11 @@ class RequestBuilder:
     # where the value of its last X-Forwarded-For is.
     _pieces: list[Any]
     _body_size: cython.Py_ssize_t
+    # The bytes that the whole body has at least, and those of them that did not come.
+    _whole: cython.longlong
     _missing: cython.longlong
     _options: bytes
+    _is_chunked: cython.bint
     _has_length: cython.bint
     _states_length: cython.bint
     _has_host: cython.bint
@@ -372,6 +427,9 @@ class RequestBuilder:
         self._authority = url.authority.encode()
         self._host = {"keep": "", "target": url.authority}.get(rewrite.host, rewrite.host).encode()
         self._truncated = rewrite.truncated
+        self._skips_suspect = rewrite.truncated_suspect == "skip"
+        self._has_bodies = rewrite.body == "keep"
+        self._max_body = -1 if rewrite.max_body is None else rewrite.max_body
         marker = () if rewrite.marker is None else (rewrite.marker,)
         own = (("Authorization", url.authorization),) if url.authorization else ()
         self._tail = []
@@ -396,9 +454,10 @@ class RequestBuilder:
         self._fields = {}
         self._expected = []
         self._pieces = []
-        self._body_size = self._missing = self._forwarded_for = self._pos = 0
+        self._body_size = self._whole = self._missing = self._forwarded_for = self._pos = 0
         self._options = b""
         self._has_length = self._states_length = self._has_host = self._has_id = False
+        self._is_chunked = False
 
     def build(self, original: IncomingRequest) -> OutgoingRequest:
         """Make the copy of a request.
@@ -406,6 +465,8 @@ class RequestBuilder:
         Raises:
             LoopedRequestError: it has the marker of this target's copies.
             TruncatedBodyError: the body is shorter than it should be, and is not to be sent so.
+            SuspectBodyError: the body is probably not all of it, and is not to be sent so.
+            BodyTooLargeError: the body is larger than it may be.
             RefusedRequestError: a part is malformed, or the method is CONNECT.
         """
         method: bytes = original._method
@@ -427,8 +488,12 @@ class RequestBuilder:
         # its value.
         pieces: list[Any] = [method, b" ", prefix, target, b" HTTP/1.1"]
         self._pieces = pieces
+        received: cython.Py_ssize_t = len(body)
+        if not self._has_bodies:
+            body = b""
         self._body_size = len(body)
-        self._missing = original._size - len(body)
+        self._whole = max(original._size, received)
+        self._is_chunked = False
         self._options = b""
         self._has_length = self._states_length = self._has_host = self._has_id = False
         self._forwarded_for = 0
@@ -436,15 +501,23 @@ class RequestBuilder:
             self._add_binary(original._headers.raw)
         else:
             self._add_text(original._headers.raw)
-        if body and not self._has_length:
+        if received and not self._has_length:
             # It came over HTTP/2, and HAProxy knows no more of its size than what there is.
             if original._headers.get("content-type", "").startswith("application/grpc"):
-                self._missing = max(self._missing, _missing_of_grpc(body))
+                self._whole = max(self._whole, received + _missing_of_grpc(body))
             self._add_length(b"\r\ncontent-length: ")
         if self._options:
             pieces[_FIRST:] = _without(pieces[_FIRST:], self._options)
-        if not original._has_body:
-            self._missing = 0
+        if self._max_body >= 0 and self._whole > self._max_body:
+            raise BodyTooLargeError(
+                f"its body of {self._whole} bytes is larger than max-body, {self._max_body}"
+            )
+        self._missing = 0
+        suspect: str = ""
+        # Where bodies are not asked for or not wanted, none is missing.
+        if original._has_body and self._has_bodies:
+            self._missing = self._whole - received
+            suspect = self._suspect(original)
         self._add_rest(original, host)
         lines: cython.Py_ssize_t = (len(pieces) - _FIRST) // 2 + 2
         pieces.append(b"\r\n\r\n")
@@ -460,9 +533,40 @@ class RequestBuilder:
         request._head_size = len(head)
         request._method_size = len(method)
         request._target_size = len(prefix) + len(target)
-        request._missing = max(self._missing, 0)
+        request._missing = self._missing
         request._retried = False
+        request._suspect = suspect
         return request
+
+    @cython.cfunc
+    @cython.inline
+    def _suspect(self, original: IncomingRequest) -> str:
+        """Return the reason to suspect that the body is not all of it; "" for none."""
+        reason: str = ""
+        if self._body_size == 0:
+            # HAProxy had not read the first chunk; one that is empty looks the same.
+            if self._is_chunked:
+                reason = NOT_WAITED_FOR
+        elif not self._states_length and self._missing == 0 and self._fills_frame(original):
+            reason = PROBABLY_CUT
+        if reason and self._skips_suspect:
+            raise SuspectBodyError(reason)
+        return reason
+
+    @cython.cfunc
+    @cython.exceptval(-1, check=False)
+    def _fills_frame(self, original: IncomingRequest) -> cython.bint:
+        """Return whether the frame that the request came in was about as large as it could be.
+
+        One that is far larger came in fragments, which say nothing about the buffer.
+        """
+        if original._max_frame_size == 0:
+            return False
+        size: cython.Py_ssize_t = len(original._method) + len(original._target) + _OVERHEAD
+        size += len(original._version) + len(original._headers.raw) + len(original._body)
+        size += len(original._source) + len(original._request_id) + len(original._key)
+        size += (len(self._pieces) - _FIRST) // 2 * _FIELD_OVERHEAD
+        return -_SLACK <= original._max_frame_size - size <= _SLACK
 
     @cython.cfunc
     @cython.inline
@@ -609,9 +713,10 @@ class RequestBuilder:
             self._options += b"," + value
         elif kind == _CONTENT_LENGTH:
             self._states_length = True
-            self._missing = max(self._missing, _read_length(value) - self._body_size)
+            self._whole = max(self._whole, _read_length(value))
             self._add_length(field.sent)
         elif kind == _TRANSFER_ENCODING:
+            self._is_chunked = True
             self._add_length(b"\r\ncontent-length: ")
         elif kind == _FORWARDED_FOR:
             self._forwarded_for = len(self._pieces) + 1

@@ -8,6 +8,7 @@ from random import randrange
 from typing import Final
 
 from spoakit.agent.agent import Agent
+from spoakit.agent.context import MaxFrameSize
 from spoakit.agent.headers import Headers
 from spoakit.agent.parameters import IPAddress
 from spoakit.apps.delay import DEADLINE, delayed
@@ -286,6 +287,7 @@ def create_agent(settings: MirrorSettings | LiveMirrorSettings) -> Agent:
         arg_ver: bytes,
         arg_hdrs: Headers,
         mirror: Mirror,
+        max_frame_size: MaxFrameSize,
         arg_body: bytes | None = None,
         arg_size: int = -1,
         arg_src: IPAddress | None = None,
@@ -302,6 +304,7 @@ def create_agent(settings: MirrorSettings | LiveMirrorSettings) -> Agent:
             b"" if arg_src is None else str(arg_src).encode(),
             arg_id,
             arg_key,
+            max_frame_size,
         )
         mirror.copy(original)
 

@@ -3,7 +3,8 @@
 For each target, in whatever is published::
 
     requests = responses + failures + dropped + waiting + in_flight
-               + not_copied{not_selected, rate_limited, looped, malformed, body_cut}
+               + not_copied{not_selected, rate_limited, looped, malformed, body_cut, body_suspect,
+                            body_too_large}
 """
 
 from collections import Counter as Tally
@@ -14,6 +15,16 @@ from typing import Final, Protocol
 from spoakit.metrics._histogram_cy import HistogramCells
 from spoakit.metrics.families import Counter, counter, gauge, histogram
 from spoakit.metrics.memory import CarriedCounts, WorkerMetrics
+
+_NOT_COPIED_REASONS: Final = (
+    "not_selected",
+    "rate_limited",
+    "looped",
+    "malformed",
+    "body_cut",
+    "body_suspect",
+    "body_too_large",
+)
 
 # 15 targets, and those that there is no room for; a reload may bring others.
 _TARGETS: Final = 16
@@ -28,9 +39,10 @@ NOT_COPIED = counter(
     "spoakit_mirror_not_copied_total",
     "Requests of which a target gets no copy, by reason: not_selected (by its match or its "
     "sample), rate_limited, looped (it has the target's marker), malformed, body_cut (by "
-    "HAProxy's buffer).",
+    "HAProxy's buffer), body_suspect (probably cut or not waited for, with truncated-suspect = "
+    '"skip"), body_too_large (see max-body).',
     labels=("target", "reason"),
-    limit=5 * _TARGETS + 1,
+    limit=7 * _TARGETS + 1,
 )
 DROPPED = counter(
     "spoakit_mirror_dropped_total",
@@ -70,6 +82,14 @@ BODIES_CUT = counter(
     "Requests whose body HAProxy's buffer cut, copied or not.",
     labels=("target",),
     limit=_TARGETS,
+)
+SUSPECT_BODIES = counter(
+    "spoakit_mirror_suspect_bodies_total",
+    "Requests whose body is probably not all of it, copied or not, by reason: not_waited_for (it "
+    "has a Transfer-Encoding and no body), probably_cut (it has no Content-Length, and its frame "
+    "is nearly full).",
+    labels=("target", "reason"),
+    limit=2 * _TARGETS + 1,
 )
 CONNECT_FAILURES = counter(
     "spoakit_mirror_connect_failures_total",
@@ -151,6 +171,8 @@ class Counters:
         looped: requests that have the target's marker.
         malformed: malformed requests, not copied.
         body_cut: requests not copied because HAProxy's buffer cut their body.
+        body_suspect: requests not copied because their body is probably not all of it.
+        body_too_large: requests not copied because their body is larger than max-body.
         dropped: copies that the full queue did not hold, or that were in it at the end.
         answered: copies with a complete response, whatever its status.
         failed: copies that were sent and got no complete response.
@@ -158,6 +180,7 @@ class Counters:
         odd: responses that were odd, and responses all the same.
         cut_bodies: requests whose body HAProxy's buffer cut, copied or not.
         connect_failures: attempts to open a connection that failed.
+        suspect_bodies: requests whose body is probably not all of it, copied or not, by reason.
         failures: those of `failed`, by reason.
         failed_attempts: those of `connect_failures`, by reason.
     """
@@ -168,6 +191,8 @@ class Counters:
     looped: int = 0
     malformed: int = 0
     body_cut: int = 0
+    body_suspect: int = 0
+    body_too_large: int = 0
     dropped: int = 0
     answered: int = 0
     failed: int = 0
@@ -175,6 +200,7 @@ class Counters:
     odd: int = 0
     cut_bodies: int = 0
     connect_failures: int = 0
+    suspect_bodies: Tally[str] = field(default_factory=Tally)
     failures: Tally[str] = field(default_factory=Tally)
     failed_attempts: Tally[str] = field(default_factory=Tally)
 
@@ -247,8 +273,10 @@ class TargetMetrics:
         full = sum(queue.queue_full for queue in queues)
         too_old = sum(queue.too_old for queue in queues)
         self._carry(REQUESTS, counters.received)
-        for reason in ("not_selected", "rate_limited", "looped", "malformed", "body_cut"):
+        for reason in _NOT_COPIED_REASONS:
             self._carry(NOT_COPIED, getattr(counters, reason), reason)
+        for reason, count in counters.suspect_bodies.items():
+            self._carry(SUSPECT_BODIES, count, reason)
         for reason, count in counters.failures.items():
             self._carry(FAILURES, count, reason)
         for reason, count in counters.failed_attempts.items():

@@ -6,10 +6,14 @@ from collections import Counter as Tally
 from typing import Final
 
 from spoakit.apps.mirror._request_cy import (
+    NOT_WAITED_FOR,
+    PROBABLY_CUT,
+    BodyTooLargeError,
     IncomingRequest,
     LoopedRequestError,
     OutgoingRequest,
     RequestBuilder,
+    SuspectBodyError,
     TruncatedBodyError,
 )
 from spoakit.apps.mirror.access_log._lines_cy import AccessLog
@@ -32,8 +36,14 @@ _CHECKS: Final = 20
 _MIN_CHECK_INTERVAL: Final = 0.01
 _MAX_CHECK_INTERVAL: Final = 1.0
 _DRAIN_POLL: Final = 0.01
-# Seconds between two lines about cut bodies, or about loops; what they say does not change.
+# Seconds between two lines about bodies, or about loops; what they say does not change.
 _REMINDER_INTERVAL: Final = 60.0
+_SUSPICIONS: Final = {
+    NOT_WAITED_FOR: "it has a Transfer-Encoding, and nothing of its body had come; set 'option "
+    "http-buffer-request' in HAProxy (an empty body looks the same)",
+    PROBABLY_CUT: "it has no Content-Length, and its body fills HAProxy's frame, so that it is "
+    "probably cut; raise tune.bufsize, and max-frame-size where the engine or -m sets it",
+}
 
 
 class Target:
@@ -128,18 +138,20 @@ class Target:
         except TruncatedBodyError as error:
             self._on_truncated(f"a request is not copied: {error}")
             counters.body_cut += 1
+        except SuspectBodyError as error:
+            self._on_suspect(error.reason, "not copied")
+            counters.body_suspect += 1
+        except BodyTooLargeError as error:
+            self._on_refused("too large", error)
+            counters.body_too_large += 1
         except RefusedRequestError as error:
+            self._on_refused("malformed", error)
             counters.malformed += 1
-            self._throttle.warning(
-                "refused",
-                "%s: a request is not copied: %s",
-                self.settings.name,
-                error,
-                extra={"target": self.settings.name},
-            )
         else:
             if request.missing:
                 self._on_missing(request)
+            elif request.suspect:
+                self._on_suspect(request.suspect, "copied as far as its body is there")
             put = self._put_2 if original.is_http2 else self._put
             put(request)
 
@@ -152,6 +164,27 @@ class Target:
             self.settings.name,
             error,
             self._counters.looped,
+            extra={"target": self.settings.name},
+        )
+
+    def _on_refused(self, kind: str, error: RefusedRequestError) -> None:
+        self._throttle.warning(
+            kind,
+            "%s: a request is not copied: %s",
+            self.settings.name,
+            error,
+            extra={"target": self.settings.name},
+        )
+
+    def _on_suspect(self, reason: str, what: str) -> None:
+        self._counters.suspect_bodies[reason] += 1
+        self._reminders.warning(
+            reason,
+            "%s: a request is %s: %s; %d so far",
+            self.settings.name,
+            what,
+            _SUSPICIONS[reason],
+            self._counters.suspect_bodies[reason],
             extra={"target": self.settings.name},
         )
 

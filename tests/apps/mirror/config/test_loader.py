@@ -81,6 +81,9 @@ marker = "X-Mirrored: 1"
 forwarded-for = true
 request-id = true
 truncated = "mark"
+truncated-suspect = "skip"
+body = "none"
+max-body = "64KiB"
 timeouts = { connect = 1, first-byte = 2.5, total = "1m", min-backoff = "10ms", max-backoff = "1h" }
 connections = 3
 keep-alive = "2m"
@@ -120,6 +123,9 @@ def test_every_key_becomes_a_setting(read: Read, tmp_path: Path) -> None:
                     forwarded_for=True,
                     request_id=True,
                     truncated="mark",
+                    truncated_suspect="skip",
+                    body="none",
+                    max_body=65536,
                 ),
                 queue=QueueSettings(10, 65536, "drop-newest", 1000, 3600),
                 pool=PoolSettings(3, 120, 86400, "eth0", (20000, 21000)),
@@ -220,6 +226,10 @@ TWO = f'{HEAD}name = "live"\n[[target]]\nurl = "http://s"\nname = "staging"\n'
         (f"{TWO}local-ports = 'x'", "target[2].local-ports: 'x' is not a port"),
         (f"{TWO}http = '3'", "target[2].http: '3' is not one of auto, 1.1, 2"),
         (f"{TWO}truncated = 'x'", "target[2].truncated: 'x' is not one of skip, send, mark"),
+        (f"{TWO}truncated-suspect = 'x'", "target[2].truncated-suspect: 'x' is not one of send, "),
+        (f"{TWO}body = 'x'", "target[2].body: 'x' is not one of keep, none"),
+        (f"{TWO}max-body = '5MB'", "target[2].max-body: '5MB' is not a size"),
+        (f"{TWO}max-body = -1", "target[2].max-body: -1 is not in the range 0 to 17179869184"),
         (f"{TWO}tls = {{ ca-file = 'none.pem' }}", "none.pem' cannot be read: No such file"),
         (f"{TWO}[[target]]\nurl = 'http://x'\nname = 'live'", "target[3].name: 'live' is that of"),
         (f"[defaults]\nurl = 'http://h'\n{TWO}", "defaults: there is no key 'url'"),

@@ -131,6 +131,14 @@ WRONG: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (Rewrite, {"add_prefix": "/a b"}, "path.add-prefix: '/a b' is not a path"),
     (Rewrite, {"truncated": "drop"}, "truncated: 'drop' is not one of skip, send, mark"),
     (
+        Rewrite,
+        {"truncated_suspect": "mark"},
+        "truncated-suspect: 'mark' is not one of send, skip",
+    ),
+    (Rewrite, {"body": "None"}, "body: 'None' is not one of keep, none"),
+    (Rewrite, {"max_body": -1}, "max-body: -1 is not in the range 0 to 17179869184"),
+    (Rewrite, {"max_body": 2**34 + 1}, "max-body: 17179869185 is not in the range 0 to"),
+    (
         QueueSettings,
         {"overflow": "x"},
         "queue.overflow: 'x' is not one of drop-oldest, drop-newest",

@@ -12,10 +12,12 @@ import msgspec
 
 from spoakit.apps.checks import choice
 from spoakit.apps.mirror.config.settings import (
+    BODIES,
     HTTP_VERSIONS,
     LOG_FORMATS,
     OVERFLOWS,
     TRUNCATED,
+    TRUNCATED_SUSPECT,
     LogSettings,
     MirrorSettings,
     PoolSettings,
@@ -115,6 +117,9 @@ class Defaults(Table, frozen=True, kw_only=True):
     forwarded_for: bool = _REWRITE.forwarded_for
     request_id: bool = _REWRITE.request_id
     truncated: str = _REWRITE.truncated
+    truncated_suspect: str = _REWRITE.truncated_suspect
+    body: str = _REWRITE.body
+    max_body: Size | None = None
     timeouts: _Timeouts = _Timeouts()
     connections: int = _POOL.connections
     keep_alive: Seconds = Seconds(_POOL.idle)
@@ -185,6 +190,11 @@ class Defaults(Table, frozen=True, kw_only=True):
             forwarded_for=self.forwarded_for,
             request_id=self.request_id,
             truncated=choice("truncated", self.truncated, TRUNCATED),
+            truncated_suspect=choice(
+                "truncated-suspect", self.truncated_suspect, TRUNCATED_SUSPECT
+            ),
+            body=choice("body", self.body, BODIES),
+            max_body=self.max_body,
         )
 
     def _marker(self) -> tuple[str, str] | None:

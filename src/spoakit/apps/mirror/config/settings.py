@@ -17,11 +17,15 @@ from spoakit.apps.values import parse_nameserver
 from spoakit.exceptions import ConfigurationError
 
 Truncated = Literal["skip", "send", "mark"]
+TruncatedSuspect = Literal["send", "skip"]
+Body = Literal["keep", "none"]
 HttpVersion = Literal["auto", "1.1", "2"]
 Overflow = Literal["drop-oldest", "drop-newest"]
 LogFormat = Literal["text", "json"]
 
 TRUNCATED: Final[tuple[Truncated, ...]] = ("skip", "send", "mark")
+TRUNCATED_SUSPECT: Final[tuple[TruncatedSuspect, ...]] = ("send", "skip")
+BODIES: Final[tuple[Body, ...]] = ("keep", "none")
 HTTP_VERSIONS: Final[tuple[HttpVersion, ...]] = ("auto", "1.1", "2")
 OVERFLOWS: Final[tuple[Overflow, ...]] = ("drop-oldest", "drop-newest")
 LOG_FORMATS: Final[tuple[LogFormat, ...]] = ("text", "json")
@@ -31,6 +35,7 @@ MAX_CONNECTIONS: Final = 10_000
 MAX_QUEUE_LENGTH: Final = 10_000_000
 MIN_QUEUE_BYTES: Final = 1024
 MAX_QUEUE_BYTES: Final = 16 * 1024**3
+MAX_BODY: Final = 16 * 1024**3
 MIN_RATE: Final = 0.001
 MAX_RATE: Final = 10_000_000
 MAX_PROCESSING_DELAY: Final = 1
@@ -107,6 +112,10 @@ class Rewrite:
         request_id: send arg_id as X-Request-Id, where the request has none.
         truncated: what becomes of a body that HAProxy's buffer cut: "skip", "send" it as it is, or
             "mark" it with X-Mirror-Truncated (the size that was missing, or "unknown").
+        truncated_suspect: what becomes of a body that is probably not all of it (see
+            `OutgoingRequest.suspect`): "send" or "skip".
+        body: "keep" it, or "none": copies have no bodies, and none is missing.
+        max_body: requests with a larger body are not copied, 0 to 16 GiB; None for any size.
     """
 
     host: str = "keep"
@@ -122,6 +131,9 @@ class Rewrite:
     forwarded_for: bool = False
     request_id: bool = False
     truncated: Truncated = "skip"
+    truncated_suspect: TruncatedSuspect = "send"
+    body: Body = "keep"
+    max_body: int | None = None
 
     def __post_init__(self) -> None:
         validators.check_authority("host", self.host)
@@ -139,6 +151,10 @@ class Rewrite:
         elif self.path_replacement:
             raise ConfigurationError("path.replace: there is no path.pattern that it is for")
         choice("truncated", self.truncated, TRUNCATED)
+        choice("truncated-suspect", self.truncated_suspect, TRUNCATED_SUSPECT)
+        choice("body", self.body, BODIES)
+        if self.max_body is not None:
+            check_range("max-body", self.max_body, 0, MAX_BODY)
         stripped = validators.clean_prefix("path.strip-prefix", self.strip_prefix)
         object.__setattr__(self, "strip_prefix", stripped)
         added = validators.clean_prefix("path.add-prefix", self.add_prefix)
