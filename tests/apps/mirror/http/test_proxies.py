@@ -11,19 +11,22 @@ from time import monotonic, sleep
 from typing import Any
 
 import pytest
-from tests.apps.mirror.conftest import Run, origin, until
+from tests.apps.mirror.conftest import OK, Run, origin, until
 from tests.apps.mirror.http.http2_peer import listening
 from tests.ports import free_port
 
 from spoakit.agent.headers import Headers
 from spoakit.apps.mirror._request_cy import IncomingRequest, RequestBuilder
-from spoakit.apps.mirror.config.settings import Rewrite, TlsSettings
+from spoakit.apps.mirror.config.settings import PoolSettings, Rewrite, TlsSettings
 from spoakit.apps.mirror.http import proxies
 from spoakit.apps.mirror.http.proxies import Proxy, proxy_for
 from spoakit.apps.mirror.url import TargetURL
 from spoakit.exceptions import ConfigurationError
 
 Copying = Callable[..., Any]
+
+# An attempt to connect that is cancelled at the end would close its socket behind the event loop.
+ALONE = PoolSettings(connections=1)
 
 needs_tinyproxy = pytest.mark.skipif(
     shutil.which("tinyproxy") is None, reason="tinyproxy is not installed (Debian: tinyproxy-bin)"
@@ -67,10 +70,13 @@ def test_requests_to_http_targets_are_forwarded(
 ) -> None:
     async def scenario(port: int) -> None:
         monkeypatch.setenv("http_proxy", f"http://{user}127.0.0.1:{port}")
-        async with origin() as server, copying(server.port, base="/b") as mirror:
-            mirror.get(b"/path?query")
-            mirror.copy(b"POST", b"/post", b"host: a.example\r\nA: 1\r\n\r\n", b"hello")
-            await mirror.answered(2)
+        # tinyproxy serves one request a connection, and says so to the target alone.
+        async with origin(lambda _: [OK, None]) as server:
+            async with copying(server.port, base="/b", pool=ALONE) as mirror:
+                mirror.copy(b"POST", b"/post", b"host: a.example\r\nA: 1\r\n\r\n", b"hello")
+                await mirror.answered(1)
+                mirror.get(b"/path?query")
+                await mirror.answered(2)
             requests = sorted(server.requests)
             assert requests[0].startswith(b"GET /b/path?query HTTP/1.")
             assert b"\r\nA: 1\r\n" in requests[1]
@@ -100,7 +106,9 @@ def test_connections_to_https_targets_are_tunnels(
             await server.stop()
             await server.start(ssl=context)
             tls = TlsSettings(ca_file=str(certificate))
-            async with copying(server.port, scheme="https", host="localhost", tls=tls) as mirror:
+            async with copying(
+                server.port, scheme="https", host="localhost", tls=tls, pool=ALONE
+            ) as mirror:
                 for _ in range(3):
                     mirror.get(b"/path")
                 await mirror.answered(3)
@@ -117,7 +125,7 @@ def test_http2_without_tls_goes_through_a_tunnel(
 ) -> None:
     async def scenario(port: int) -> None:
         monkeypatch.setenv("ALL_PROXY", f"http://127.0.0.1:{port}")
-        async with listening() as server, copying(server.port, http="2") as mirror:
+        async with listening() as server, copying(server.port, http="2", pool=ALONE) as mirror:
             for _ in range(20):
                 mirror.get()
             await mirror.answered(20)
@@ -138,7 +146,7 @@ def test_a_proxy_that_refuses_is_named(
 ) -> None:
     async def scenario(port: int) -> None:
         monkeypatch.setenv("https_proxy", f"http://u:secret@127.0.0.1:{port}")
-        async with copying(1, scheme="https", drain=0) as mirror:
+        async with copying(1, scheme="https", drain=0, pool=ALONE) as mirror:
             mirror.get()
             await until(lambda: "cannot be reached" in caplog.text)
             assert f"the proxy 127.0.0.1:{port} (https_proxy) refused CONNECT" in caplog.text
@@ -170,7 +178,7 @@ def test_a_proxy_that_misbehaves_is_named(
     async def scenario() -> None:
         async with origin(lambda _: said) as proxy:
             monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.port}")
-            async with copying(1, scheme="https", drain=0) as mirror:
+            async with copying(1, scheme="https", drain=0, pool=ALONE) as mirror:
                 mirror.get()
                 await until(lambda: "cannot be reached: the proxy 127.0.0.1" in caplog.text)
                 assert mirror.target.counters.failed_attempts["proxy"] >= 1
