@@ -1,34 +1,21 @@
 """One HTTP/2 connection to a target (RFC 9113): many requests at a time, each a stream.
 
-The h2 library keeps the protocol's state; this is what it leaves open: when to write, whom to
-tell, how long to wait, and what to do about a target that goes away.
+`ClientProtocol` reads and writes the frames; this is what it leaves open: when to write, how long
+to wait, and what to do about a target that goes away.
 """
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import replace
 from time import perf_counter
-from typing import Any, Final, cast
-
-from h2.errors import ErrorCodes
-from h2.events import (
-    ConnectionTerminated,
-    DataReceived,
-    Event,
-    RemoteSettingsChanged,
-    ResponseReceived,
-    StreamEnded,
-    StreamReset,
-    TrailersReceived,
-)
-from h2.exceptions import ProtocolError
+from typing import Final, cast
 
 from spoakit.apps.mirror._request_cy import OutgoingRequest
 from spoakit.apps.mirror.http.http2_head import read_head
 from spoakit.apps.mirror.http.http2_protocol import (
-    CONNECTION_WINDOW,
+    MAX_STREAM_ID,
     ClientProtocol,
-    MalformedResponse,
+    ErrorCode,
+    Http2Error,
 )
 from spoakit.apps.mirror.http.http2_response import Http2Response
 from spoakit.apps.mirror.http.interfaces import Http2Listener
@@ -44,6 +31,7 @@ _FRAME_HEAD_SIZE: Final = 9
 _SETTINGS_TYPE: Final = 4
 _PING: Final = b"alive???"
 _NOT_HTTP2: Final = "the target does not speak HTTP/2"
+_CODES: Final = frozenset(ErrorCode)
 
 
 class Http2Connection(asyncio.Protocol):
@@ -59,10 +47,10 @@ class Http2Connection(asyncio.Protocol):
     def __init__(self, listener: Http2Listener) -> None:
         self._goaway: Outcome | None = None
         self._listener = listener
-        self._h2 = ClientProtocol()
+        self._protocol = ClientProtocol(self)
         self._transport: asyncio.Transport | None = None
         self._scheme = b"http"
-        self._responses: dict[int, Http2Response] = {}  # the oldest first
+        self._responses = self._protocol.streams  # the oldest first
         self._bodies: dict[int, Http2Response] = {}  # those that wait for a window
         self._beginning = b""  # of what came, up to a frame's head
         self._limit = 0  # of requests at a time; the peer's SETTINGS come first
@@ -86,16 +74,14 @@ class Http2Connection(asyncio.Protocol):
 
     def send(self, request: OutgoingRequest) -> None:
         """Send a request, while there is `room`; `on_response` or `on_failure` will follow."""
-        h2 = self._h2
-        stream_id = h2.get_next_available_stream_id()
+        protocol = self._protocol
+        stream_id = protocol.last_id + 2 if protocol.last_id else 1
         response = Http2Response(request, stream_id, perf_counter())
-        h2.send_headers(stream_id, read_head(request, self._scheme), not response.unsent)
-        self._responses[stream_id] = response
-        h2.in_flight = len(self._responses)
+        protocol.send_head(response, read_head(request, self._scheme))
         self._gather(len(request.wire) - response.unsent)
         if response.unsent:
             self._send_body(response)
-        if stream_id >= h2.HIGHEST_ALLOWED_STREAM_ID - 1:
+        if stream_id >= MAX_STREAM_ID - 1:
             self._retiring = True  # RFC 9113, 5.1.1: there are no more identifiers
         self._write_soon()
 
@@ -118,7 +104,7 @@ class Http2Connection(asyncio.Protocol):
             return
         self._silent = self._silent or self._heard_at < overdue[0][0].sent_at
         for response, outcome in overdue:
-            self._reset(response.stream_id)
+            self._protocol.reset(response.stream_id, ErrorCode.CANCEL)
             self._fail(response, outcome)
             if self._closed:
                 return
@@ -126,7 +112,7 @@ class Http2Connection(asyncio.Protocol):
             self._end(overdue[-1][1], abort=True)
             return
         if self._silent:
-            self._h2.ping(_PING)
+            self._protocol.ping(_PING)
         self._settle()
 
     def give_up_opening(self, waited: float) -> None:
@@ -148,7 +134,7 @@ class Http2Connection(asyncio.Protocol):
     def close(self) -> None:
         """Say goodbye (GOAWAY) and close. Requests on their way fail."""
         if not self._closed:
-            self._h2.close_connection()
+            self._protocol.go_away()
             self._end(STOPPING if self._responses else None)
 
     # Called by the event loop.
@@ -159,8 +145,7 @@ class Http2Connection(asyncio.Protocol):
         if transport.get_extra_info("ssl_object") is not None:
             self._scheme = b"https"
         self._heard_at = perf_counter()
-        self._h2.initiate_connection()
-        self._h2.increment_flow_control_window(CONNECTION_WINDOW)
+        self._protocol.start()
         self._write()
 
     def data_received(self, data: bytes) -> None:
@@ -175,18 +160,13 @@ class Http2Connection(asyncio.Protocol):
             self._room_due = True
         self._write_due = True
         try:
-            events = self._h2.receive_data(data)
-        except ProtocolError as error:
-            text = f"malformed HTTP/2: {type(error).__name__}: {error}"
+            self._protocol.receive(data, self._heard_at)
+        except Http2Error as error:
+            self._protocol.go_away(error.code)
+            text = f"malformed HTTP/2: {error}"
             self._end(Outcome(text, "malformed", Trouble.UNINTELLIGIBLE))
-            return
-        for event in events:
-            handle = _HANDLERS.get(type(event))
-            if handle is not None:
-                handle(self, event)
-                if self._closed:
-                    return
-        self._settle()
+        if not self._closed:
+            self._settle()
 
     def pause_writing(self) -> None:
         """Send nothing more: the peer reads slower than we write."""
@@ -207,95 +187,65 @@ class Http2Connection(asyncio.Protocol):
         """See the connection end in any way; the event loop calls it after a close, too."""
         self._lose(str(error or "the connection was closed"))
 
-    # Events of h2.
+    # Called by the protocol.
 
-    def _on_settings(self, event: RemoteSettingsChanged) -> None:
-        self._limit = min(_MAX_STREAMS, self._h2.remote_settings.max_concurrent_streams)
+    def on_settings(self) -> None:
+        """Follow the peer's limit; the first that allows a request opens the connection."""
+        self._limit = min(_MAX_STREAMS, self._protocol.max_streams)
         if self._opened:
             self._room_due = True
         elif self._limit:
             self._opened = True
             self._listener.on_open()
 
-    def _on_response(self, event: ResponseReceived) -> None:
-        response = self._responses.get(event.stream_id)
-        if response is None:
-            return
-        response.first_byte_at = self._heard_at
-        for name, value in event.headers:
-            if name == b":status" and len(value) == 3 and value.isdigit():
-                response.status = int(value)
-            elif name == b"grpc-status":  # of a call without messages, which has no trailers
-                response.grpc_status = value
-        if not response.status:
-            self._reset(event.stream_id, ErrorCodes.PROTOCOL_ERROR)
-            self._fail(response, _malformed("it has no status"))
+    def on_end(self, response: Http2Response) -> None:
+        """Pass on a response that is complete."""
+        self._forget(response.stream_id)
+        if response.unsent:  # it was answered without being read
+            self._protocol.reset(response.stream_id, ErrorCode.CANCEL)
+        if response.received and not response.has_body:
+            text = f"status {response.status} to {response.request.method!r} with a body"
+            self._listener.on_odd(text)
+        self._listener.on_response(response, self._heard_at)
 
-    def _on_data(self, event: DataReceived) -> None:
-        response = self._responses.get(event.stream_id)
-        if response is not None:
-            response.received += len(event.data)
-        if event.flow_controlled_length:
-            self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+    def on_reset(self, response: Http2Response, code: int) -> None:
+        """Fail a request whose stream the target reset."""
+        text = f"the target reset the request's stream: {_name(code)}"
+        if code == ErrorCode.REFUSED_STREAM:  # RFC 9113, 8.7
+            self._fail(response, Outcome(text, "reset", retry=Retry.ONCE))
+        else:
+            self._fail(response, Outcome(text, "reset", Trouble.REFUSING))
 
-    def _on_trailers(self, event: TrailersReceived) -> None:
-        response = self._responses.get(event.stream_id)
-        if response is not None:
-            response.grpc_status = dict(event.headers).get(b"grpc-status", response.grpc_status)
+    def on_malformed(self, response: Http2Response, text: str) -> None:
+        """Fail a request whose response is malformed, and no other."""
+        text = f"malformed response: {text}"
+        self._fail(response, Outcome(text, "malformed", Trouble.UNINTELLIGIBLE))
 
-    def _on_end(self, event: StreamEnded) -> None:
-        response = self._forget(event.stream_id)
-        if response is not None:
-            if response.unsent:
-                self._reset(response.stream_id)  # it was answered without being read
-            self._listener.on_response(response, self._heard_at)
-
-    def _on_reset(self, event: StreamReset) -> None:
-        response = self._responses.get(event.stream_id)
-        if response is not None:
-            who = "the target reset" if event.remote_reset else "we had to reset"
-            text = f"{who} the request's stream: {_name(event.error_code)}"
-            if event.error_code == ErrorCodes.REFUSED_STREAM:  # RFC 9113, 8.7
-                self._fail(response, Outcome(text, "reset", retry=Retry.ONCE))
-            else:
-                self._fail(response, Outcome(text, "reset", Trouble.REFUSING))
-
-    def _on_malformed(self, event: MalformedResponse) -> None:
-        """Fail one request, and no other (RFC 9113, 8.1.1)."""
-        response = self._responses.get(event.stream_id)
-        if response is not None:
-            self._fail(response, _malformed(event.text))
-
-    def _on_goaway(self, event: ConnectionTerminated) -> None:
+    def on_goaway(self, last: int, code: int, data: bytes) -> None:
         """See the target go away: what it has not begun, it will not (RFC 9113, 6.8)."""
         self._retiring = True
-        text = f"the target ended the connection: {_name(event.error_code)}"
-        if event.additional_data:
-            text += f" ({event.additional_data[:80]!r})"
-        last = event.last_stream_id or 0
-        retry = Retry.ALWAYS if last else Retry.ONCE
-        unread = Outcome(text, "reset", retry=retry)
+        text = f"the target ended the connection: {_name(code)}"
+        if data:
+            text += f" ({data[:80]!r})"
+        unread = Outcome(text, "reset", retry=Retry.ALWAYS if last else Retry.ONCE)
         for response in [each for each in self._responses.values() if each.stream_id > last]:
             self._fail(response, unread)
         self._goaway = Outcome(text, "reset", Trouble.REFUSING)
-        if event.error_code:
+        if code:
             self._end(self._goaway)
 
     # Sending.
 
     def _send_body(self, response: Http2Response) -> None:
         """Send what the windows (RFC 9113, 6.9) and the transport allow of a body."""
-        h2 = self._h2
         wire = response.request.wire
         while response.unsent:
-            window = h2.local_flow_control_window(response.stream_id)
-            size = min(response.unsent, window, h2.max_outbound_frame_size, _BATCH_SIZE)
+            size = self._protocol.sendable(response)
             if size <= 0 or self._paused:
                 self._bodies[response.stream_id] = response
                 return
             start = len(wire) - response.unsent
-            response.unsent -= size
-            h2.send_data(response.stream_id, wire[start : start + size], not response.unsent)
+            self._protocol.send_data(response, wire[start : start + size])
             self._gather(size)
         self._bodies.pop(response.stream_id, None)
 
@@ -314,11 +264,11 @@ class Http2Connection(asyncio.Protocol):
     def _write(self) -> None:
         self._write_due = False
         self._gathered = 0
-        data = self._h2.data_to_send()
+        data = self._protocol.data_to_send()
         if self._closed or not data:
             return
         assert self._transport is not None
-        self._written_id = self._h2.highest_outbound_stream_id
+        self._written_id = self._protocol.last_id
         was_paused = self._paused
         self._transport.write(data)
         if was_paused and self._transport.get_write_buffer_size() > _MAX_UNREAD:
@@ -343,7 +293,7 @@ class Http2Connection(asyncio.Protocol):
     def _begins_well(self, data: bytes) -> bool:
         """Return whether what came can be a SETTINGS frame, with which a peer begins (3.4).
 
-        h2 would take a text for a frame of megabytes, and wait for the rest of it.
+        A text would be taken for a frame of megabytes.
         """
         self._beginning += data[:_FRAME_HEAD_SIZE]
         head = self._beginning[:_FRAME_HEAD_SIZE]
@@ -372,7 +322,6 @@ class Http2Connection(asyncio.Protocol):
     def _forget(self, stream_id: int) -> Http2Response | None:
         response = self._responses.pop(stream_id, None)
         self._bodies.pop(stream_id, None)
-        self._h2.in_flight = len(self._responses)
         self._room_due = True
         return response
 
@@ -381,11 +330,6 @@ class Http2Connection(asyncio.Protocol):
             if response.stream_id > self._written_id and outcome.retry == Retry.NEVER:
                 outcome = replace(outcome, retry=Retry.ONCE, trouble=None)
             self._listener.on_failure(response, response.request, outcome)
-
-    def _reset(self, stream_id: int, code: ErrorCodes = ErrorCodes.CANCEL) -> None:
-        stream = self._h2.streams.get(stream_id)
-        if stream is not None and not stream.closed:
-            self._h2.reset_stream(stream_id, code)
 
     def _lose(self, text: str) -> None:
         if len(self._beginning) < _FRAME_HEAD_SIZE:
@@ -398,13 +342,13 @@ class Http2Connection(asyncio.Protocol):
     def _end(self, outcome: Outcome | None, abort: bool = False) -> None:
         if self._closed:
             return
-        self._closed = True
+        self._closed = self._protocol.is_over = True
         assert self._transport is not None
         if abort or self._paused:
             self._transport.abort()
         else:
-            self._written_id = self._h2.highest_outbound_stream_id
-            self._transport.write(self._h2.data_to_send())
+            self._written_id = self._protocol.last_id
+            self._transport.write(self._protocol.data_to_send())
             self._transport.close()
         outcome = outcome or self._goaway
         for response in list(self._responses.values()):
@@ -413,25 +357,9 @@ class Http2Connection(asyncio.Protocol):
         self._listener.on_closed(outcome)
 
 
-def _malformed(text: str) -> Outcome:
-    return Outcome(f"malformed response: {text}", "malformed", Trouble.UNINTELLIGIBLE)
-
-
 def _not_http2(text: str) -> Outcome:
     return Outcome(text, "malformed", Trouble.UNINTELLIGIBLE)
 
 
-def _name(code: ErrorCodes | int | None) -> str:
-    return code.name if isinstance(code, ErrorCodes) else f"error {code}"
-
-
-_HANDLERS: Final[dict[type[Event], Callable[[Http2Connection, Any], None]]] = {
-    RemoteSettingsChanged: Http2Connection._on_settings,
-    ResponseReceived: Http2Connection._on_response,
-    DataReceived: Http2Connection._on_data,
-    TrailersReceived: Http2Connection._on_trailers,
-    StreamEnded: Http2Connection._on_end,
-    StreamReset: Http2Connection._on_reset,
-    MalformedResponse: Http2Connection._on_malformed,
-    ConnectionTerminated: Http2Connection._on_goaway,
-}
+def _name(code: int) -> str:
+    return ErrorCode(code).name if code in _CODES else f"error {code}"

@@ -1,157 +1,436 @@
-"""h2's connection as the mirror needs it: without what costs time, and with an orderly end."""
+"""The client's side of an HTTP/2 connection (RFC 9113) without I/O: frames in, frames out.
 
-from collections.abc import Iterable
-from typing import Any, Final
+It knows what a client needs that sends requests, counts the bytes of the responses and keeps none:
+no priorities, no pushed streams, no state of a stream that is over. Fields are the hpack library's
+matter.
+"""
 
-from h2.config import H2Configuration
-from h2.connection import AllowedStreamIDs, ConnectionInputs, H2Connection, H2ConnectionStateMachine
-from h2.errors import ErrorCodes
-from h2.events import Event, StreamReset
-from h2.exceptions import ProtocolError, StreamClosedError
-from h2.settings import SettingCodes, Settings
-from h2.stream import H2Stream
-from hpack import Decoder, HeaderTuple
-from hpack.struct import Header
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from struct import Struct
+from typing import Final
 
-from spoakit.apps.mirror.http.http2_head import PlainEncoder
+from hpack import HPACKError
 
-# What may come in before it is acknowledged, which is at once: enough for a long way.
-_WINDOW: Final = 1024 * 1024
-# By how much the connection's window is larger than the 64 KiB it begins with.
-CONNECTION_WINDOW: Final = 4 * _WINDOW
+from spoakit.apps.mirror.http.http2_head import Field, PlainEncoder
+from spoakit.apps.mirror.http.http2_response import Http2Response, RepeatingDecoder, ResponseHead
+from spoakit.apps.mirror.http.interfaces import Http2ProtocolListener
+from spoakit.exceptions import SpoakitError
+
+# What may come in before it is acknowledged, which is at half of it.
+WINDOW: Final = 1024 * 1024
+CONNECTION_WINDOW: Final = 4 * WINDOW
+
+MAX_STREAM_ID: Final = 2**31 - 1
+
+_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_DEFAULT_WINDOW: Final = 65_535
+_MAX_WINDOW: Final = 2**31 - 1
+# Of the frames that come in, which SETTINGS could raise, and that go out, until the peer raises it.
+_MAX_FRAME_SIZE: Final = 16_384
+_LARGEST_FRAME_SIZE: Final = 2**24 - 1
 _MAX_HEAD_SIZE: Final = 64 * 1024
-# Streams that are over and that h2 still holds.
-_MAX_LEFTOVERS: Final = 64
-_BODILESS: Final = (b"204", b"304")
-# Blocks of fields that are known by heart, and how long one may be.
-_MAX_KNOWN: Final = 64
-_MAX_KNOWN_SIZE: Final = 512
+# What a head may be cut into: small pieces cost us more than the peer.
+_MAX_CONTINUATIONS: Final = 64
+
+_DATA, _HEADERS, _PRIORITY, _RST_STREAM, _SETTINGS = 0, 1, 2, 3, 4
+_PUSH_PROMISE, _PING, _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = 5, 6, 7, 8, 9
+_END_STREAM, _ACK, _END_HEADERS, _PADDED, _HAS_PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
+_HEADER_TABLE_SIZE, _ENABLE_PUSH, _MAX_CONCURRENT_STREAMS = 1, 2, 3
+_INITIAL_WINDOW_SIZE, _SETTING_MAX_FRAME_SIZE, _MAX_HEADER_LIST_SIZE = 4, 5, 6
+
+# A frame's head: its length in 24 bits and its type in 8, its flags, its stream.
+_FRAME_HEAD: Final = Struct(">IBI")
+_FRAME_HEAD_SIZE: Final = _FRAME_HEAD.size
+_SETTING: Final = Struct(">HI")
+_NUMBER: Final = Struct(">I")
+_TWO_NUMBERS: Final = Struct(">II")
+
+_pack_head: Final = _FRAME_HEAD.pack
+_unpack_head: Final = _FRAME_HEAD.unpack_from
 
 
-class MalformedResponse(StreamReset):
-    """Malformed response, whose stream has been reset (RFC 9113, 8.1.1).
+class ErrorCode(IntEnum):
+    """Reasons for the end of a stream or a connection (RFC 9113, 7)."""
 
-    Attributes:
-        text: what is wrong with it.
-    """
-
-    text: str = ""
-
-
-class _Stream(H2Stream):
-    """h2's, for which a malformed response ends its stream and no other (RFC 9113, 8.1.1)."""
-
-    def receive_headers(self, *arguments: Any) -> tuple[list[Any], list[Event]]:
-        try:
-            return super().receive_headers(*arguments)
-        except ProtocolError as error:
-            return self._reset_malformed(error)
-
-    def receive_data(self, *arguments: Any) -> tuple[list[Any], list[Event]]:
-        try:
-            return super().receive_data(*arguments)
-        except ProtocolError as error:
-            return self._reset_malformed(error)
-
-    def _initialize_content_length(self, headers: Iterable[Header]) -> None:
-        # RFC 9110, 8.6: in a 304 it is the length that a 200 would have had.
-        if not any(name == b":status" and value in _BODILESS for name, value in headers):
-            super()._initialize_content_length(headers)
-
-    def _reset_malformed(self, error: ProtocolError) -> tuple[list[Any], list[Event]]:
-        if isinstance(error, StreamClosedError):
-            raise error
-        event = MalformedResponse(stream_id=self.stream_id, remote_reset=False)
-        event.error_code = ErrorCodes.PROTOCOL_ERROR
-        event.text = str(error)
-        return self.reset_stream(ErrorCodes.PROTOCOL_ERROR), [event]
+    NO_ERROR = 0x0
+    PROTOCOL_ERROR = 0x1
+    INTERNAL_ERROR = 0x2
+    FLOW_CONTROL_ERROR = 0x3
+    SETTINGS_TIMEOUT = 0x4
+    STREAM_CLOSED = 0x5
+    FRAME_SIZE_ERROR = 0x6
+    REFUSED_STREAM = 0x7
+    CANCEL = 0x8
+    COMPRESSION_ERROR = 0x9
+    CONNECT_ERROR = 0xA
+    ENHANCE_YOUR_CALM = 0xB
+    INADEQUATE_SECURITY = 0xC
+    HTTP_1_1_REQUIRED = 0xD
 
 
-class _StateMachine(H2ConnectionStateMachine):
-    """h2's, for which a GOAWAY is the end: after it, streams up to its last one go on (6.8)."""
-
-    def process_input(self, input_: ConnectionInputs) -> list[Event]:
-        if input_ is ConnectionInputs.RECV_GOAWAY:
-            return []
-        return super().process_input(input_)
-
-
-class ClientProtocol(H2Connection):
-    """h2's connection, in the role of a client that trusts itself and is in a hurry.
+class Http2Error(SpoakitError):
+    """Connection error (RFC 9113, 5.4.1); the text says what the peer did.
 
     Attributes:
-        in_flight: the number of open streams.
+        code: what GOAWAY says about it.
     """
 
-    def __init__(self) -> None:
-        super().__init__(
-            H2Configuration(
-                client_side=True,
-                header_encoding=None,
-                validate_outbound_headers=False,
-                normalize_outbound_headers=False,
-                validate_inbound_headers=False,
-                normalize_inbound_headers=False,
-            )
-        )
-        self.in_flight = 0
-        self.state_machine = _StateMachine()
-        self.encoder = PlainEncoder()
-        self.decoder = RepeatingDecoder(_MAX_HEAD_SIZE)
-        self.local_settings = Settings(
-            client=True,
-            initial_values={
-                SettingCodes.ENABLE_PUSH: 0,
-                SettingCodes.INITIAL_WINDOW_SIZE: _WINDOW,
-                SettingCodes.MAX_HEADER_LIST_SIZE: _MAX_HEAD_SIZE,
-            },
-        )
-
-    @property
-    def open_outbound_streams(self) -> int:
-        """How many streams are open; h2 asks before each new one, and would count them."""
-        if len(self.streams) > self.in_flight + _MAX_LEFTOVERS:
-            return super().open_outbound_streams  # which also clears away those that are over
-        return self.in_flight
-
-    def _begin_new_stream(self, stream_id: int, allowed_ids: AllowedStreamIDs) -> H2Stream:
-        stream = super()._begin_new_stream(stream_id, allowed_ids)
-        stream.__class__ = _Stream  # h2 makes them itself
-        return stream
-
-    def clear_outbound_data_buffer(self) -> None:
-        """Keep what is not written yet: h2 would throw it away when a GOAWAY comes."""
+    def __init__(self, text: str, code: ErrorCode = ErrorCode.PROTOCOL_ERROR) -> None:
+        super().__init__(text)
+        self.code: Final = code
 
 
-class RepeatingDecoder(Decoder):
-    """Decode blocks of fields, those that come again only once.
+class ClientProtocol:
+    """State of one connection.
 
-    What a block means depends on the table of recent fields, so what is known ends when that
-    changes. Servers response with equal blocks for as long as their Date stays the same.
+    Args:
+        listener: called for all that ends a response, while `receive` runs.
+
+    Attributes:
+        streams: the responses that are awaited, by their stream, the oldest first.
+        is_over: whether nothing is to be read any more; the listener sets it.
+        last_id: the newest stream, 0 before there is one.
+        max_streams: how many streams the peer allows at a time.
     """
 
-    def __init__(self, max_header_list_size: int) -> None:
-        super().__init__(max_header_list_size)
-        self._known: dict[bytes, Iterable[HeaderTuple]] = {}
+    def __init__(self, listener: Http2ProtocolListener) -> None:
+        self.streams: Final[dict[int, Http2Response]] = {}
+        self.is_over = False
+        self.last_id = 0
+        self.max_streams = _MAX_WINDOW  # no limit (RFC 9113, 6.5.2)
+        self._listener = listener
+        self._out: list[bytes] = []
+        self._rest = b""  # the beginning of a frame
+        self._encoder = PlainEncoder()
+        self._decoder = RepeatingDecoder(_MAX_HEAD_SIZE)
+        self._block: list[bytes] = []  # the pieces of a head, until it is whole
+        self._block_stream = self._block_flags = 0
+        self._max_frame_size = _MAX_FRAME_SIZE
+        self._window = self._initial_window = _DEFAULT_WINDOW
+        self._unacknowledged = 0  # bytes that the peer's window lacks
+        self._now = 0.0
+        self._handlers: Final[Sequence[Callable[[bytes, int, int], None]]] = (
+            self._on_data,
+            self._on_headers,
+            self._ignore,  # PRIORITY
+            self._on_rst_stream,
+            self._on_settings,
+            self._on_push_promise,
+            self._on_ping,
+            self._on_goaway,
+            self._on_window_update,
+            self._on_continuation,
+        )
 
-    def decode(self, data: bytes, raw: bool = False) -> Iterable[HeaderTuple]:
-        """Return the fields of a block."""
-        known = self._known.get(data)
-        if known is not None:
-            return known
-        before = self._table()
-        fields = super().decode(data, raw)
-        after = self._table()
-        if after != before or after[1] is not before[1] or len(self._known) >= _MAX_KNOWN:
-            self._known.clear()
-        elif len(data) <= _MAX_KNOWN_SIZE:
-            self._known[data] = fields
-        return fields
+    # Sending.
 
-    def _table(self) -> tuple[int, object, int]:
-        """Return what differs when the table has changed: an entry that is new is another object.
+    def start(self) -> None:
+        """Send the preface: no pushes, and large windows."""
+        settings = (
+            (_ENABLE_PUSH, 0),
+            (_INITIAL_WINDOW_SIZE, WINDOW),
+            (_MAX_HEADER_LIST_SIZE, _MAX_HEAD_SIZE),
+        )
+        self._out.append(_PREFACE)
+        self._add(_SETTINGS, b"".join(_SETTING.pack(*setting) for setting in settings))
+        self._open_window(0, CONNECTION_WINDOW - _DEFAULT_WINDOW)
 
-        Entries come in at the front and go at the back, to fit the size.
+    def send_head(self, response: Http2Response, fields: Sequence[Field]) -> None:
+        """Send the head of the request to which a response is awaited, on a new stream."""
+        block = self._encoder.encode(fields)
+        stream_id = self.last_id = response.stream_id
+        response.window = self._initial_window
+        self.streams[stream_id] = response
+        flags = 0 if response.unsent else _END_STREAM
+        size = self._max_frame_size
+        if len(block) <= size:
+            self._add(_HEADERS, block, stream_id, flags | _END_HEADERS)
+            return
+        self._add(_HEADERS, block[:size], stream_id, flags)
+        for at in range(size, len(block), size):
+            is_last = at + size >= len(block)
+            piece = block[at : at + size]
+            self._add(_CONTINUATION, piece, stream_id, _END_HEADERS if is_last else 0)
+
+    def sendable(self, response: Http2Response) -> int:
+        """Return how many bytes of its request's body may go into the next frame, if any."""
+        return min(response.unsent, response.window, self._window, self._max_frame_size)
+
+    def send_data(self, response: Http2Response, data: bytes) -> None:
+        """Send the next bytes of a request's body, no more than `sendable`."""
+        size = len(data)
+        response.unsent -= size
+        response.window -= size
+        self._window -= size
+        self._add(_DATA, data, response.stream_id, 0 if response.unsent else _END_STREAM)
+
+    def reset(self, stream_id: int, code: ErrorCode) -> None:
+        """End a stream (RFC 9113, 6.4)."""
+        self._add(_RST_STREAM, _NUMBER.pack(code), stream_id)
+
+    def ping(self, data: bytes) -> None:
+        """Ask the peer for a sign of life."""
+        self._add(_PING, data)
+
+    def go_away(self, code: ErrorCode = ErrorCode.NO_ERROR) -> None:
+        """Say goodbye. The peer has opened no streams."""
+        self._add(_GOAWAY, _TWO_NUMBERS.pack(0, code))
+
+    def data_to_send(self) -> bytes:
+        """Return what has to be written, and forget it."""
+        out = self._out
+        data = out[0] if len(out) == 1 else b"".join(out)
+        out.clear()
+        return data
+
+    def _add(self, kind: int, payload: bytes, stream_id: int = 0, flags: int = 0) -> None:
+        self._out.append(_pack_head(len(payload) << 8 | kind, flags, stream_id))
+        self._out.append(payload)
+
+    def _open_window(self, stream_id: int, size: int) -> None:
+        self._add(_WINDOW_UPDATE, _NUMBER.pack(size), stream_id)
+
+    # Receiving.
+
+    def receive(self, data: bytes, now: float) -> None:
+        """Read frames, the last of which may go on in what comes next.
+
+        Args:
+            data: what came.
+            now: the time, for `Http2Response.first_byte_at`.
+
+        Raises:
+            Http2Error: the connection has to end.
         """
-        entries = self.header_table.dynamic_entries
-        return len(entries), entries[0] if entries else None, self.header_table_size
+        self._now = now
+        if self._rest:
+            data = self._rest + data
+        at = 0
+        end = len(data)
+        while end - at >= _FRAME_HEAD_SIZE and not self.is_over:
+            word, flags, stream_id = _unpack_head(data, at)
+            size = word >> 8
+            if size > _MAX_FRAME_SIZE:
+                text = f"overlong frame: length {size}, more than {_MAX_FRAME_SIZE}"
+                raise Http2Error(text, ErrorCode.FRAME_SIZE_ERROR)
+            start = at + _FRAME_HEAD_SIZE
+            if end - start < size:
+                break
+            at = start + size
+            kind = word & 0xFF
+            if self._block and kind != _CONTINUATION:
+                raise Http2Error(f"frame of type {kind} within a header block")
+            if kind <= _CONTINUATION:
+                self._handlers[kind](data[start:at], flags, stream_id & MAX_STREAM_ID)
+        self._rest = data[at:]
+
+    def _ignore(self, payload: bytes, flags: int, stream_id: int) -> None:
+        """Leave a frame alone."""
+
+    def _on_data(self, payload: bytes, flags: int, stream_id: int) -> None:
+        response = self._find(stream_id, "DATA")
+        size = len(payload)
+        self._unacknowledged += size
+        if self._unacknowledged > CONNECTION_WINDOW:
+            text = "more DATA than the connection's window allows"
+            raise Http2Error(text, ErrorCode.FLOW_CONTROL_ERROR)
+        if self._unacknowledged >= CONNECTION_WINDOW // 2:
+            self._open_window(0, self._unacknowledged)
+            self._unacknowledged = 0
+        if response is None:
+            return
+        if not response.status:
+            self._refuse(response, "DATA before its head")
+            return
+        response.unacknowledged += size
+        if response.unacknowledged > WINDOW:
+            text = "more DATA than the stream's window allows"
+            self._refuse(response, text, ErrorCode.FLOW_CONTROL_ERROR)
+            return
+        response.received += size - (_padding(payload) if flags & _PADDED else 0)
+        expected = response.expected
+        if expected is not None and response.received > expected:
+            text = f"{response.received} bytes and more, but its Content-Length is {expected}"
+            self._refuse(response, text)
+        elif flags & _END_STREAM:
+            self._end(response)
+        elif response.unacknowledged >= WINDOW // 2:
+            self._open_window(stream_id, response.unacknowledged)
+            response.unacknowledged = 0
+
+    def _on_headers(self, payload: bytes, flags: int, stream_id: int) -> None:
+        self._find(stream_id, "HEADERS")
+        if flags & (_PADDED | _HAS_PRIORITY):
+            payload = _without_extras(payload, flags)
+        if flags & _END_HEADERS:
+            self._on_block(payload, flags, stream_id)
+        else:
+            self._block.append(payload)
+            self._block_stream = stream_id
+            self._block_flags = flags
+
+    def _on_continuation(self, payload: bytes, flags: int, stream_id: int) -> None:
+        if not self._block or stream_id != self._block_stream:
+            raise Http2Error(f"CONTINUATION without a header block on stream {stream_id}")
+        self._block.append(payload)
+        if len(self._block) > _MAX_CONTINUATIONS:
+            text = f"header block in more than {_MAX_CONTINUATIONS} pieces"
+            raise Http2Error(text, ErrorCode.ENHANCE_YOUR_CALM)
+        if flags & _END_HEADERS:
+            block = b"".join(self._block)
+            self._block.clear()
+            self._on_block(block, self._block_flags, stream_id)
+
+    def _on_block(self, block: bytes, flags: int, stream_id: int) -> None:
+        """Read a whole block of fields: those of unknown streams count for the decoder's table."""
+        try:
+            head = self._decoder.read(block)
+        except (HPACKError, IndexError) as error:  # the latter for a block that is cut
+            text = f"header block: {type(error).__name__}: {error}"
+            raise Http2Error(text, ErrorCode.COMPRESSION_ERROR) from None
+        response = self.streams.get(stream_id)
+        if response is None:
+            return
+        is_end = bool(flags & _END_STREAM)
+        if response.status:
+            self._on_trailers(response, head, is_end)
+        elif head.error:
+            self._refuse(response, head.error)
+        elif head.status >= 200:
+            response.add_head(head, self._now)
+            if is_end:
+                self._end(response)
+        elif is_end:
+            self._refuse(response, "informational response that ends its stream")
+
+    def _on_trailers(self, response: Http2Response, head: ResponseHead, is_end: bool) -> None:
+        if not is_end:
+            self._refuse(response, "trailers that do not end its stream")
+            return
+        response.add_trailers(head)
+        self._end(response)
+
+    def _end(self, response: Http2Response) -> None:
+        expected = response.expected
+        if expected is not None and response.received != expected:
+            text = f"{response.received} bytes, but its Content-Length is {expected}"
+            self._refuse(response, text)
+        else:
+            self._listener.on_end(response)
+
+    def _refuse(
+        self, response: Http2Response, text: str, code: ErrorCode = ErrorCode.PROTOCOL_ERROR
+    ) -> None:
+        """End the stream of a malformed response, and no other (RFC 9113, 8.1.1)."""
+        self.reset(response.stream_id, code)
+        self._listener.on_malformed(response, text)
+
+    def _on_rst_stream(self, payload: bytes, flags: int, stream_id: int) -> None:
+        response = self._find(stream_id, "RST_STREAM")
+        _check_size("RST_STREAM", payload, 4)
+        if response is not None:
+            self._listener.on_reset(response, _NUMBER.unpack(payload)[0])
+
+    def _on_settings(self, payload: bytes, flags: int, stream_id: int) -> None:
+        _check_connection("SETTINGS", stream_id)
+        if flags & _ACK:
+            _check_size("acknowledging SETTINGS", payload, 0)
+            return
+        if len(payload) % _SETTING.size:
+            text = f"SETTINGS of {len(payload)} bytes, not a multiple of {_SETTING.size}"
+            raise Http2Error(text, ErrorCode.FRAME_SIZE_ERROR)
+        for name, value in _SETTING.iter_unpack(payload):
+            if name == _MAX_CONCURRENT_STREAMS:
+                self.max_streams = value
+            elif name == _INITIAL_WINDOW_SIZE:
+                self._change_windows(value)
+            elif name == _SETTING_MAX_FRAME_SIZE:
+                if not _MAX_FRAME_SIZE <= value <= _LARGEST_FRAME_SIZE:
+                    raise Http2Error(f"SETTINGS with a MAX_FRAME_SIZE of {value}")
+                self._max_frame_size = value
+            elif name == _HEADER_TABLE_SIZE:
+                self._encoder.header_table_size = value
+        self._add(_SETTINGS, b"", flags=_ACK)
+        self._listener.on_settings()
+
+    def _change_windows(self, size: int) -> None:
+        """Change the windows of all streams by what the initial one changes by (6.9.2)."""
+        change = size - self._initial_window
+        self._initial_window = size
+        largest = max((each.window for each in self.streams.values()), default=0)
+        if max(size, largest + change) > _MAX_WINDOW:
+            text = f"SETTINGS with an INITIAL_WINDOW_SIZE of {size}"
+            raise Http2Error(text, ErrorCode.FLOW_CONTROL_ERROR)
+        for response in self.streams.values():
+            response.window += change
+
+    def _on_push_promise(self, payload: bytes, flags: int, stream_id: int) -> None:
+        raise Http2Error("pushed stream, which our SETTINGS rule out")
+
+    def _on_ping(self, payload: bytes, flags: int, stream_id: int) -> None:
+        _check_connection("PING", stream_id)
+        _check_size("PING", payload, 8)
+        if not flags & _ACK:
+            self._add(_PING, payload, flags=_ACK)
+
+    def _on_goaway(self, payload: bytes, flags: int, stream_id: int) -> None:
+        _check_connection("GOAWAY", stream_id)
+        if len(payload) < _TWO_NUMBERS.size:
+            _check_size("GOAWAY", payload, _TWO_NUMBERS.size)
+        last, code = _TWO_NUMBERS.unpack_from(payload)
+        self._listener.on_goaway(last & MAX_STREAM_ID, code, payload[_TWO_NUMBERS.size :])
+
+    def _on_window_update(self, payload: bytes, flags: int, stream_id: int) -> None:
+        _check_size("WINDOW_UPDATE", payload, 4)
+        size = _NUMBER.unpack(payload)[0] & _MAX_WINDOW
+        if not stream_id:
+            self._window += size
+            if not size or self._window > _MAX_WINDOW:
+                text = f"window of the connection opened by {size}"
+                raise Http2Error(text, ErrorCode.FLOW_CONTROL_ERROR)
+            return
+        response = self._find(stream_id, "WINDOW_UPDATE")
+        if response is not None:
+            response.window += size
+            if not size or response.window > _MAX_WINDOW:
+                text = f"window of its stream opened by {size}"
+                self._refuse(response, text, ErrorCode.FLOW_CONTROL_ERROR)
+
+    def _find(self, stream_id: int, kind: str) -> Http2Response | None:
+        """Return the response on a stream, None for a stream that is over."""
+        response = self.streams.get(stream_id)
+        if response is None and (stream_id > self.last_id or not stream_id & 1):
+            raise Http2Error(f"{kind} on stream {stream_id}, which was never opened")
+        return response
+
+
+def _check_connection(kind: str, stream_id: int) -> None:
+    if stream_id:
+        raise Http2Error(f"{kind} on stream {stream_id}, but it concerns the connection")
+
+
+def _check_size(kind: str, payload: bytes, size: int) -> None:
+    if len(payload) != size:
+        text = f"{kind} of {len(payload)} bytes instead of {size}"
+        raise Http2Error(text, ErrorCode.FRAME_SIZE_ERROR)
+
+
+def _padding(payload: bytes) -> int:
+    """Return how many bytes of a payload are padding (RFC 9113, 6.1), its length included."""
+    if not payload or payload[0] >= len(payload):
+        raise Http2Error("padding of a frame as long as the frame")
+    return payload[0] + 1
+
+
+def _without_extras(payload: bytes, flags: int) -> bytes:
+    """Return the fields of HEADERS without padding and priority (RFC 9113, 6.2)."""
+    start, end = 0, len(payload)
+    if flags & _PADDED:
+        start = 1
+        end -= _padding(payload) - 1
+    if flags & _HAS_PRIORITY:
+        start += 5
+    if start > end:
+        raise Http2Error("HEADERS shorter than its padding and priority")
+    return payload[start:end]

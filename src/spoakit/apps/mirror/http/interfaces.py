@@ -119,6 +119,28 @@ class Http2Listener(Protocol):
         """
 
 
+class Http2ProtocolListener(Protocol):
+    """Owner of an `http2_protocol.ClientProtocol`: the connection.
+
+    A response that has ended, in whichever way, is to be removed from `ClientProtocol.streams`.
+    """
+
+    def on_settings(self) -> None:
+        """Follow the peer's SETTINGS."""
+
+    def on_end(self, response: Http2Response) -> None:
+        """Handle a response that is complete."""
+
+    def on_reset(self, response: Http2Response, code: int) -> None:
+        """Handle a stream that the peer reset."""
+
+    def on_malformed(self, response: Http2Response, text: str) -> None:
+        """Handle a malformed response, whose stream has been reset; `text` says what is wrong."""
+
+    def on_goaway(self, last: int, code: int, data: bytes) -> None:
+        """Handle a GOAWAY: streams beyond the last one get no response."""
+
+
 class QueueListener(Protocol):
     """Owner of a queue: the pool, which opens connections for what waits."""
 
