@@ -61,9 +61,10 @@ RESPONSES = counter(
 FAILURES = counter(
     "spoakit_mirror_failures_total",
     "Copies that were sent and got no complete response, by reason: timeout, closed (by the "
-    "target), reset (HTTP/2), malformed, stopping.",
+    "target), reset (HTTP/2), malformed, stopping; and grpc: a complete one whose grpc-status is "
+    "not 0, or missing.",
     labels=("target", "reason"),
-    limit=5 * _TARGETS + 1,
+    limit=6 * _TARGETS + 1,
 )
 RETRIES = counter(
     "spoakit_mirror_retries_total",
@@ -175,7 +176,7 @@ class Counters:
         body_too_large: requests not copied because their body is larger than max-body.
         dropped: copies that the full queue did not hold, or that were in it at the end.
         answered: copies with a complete response, whatever its status.
-        failed: copies that were sent and got no complete response.
+        failed: copies that were sent and got no complete response, or one of a failed gRPC call.
         retried: copies sent again.
         odd: responses that were odd, and responses all the same.
         cut_bodies: requests whose body HAProxy's buffer cut, copied or not.

@@ -237,8 +237,7 @@ class RequestQueue:
         self._first_byte._observe((first_byte_at or time) - sent_at, 1)
         self._response._observe(time - sent_at, 1)
         if self._watched:
-            self._watched = False
-            self._listener.on_recovered(now)
+            self._recover(time)
         self._access_log.write(place, request, self._label, b"ok", now)
         if not ready:
             return None
@@ -247,6 +246,18 @@ class RequestQueue:
         if self._queue:
             return self._take()
         self._idle.append(place)
+        return None
+
+    def record_alive(self, now: float) -> None:
+        """Record that the target works, by a response that does not count as one."""
+        self._answered_at = now
+        if self._watched:
+            self._recover(now)
+
+    @cython.cfunc
+    def _recover(self, now: cython.double) -> object:
+        self._watched = False
+        self._listener.on_recovered(now)
         return None
 
     @cython.cfunc

@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import Final, cast
 
 from spoakit.apps.mirror._request_cy import OutgoingRequest
+from spoakit.apps.mirror.http.grpc import grpc_failure
 from spoakit.apps.mirror.http.http2_head import read_head
 from spoakit.apps.mirror.http.http2_protocol import (
     MAX_STREAM_ID,
@@ -206,7 +207,11 @@ class Http2Connection(asyncio.Protocol):
         if response.received and not response.has_body:
             text = f"status {response.status} to {response.request.method!r} with a body"
             self._listener.on_odd(text)
-        self._listener.on_response(response, self._heard_at)
+        failure = grpc_failure(response)
+        if failure is None:
+            self._listener.on_response(response, self._heard_at)
+        else:
+            self._listener.on_failure(response, response.request, failure)
 
     def on_reset(self, response: Http2Response, code: int) -> None:
         """Fail a request whose stream the target reset."""

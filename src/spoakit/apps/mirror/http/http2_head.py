@@ -15,6 +15,7 @@ _MAX_KNOWN: Final = 4096
 _MAX_KNOWN_SIZE: Final = 256
 
 _AUTHORITY: Final = b":authority"
+_GRPC: Final = b"application/grpc"
 _TE: Final = (b"te", b"trailers")
 # RFC 9113, 8.2.2: HTTP/2 has no fields about one connection.
 _LEFT_OUT: Final = frozenset(
@@ -53,9 +54,16 @@ def read_head(request: OutgoingRequest, scheme: bytes) -> list[Field]:
             fields.append(field)
         elif len(pseudo) == 3:
             pseudo.insert(2, field)
-    if b"application/grpc" in head and _TE not in fields and _is_grpc(fields):
+    if _GRPC in head and _TE not in fields and _has_grpc(fields):
         fields.append(_TE)
     return pseudo + fields
+
+
+def is_grpc(request: OutgoingRequest) -> bool:
+    """Return whether a request is a gRPC call."""
+    if request.wire.find(_GRPC, 0, request.head_size) < 0:
+        return False
+    return _has_grpc(read_head(request, b"http"))
 
 
 class PlainEncoder(Encoder):
@@ -109,7 +117,5 @@ def _read_field(line: bytes) -> Field | None:
     return name, value
 
 
-def _is_grpc(fields: list[Field]) -> bool:
-    return any(
-        name == b"content-type" and value.startswith(b"application/grpc") for name, value in fields
-    )
+def _has_grpc(fields: list[Field]) -> bool:
+    return any(name == b"content-type" and value.startswith(_GRPC) for name, value in fields)

@@ -167,6 +167,9 @@ class Http2Session:
         """Pass on that a request failed."""
         slot = self._used.pop(request)
         slot.response = response
+        if outcome.is_response:
+            self._has_responded = True
+            self.idle_since = time.perf_counter()
         self._listener.on_failure(slot, request, outcome)
 
     def on_closed(self, outcome: Outcome | None) -> None:

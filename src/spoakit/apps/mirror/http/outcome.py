@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import Literal
 
-FailureReason = Literal["timeout", "closed", "reset", "malformed", "stopping"]
+FailureReason = Literal["timeout", "closed", "reset", "malformed", "grpc", "stopping"]
 """Reasons by which failed copies are counted, see `metrics.FAILURES`."""
 
 
@@ -38,12 +38,14 @@ class Outcome:
         reason: as it is counted.
         trouble: what it says about the target, if nothing better is known of it since.
         retry: whether the request may be sent again.
+        is_response: whether there is a complete response, which says that the request failed.
     """
 
     text: str
     reason: FailureReason
     trouble: Trouble | None = None
     retry: Retry = Retry.NEVER
+    is_response: bool = False
 
     @property
     def log_text(self) -> bytes:

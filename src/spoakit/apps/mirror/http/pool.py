@@ -188,6 +188,8 @@ class ConnectionPool:
         self._counters.failed += 1
         self._counters.failures[outcome.reason] += 1
         now = time.perf_counter()
+        if outcome.is_response:
+            self._queue.record_alive(now)
         self._access_log.write(response, request, self._label, outcome.log_text, now)
         # A response whose head was read shows that the target is there, and so does one to
         # another request that came later.
