@@ -359,6 +359,7 @@ async def negotiating(certificate: Path, *alpn: str) -> AsyncIterator[Target]:
         ("auto", ("h2", "http/1.1"), {b"1.1": "1.1", b"2.0": "2", b"3.0": "2"}),
         ("auto", ("http/1.1",), {b"1.1": "1.1", b"2.0": "1.1"}),
         ("auto", (), {b"1.1": "1.1", b"2.0": "1.1"}),
+        ("auto", ("h2",), {b"1.1": "2", b"2.0": "2", b"1.0": "2"}),
         ("1.1", ("h2", "http/1.1"), {b"1.1": "1.1", b"2.0": "1.1"}),
         ("2", ("h2", "http/1.1"), {b"1.1": "2", b"2.0": "2"}),
     ],
@@ -384,6 +385,111 @@ def test_what_came_over_http2_goes_on_over_it_where_the_target_can(
             ] == list(versions.values())
             for seen in server.requests():
                 assert (b":scheme", b"https") in seen.fields
+
+    run(scenario())
+
+
+NO_APPLICATION_PROTOCOL = b"\x15\3\3\0\2\2\x78"
+"""The alert by which many servers refuse a client without HTTP/2 (RFC 7301, 3.2)."""
+
+
+class Refuser(asyncio.Protocol):
+    """Refuses a ClientHello that does not offer h2, and passes all others on to a port."""
+
+    def __init__(self, port: int, refusal: bytes, refused: list[bytes]) -> None:
+        self._port = port
+        self._refusal = refusal
+        self._refused = refused
+        self._relay: Relay | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport: Any = transport
+
+    def data_received(self, data: bytes) -> None:
+        if self._relay is not None:
+            self._relay.send(data)
+        elif b"\2h2" in data:
+            loop = asyncio.get_running_loop()
+            self._relay = Relay(self._transport, data)
+            relay = self._relay
+            self._task = loop.create_task(
+                loop.create_connection(lambda: relay, "127.0.0.1", self._port)
+            )
+        else:
+            self._refused.append(data)
+            self._transport.write(self._refusal)
+            self._transport.close()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._relay is not None:
+            self._relay.close()
+
+
+class Relay(asyncio.Protocol):
+    """The other side of a `Refuser`."""
+
+    def __init__(self, front: Any, data: bytes) -> None:
+        self._front = front
+        self._waiting = data
+        self._transport: Any = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        self._transport.write(self._waiting)
+
+    def send(self, data: bytes) -> None:
+        if self._transport is None:
+            self._waiting += data
+        else:
+            self._transport.write(data)
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        self._front.write(data)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._front.close()
+
+
+@asynccontextmanager
+async def refusing(port: int, refusal: bytes) -> AsyncIterator[tuple[int, list[bytes]]]:
+    """Run a `Refuser`; give its port and the ClientHellos it refused."""
+    refused: list[bytes] = []
+    loop = asyncio.get_running_loop()
+    front = await loop.create_server(lambda: Refuser(port, refusal, refused), "127.0.0.1", 0)
+    try:
+        yield front.sockets[0].getsockname()[1], refused
+    finally:
+        front.close()
+
+
+@pytest.mark.parametrize("refusal", [NO_APPLICATION_PROTOCOL, b""], ids=["alert", "end"])
+def test_a_target_that_refuses_clients_without_http2_gets_all_over_it(
+    run: Run, copying: Copying, certificate: Path, refusal: bytes
+) -> None:
+    async def scenario() -> None:
+        tls = TlsSettings(ca_file=str(certificate))
+        name = {"scheme": "https", "host": "localhost", "tls": tls}
+        pool = PoolSettings(connections=1, lifetime=0.3)
+        async with (
+            negotiating(certificate, "h2", "http/1.1") as server,
+            refusing(server.port, refusal) as (port, refused),
+        ):
+            async with copying(port, pool=pool, **name) as mirror:
+                for number in range(20):
+                    mirror.get(b"/%d" % number)
+                await mirror.answered(20)
+                # What is known of the target outlives the connection.
+                await until(lambda: not any(each.count for each in mirror.target._pools))
+                mirror.get()
+                await mirror.answered(21)
+                counters = mirror.target.counters
+                assert (counters.failed, counters.connect_failures) == (0, 0)
+            assert len(refused) == 1
+            assert all(' HTTP/2" 200 ' in line for line in mirror.lines())
 
     run(scenario())
 

@@ -21,6 +21,8 @@ from spoakit.exceptions import ConfigurationError, SpoakitError
 
 HTTP_1: Final = "http/1.1"
 HTTP_2: Final = "h2"
+# What HTTP/1's requests are offered a target with that does not choose HTTP/1.1 alone.
+FALLBACK: Final = (HTTP_1, HTTP_2)
 
 
 def alpn_groups(settings: TargetSettings) -> tuple[tuple[str, ...], ...]:
@@ -40,7 +42,7 @@ def check_connections(settings: TargetSettings) -> None:
     """
     proxy_for(settings.url)
     if settings.url.scheme == "https":
-        for http in alpn_groups(settings):
+        for http in (*alpn_groups(settings), FALLBACK):
             client_context(settings.tls, http)
 
 
@@ -101,6 +103,8 @@ class Connector:
         http: the protocols to offer by ALPN (RFC 7301), the favourite first. Without TLS the first
             is the one that the target must know (for HTTP/2, RFC 9113, 3.3).
         names: the worker's addresses of hosts.
+        must_choose: whether a target has failed that chooses none of them; else it is taken for
+            one that does not know ALPN and speaks HTTP/1.1.
 
     Raises:
         ConfigurationError: a certificate cannot be read, or the proxy that the environment names
@@ -111,11 +115,18 @@ class Connector:
             place; None where connections lead to the target.
     """
 
-    def __init__(self, settings: TargetSettings, http: Sequence[str], names: Names) -> None:
+    def __init__(
+        self,
+        settings: TargetSettings,
+        http: Sequence[str],
+        names: Names,
+        must_choose: bool = False,
+    ) -> None:
         url = settings.url
         self._url = url
         self._timeout = settings.timeouts.connect
         self._http = tuple(http)
+        self._unchosen = "" if must_choose else HTTP_1
         self._ssl: ssl.SSLContext | None = None
         self._server_name: str | None = None
         if url.scheme == "https":
@@ -140,7 +151,7 @@ class Connector:
             ConnectError: it could not be opened within `Timeouts.connect`, or the target does not
                 know any of the protocols.
         """
-        chooser = _Chooser(make, self._http)
+        chooser = _Chooser(make, self._http, self._unchosen)
         addresses: list[AddressInfo] = []
         timeout = asyncio.timeout(self._timeout)
         try:
@@ -155,7 +166,8 @@ class Connector:
             text = f"no address for {self._host} within {self._timeout:g} s: DNS does not respond"
             raise ConnectError(text, "name") from None
         if chooser.refused:
-            raise ConnectError("the target does not speak HTTP/2 (ALPN)", "protocol")
+            what = "HTTP/2" if HTTP_2 in self._http else "HTTP/1.1"
+            raise ConnectError(f"the target does not speak {what} (ALPN)", "protocol")
 
     async def _addresses(self) -> list[AddressInfo]:
         await self._source.look_up()
@@ -206,7 +218,10 @@ class Connector:
 class _Chooser(asyncio.Protocol):
     """Becomes the protocol that was negotiated, as soon as that is known."""
 
-    def __init__(self, make: Callable[[str], asyncio.Protocol], offered: tuple[str, ...]) -> None:
+    def __init__(
+        self, make: Callable[[str], asyncio.Protocol], offered: tuple[str, ...], unchosen: str
+    ) -> None:
+        self._unchosen = unchosen
         self._make = make
         self._offered = offered
         self.refused = False
@@ -215,8 +230,7 @@ class _Chooser(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Choose, now that the connection is open, its TLS handshake included."""
         tls = transport.get_extra_info("ssl_object")
-        # A target that does not know ALPN speaks HTTP/1.1.
-        http = self._offered[0] if tls is None else tls.selected_alpn_protocol() or HTTP_1
+        http = self._offered[0] if tls is None else tls.selected_alpn_protocol() or self._unchosen
         if http not in self._offered:
             self.refused = True
             transport.close()
@@ -228,7 +242,7 @@ class _Chooser(asyncio.Protocol):
             protocol.data_received(self.early)
 
 
-@lru_cache(2 * MAX_TARGETS)
+@lru_cache(3 * MAX_TARGETS)
 def client_context(tls: TlsSettings, http: tuple[str, ...]) -> ssl.SSLContext:
     """Return what TLS connections to a target are opened with.
 

@@ -12,7 +12,8 @@ from spoakit.apps.mirror.config.settings import TargetSettings
 from spoakit.apps.mirror.http._http11_cy import Connection
 from spoakit.apps.mirror.http._queue_cy import RequestQueue
 from spoakit.apps.mirror.http.connection_budget import ConnectionBudget
-from spoakit.apps.mirror.http.connector import HTTP_2, ConnectError, Connector
+from spoakit.apps.mirror.http.connector import HTTP_2, ConnectError
+from spoakit.apps.mirror.http.fallback_connector import make_connector
 from spoakit.apps.mirror.http.health import Health
 from spoakit.apps.mirror.http.http2_session import Http2Session
 from spoakit.apps.mirror.http.interfaces import PooledConnection
@@ -63,7 +64,7 @@ class ConnectionPool:
         self._throttle = Throttle(logger)
         self._oddities = Throttle(logger, _ODDITY_INTERVAL)
         self._label = TargetLabel(settings.name, settings.url.origin)
-        self._connector = Connector(settings, http, names)
+        self._connector = make_connector(settings, http, names)
         self._shares = HTTP_2 in http  # until a connection shows that the target cannot
         queue = settings.queue
         self._queue = RequestQueue(
