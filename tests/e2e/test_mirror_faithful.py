@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from tests.certificates import make_authority, make_certificate
-from tests.e2e.capture import Capture, Received
+from tests.e2e.capture import Capture, Received, answer_ok
 from tests.e2e.conftest import REQUIRED
 from tests.e2e.mirroring import SIZE, Mirror, request, send, send_over_http2
 from tests.e2e.programs import BOUND, wait_until
@@ -424,8 +424,12 @@ def test_what_came_over_http2_goes_over_http2_where_the_target_speaks_it(
         config = TLS_TARGET.format(alpn=alpn)
         return haproxy(config, files={"target.pem": pem}, variables={"PLAIN": plain.address})
 
-    with Capture() as new, Capture() as old:
-        targets = ((new, tls_target(new, "h2,http/1.1")), (old, tls_target(old, "http/1.1")))
+    with Capture() as new, Capture() as old, Capture() as only:
+        targets = (
+            (new, tls_target(new, "h2,http/1.1")),
+            (old, tls_target(old, "http/1.1")),
+            (only, tls_target(only, "h2 proto h2")),
+        )
         program = mirror.serve_configured(
             f"[defaults]\ntls.ca-file = '{authority.certificate}'\n"
             + "".join(
@@ -437,21 +441,65 @@ def test_what_came_over_http2_goes_over_http2_where_the_target_speaks_it(
         fields = ((b"x-empty", b""), (b"x-twice", b"1"), (b"x-twice", b"2"), (b"cookie", b"a=1"))
         head = ((b":method", b"PATCH"), (b":path", b"/a?b=%2F"), *PSEUDO, *fields)
         assert send_over_http2(running, *head, body=JSON) == b"200"
-        for each in (new, old):
+        for each in (new, old, only):
             each.wait_for(1)
         send(running, request("GET /over-1"))
-        for each in (new, old):
+        for each in (new, old, only):
             each.wait_for(2)
-        for each, version in ((new, b"2.0"), (old, b"1.1")):
+        versions = (
+            (new, b"2.0", b"1.1"),
+            (old, b"1.1", b"1.1"),
+            (only, b"2.0", b"2.0"),  # which speaks nothing else
+        )
+        for each, version, version_of_1 in versions:
             copy, other = sorted(each.requests, key=lambda request: request.method, reverse=True)
             assert copy.field(b"x-arrived-over") == version
             assert (copy.method, copy.target, copy.body) == (b"PATCH", b"/a?b=%2F", JSON)
             kept = [field for field in copy.fields if field in fields]
             assert kept == list(fields)
             assert copy.field(b"host") == b"www.example.org"
-            assert (other.target, other.field(b"x-arrived-over")) == (b"/over-1", b"1.1")
+            assert (other.target, other.field(b"x-arrived-over")) == (b"/over-1", version_of_1)
         program.wait_for(rf'"PATCH https://.*/a\?b=%2F HTTP/2" 200 {len(JSON)}/2 .* ok\n')
         program.wait_for(rf'"PATCH https://.*/a\?b=%2F HTTP/1\.1" 200 {len(JSON)}/2 .* ok\n')
+
+
+HTTP2_TARGET = """
+defaults
+    mode http
+    timeout connect 1s
+    timeout client 10s
+    timeout server 10s
+frontend h2
+    bind "${FRONTEND}" proto h2
+    default_backend plain
+backend plain
+    server plain "${PLAIN}"
+"""
+
+
+def test_a_response_cut_behind_the_target_costs_itself_alone(
+    mirror: Mirror, haproxy: StartHAProxy
+) -> None:
+    def answer(request: Received) -> bytes:
+        if request.target == b"/cut":
+            return b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\nConnection: close\r\n\r\nok"
+        if request.target == b"/unchanged":
+            return b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\nETag: x\r\n\r\n"
+        return answer_ok(request)
+
+    with Capture(answer=answer) as plain:
+        target = haproxy(HTTP2_TARGET, variables={"PLAIN": plain.address})
+        url = f"http://127.0.0.1:{target.ports['FRONTEND']}"
+        program = mirror.run("-u", url, "--http", "2")
+        running = mirror.balance(program)
+        for path in ("/unchanged", "/cut", *(f"/{number}" for number in range(10)), "/unchanged"):
+            send(running, request(f"GET {path}"))
+        plain.wait_for(13)
+        program.wait_for(r'/9 HTTP/2" 200 0/2 .* ok\n')
+        program.wait_for(r'/unchanged HTTP/2" 304 0/0 .* ok\n(.*\n)*.*/unchanged HTTP/2" 304 ')
+        program.wait_for(r'/cut HTTP/2" 200 0/2 .* (malformed response: |the target reset )')
+    assert program.stop() == 0
+    assert re.search(" 13 received, .* 12 answered, 1 failed, 0 retried", program.log)
 
 
 @contextmanager
