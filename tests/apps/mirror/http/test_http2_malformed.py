@@ -189,6 +189,28 @@ def test_a_malformed_response_counts_and_the_others_arrive(
     run(scenario())
 
 
+@pytest.mark.parametrize("kind", ["two lengths", "too few bytes", "not a number"])
+def test_a_target_that_speaks_http_badly_gets_all_copies(
+    run: Run, copying: Copying, kind: str
+) -> None:
+    parts, _ = MALFORMED[kind]
+
+    def response(peer: Peer, stream_id: int) -> None:
+        write(peer, stream_id, parts)
+
+    async def scenario() -> None:
+        async with listening(response) as server, copying(server.port, http="2") as mirror:
+            for _ in range(20):
+                mirror.get()
+            await until(lambda: mirror.target.counters.failed == 20)
+            assert mirror.target.counters.failures == {"malformed": 20}
+            [pool] = mirror.target._pools
+            assert pool.health.trouble is None
+            assert len(server.peers) == 1
+
+    run(scenario())
+
+
 def test_a_head_in_pieces_is_one(run: Run) -> None:
     def response(peer: Peer, stream_id: int) -> None:
         block = peer.h2.encoder.encode(OK)

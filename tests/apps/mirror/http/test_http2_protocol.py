@@ -232,6 +232,10 @@ def opened() -> tuple[Recorder, Http2Response]:
         (frame(HEADERS, b"\x88", 1) + frame(200), ErrorCode.PROTOCOL_ERROR),
         (frame(HEADERS, b"", 1) + frame(PING, bytes(8)), ErrorCode.PROTOCOL_ERROR),
         (frame(HEADERS, b"", 1) + frame(CONTINUATION, b"", 1) * 64, ErrorCode.ENHANCE_YOUR_CALM),
+        (
+            frame(HEADERS, bytes(16_384), 1) + frame(CONTINUATION, bytes(16_384), 1) * 8,
+            ErrorCode.ENHANCE_YOUR_CALM,
+        ),
         (frame(HEADERS, b"\x40", 1, END_HEADERS), ErrorCode.COMPRESSION_ERROR),
         (frame(SETTINGS, b"\0\5\0\0\0\1"), ErrorCode.PROTOCOL_ERROR),
         (frame(SETTINGS, b"", 1), ErrorCode.PROTOCOL_ERROR),

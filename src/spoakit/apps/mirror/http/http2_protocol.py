@@ -30,8 +30,9 @@ _MAX_WINDOW: Final = 2**31 - 1
 _MAX_FRAME_SIZE: Final = 16_384
 _LARGEST_FRAME_SIZE: Final = 2**24 - 1
 _MAX_HEAD_SIZE: Final = 64 * 1024
-# What a head may be cut into: small pieces cost us more than the peer.
+# What a head may be cut into: small pieces cost us more than the peer. Coded, it is hardly larger.
 _MAX_CONTINUATIONS: Final = 64
+_MAX_BLOCK_SIZE: Final = 2 * _MAX_HEAD_SIZE
 
 _DATA, _HEADERS, _PRIORITY, _RST_STREAM, _SETTINGS = 0, 1, 2, 3, 4
 _PUSH_PROMISE, _PING, _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = 5, 6, 7, 8, 9
@@ -274,8 +275,9 @@ class ClientProtocol:
         if not self._block or stream_id != self._block_stream:
             raise Http2Error(f"CONTINUATION without a header block on stream {stream_id}")
         self._block.append(payload)
-        if len(self._block) > _MAX_CONTINUATIONS:
-            text = f"header block in more than {_MAX_CONTINUATIONS} pieces"
+        size = sum(map(len, self._block))
+        if len(self._block) > _MAX_CONTINUATIONS or size > _MAX_BLOCK_SIZE:
+            text = f"header block of more than {size} bytes in {len(self._block)} pieces"
             raise Http2Error(text, ErrorCode.ENHANCE_YOUR_CALM)
         if flags & _END_HEADERS:
             block = b"".join(self._block)
@@ -296,6 +298,7 @@ class ClientProtocol:
         if response.status:
             self._on_trailers(response, head, is_end)
         elif head.error:
+            response.status = head.status  # the target speaks HTTP, if not well
             self._refuse(response, head.error)
         elif head.status >= 200:
             response.add_head(head, self._now)
