@@ -119,10 +119,15 @@ def answering(answer: bytes) -> Iterator[int]:
 def test_sums_hold_at_any_moment_though_a_worker_is_killed(start: Start, tmp_path: Path) -> None:
     chance = random.Random(5)
     ok = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+    folded = b"HTTP/1.1 204 No Content\r\nX: a\r\n b\r\nContent-Length: 2\r\n\r\nok"
+    # SETTINGS, and a GOAWAY that says that no stream was looked at.
+    goaway = bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)) + bytes((0, 0, 8, 7)) + bytes(5 + 8)
     port = free_port()
     with (
         Capture() as healthy,
         answering(ok) as quick,
+        answering(folded) as odd,
+        answering(goaway) as refusing,
         answering(b"") as resetting,
         socket.create_server(("127.0.0.1", 0)) as silent,
         socket.socket() as dead,
@@ -131,13 +136,16 @@ def test_sums_hold_at_any_moment_though_a_worker_is_killed(start: Start, tmp_pat
         ports = {
             "healthy": healthy.address.rpartition(":")[2],
             "slow": quick,
+            "odd": odd,
+            "refusing": refusing,
             "resetting": resetting,
             "silent": silent.getsockname()[1],
             "dead": dead.getsockname()[1],
         }
         tables = [
             f"[[target]]\nname = '{name}'\nurl = 'http://127.0.0.1:{target}'\n"
-            f"connections = {1 if name in ('slow', 'silent') else 8}\n[target.queue]\nlength = 40\n"
+            f"connections = {1 if name in ('slow', 'silent') else 8}\n"
+            f"http = '{2 if name == 'refusing' else 1.1}'\n[target.queue]\nlength = 40\n"
             "[target.timeouts]\nfirst-byte = 0.3\nmin-backoff = 0.05\n"
             for name, target in ports.items()
         ]
@@ -166,7 +174,11 @@ def test_sums_hold_at_any_moment_though_a_worker_is_killed(start: Start, tmp_pat
             for name in ports:
                 counted = figures(lines, f"target {name}")
                 assert counted["requests"] == sum(counted[end] for end in ENDS), (name, lines)
-        counted = figures(report(program), "target silent")
+        lines = report(program)
+        assert figures(lines, "target odd")["failures"] == 0
+        assert figures(lines, "target refusing")["requests"] > 100
+        assert "refusing: ends connections without a response: the target ended" in program.log
+        counted = figures(lines, "target silent")
         assert counted["requests"] > 100
         assert counted["failures"] > 0
         assert counted["dropped"] > 0
