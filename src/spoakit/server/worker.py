@@ -2,6 +2,7 @@
 
 import asyncio
 import faulthandler
+import gc
 import logging
 import socket
 from collections.abc import Callable
@@ -36,6 +37,10 @@ FLUSH_INTERVAL: Final = 1.0
 
 _MOMENT: Final = 0.2
 
+# New objects after which garbage is looked for. A call that waits has about 15, which live as long as
+# it: at Python's 700 those of some 50 calls in flight would be looked at again and again.
+_NEW_OBJECTS: Final = 5_000
+
 # How often the backstop is armed again within its time.
 _ARMED_TIMES: Final = 4
 # Starts and reloads may read large files; they hold up the event loop, and yet end.
@@ -60,10 +65,18 @@ def run_worker(
         hooks: called for the supervisor's commands.
         listeners: what the only worker accepts from by itself; None if connections are handed over.
     """
+    _collect_less_often()
     Recording(row)  # for good: what is declared counts in this worker's row
     worker = _Worker(channel, settings, make_server, row, hooks, listeners)
     # The loop is not closed: that would wait for threads, which may hang, and the process ends.
     return asyncio.Runner(loop_factory=loop_factory(settings.loop)).run(worker.run())
+
+
+def _collect_less_often() -> None:
+    """Collect garbage at `_NEW_OBJECTS`; a larger number of the user's own, or 0, stands."""
+    young, *older = gc.get_threshold()
+    if 0 < young < _NEW_OBJECTS:
+        gc.set_threshold(_NEW_OBJECTS, *older)
 
 
 async def flush_logs_forever() -> None:
