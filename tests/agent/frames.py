@@ -1,7 +1,7 @@
 """Frames for a dispatcher, and the connection they come by."""
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from spoakit import Action, Message
@@ -28,7 +28,7 @@ class EngineLink:
     def wait(self, frame: PendingFrame) -> None:
         raise AssertionError("nothing here takes time")
 
-    def finish(self, frame: PendingFrame, actions: list[Action]) -> None:
+    def finish(self, frames: Sequence[PendingFrame]) -> None:
         raise AssertionError("nothing here takes time")
 
     def fail(self, frame: PendingFrame, error: ProtocolError) -> None:

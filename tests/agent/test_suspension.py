@@ -5,7 +5,7 @@ import gc
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 from tests.agent.frames import bound_handler
 
 from spoakit import Action, Agent, Argument, Context, Message, PerFrame
+from spoakit.agent._calls_cy import EndedCalls, PendingCall
 from spoakit.agent._dispatch_cy import BoundHandler
 from spoakit.agent.handlers import DEFAULT_TIMEOUT
 from spoakit.agent.interfaces import PendingFrame
@@ -256,6 +257,34 @@ def test_a_mismatch_before_and_behind_what_waits_costs_its_message_alone(agent: 
     assert [action.value for action in reply.actions] == [-1, 3, -1]
 
 
+user: ContextVar[str] = ContextVar("user", default="nobody")
+
+
+def test_what_a_handler_sets_in_its_context_is_not_seen_by_later_messages(agent: Agent) -> None:
+    seen: list[str] = []
+
+    @agent.message("async")
+    async def set_user(name: str) -> None:
+        seen.append(user.get())
+        user.set(name)
+        await asyncio.sleep(0)
+        assert user.get() == name
+
+    @agent.message("inline")
+    def look() -> None:
+        seen.append(user.get())
+
+    @agent.observe("observed")
+    def observe() -> None:
+        seen.append(user.get())
+
+    async_message = Message("async", (Argument.of("name", "someone"),))
+    with Engine(agent) as engine:
+        engine.notify([async_message, Message("inline"), async_message, Message("observed")])
+        engine.notify([async_message])
+    assert seen == ["nobody"] * 5
+
+
 class EngineLink:
     """A connection on which frames are broken, or get lost."""
 
@@ -274,8 +303,8 @@ class EngineLink:
     def wait(self, frame: PendingFrame) -> None:
         self.waiting.append(frame)
 
-    def finish(self, frame: PendingFrame, actions: list[Action]) -> None:
-        self.finished.append(actions)
+    def finish(self, frames: Sequence[PendingFrame]) -> None:
+        self.finished += [frame.actions for frame in frames]
 
     def fail(self, frame: PendingFrame, error: ProtocolError) -> None:
         self.failed.append(error)
@@ -354,7 +383,8 @@ def test_a_frame_that_waits_does_not_keep_the_read_it_came_in(agent: Agent) -> N
         references = sys.getrefcount(read)
         runtime.dispatcher.dispatch([notify], 0, link)
         assert sys.getrefcount(read) == references - 1
-        assert link.waiting[0].notify.payload == b""
+        assert link.waiting != []
+        assert notify.payload == b""
         assert link.waiting[0].size == len(payload)
         while not link.finished:
             await asyncio.sleep(0)
@@ -521,10 +551,26 @@ def runner(agent: Agent, function: Callable[[], Any]) -> BoundHandler:
     return bound_handler(agent.handlers[0], function)
 
 
+class Submitted:
+    """A frame that waits for a call in a thread."""
+
+    def __init__(self, threads: ThreadPool, bound: BoundHandler) -> None:
+        loop = asyncio.get_running_loop()
+        self.outcome: asyncio.Future[Any] = loop.create_future()
+        self.call = PendingCall(bound, loop.time() + BOUND)
+        self.call.frame = self
+        self.call.ended = EndedCalls(loop, self.resume)
+        threads.submit(self.call, [])
+
+    def resume(self, calls: list[PendingCall]) -> None:
+        assert calls == [self.call]
+        self.outcome.set_result(self.call.result)
+
+
 async def submit_when_free(threads: ThreadPool, bound: BoundHandler) -> Any:
     while True:
         try:
-            return await threads.submit(bound, [])
+            return await Submitted(threads, bound).outcome
         except RefusedError:
             await asyncio.sleep(0.001)
 
@@ -539,20 +585,21 @@ def test_calls_over_the_threads_and_their_queue_are_refused(
     async def live() -> None:
         threads = ThreadPool(asyncio.get_running_loop(), size=2, queue=3)
         blocking = runner(agent, block)
-        waiting = [threads.submit(blocking, []) for _ in range(5)]
+        waiting = [Submitted(threads, blocking) for _ in range(5)]
         # What a deadline gives up keeps its slot until a thread has seen it.
-        waiting[4].cancel()
-        waiting[0].cancel()
+        waiting[4].call.cancel()
+        waiting[0].call.cancel()
         for _ in range(2):
             with pytest.raises(RefusedError, match="2 threads are busy, and 3 calls wait"):
-                threads.submit(blocking, [])
+                Submitted(threads, blocking)
         blocked.set()
         async with asyncio.timeout(BOUND):
-            outcomes = await asyncio.gather(*waiting[1:4])
+            outcomes = await asyncio.gather(*(each.outcome for each in waiting[1:4]))
             assert set(outcomes) <= {"spoakit-0", "spoakit-1"}
             outcome = await submit_when_free(threads, blocking)
             assert outcome in {"spoakit-0", "spoakit-1"}
         assert blocking.calls == 5
+        assert not waiting[0].outcome.done()
         threads.close()
 
     asyncio.run(live())
@@ -563,7 +610,7 @@ def test_threads_are_started_as_they_are_needed_and_end(agent: Agent) -> None:
         threads = ThreadPool(asyncio.get_running_loop(), size=8)
         quick = runner(agent, lambda: None)
         for _ in range(50):
-            await threads.submit(quick, [])
+            await Submitted(threads, quick).outcome
         assert len(pool()) == 1
         threads.close()
 
@@ -588,3 +635,33 @@ def test_nobody_waits_for_a_thread_that_hangs(
     blocked.set()
     wait_until(lambda: pool() == [])
     assert len(caplog.messages) == 1
+
+
+# --- many at once --------------------------------------------------------------------------
+
+
+def test_calls_that_end_in_one_round_are_acknowledged_together(agent: Agent) -> None:
+    @agent.message("async")
+    async def handle() -> None:
+        await asyncio.sleep(0)
+
+    class Batches(EngineLink):
+        """A connection that notes how many ACKs come at once."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.sizes: list[int] = []
+
+        def finish(self, frames: Sequence[PendingFrame]) -> None:
+            self.sizes.append(len(frames))
+
+    async def use(runtime: Runtime, unused: EngineLink) -> None:
+        links = Batches(), Batches()
+        for link in links:
+            for _ in range(20):
+                dispatch(runtime, link, encode_messages([Message("async")]))
+        while not all(link.sizes for link in links):
+            await asyncio.sleep(0)
+        assert [link.sizes for link in links] == [[20], [20]]
+
+    running(agent, use)

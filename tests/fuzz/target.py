@@ -122,10 +122,11 @@ class EngineLink:
     def wait(self, frame: PendingFrame) -> None:
         self.waiting.add(frame)
 
-    def finish(self, frame: PendingFrame, actions: list[Action]) -> None:
-        self.waiting.discard(frame)
-        if not append_ack(self.outgoing, frame.notify.ids, actions, self.max_frame_size):
-            self._dispatcher.oversized_ack(self)
+    def finish(self, frames: Sequence[PendingFrame]) -> None:
+        for frame in frames:
+            self.waiting.discard(frame)
+            if not append_ack(self.outgoing, frame.ids, frame.actions, self.max_frame_size):
+                self._dispatcher.oversized_ack(self)
 
     def fail(self, frame: PendingFrame, error: ProtocolError) -> None:
         self.waiting.discard(frame)

@@ -13,11 +13,12 @@ that cannot be read.
 
 from __future__ import annotations
 
-from asyncio import CancelledError, Future
+from asyncio import Task
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from spoakit.agent._calls_cy import Failure
 from spoakit.agent.call_errors import CallErrors, once_a_minute, show_name, throttle
 from spoakit.agent.context import Context, FrameState
 from spoakit.agent.handlers import DEFAULT_TIMEOUT, Handler, HandlerKind, bind_arguments
@@ -39,6 +40,7 @@ from spoakit.spop.messages import decode_message
 
 if TYPE_CHECKING:
     from spoakit import _cython as cython
+    from spoakit.agent._calls_cy import PendingCall
     from spoakit.metrics._histogram_cy import HistogramCells
 else:
     try:
@@ -46,8 +48,10 @@ else:
     except ModuleNotFoundError:
         from spoakit import _cython as cython
     if cython.compiled:
+        from cython.cimports.spoakit.agent._calls_cy import PendingCall
         from cython.cimports.spoakit.metrics._histogram_cy import HistogramCells
     else:
+        from spoakit.agent._calls_cy import PendingCall
         from spoakit.metrics._histogram_cy import HistogramCells
 
 COMPILED: bool = cython.compiled
@@ -72,19 +76,6 @@ _NOTHING: Sequence[Any] = ()
 
 # Seconds; an inline handler holds up every connection of its worker.
 SLOW = cython.declare(cython.double, 0.010)
-
-
-class Failure:
-    """Result of a call that raised, as the result of its future.
-
-    The future never has the exception itself: asyncio lets SystemExit out of the event loop,
-    refuses StopIteration, and logs an exception that is not asked for.
-    """
-
-    __slots__ = ("error",)
-
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
 
 
 @cython.final
@@ -195,10 +186,8 @@ class BoundHandler:
         self._calls += 1
         return self._function(*values)
 
-    def add_result(self, future: Future[Any], actions: list[Any]) -> None:
-        """Add the actions of a call that is done; its fallback's where it failed."""
-        # Cancelled by someone else: a task that has not begun cannot catch it.
-        result: Any = Failure(CancelledError()) if future.cancelled() else future.result()
+    def add_result(self, result: Any, actions: list[Any]) -> None:
+        """Add the actions that a call has returned; its fallback's where it failed."""
         if type(result) is Failure:
             self._errors.record_failure(result.error)
             extend_actions(actions, self._fallback)
@@ -374,11 +363,11 @@ class Dispatcher:
 
     Args:
         routes: the handlers of each message; one that answers stands before observers.
-        suspend: takes over a frame whose next call waits (see `pop_started`) or is for a thread,
+        suspend: takes over a frame with a call that waits (None if the next one is for a thread),
             with the cursor (None behind the last message), the actions so far, and the observers'
             calls that are due once its ACK is written; tells if its connection takes more frames.
-        await_call: makes the coroutine of an async handler's call, whose result is the handler's or
-            a `Failure`.
+        await_call: makes the coroutine of an async handler's call, which ends the call with the
+            handler's result or a `Failure`.
         start: starts a task of a coroutine and a name; it has run to its end, or to what it waits
             for first.
         schedule: schedules `run_observers`, which is given to it, once the ACKs that are due
@@ -408,10 +397,19 @@ class Dispatcher:
         self,
         routes: Mapping[bytes, tuple[BoundHandler, ...]],
         suspend: Callable[
-            [Dispatcher, Notify, EngineLink, Cursor | None, list[Any], list[Any]], bool
+            [
+                Dispatcher,
+                Notify,
+                EngineLink,
+                Cursor | None,
+                PendingCall | None,
+                list[Any],
+                list[Any],
+            ],
+            bool,
         ],
-        await_call: Callable[[BoundHandler, list[Any]], Coroutine[Any, Any, Any]],
-        start: Callable[[Coroutine[Any, Any, Any], str], Future[Any]],
+        await_call: Callable[[PendingCall, BoundHandler, list[Any]], Coroutine[Any, Any, None]],
+        start: Callable[[Coroutine[Any, Any, None], str], Task[None]],
         schedule: Callable[[Callable[[int], bool]], object],
         hurry: Callable[[Callable[[int], bool]], object],
         max_messages: int = DEFAULT_MAX_MESSAGES,
@@ -456,9 +454,9 @@ class Dispatcher:
         self._clock = now
         self._received = received
 
-    def pop_started(self) -> tuple[BoundHandler, Future[Any]] | None:
+    def pop_started(self) -> PendingCall | None:
         """Return the call that the frame waits for; None if it is for a thread, and not started."""
-        started: tuple[BoundHandler, Future[Any]] | None = self._started
+        started: PendingCall | None = self._started
         self._started = None
         return started
 
@@ -659,7 +657,9 @@ class Dispatcher:
                 calls[done] = actions
                 done += 1
             else:
-                goes_on = self._suspend(self, events[first + index], link, None, actions, [])
+                goes_on = self._suspend(
+                    self, events[first + index], link, None, self.pop_started(), actions, []
+                )
             index += 1
         del ids[done:], calls[done:]
         self._time(bound, index, done)
@@ -696,7 +696,9 @@ class Dispatcher:
         values: list[Any]
         while not cursor.at_end():
             if not self.dispatch_message(cursor, notify, link, actions, observations):
-                goes_on: bool = self._suspend(self, notify, link, cursor, actions, observations)
+                goes_on: bool = self._suspend(
+                    self, notify, link, cursor, self.pop_started(), actions, observations
+                )
                 return goes_on
         if not append_ack(out, notify.ids, actions, limit):
             self.oversized_ack(link)
@@ -783,16 +785,17 @@ class Dispatcher:
         self, bound: BoundHandler, values: list[Any], actions: list[Any]
     ) -> cython.bint:
         """Start a call of an async handler; False, and `_started` has the call, if it waits."""
+        call: PendingCall = PendingCall(bound, self._received + bound._timeout)
         try:
-            future: Any = self._start(self._await_call(bound, values), bound._name)
+            call.task = self._start(self._await_call(call, bound, values), bound._name)
         except BaseException as error:
             bound._errors.record_failure(error)
             extend_actions(actions, bound._fallback)
             return True
-        if future.done():
-            bound.add_result(future, actions)
+        if call.has_ended:
+            bound.add_result(call.pop_result(), actions)
             return True
-        self._started = (bound, future)
+        self._started = call
         return False
 
     @cython.cfunc

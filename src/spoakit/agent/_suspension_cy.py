@@ -7,12 +7,13 @@ its deadline, its handler's fallback stands in for its actions, and the frame is
 
 from __future__ import annotations
 
-from asyncio import AbstractEventLoop, Future
+from asyncio import AbstractEventLoop
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from spoakit.agent._calls_cy import Failure
 from spoakit.agent._deadlines_cy import Deadlines
-from spoakit.agent._dispatch_cy import BoundHandler, Dispatcher, Failure
+from spoakit.agent._dispatch_cy import BoundHandler, Dispatcher
 from spoakit.agent.call_errors import propagate_fatal
 from spoakit.agent.context import FrameState
 from spoakit.agent.interfaces import EngineLink
@@ -23,11 +24,16 @@ from spoakit.spop._encode_cy import Action, extend_actions
 
 if TYPE_CHECKING:
     from spoakit import _cython as cython
+    from spoakit.agent._calls_cy import EndedCalls, PendingCall
 else:
     try:
         import cython
     except ModuleNotFoundError:
         from spoakit import _cython as cython
+    if cython.compiled:
+        from cython.cimports.spoakit.agent._calls_cy import EndedCalls, PendingCall
+    else:
+        from spoakit.agent._calls_cy import EndedCalls, PendingCall
 
 COMPILED: bool = cython.compiled
 
@@ -35,7 +41,7 @@ COMPILED: bool = cython.compiled
 @cython.final
 @cython.cclass
 class Suspender:
-    """Starter of calls that take time, and watch of their deadlines; one for a worker.
+    """Keeper of frames whose calls take time, and watch of their deadlines; one for a worker.
 
     Args:
         loop: the event loop.
@@ -44,11 +50,13 @@ class Suspender:
     _loop: Any
     _threads: Any
     _deadlines: dict[Any, Any]
+    _ended: EndedCalls
 
     def __init__(self, loop: AbstractEventLoop) -> None:
         self._loop = loop
         self._threads = None
         self._deadlines = {}
+        self._ended = EndedCalls(loop, self.resume)
 
     def suspend(
         self,
@@ -56,6 +64,7 @@ class Suspender:
         notify: Notify,
         link: EngineLink,
         cursor: Cursor | None,
+        call: PendingCall | None,
         actions: list[Action],
         observations: list[Any],
     ) -> bool:
@@ -64,38 +73,102 @@ class Suspender:
             self, dispatcher, notify, link, cursor, actions, observations
         )
         link.wait(frame)
-        frame.begin()
+        if call is None:
+            frame._resume()
+        else:
+            frame._wait_for(call)
         return link.takes_frames
 
-    def submit(self, bound: BoundHandler, values: list[Any]) -> Future[Any]:
-        """Have a thread call a handler.
+    def resume(self, calls: list[Any]) -> None:
+        """Go on with the frames of calls that have ended, up to their ACKs if they are done."""
+        now: cython.double = monotonic()
+        link: Any = None
+        finished: list[Any] = []
+        index: cython.Py_ssize_t = 0
+        call: PendingCall
+        frame: SuspendedFrame
+        try:
+            while index < len(calls):
+                call = calls[index]
+                index += 1
+                if call.frame is None:
+                    _check_ignored(call)
+                    continue
+                frame = call.frame
+                frame._end_call(call, now)
+                if frame._link is not link or frame._has_more():
+                    _finish(link, finished)
+                    link = frame._link
+                    finished = []
+                if frame._has_more():
+                    frame._resume()
+                else:
+                    finished.append(frame)
+        finally:
+            _finish(link, finished)
+            if index < len(calls):
+                # What was raised ends the process, or it goes on with these.
+                self._loop.call_soon(self.resume, calls[index:])
+
+    @cython.cfunc
+    def _submit(self, call: PendingCall, values: list[Any]) -> object:
+        """Have a thread make a call.
 
         Raises:
             RefusedError: there is no thread for it.
         """
         if self._threads is None:
             self._threads = ThreadPool(self._loop)
-        future: Future[Any] = self._threads.submit(bound, values)
-        return future
+        self._threads.submit(call, values)
+        return None
 
-    def watch(self, call: PendingCall) -> None:
+    @cython.cfunc
+    def _watch(self, call: PendingCall) -> object:
         """Make a call expire at its deadline."""
-        bound: BoundHandler = call.bound
-        deadlines: Any = self._deadlines.get(bound)
+        deadlines: Any = self._deadlines.get(call.bound)
         if deadlines is None:
-            deadlines = self._deadlines[bound] = Deadlines(self._loop, PendingCall.expire)
+            deadlines = self._deadlines[call.bound] = Deadlines(self._loop, _expire)
         deadlines.add(call)
+        return None
 
-    def call_soon(self, function: Any, argument: Any) -> None:
+    @cython.cfunc
+    def _call_soon(self, function: Any, argument: Any) -> object:
         """Have the event loop call a function in its next round."""
         self._loop.call_soon(function, argument)
+        return None
 
     def close(self) -> None:
         """Stop timers and threads; of calls that still run, nothing is sent."""
+        self._ended.close()
         for deadlines in self._deadlines.values():
             deadlines.close()
         if self._threads is not None:
             self._threads.close()
+
+
+@cython.cfunc
+def _finish(link: Any, frames: list[Any]) -> object:
+    """Send the ACKs of frames of one connection."""
+    if frames:
+        link.finish(frames)
+    return None
+
+
+@cython.cfunc
+def _check_ignored(call: PendingCall) -> object:
+    """Let an error out that must end more than its call, though nobody waits for that."""
+    result: Any = call.pop_result()
+    if type(result) is Failure:
+        propagate_fatal(result.error)
+    return None
+
+
+def _expire(call: PendingCall) -> None:
+    """Give a call up at its deadline."""
+    frame: SuspendedFrame = call.frame
+    call.cancel()
+    call.bound.errors.record_deadline()
+    frame._expire_call(call.bound)
 
 
 @cython.final
@@ -105,7 +178,7 @@ class SuspendedFrame:
     """A frame that waits for the call of one of its messages, or is between two.
 
     Args:
-        suspender: starts its calls.
+        suspender: watches its calls.
         dispatcher: handles the messages that take no time.
         notify: the frame.
         link: the connection it came by.
@@ -155,48 +228,51 @@ class SuspendedFrame:
         self._began = self._received
 
     @property
-    def notify(self) -> Notify:
-        """The frame."""
-        notify: Notify = self._notify
-        return notify
+    def ids(self) -> bytes:
+        """STREAM-ID and FRAME-ID as they came, to be repeated by the ACK."""
+        ids: bytes = self._notify.ids
+        return ids
+
+    @property
+    def actions(self) -> list[Action]:
+        """The actions of the ACK."""
+        return self._actions
 
     @property
     def size(self) -> int:
         """The bytes of its payload."""
         return self._size
 
-    def begin(self) -> None:
-        """Wait for the call that has started; handle the next message where it is for a thread."""
-        started: Any = self._dispatcher.pop_started()
-        if started is None:
-            self._resume()
-        else:
-            self._wait_for(started)
-
-    def end_call(self, future: Future[Any]) -> None:
-        """Add the actions of the call that the frame waited for, and go on."""
-        call: Any = self._call
-        self._call = None
-        bound: BoundHandler = call.bound
-        bound.add_result(future, self._actions)
-        now: cython.double = monotonic()
-        bound.observe_wait(self._began, self._received, now)
-        self._began = now
-        self._resume()
-
-    def expire_call(self) -> None:
-        """Go on without the call: its handler's fallback stands in for its actions."""
-        call: Any = self._call
-        self._call = None
-        extend_actions(self._actions, call.bound.handler.fallback)
-        self._began = monotonic()
-        self._resume()
-
     def cancel(self) -> None:
         """Give the call up, because the connection has ended."""
         if self._call is not None:
             self._call.cancel()
             self._call = None
+
+    @cython.cfunc
+    @cython.inline
+    def _has_more(self) -> cython.bint:
+        """Return whether anything is to do besides the ACK."""
+        return self._cursor is not None or len(self._observations) > 0
+
+    @cython.cfunc
+    def _end_call(self, call: PendingCall, now: cython.double) -> object:
+        """Add the actions of the call that the frame waited for."""
+        bound: BoundHandler = call.bound
+        self._call = None
+        bound.add_result(call.pop_result(), self._actions)
+        bound.observe_wait(self._began, self._received, now)
+        self._began = now
+        return None
+
+    @cython.cfunc
+    def _expire_call(self, bound: BoundHandler) -> object:
+        """Go on without the call: its handler's fallback stands in for its actions."""
+        self._call = None
+        extend_actions(self._actions, bound.handler.fallback)
+        self._began = monotonic()
+        self._resume()
+        return None
 
     @cython.cfunc
     def _resume(self) -> object:
@@ -208,10 +284,10 @@ class SuspendedFrame:
             except InvalidFrameError as error:
                 self._link.fail(self, error)
                 return None
-        self._link.finish(self, self._actions)
+        self._link.finish([self])
         if self._observations:
             # `finish` has scheduled the write of the ACK, which thus comes before.
-            self._suspender.call_soon(self._dispatcher.call_observers, self._observations)
+            self._suspender._call_soon(self._dispatcher.call_observers, self._observations)
         return None
 
     @cython.cfunc
@@ -220,6 +296,7 @@ class SuspendedFrame:
         dispatcher: Any = self._dispatcher
         cursor: Any = self._cursor
         notify: Any = self._notify
+        call: PendingCall
         if notify.state is None:
             notify.state = FrameState(self._received)
         dispatcher.start_clock(self._began, self._received)
@@ -228,23 +305,27 @@ class SuspendedFrame:
                 cursor, notify, self._link, self._actions, self._observations
             ):
                 continue
-            started: Any = dispatcher.pop_started() or self._submit()
-            if started is not None:
-                self._wait_for(started)
+            call = dispatcher.pop_started()
+            if call is not None:
+                self._wait_for(call)
+                return False
+            if self._submit():
                 return False
         return True
 
     @cython.cfunc
-    def _wait_for(self, started: Any) -> object:
-        """Wait for a call that has started: its handler and its future."""
-        bound: BoundHandler = started[0]
-        self._call = PendingCall(self, bound, started[1], self._received + bound.timeout)
-        self._suspender.watch(self._call)
+    def _wait_for(self, call: PendingCall) -> object:
+        """Wait for a call that has started, or is about to."""
+        self._call = call
+        call.frame = self
+        call.ended = self._suspender._ended
+        self._suspender._watch(call)
         return None
 
     @cython.cfunc
-    def _submit(self) -> Any:
-        """Have a thread make the call for the message at the cursor; None if it cannot be made."""
+    @cython.exceptval(-1, check=False)
+    def _submit(self) -> cython.bint:
+        """Have a thread make the call for the message at the cursor; False if it cannot be made."""
         cursor: Any = self._cursor
         notify: Any = self._notify
         handlers: Any = self._dispatcher.routes[cursor.message_name()]
@@ -256,85 +337,14 @@ class SuspendedFrame:
                 handlers[1:], start, cursor, notify, self._link, self._observations
             )
         if values is not None:
+            call: PendingCall = PendingCall(bound, self._received + bound.timeout)
+            self._wait_for(call)
             try:
-                return bound, self._suspender.submit(bound, values)
+                self._suspender._submit(call, values)
             except RefusedError as error:
+                self.cancel()
                 bound.errors.record_refusal(str(error))
+            else:
+                return True
         extend_actions(self._actions, bound.handler.fallback)
-        return None
-
-
-@cython.final
-@cython.freelist(256)
-@cython.cclass
-class PendingCall:
-    """A call of an async or threaded handler that has started.
-
-    Args:
-        frame: waits for it.
-        bound: the handler.
-        future: the outcome.
-        deadline: when the fallback stands in for its actions, on the loop's clock.
-    """
-
-    _frame: Any
-    _bound: Any
-    _future: Any
-    _deadline: cython.double
-    _done: cython.bint
-
-    def __init__(
-        self, frame: SuspendedFrame, bound: BoundHandler, future: Future[Any], deadline: float
-    ) -> None:
-        self._frame = frame
-        self._bound = bound
-        self._future = future
-        self._deadline = deadline
-        self._done = False
-        future.add_done_callback(self._finished)
-
-    @property
-    def bound(self) -> BoundHandler:
-        """The handler."""
-        bound: BoundHandler = self._bound
-        return bound
-
-    @property
-    def deadline(self) -> float:
-        """When the fallback stands in for its actions, on the loop's clock."""
-        return self._deadline
-
-    @property
-    def done(self) -> bool:
-        """Whether it has ended, or been given up."""
-        return self._done
-
-    def expire(self) -> None:
-        """Give the call up at its deadline; the fallback stands in for its actions."""
-        frame: Any = self._frame
-        self.cancel()
-        self._bound.errors.record_deadline()
-        frame.expire_call()
-
-    def cancel(self) -> None:
-        """Give the call up; its outcome is ignored."""
-        if self._done:
-            return
-        future: Any = self._future
-        self._end()
-        future.cancel()
-
-    def _finished(self, future: Future[Any]) -> None:
-        if not self._done:
-            frame: Any = self._frame
-            self._end()
-            frame.end_call(future)
-        elif not future.cancelled() and type(result := future.result()) is Failure:
-            propagate_fatal(result.error)
-
-    @cython.cfunc
-    def _end(self) -> object:
-        """Mark as done, and release the frame: `Deadlines` may keep this object for a while."""
-        self._done = True
-        self._frame = self._future = None
-        return None
+        return False

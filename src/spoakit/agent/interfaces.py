@@ -1,9 +1,9 @@
 """Interfaces that the layers above implement: a connection, as a dispatcher sees it."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from spoakit.exceptions import ProtocolError
-from spoakit.spop._decode_cy import Notify
 from spoakit.spop._encode_cy import Action
 
 
@@ -11,8 +11,12 @@ class PendingFrame(Protocol):
     """A frame whose ACK waits for a handler, as its connection sees it."""
 
     @property
-    def notify(self) -> Notify:
-        """The frame."""
+    def ids(self) -> bytes:
+        """STREAM-ID and FRAME-ID as they came, to be repeated by the ACK."""
+
+    @property
+    def actions(self) -> list[Action]:
+        """The actions of the ACK."""
 
     @property
     def size(self) -> int:
@@ -52,8 +56,8 @@ class EngineLink(Protocol):
     def wait(self, frame: PendingFrame) -> None:
         """Keep a suspended frame until `finish` or `fail`."""
 
-    def finish(self, frame: PendingFrame, actions: list[Action]) -> None:
-        """Send the ACK of a suspended frame."""
+    def finish(self, frames: Sequence[PendingFrame]) -> None:
+        """Send the ACKs of suspended frames."""
 
     def fail(self, frame: PendingFrame, error: ProtocolError) -> None:
         """End the connection: a message of a suspended frame cannot be read."""

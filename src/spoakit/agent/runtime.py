@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from spoakit.agent._dispatch_cy import BoundHandler, Dispatcher, Failure
+from spoakit.agent._calls_cy import Failure, PendingCall
+from spoakit.agent._dispatch_cy import BoundHandler, Dispatcher
 from spoakit.agent._eager_cy import TaskStarter
 from spoakit.agent._suspension_cy import Suspender
 from spoakit.agent.agent import Agent
@@ -141,15 +142,16 @@ class Runtime:
             await resources.aclose()
 
 
-async def _await_call(bound: BoundHandler, values: list[Any]) -> Any:
-    """Call an async handler, and await its result.
+async def _await_call(call: PendingCall, bound: BoundHandler, values: list[Any]) -> None:
+    """Call an async handler, await its result, and end the call with it.
 
     Its middleware may raise at once, and may return any awaitable.
     """
     try:
-        return await bound.call(values)
+        result = await bound.call(values)
     except BaseException as error:
-        return Failure(error)
+        result = Failure(error)
+    call.end(result)
 
 
 def _types(agent: Agent) -> set[Any]:

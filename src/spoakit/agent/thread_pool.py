@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from asyncio import AbstractEventLoop, Future
+from asyncio import AbstractEventLoop
 from collections import deque
 from contextlib import suppress
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
-from spoakit.agent._dispatch_cy import BoundHandler, Failure
-from spoakit.agent.call_errors import propagate_fatal, throttle
+from spoakit.agent._calls_cy import Failure, PendingCall
+from spoakit.agent.call_errors import throttle
 from spoakit.exceptions import RefusedError
 
 
@@ -30,12 +30,12 @@ class ThreadPool:
         self._occupied = 0
         self._threads: list[Thread] = []
         # Waking the loop is a system call: one for all results that it has not seen.
-        self._results: deque[tuple[Future[Any], Any]] = deque()
+        self._results: deque[tuple[PendingCall, Any]] = deque()
         self._is_woken = False
-        self._calls: SimpleQueue[tuple[Future[Any], BoundHandler, list[Any]] | None] = SimpleQueue()
+        self._calls: SimpleQueue[tuple[PendingCall, list[Any]] | None] = SimpleQueue()
 
-    def submit(self, bound: BoundHandler, values: list[Any]) -> Future[Any]:
-        """Schedule a call of a handler.
+    def submit(self, call: PendingCall, values: list[Any]) -> None:
+        """Schedule a call of a handler that a frame waits for.
 
         Raises:
             RefusedError: too many calls wait, or no thread can be started.
@@ -45,9 +45,7 @@ class ThreadPool:
         if len(self._threads) < min(self._occupied + 1, self._size):
             self._start_thread()
         self._occupied += 1
-        future: Future[Any] = self._loop.create_future()
-        self._calls.put((future, bound, values))
-        return future
+        self._calls.put((call, values))
 
     def close(self) -> None:
         """Drop the calls that wait; running ones end by themselves, and nobody waits for them."""
@@ -74,36 +72,27 @@ class ThreadPool:
             self._threads.append(thread)
 
     def _run(self) -> None:
-        while (call := self._calls.get()) is not None:
-            future, bound, values = call
+        while (submitted := self._calls.get()) is not None:
+            call, values = submitted
             result: Any = None
-            if not future.cancelled():
+            if not call.done:
                 try:
-                    result = bound.call(values)
+                    result = call.bound.call(values)
                 except BaseException as error:
                     result = Failure(error)
-            self._results.append((future, result))
+            self._results.append((call, result))
             if not self._is_woken:
                 self._is_woken = True
                 # The loop is closed when a handler outlives the drain.
                 with suppress(RuntimeError):
                     self._loop.call_soon_threadsafe(self._finish_all)
-            del call, future, bound, values, result
+            del submitted, call, values, result
 
     def _finish_all(self) -> None:
         # In this order: a result that is added later wakes the loop again.
         self._is_woken = False
-        try:
-            while self._results:
-                self._finish(*self._results.popleft())
-        finally:
-            if self._results:  # what was raised ends the process, or it goes on with these
-                self._loop.call_soon(self._finish_all)
-
-    def _finish(self, future: Future[Any], result: Any) -> None:
-        # A slot is free when the thread is, not when a deadline gave the call up.
-        self._occupied -= 1
-        if not future.cancelled():
-            future.set_result(result)
-        elif type(result) is Failure:
-            propagate_fatal(result.error)
+        while self._results:
+            call, result = self._results.popleft()
+            # A slot is free when the thread is, not when a deadline gave the call up.
+            self._occupied -= 1
+            call.end(result)

@@ -14,7 +14,7 @@ from spoakit.agent._dispatch_cy import Dispatcher
 from spoakit.agent.interfaces import PendingFrame
 from spoakit.exceptions import ProtocolError
 from spoakit.spop import Event
-from spoakit.spop._encode_cy import Action, append_ack
+from spoakit.spop._encode_cy import append_acks
 from spoakit.spop.constants import MIN_FRAME_SIZE
 
 if TYPE_CHECKING:
@@ -80,16 +80,20 @@ class Backlog:
             return False
         return count >= self._max_in_flight or self._size > _MAX_IN_FLIGHT_SIZE
 
-    def add(self, frame: PendingFrame) -> None:
+    @cython.ccall
+    def add(self, frame: PendingFrame) -> object:
         """Count a frame as in flight."""
         self._in_flight.add(frame)
         self._size += frame.size
+        return None
 
-    def discard(self, frame: PendingFrame) -> None:
+    @cython.ccall
+    def discard(self, frame: PendingFrame) -> object:
         """Count a frame as in flight no longer."""
         if frame in self._in_flight:
             self._in_flight.remove(frame)
             self._size -= frame.size
+        return None
 
     def pop_events(self) -> list[Event]:
         """Return the events that wait; none waits then."""
@@ -224,12 +228,19 @@ class FastPathProtocol:
         self.backlog.add(frame)
         self._is_open = False
 
-    def finish(self, frame: PendingFrame, actions: list[Action]) -> None:
-        """Acknowledge a frame in flight, in one write with others that finish now."""
-        self.backlog.discard(frame)
-        notify: Any = frame.notify
-        if not append_ack(self.outgoing, notify.ids, actions, self.max_frame_size):
+    def finish(self, frames: Sequence[PendingFrame]) -> None:
+        """Acknowledge frames in flight, in one write with others that finish now."""
+        backlog: Backlog = self.backlog
+        ids: list[Any] = []
+        actions: list[Any] = []
+        for frame in frames:
+            backlog.discard(frame)
+            ids.append(frame.ids)
+            actions.append(frame.actions)
+        oversized: cython.Py_ssize_t = append_acks(self.outgoing, ids, actions, self.max_frame_size)
+        while oversized > 0:
             self._dispatcher.oversized_ack(self)
+            oversized -= 1
         if self.flush_handle is None:
             self.flush_soon()
 

@@ -1,7 +1,7 @@
 """`Engine`: an agent's handlers called as HAProxy would, without sockets."""
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from time import monotonic
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, Self
@@ -24,6 +24,7 @@ from spoakit.spop import (
     Message,
     Scope,
 )
+from spoakit.spop._encode_cy import append_ack
 from spoakit.testing.calls import Reply, Sendable, make_message
 
 MAX_FRAME_SIZE: Final = 16380
@@ -260,8 +261,9 @@ class _Link:
     def wait(self, frame: PendingFrame) -> None:
         self._waiting = asyncio.get_running_loop().create_future()
 
-    def finish(self, frame: PendingFrame, actions: list[Action]) -> None:
-        if not self._agent.send_ack(frame.notify, actions):
+    def finish(self, frames: Sequence[PendingFrame]) -> None:
+        [frame] = frames
+        if not append_ack(self.outgoing, frame.ids, frame.actions, self.max_frame_size):
             self._dispatcher.oversized_ack(self)
         assert self._waiting is not None
         self._waiting.set_result(None)
