@@ -119,6 +119,9 @@ class Transport(asyncio.Transport):
             self.on_write()
             self.on_write = None
 
+    def get_write_buffer_size(self) -> int:
+        return 0
+
     def can_write_eof(self) -> bool:
         return True
 

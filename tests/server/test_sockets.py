@@ -291,7 +291,7 @@ def test_the_limit_is_asked_for_each_connection_of_a_batch(listening: Listening)
 
 
 class NoDescriptors(socket.socket):
-    def accept(self) -> tuple[socket.socket, object]:
+    def _accept(self) -> tuple[int, object]:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 

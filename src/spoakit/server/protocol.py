@@ -139,7 +139,8 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel the handlers that are still running, and hold nothing."""
-        logger.debug("connection from %s closed%s", self.peer, f": {exc}" if exc else "")
+        if self._debug:
+            logger.debug("connection from %s closed%s", self.peer, f": {exc}" if exc else "")
         self._enter(CLOSED)
         handles: tuple[Any, ...] = self._linger_handle, self.flush_handle
         for handle in handles:
@@ -235,15 +236,14 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
                     self.backlog.events.extend(events[index:])
                     self._transport.pause_reading()
                     return
-                index = self._dispatch(events, index, self)
-                if index == count:
-                    return
                 event = events[index]
-                if type(event) is not Notify:
+                if type(event) is Notify:
+                    index = self._dispatch(events, index, self)
+                    if len(self.outgoing) > MAX_OUTGOING:
+                        self._write_outgoing()
+                else:
                     index += 1
                     self._handle_other(event)
-                elif len(self.outgoing) > MAX_OUTGOING:
-                    self._write_outgoing()
         except ProtocolError as error:
             self._violate(error)
 
@@ -253,7 +253,8 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
                 self.engine_id = engine.engine_id
                 self.max_frame_size = agent.max_frame_size
                 self._enter(OPEN)
-                logger.debug("from %s: HELLO %s; agreed: %s", self.peer, engine, agent)
+                if self._debug:
+                    logger.debug("from %s: HELLO %s; agreed: %s", self.peer, engine, agent)
             case HealthChecked():
                 self._state.health_checked()
                 logger.debug("from %s: a health check", self.peer)
@@ -261,12 +262,13 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
                 self._enter(DRAINING)
             case Disconnected(status_code, message):
                 self._has_engine_left = True
-                logger.debug(
-                    "from %s: HAPROXY-DISCONNECT with status %d: %s",
-                    self.peer,
-                    status_code,
-                    message,
-                )
+                if self._debug:
+                    logger.debug(
+                        "from %s: HAPROXY-DISCONNECT with status %d: %s",
+                        self.peer,
+                        status_code,
+                        message,
+                    )
                 self._state.disconnected(self.peer, status_code, message)
                 self._disconnect(status_code, message)
             case Failed(error):
@@ -380,6 +382,8 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
         if self._has_engine_left:
             # It has sent its last frame, so that nothing is left unread.
             self._transport.close()
+            if self._transport.get_write_buffer_size() == 0:
+                return  # closed at once
         else:
             # asyncio raises where the engine has gone in the meantime.
             with suppress(OSError):

@@ -10,6 +10,7 @@ from time import monotonic
 from typing import Any, Final
 
 from spoakit.agent import Agent
+from spoakit.agent._eager_cy import TaskStarter
 from spoakit.agent.handlers import Handler
 from spoakit.agent.runtime import Runtime
 from spoakit.logs import Throttle
@@ -103,6 +104,7 @@ class Server:
         """
         await self._runtime.start()
         self._state = ServerState(self._runtime, self._settings, self._row, self._closed)
+        self._starter = TaskStarter(self._state.loop)
         self._process_metrics = ProcessMetrics(self._row)
         self._tasks.append(asyncio.create_task(_publish_forever(self._row)))
         if self._settings.limits.connection_age:
@@ -120,7 +122,7 @@ class Server:
         adoption = state.loop.connect_accepted_socket(
             lambda: SpopProtocol(state, peer), sock, **self._accepting
         )
-        task = state.loop.create_task(adoption)
+        task = self._starter.start(adoption, "adoption")
         self._adopting[task] = sock, peer
         task.add_done_callback(self._adopted)
 

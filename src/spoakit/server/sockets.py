@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from ipaddress import IPv6Address, ip_address
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from spoakit.exceptions import StartupError
 from spoakit.logs import Throttle
@@ -308,6 +308,18 @@ def _describe_address(name: Any) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+class _AcceptedSocket(socket.socket):
+    """A connection whose `family` and `type` are numbers.
+
+    `socket.socket` looks up an enum's member for them each time. Event loops ask three times for a
+    connection, and `socket.accept` twice: together a tenth of the CPU time of one with one frame.
+    """
+
+    __slots__ = ()
+    family: Any = socket.SocketType.family
+    type: Any = socket.SocketType.type
+
+
 class Acceptor:
     """Accepts connections in batches, and turns away those that may not come in.
 
@@ -340,9 +352,12 @@ class Acceptor:
 
     def accept(self, listener: socket.socket) -> Iterator[socket.socket]:
         """Yield what waits to be accepted and may come in, a batch at most."""
+        # What `accept` is made of; that makes a `socket.socket`.
+        accept: Callable[[], tuple[int, Any]] = cast("Any", listener)._accept
+        kind = listener.family, listener.type, listener.proto
         for _ in range(_BATCH):
             try:
-                connection, address = listener.accept()
+                descriptor, address = accept()
             except BlockingIOError:
                 return
             except OSError as error:
@@ -350,6 +365,7 @@ class Acceptor:
                     continue
                 self._pause(error)
                 return
+            connection = _AcceptedSocket(*kind, fileno=descriptor)
             if self._may_enter(connection, address):
                 self._row.add(ACCEPTED)
                 yield connection

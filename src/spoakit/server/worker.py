@@ -37,8 +37,8 @@ FLUSH_INTERVAL: Final = 1.0
 
 _MOMENT: Final = 0.2
 
-# New objects after which garbage is looked for. A call that waits has about 15, which live as long as
-# it: at Python's 700 those of some 50 calls in flight would be looked at again and again.
+# New objects after which garbage is looked for. A call that waits has about 15, which live as long
+# as it: at Python's 700 those of some 50 calls in flight would be looked at again and again.
 _NEW_OBJECTS: Final = 5_000
 
 # How often the backstop is armed again within its time.

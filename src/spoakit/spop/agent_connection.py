@@ -68,8 +68,9 @@ class AgentConnection(Connection):
         return append_ack(self.outgoing, notify.ids, tuple(actions), self.max_frame_size)
 
     def _stop_reading(self) -> None:
-        super()._stop_reading()
-        self._fragments = None
+        if not self.is_closing:
+            super()._stop_reading()
+            self._fragments = None
 
     def _holds_nothing(self) -> bool:
         return self._fragments is None and super()._holds_nothing()
@@ -81,7 +82,8 @@ class AgentConnection(Connection):
 
     def _receive_hello(self, frame: Frame) -> None:
         self._check_hello(frame)
-        hello, answer, encoded = _answer_hello(frame.payload, self._settings)
+        opened, encoded = _answer_hello(frame.payload, self._settings)
+        hello = opened.engine
         if hello.healthcheck and self.refuse_health_checks:
             self._events.append(HealthChecked(refused=True))
             self.send_disconnect(StatusCode.NORMAL, "the agent is stopping")
@@ -93,8 +95,8 @@ class AgentConnection(Connection):
             return
         self.state = State.OPEN
         self.engine = hello
-        self.max_frame_size = answer.max_frame_size
-        self._events.append(Opened(hello, answer))
+        self.max_frame_size = opened.agent.max_frame_size
+        self._events.append(opened)
 
     def _receive_notify(self, frame: Frame) -> None:
         """Parse a NOTIFY that is not whole, or comes while another is not (3.2)."""
@@ -136,8 +138,8 @@ class AgentConnection(Connection):
 
 
 @lru_cache(64)
-def _answer_hello(payload: bytes, settings: AgentSettings) -> tuple[EngineHello, AgentHello, bytes]:
-    """Return what the engine says, what the agent answers, and the frame of that.
+def _answer_hello(payload: bytes, settings: AgentSettings) -> tuple[Opened, bytes]:
+    """Return what the engine says and the agent answers, and the frame of that.
 
     An engine says the same on each of its connections, and in each of its health checks.
 
@@ -146,7 +148,7 @@ def _answer_hello(payload: bytes, settings: AgentSettings) -> tuple[EngineHello,
     """
     hello = EngineHello.decode(payload)
     answer = AgentHello(_frame_size_for(hello, settings), _capabilities_for(hello, settings))
-    return hello, answer, encode_frame(FrameType.AGENT_HELLO, answer.encode())
+    return Opened(hello, answer), encode_frame(FrameType.AGENT_HELLO, answer.encode())
 
 
 def _frame_size_for(hello: EngineHello, settings: AgentSettings) -> int:
