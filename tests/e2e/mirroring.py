@@ -4,7 +4,7 @@ import socket
 from pathlib import Path
 
 from h2.connection import H2Connection
-from h2.events import ResponseReceived, StreamEnded
+from h2.events import ResponseReceived, StreamEnded, StreamReset
 from tests.e2e.configuration import haproxy_cfg, show, spoe_cfg
 from tests.e2e.programs import BOUND, Program, Start
 from tests.ports import free_port
@@ -125,13 +125,14 @@ def send_over_http2(haproxy: HAProxy, *fields: Field, body: bytes = b"") -> byte
         client.sendall(h2.data_to_send())
         while data := client.recv(65536):
             events = h2.receive_data(data)
-            rest = _send_window(h2, rest)
-            client.sendall(h2.data_to_send())
             for event in events:
                 if isinstance(event, ResponseReceived):
                     status = dict(event.headers)[b":status"]
-            if any(isinstance(event, StreamEnded) for event in events):
+            # HAProxy may answer before it has read all of the body, and does not read on then.
+            if any(isinstance(event, StreamEnded | StreamReset) for event in events):
                 break
+            rest = _send_window(h2, rest)
+            client.sendall(h2.data_to_send())
     return status
 
 

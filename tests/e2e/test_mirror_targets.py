@@ -578,6 +578,7 @@ def test_the_log_of_requests_can_be_json(mirror: Mirror, target: Capture) -> Non
     assert 0 < line.pop("ms") < 1000
     assert line == {
         "worker": 1,
+        "target": f"http://{target.address}/",
         "method": "POST",
         "url": f'http://{target.address}/"quoted"?x=%22',
         "version": "1.1",
