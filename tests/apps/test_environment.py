@@ -6,7 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from spoakit.apps.environment import expand_variables
-from spoakit.apps.iprep.config import read_config as read_iprep
+from spoakit.apps.iprep.config.loader import read_config as read_iprep
 from spoakit.apps.mirror.config.loader import read_config as read_mirror
 from spoakit.apps.toml import parse_toml
 from spoakit.exceptions import ConfigurationError

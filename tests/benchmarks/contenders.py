@@ -47,12 +47,12 @@ class OwnTable:
         self._folder = folder
 
     def load(self, path: Path) -> Lookup:
-        from spoakit.apps.iprep._table_cy import Table
-        from spoakit.apps.iprep.edition import read_edition
+        from spoakit.apps.iprep.snapshot.manifest import read_snapshot
+        from spoakit.apps.iprep.table._table_cy import Table
 
-        edition = read_edition(self._folder)
-        assert edition is not None
-        return Table.open(self._folder / edition.table).lookup
+        snapshot = read_snapshot(self._folder)
+        assert snapshot is not None
+        return Table.open(self._folder / snapshot.table).lookup
 
     def question(self, address: Address) -> object:
         return address
@@ -163,14 +163,14 @@ def time_of(look_up: Lookup, asked: Sequence[object]) -> float:
 
 
 def build(path: Path, folder: Path) -> Figures:
-    """Build an edition with spoakit's table from a list, as the service does in a process."""
-    from spoakit.apps.iprep.building import build_edition
-    from spoakit.apps.iprep.config import settings_of
+    """Build a snapshot with spoakit's table from a list, as the service does in a process."""
+    from spoakit.apps.iprep.config.loader import settings_of
+    from spoakit.apps.iprep.snapshot.builder import build_snapshot
 
     source = {"name": "blocklist", "type": "list", "path": str(path)}
     settings = settings_of({"source": [source]}, folder)
     start = time.perf_counter()
-    build_edition(folder, settings, None)
+    build_snapshot(folder, settings, None)
     return {"load s": time.perf_counter() - start, "peak MB": peak_rss()}
 
 

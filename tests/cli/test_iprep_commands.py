@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from spoakit.apps.iprep.control import Answer, Request, serve_control
+from spoakit.apps.iprep.control.socket import Answer, Request, serve_control
 from spoakit.cli import iprep
 from spoakit.cli.iprep_answers import columns, duration
 from spoakit.cli.iprep_commands import CONTROL_VARIABLE

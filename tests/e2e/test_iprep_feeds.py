@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.apps.iprep.making import write_database
-from tests.apps.iprep.web_server import Page, web_server
+from tests.apps.iprep.sources.web_server import Page, web_server
 from tests.certificates import make_authority, make_certificate
 from tests.e2e.programs import Start
 from tests.e2e.reputation import CLI, LISTEN, command

@@ -104,8 +104,8 @@ def test_another_worker_keeps_the_sources_when_the_keeper_is_killed(
     start: Start, haproxy: StartHAProxy, folder: Path
 ) -> None:
     program = start(CLI, "--config", "iprep.toml", "-n", "2", *LISTEN)
-    keeper = program.wait_for(r"\[(\d+)\] INFO spoakit.iprep: table 1: ")[1]
-    os.kill(int(keeper), signal.SIGKILL)
+    updater = program.wait_for(r"\[(\d+)\] INFO spoakit.iprep: table 1: ")[1]
+    os.kill(int(updater), signal.SIGKILL)
     (folder / "blocked.txt").write_text("127.0.0.7\n")
     program.wait_for("its successor follows")
     running = balance(haproxy, program)

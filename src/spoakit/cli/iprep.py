@@ -11,10 +11,10 @@ from typing import Any
 
 from spoakit.agent import Agent
 from spoakit.apps.iprep.agent import create_agent
-from spoakit.apps.iprep.config import read_config
+from spoakit.apps.iprep.config.loader import read_config
+from spoakit.apps.iprep.config.settings import ReputationSettings
 from spoakit.apps.iprep.random_score import random_agent
 from spoakit.apps.iprep.service import editions_folder, live_settings
-from spoakit.apps.iprep.settings import ReputationSettings
 from spoakit.cli.common_options import begin_logging, server_settings, watching
 from spoakit.cli.iprep_commands import COMMANDS, run_command
 from spoakit.cli.iprep_options import iprep_parser

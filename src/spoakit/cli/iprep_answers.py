@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from spoakit.apps.iprep.control import Answer, ControlError
+from spoakit.apps.iprep.control.socket import Answer, ControlError
 
 _RULES: Final = {
     "ban": "it is banned",

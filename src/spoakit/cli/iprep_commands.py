@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Any, Final
 
-from spoakit.apps.iprep.config import read_config
-from spoakit.apps.iprep.control import Answer, ControlError, Request, ask
+from spoakit.apps.iprep.config.loader import read_config
+from spoakit.apps.iprep.control.socket import Answer, ControlError, Request, ask
 from spoakit.cli import iprep_answers as answers
 from spoakit.cli import values
 from spoakit.cli.common_options import HELP

@@ -9,7 +9,7 @@ from typing import Any
 from mmdb_writer import MMDBWriter
 from netaddr import IPSet
 
-from spoakit.apps.iprep.settings import (
+from spoakit.apps.iprep.config.settings import (
     DatabaseSettings,
     DnsblSettings,
     FeedSettings,

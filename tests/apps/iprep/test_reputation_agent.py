@@ -17,9 +17,7 @@ from tests.dns_server import NameServer, name_server
 from spoakit.agent import Agent
 from spoakit.apps.iprep.agent import create_agent
 from spoakit.apps.iprep.bans import BanStore
-from spoakit.apps.iprep.metrics import ANSWERS
-from spoakit.apps.iprep.service import live_settings
-from spoakit.apps.iprep.settings import (
+from spoakit.apps.iprep.config.settings import (
     AnswerSettings,
     BanSettings,
     ForwardedSettings,
@@ -27,6 +25,8 @@ from spoakit.apps.iprep.settings import (
     ReputationSettings,
     SourceSettings,
 )
+from spoakit.apps.iprep.metrics import ANSWERS
+from spoakit.apps.iprep.service import live_settings
 from spoakit.spop import DataType
 from spoakit.testing import AgentServer, EngineClient, Reply
 from spoakit.testing.calls import make_message
@@ -50,7 +50,7 @@ class Site:
         self.server: AgentServer | None = None
 
     def agent(self, *sources: SourceSettings, delay: float = 0.0, **settings: Any) -> Agent:
-        folder = self.root / f"editions-{self._served}"
+        folder = self.root / f"snapshots-{self._served}"
         folder.mkdir()
         self._served += 1
         live = live_settings(lambda: ReputationSettings(sources, **settings))
@@ -248,7 +248,7 @@ def test_answers_are_counted_by_what_decided_and_by_the_score(site: Site) -> Non
         assert counted.value("spoakit_iprep_dnsbl_answers_total", result="listed", **zone) == 1
         assert counted.value("spoakit_iprep_dnsbl_lookups_total", how="kept", **zone) >= 2
         assert counted.value("spoakit_iprep_dnsbl_kept", **zone) >= 2
-        # The keeper tells of its sources a moment after the table is in use.
+        # The updater tells of its sources a moment after the table is in use.
         end = time.monotonic() + BOUND
         while site.server.metrics.value("spoakit_iprep_entries", source="mine") != 2:
             assert time.monotonic() < end
@@ -270,7 +270,7 @@ def test_what_a_dnsbl_answers_counts_and_its_errors_do_not(site: Site) -> None:
 
 def test_a_deadline_that_a_reload_makes_longer_is_waited_for(tmp_path: Path) -> None:
     """The message's own time is not that of the settings it started with."""
-    folder = tmp_path / "editions"
+    folder = tmp_path / "snapshots"
     folder.mkdir()
     with answering() as server:
         settings = ReputationSettings((dnsbl(server.address, 0.001),))

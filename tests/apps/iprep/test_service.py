@@ -12,13 +12,11 @@ from typing import Any
 
 import pytest
 from tests.apps.iprep.making import BOUND, put
-from tests.apps.iprep.web_server import web_server
+from tests.apps.iprep.sources.web_server import web_server
 from tests.processes import children_of, is_running
 
 import spoakit
-from spoakit.apps.iprep.control import ask
-from spoakit.apps.iprep.service import editions_folder, live_settings, open_reputation
-from spoakit.apps.iprep.settings import (
+from spoakit.apps.iprep.config.settings import (
     AnswerSettings,
     BanSettings,
     DnsblSettings,
@@ -26,13 +24,15 @@ from spoakit.apps.iprep.settings import (
     ReputationSettings,
     SourceSettings,
 )
+from spoakit.apps.iprep.control.socket import ask
+from spoakit.apps.iprep.service import editions_folder, live_settings, open_reputation
 from spoakit.exceptions import ConfigurationError, SpoakitError, StartupError
 from spoakit.metrics.memory import SharedMetrics
 
 PROGRAM = """
 import sys
 from spoakit.apps.iprep.agent import create_agent
-from spoakit.apps.iprep.config import read_config
+from spoakit.apps.iprep.config.loader import read_config
 from spoakit.apps.iprep.service import editions_folder, live_settings
 from spoakit.log_output import configure_logging
 from spoakit.server import Hooks, Listen, ServerSettings, run
@@ -101,7 +101,7 @@ class Service:
         return ask(self.control, {"command": command, **request})
 
     def score(self, address: str) -> int | None:
-        """Return the score that whoever is the keeper has; None where nobody is at present."""
+        """Return the score that whoever is the updater has; None where nobody is at present."""
         try:
             score: int = self.ask("lookup", address=address)["score"]
         except SpoakitError:
@@ -112,13 +112,13 @@ class Service:
         assert self.process is not None
         return children_of(self.process.pid)
 
-    def keeper(self) -> int:
-        """Wait until a process has the keeper's lock, and return it."""
-        self.wait_until(self._find_keeper, "a keeper")
+    def updater(self) -> int:
+        """Wait until a process has the updater's lock, and return it."""
+        self.wait_until(self._find_keeper, "an updater")
         return self._keeper
 
     def _find_keeper(self) -> bool:
-        locks = [lock for folder in self.folders for lock in folder.glob("keeper.lock")]
+        locks = [lock for folder in self.folders for lock in folder.glob("updater.lock")]
         inodes = {str(lock.stat().st_ino) for lock in locks}
         for line in Path("/proc/locks").read_text().splitlines():
             fields = line.split()
@@ -206,10 +206,10 @@ def test_a_configuration_that_is_refused_leaves_the_one_in_force(
 
 def test_a_keeper_that_is_killed_has_a_successor(service: Service, path: Path) -> None:
     service.start(a_list(path)).ready()
-    first = service.keeper()
+    first = service.updater()
     assert first in service.workers()
     os.kill(first, signal.SIGKILL)
-    service.wait_until(lambda: service.keeper() not in (0, first), "another keeper")
+    service.wait_until(lambda: service.updater() not in (0, first), "another updater")
     put(path, "9.9.9.9\n")
     service.wait_until(lambda: service.score("9.9.9.9") == 0, "the new list")
     service.wait_until(lambda: len(service.workers()) == 2, "the successor")
@@ -226,7 +226,7 @@ def test_what_is_killed_leaves_no_process_and_its_folder_goes_with_the_next_star
         service.start(f'{config}url = "{url}"\ntimeout = 3000\n', workers=2)
         connection, _ = hanging.accept()  # so there is a job
         workers = service.workers()
-        jobs = children_of(service.keeper())
+        jobs = children_of(service.updater())
         assert jobs
         service.signal(signal.SIGKILL)
         assert service.process is not None
@@ -250,7 +250,7 @@ def test_it_ends_at_once_while_it_waits_for_a_feed(service: Service, path: Path)
             f'url = "{page.url}"\n'
         )
         service.wait_until(lambda: page.asked, "the question")
-        jobs = children_of(service.keeper())
+        jobs = children_of(service.updater())
         assert service.stop() == 0
         assert not any(map(is_running, jobs))
     assert service.folders == []
@@ -298,7 +298,7 @@ def test_without_its_control_socket_a_later_keeper_keeps_the_sources(
     sockets.mkdir()
     service.control = str(sockets / "control")
     service.start(a_list(path)).ready()
-    first = service.keeper()
+    first = service.updater()
     (sockets / "control").unlink()
     (sockets / "control").mkdir()
     os.kill(first, signal.SIGKILL)
@@ -348,7 +348,7 @@ def test_no_trap_in_a_folder_of_all_users_is_fallen_into(temporary: Path, tmp_pa
     trap = temporary / "spoa-iprep-trap"
     trap.mkdir()
     (trap / "service.lock").symlink_to(precious / "file")
-    (trap / "keeper.lock").symlink_to(precious / "file")
+    (trap / "updater.lock").symlink_to(precious / "file")
     (trap / "folder").symlink_to(precious)
     (temporary / "spoa-iprep-file").write_text("no folder")
     with editions_folder():
@@ -425,11 +425,11 @@ def test_where_the_folder_is_gone_the_reason_is_logged_and_it_is_tried_again(
         live = live_settings(ReputationSettings)
         async with asyncio.timeout(0.5):
             async with open_reputation(live, tmp_path / "none", SharedMetrics(1).worker(0)):
-                pytest.fail("there cannot be an edition")
+                pytest.fail("there cannot be a snapshot")
 
     with pytest.raises(TimeoutError):
         asyncio.run(scenario())
-    assert "the keeper of the sources failed; it is tried again" in caplog.text
+    assert "the updater of the sources failed; it is tried again" in caplog.text
 
 
 def test_bans_that_cannot_be_kept_are_an_error(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The agent: scores addresses by what an edition, DNSBLs and bans have of them."""
+"""The agent: scores addresses by what a snapshot, DNSBLs and bans have of them."""
 
 import asyncio
 import logging
@@ -13,18 +13,18 @@ from spoakit.agent.parameters import Fetch, IPAddress
 from spoakit.agent.variables import Variable
 from spoakit.apps.iprep.addresses import unmapped
 from spoakit.apps.iprep.bans import BanError
-from spoakit.apps.iprep.commands import timed_ban
-from spoakit.apps.iprep.metrics import AnswerTally
-from spoakit.apps.iprep.policy import Rule
-from spoakit.apps.iprep.reputation import Finding, Reputation
-from spoakit.apps.iprep.service import open_reputation
-from spoakit.apps.iprep.settings import (
+from spoakit.apps.iprep.config.settings import (
     MAX_DEADLINE,
     Answer,
     AnswerSettings,
     BanSettings,
     ReputationSettings,
 )
+from spoakit.apps.iprep.control.commands import timed_ban
+from spoakit.apps.iprep.metrics import AnswerTally
+from spoakit.apps.iprep.scoring.policy import Rule
+from spoakit.apps.iprep.scoring.reputation import LookupResult, Reputation
+from spoakit.apps.iprep.service import open_reputation
 from spoakit.apps.live import LiveSettings
 from spoakit.logs import Throttle
 from spoakit.metrics.memory import WorkerMetrics
@@ -46,7 +46,7 @@ _TYPES: Final[dict[Answer, Any]] = {
 _TIMEOUT: Final = MAX_DEADLINE + 1.0
 
 
-class Answers:
+class ActionBuilder:
     """Makes actions of findings.
 
     Args:
@@ -64,7 +64,7 @@ class Answers:
         ]
         self.tally = AnswerTally()
 
-    def of(self, finding: Finding) -> Actions:
+    def of(self, finding: LookupResult) -> Actions:
         """Return what sets the variables, and unsets those of which nothing is known.
 
         Whoever sends it counts it by ``finding.tally``.
@@ -85,12 +85,12 @@ def create_agent(live: LiveSettings[ReputationSettings], folder: Path, delay: fl
 
     Args:
         live: the settings.
-        folder: for editions, of all workers together.
+        folder: for snapshots, of all workers together.
         delay: seconds that each check waits without holding up others.
     """
     settings = live.current
     agent = Agent("iprep")
-    answers = Answers(agent, settings.answers)
+    answers = ActionBuilder(agent, settings.answers)
 
     @agent.resource
     async def reputation(row: WorkerMetrics) -> AsyncIterator[Reputation]:
@@ -129,7 +129,7 @@ def _event(settings: ReputationSettings) -> Event:
     return "on-frontend-http-request"
 
 
-def _handlers(answers: Answers, delay: float) -> tuple[Check, Ask]:
+def _handlers(answers: ActionBuilder, delay: float) -> tuple[Check, Ask]:
     """Return what answers at once, and what asks or waits."""
 
     def check(src: IPAddress, /, reputation: Reputation) -> Actions:
@@ -149,7 +149,9 @@ def _handlers(answers: Answers, delay: float) -> tuple[Check, Ask]:
     return check, ask
 
 
-def _handlers_behind_proxies(answers: Answers, delay: float, argument: str) -> tuple[Check, Ask]:
+def _handlers_behind_proxies(
+    answers: ActionBuilder, delay: float, argument: str
+) -> tuple[Check, Ask]:
     """Return the same where an argument may name who is behind a proxy."""
 
     def check(src: IPAddress, /, reputation: Reputation, *, forwarded: str = "") -> Actions:
@@ -184,7 +186,7 @@ def _add_ban_message(agent: Agent, settings: BanSettings) -> None:
             throttle.warning("ban", "ban-client-ip for %s: %s", address, error)
 
 
-def _value(name: Answer, finding: Finding) -> int | str | None:
+def _value(name: Answer, finding: LookupResult) -> int | str | None:
     """Return a variable's value; None where nothing is known."""
     verdict = finding.verdict
     if name == "ip_score":

@@ -1,4 +1,4 @@
-"""The service as it runs in a worker: a reputation that follows editions, and maybe the keeper."""
+"""The service in a worker: a reputation that follows snapshots, and the updater in one of them."""
 
 import asyncio
 import logging
@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Final
 
 from spoakit.apps.iprep.bans import BanStore
-from spoakit.apps.iprep.commands import Commands
-from spoakit.apps.iprep.control import serve_control
-from spoakit.apps.iprep.edition import lock
-from spoakit.apps.iprep.keeper import Keeper, keepers_lock
-from spoakit.apps.iprep.reputation import Reputation
-from spoakit.apps.iprep.settings import ReputationSettings
+from spoakit.apps.iprep.config.settings import ReputationSettings
+from spoakit.apps.iprep.control.commands import Commands
+from spoakit.apps.iprep.control.socket import serve_control
+from spoakit.apps.iprep.scoring.reputation import Reputation
+from spoakit.apps.iprep.snapshot.manifest import lock
+from spoakit.apps.iprep.snapshot.updater import Updater, updater_lock
 from spoakit.apps.live import LiveSettings
 from spoakit.exceptions import ConfigurationError, StartupError
 from spoakit.metrics.memory import WorkerMetrics
@@ -53,7 +53,7 @@ def live_settings(read: Callable[[], ReputationSettings]) -> LiveSettings[Reputa
 
 @contextmanager
 def editions_folder() -> Iterator[Path]:
-    """Make a folder for editions, among other temporary files, and remove it at the end.
+    """Make a folder for snapshots, among other temporary files, and remove it at the end.
 
     Those that others left behind because they were killed are removed, too.
     """
@@ -72,7 +72,7 @@ async def open_reputation(
 ) -> AsyncIterator[Reputation]:
     """Run the service in a worker as long as the context lasts.
 
-    The context is entered when the first edition is in use.
+    The context is entered when the first snapshot is in use.
 
     Raises:
         StartupError: the file of the bans or the control socket cannot be had.
@@ -95,7 +95,7 @@ async def open_reputation(
 
 
 class _Candidate:
-    """A worker that becomes the keeper as soon as no other one is."""
+    """A worker that becomes the updater as soon as no other one is."""
 
     def __init__(
         self,
@@ -112,20 +112,20 @@ class _Candidate:
         self._bans = bans
 
     async def stand(self) -> None:
-        """Be the keeper whenever nobody else is, until cancelled.
+        """Be the updater whenever nobody else is, until cancelled.
 
         Raises:
             StartupError: the control socket cannot be had, and nobody is answered yet.
         """
         while True:
             try:
-                with keepers_lock(self._folder) as elected:
+                with updater_lock(self._folder) as elected:
                     if elected:
                         await self._keep()
             except StartupError:
                 raise
             except Exception:
-                logger.exception("the keeper of the sources failed; it is tried again")
+                logger.exception("the updater of the sources failed; it is tried again")
                 await asyncio.sleep(_RETRY_INTERVAL)
             await asyncio.sleep(_ELECTION_INTERVAL)
 
@@ -135,10 +135,10 @@ class _Candidate:
         Raises:
             StartupError: see `stand`.
         """
-        keeper = Keeper(self._folder, self._live.current, self._row, self._bans)
-        self._live.follow(keeper.reconfigure)
+        updater = Updater(self._folder, self._live.current, self._row, self._bans)
+        self._live.follow(updater.reconfigure)
         settings = self._live.current
-        commands = Commands(self._reputation, keeper, self._bans, settings.bans)
+        commands = Commands(self._reputation, updater, self._bans, settings.bans)
         control = settings.control
         async with AsyncExitStack() as stack:
             if control.path is not None:
@@ -150,11 +150,11 @@ class _Candidate:
                     if not self._reputation.is_ready:
                         raise
                     logger.error("%s; the sources are kept, but nobody can ask for them", error)
-            await keeper.run()
+            await updater.run()
 
 
 async def _wait_or_fail(reputation: Reputation, tasks: list[asyncio.Task[None]]) -> None:
-    """Wait for the first edition, or for the error of a task."""
+    """Wait for the first snapshot, or for the error of a task."""
     ready = asyncio.create_task(reputation.wait())
     try:
         done, _ = await asyncio.wait((ready, *tasks), return_when=asyncio.FIRST_COMPLETED)

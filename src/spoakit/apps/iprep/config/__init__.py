@@ -1,0 +1,1 @@
+"""The configuration file and settings of spoa-iprep."""

@@ -1,0 +1,260 @@
+"""The tables of the configuration file, and the settings that they are.
+
+What they do not name is an error; what the values may be, the settings say.
+docs/iprep-configuration.md describes the file.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from spoakit.apps.checks import choice
+from spoakit.apps.iprep.config.settings import (
+    ANSWERS,
+    COMBINE,
+    FAILED,
+    PROVIDES,
+    SCOPES,
+    AnswerSettings,
+    BanSettings,
+    ControlSettings,
+    DatabaseSettings,
+    DnsblSettings,
+    FeedSettings,
+    ForwardedSettings,
+    PolicySettings,
+    ReputationSettings,
+    SourceSettings,
+    SourceType,
+)
+from spoakit.apps.iprep.sources.lists import Columns
+from spoakit.apps.toml import Table, readable_file
+from spoakit.apps.values import Seconds, Size
+from spoakit.exceptions import ConfigurationError
+
+_FEED: Final = FeedSettings()
+_DNSBL: Final = DnsblSettings("localhost")
+_POLICY: Final = PolicySettings()
+_ANSWERS: Final = AnswerSettings()
+_BANS: Final = BanSettings()
+# What a database is asked for, where only what it provides is said.
+_FIELDS: Final = {"asn": "autonomous_system_number", "country": "country.iso_code"}
+
+
+class Source(Table, frozen=True, kw_only=True):
+    """What every source can be told."""
+
+    name: str
+    type: str
+    score: int = 0
+    weight: float = 1.0
+    category: str = ""
+    allow: bool = False
+    failed: str = "open"
+
+    def settings(self, folder: Path) -> SourceSettings:
+        """Return the settings of the source; names of files are relative to the folder."""
+        # A struct of msgspec's cannot be abstract.
+        raise NotImplementedError(f"{type(self).__name__} is no type of source")
+
+    def common(self, kind: SourceType, **more: Any) -> SourceSettings:
+        """Return settings with what every source has."""
+        return SourceSettings(
+            name=self.name,
+            type=kind,
+            score=self.score,
+            weight=self.weight,
+            category=self.category,
+            allow=self.allow,
+            failed=choice("failed", self.failed, FAILED),
+            **more,
+        )
+
+
+class _Tls(Table, frozen=True):
+    ca_file: str | None = None
+
+
+class _FileSource(Source, frozen=True, kw_only=True):
+    path: str | None = None
+    url: str | None = None
+    max_age: Seconds | None = None
+    interval: Seconds = Seconds(_FEED.interval)
+    timeout: Seconds = Seconds(_FEED.timeout)
+    max_size: Size = Size(_FEED.max_size)
+    max_shrink: float = _FEED.max_shrink
+    tls: _Tls = _Tls()
+
+    def place(self, folder: Path) -> dict[str, Any]:
+        return {
+            "path": readable_file("path", self.path, folder),
+            "url": self.url,
+            "max_age": self.max_age,
+            "feed": FeedSettings(
+                self.interval,
+                self.timeout,
+                self.max_size,
+                self.max_shrink,
+                readable_file("tls.ca-file", self.tls.ca_file, folder),
+            ),
+        }
+
+
+class _List(_FileSource, frozen=True, kw_only=True):
+    def settings(self, folder: Path) -> SourceSettings:
+        return self.common("list", **self.place(folder))
+
+
+class _Drop(_FileSource, frozen=True, kw_only=True):
+    def settings(self, folder: Path) -> SourceSettings:
+        return self.common("drop", **self.place(folder))
+
+
+class _Columns(Table, frozen=True, kw_only=True):
+    address: str | int = 1
+    last: str | int | None = None
+    score: str | int | None = None
+    category: str | int | None = None
+
+
+class _Csv(_FileSource, frozen=True, kw_only=True):
+    columns: _Columns = _Columns()
+    best: float = 100.0
+    worst: float = 0.0
+    delimiter: str = ","
+    scores: dict[str, int] = msgspec.field(default_factory=dict)
+
+    def settings(self, folder: Path) -> SourceSettings:
+        at = self.columns
+        columns = Columns(
+            at.address, at.last, at.score, at.category, self.best, self.worst, self.delimiter
+        )
+        scores = tuple(self.scores.items())
+        return self.common("csv", columns=columns, scores=scores, **self.place(folder))
+
+
+class _Database(_FileSource, frozen=True, kw_only=True):
+    field: str | None = None
+    provides: str | None = None
+    scores: dict[str, int] = msgspec.field(default_factory=dict)
+
+    def settings(self, folder: Path) -> SourceSettings:
+        provides = None if self.provides is None else choice("provides", self.provides, PROVIDES)
+        field = self.field or _FIELDS.get(provides or "")
+        if field is None:
+            raise ConfigurationError("field: the key is missing, and so is 'provides'")
+        scores = tuple(self.scores.items())
+        database = DatabaseSettings(field, provides)
+        return self.common("mmdb", database=database, scores=scores, **self.place(folder))
+
+
+class _Dnsbl(Source, frozen=True, kw_only=True):
+    zone: str
+    deadline: Seconds = Seconds(_DNSBL.deadline)
+    nameservers: tuple[str, ...] = ()
+    cache_size: int = _DNSBL.cache_size
+    min_ttl: Seconds = Seconds(_DNSBL.min_ttl)
+    max_ttl: Seconds = Seconds(_DNSBL.max_ttl)
+    max_pending: int = _DNSBL.max_pending
+    scores: dict[str, int] = msgspec.field(default_factory=dict)
+
+    def settings(self, folder: Path) -> SourceSettings:
+        dnsbl = DnsblSettings(
+            self.zone,
+            self.deadline,
+            self.nameservers,
+            self.cache_size,
+            self.min_ttl,
+            self.max_ttl,
+            self.max_pending,
+        )
+        return self.common("dnsbl", dnsbl=dnsbl, scores=tuple(self.scores.items()))
+
+
+SOURCES: Final[Mapping[SourceType, type[Source]]] = {
+    "list": _List,
+    "drop": _Drop,
+    "csv": _Csv,
+    "mmdb": _Database,
+    "dnsbl": _Dnsbl,
+}
+
+
+class _Policy(Table, frozen=True):
+    allow: tuple[str, ...] = ()
+    block_private: bool = _POLICY.block_private
+    combine: str = _POLICY.combine
+    unknown: int = _POLICY.unknown
+
+    def settings(self) -> PolicySettings:
+        combine = choice("policy.combine", self.combine, COMBINE)
+        return PolicySettings(self.allow, self.block_private, combine, self.unknown)
+
+
+class _Answers(Table, frozen=True):
+    variables: tuple[str, ...] = _ANSWERS.variables
+    scope: str = _ANSWERS.scope
+
+    def settings(self) -> AnswerSettings:
+        names = tuple(choice("answers.variables", name, ANSWERS) for name in self.variables)
+        return AnswerSettings(names, choice("answers.scope", self.scope, SCOPES))
+
+
+class _Forwarded(Table, frozen=True):
+    argument: str | None = None
+    trusted: tuple[str, ...] = ()
+
+
+class _Bans(Table, frozen=True):
+    path: str | None = None
+    max_time: Seconds = Seconds(_BANS.max_time)
+    message: bool = _BANS.message
+
+
+class _Control(Table, frozen=True):
+    path: str | None = None
+    mode: str = "600"
+
+
+class File(Table, frozen=True):
+    """The whole file. The sources are looked at one by one, each as its type says."""
+
+    cache: str | None = None
+    policy: _Policy = _Policy()
+    answers: _Answers = _Answers()
+    forwarded: _Forwarded = _Forwarded()
+    bans: _Bans = _Bans()
+    control: _Control = _Control()
+    source: tuple[dict[str, Any], ...] = ()
+
+    def settings(self, sources: tuple[SourceSettings, ...], folder: Path) -> ReputationSettings:
+        """Return the settings of the service; names of files are relative to the folder."""
+        bans = self.bans
+        return ReputationSettings(
+            sources,
+            self.policy.settings(),
+            self.answers.settings(),
+            ForwardedSettings(self.forwarded.argument, self.forwarded.trusted),
+            BanSettings(_within("bans.path", bans.path, folder), bans.max_time, bans.message),
+            ControlSettings(
+                _within("control.path", self.control.path, folder), _mode(self.control.mode)
+            ),
+            _within("cache", self.cache, folder),
+        )
+
+
+def _within(option: str, name: str | None, folder: Path) -> str | None:
+    if name is None:
+        return None
+    if not name or "\0" in name:
+        raise ConfigurationError(f"{option}: {name[:80]!r} is not a name")
+    return str(folder / name)
+
+
+def _mode(text: str) -> int:
+    if re.fullmatch("0?[0-7]{3}", text) is None:
+        raise ConfigurationError(f'control.mode: {text[:80]!r} is not a text such as "660"')
+    return int(text, 8)

@@ -1,0 +1,424 @@
+"""What spoa-iprep can be told, checked as soon as it is said.
+
+Times are in seconds, sizes in bytes, scores 0 (worst) to 100. A value out of its range is a
+`ConfigurationError` that names the option, the value and the range. Options have the names of the
+configuration file's keys (docs/iprep-configuration.md).
+"""
+
+import re
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network
+from typing import Final, Literal
+from urllib.parse import urlsplit
+
+from spoakit.apps.checks import check_range, check_text, choice
+from spoakit.apps.iprep.addresses import Range, parse_range
+from spoakit.apps.iprep.sources.lists import Columns
+from spoakit.apps.urls import shown_text
+from spoakit.apps.values import parse_nameserver
+from spoakit.exceptions import ConfigurationError
+
+SourceType = Literal["list", "drop", "csv", "mmdb", "dnsbl"]
+Failed = Literal["open", "closed"]
+Combine = Literal["lowest", "weighted"]
+Provides = Literal["asn", "country"]
+Answer = Literal["ip_score", "ip_list", "ip_asn", "ip_country", "ip_category"]
+Scope = Literal["proc", "sess", "txn", "req", "res"]
+
+SOURCE_TYPES: Final[tuple[SourceType, ...]] = ("list", "drop", "csv", "mmdb", "dnsbl")
+FAILED: Final[tuple[Failed, ...]] = ("open", "closed")
+COMBINE: Final[tuple[Combine, ...]] = ("lowest", "weighted")
+PROVIDES: Final[tuple[Provides, ...]] = ("asn", "country")
+ANSWERS: Final[tuple[Answer, ...]] = (
+    "ip_score",
+    "ip_list",
+    "ip_asn",
+    "ip_country",
+    "ip_category",
+)
+SCOPES: Final[tuple[Scope, ...]] = ("proc", "sess", "txn", "req", "res")
+
+MAX_SCORE: Final = 100
+MAX_SOURCES: Final = 64
+MIN_INTERVAL: Final = 60.0
+"""The shortest time between two downloads of a feed, in seconds: its server is not ours."""
+MAX_DEADLINE: Final = 10.0
+"""The longest time that an answer of a DNSBL is waited for, in seconds."""
+
+_DAY: Final = 86_400.0
+_YEAR: Final = 366 * _DAY
+_MIB: Final = 1024**2
+_MAX_WEIGHT: Final = 100.0
+_MAX_NUMBER: Final = 1e12
+_MAX_CACHE: Final = 10_000_000
+# RFC 1035, 2.3.4, less the longest reversed address (that of IPv6) and its dot.
+_MAX_ZONE: Final = 253 - 64
+_LISTINGS: Final = IPv4Network("127.0.0.0/8")
+_NO_ARGUMENT: Final = re.compile(r"[\s=#\"'\\]")
+_ZONE: Final = re.compile(r"(?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.)*[A-Za-z0-9-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class FeedSettings:
+    """How a source with a URL is downloaded.
+
+    Attributes:
+        interval: how often, 60 s to a year; up to a tenth is added by chance.
+        timeout: for the whole of a download, 0.1 s to an hour.
+        max_size: the most bytes, as they come and out of gzip, 1 KiB to 1 GiB.
+        max_shrink: percent of its entries that a list may lose from one download to the next,
+            0 to 100; one that loses more is refused.
+        ca_file: certificates, in PEM, of the authorities to trust instead of the system's.
+    """
+
+    interval: float = 3600.0
+    timeout: float = 60.0
+    max_size: int = 256 * _MIB
+    max_shrink: float = 50.0
+    ca_file: str | None = None
+
+    def __post_init__(self) -> None:
+        check_range("interval", self.interval, MIN_INTERVAL, _YEAR)
+        check_range("timeout", self.timeout, 0.1, 3600)
+        check_range("max-size", self.max_size, 1024, 1024 * _MIB)
+        check_range("max-shrink", self.max_shrink, 0, 100)
+
+
+@dataclass(frozen=True, slots=True)
+class DnsblSettings:
+    """How a DNSBL is asked.
+
+    Attributes:
+        zone: what goes behind the reversed address: "zen.spamhaus.org".
+        deadline: how long an answer is waited for, 0.001 to 10 s.
+        nameservers: the addresses to ask, with a port or not ("127.0.0.1:5353", "[::1]:5353");
+            none for the system's.
+        cache_size: the most addresses of which the answer is kept, 1 to 10,000,000.
+        min_ttl: how long an answer is kept at least, 0 s to a day, whatever its TTL is.
+        max_ttl: how long it is kept at most, no less than `min_ttl`.
+        max_pending: the most questions that wait for an answer; further ones are failures.
+    """
+
+    zone: str
+    deadline: float = 0.1
+    nameservers: tuple[str, ...] = ()
+    cache_size: int = 100_000
+    min_ttl: float = 60.0
+    max_ttl: float = 3600.0
+    max_pending: int = 1000
+
+    def __post_init__(self) -> None:
+        if len(self.zone) > _MAX_ZONE or _ZONE.fullmatch(self.zone) is None:
+            raise ConfigurationError(
+                f"zone: {self.zone[:80]!r} is not a domain of at most {_MAX_ZONE} characters"
+            )
+        check_range("deadline", self.deadline, 0.001, MAX_DEADLINE)
+        for server in self.nameservers:
+            parse_nameserver(server)
+        check_range("cache-size", self.cache_size, 1, _MAX_CACHE)
+        check_range("min-ttl", self.min_ttl, 0, _DAY)
+        check_range("max-ttl", self.max_ttl, self.min_ttl, _DAY)
+        check_range("max-pending", self.max_pending, 1, 100_000)
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseSettings:
+    """What is looked up in a MaxMind DB.
+
+    Attributes:
+        field: the way to the value, as "country.iso_code" or "traits.is_anonymous_proxy"; numbers
+            are places in lists, from 0.
+        provides: what the value is for `ip_asn` and `ip_country`; None for neither.
+    """
+
+    field: str
+    provides: Provides | None = None
+
+    def __post_init__(self) -> None:
+        check_text("field", self.field)
+        if not all(self.field.split(".")):
+            raise ConfigurationError(f"field: {self.field!r} has an empty name between its dots")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSettings:
+    """A source of entries.
+
+    Attributes:
+        name: for `ip_list`, logs and counters, up to 255 printable characters.
+        type: what it is.
+        path: the file of a list or database that has no URL, and else None.
+        url: where the file comes from, http:// or https://, perhaps with a user and a password;
+            and else None.
+        score: of an entry that has no score of its own.
+        weight: of its say, where weights are summed up, 0 to 100.
+        category: of an entry that has none of its own.
+        scores: what scores categories have, by their names: those in a list's column, values of a
+            database, addresses that a DNSBL answers with.
+        allow: its entries are never blocked; it has neither score nor weight.
+        failed: what it says when it cannot be asked or was never loaded: "open" is nothing,
+            "closed" is that it has every address.
+        max_age: the time after which its file is stale, a second to a year; None for never.
+        columns: those of a CSV, and else None.
+        database: of a MaxMind DB, and else None.
+        dnsbl: of a DNSBL, and else None.
+        feed: how it is downloaded, if it has a URL.
+    """
+
+    name: str
+    type: SourceType
+    path: str | None = None
+    url: str | None = None
+    score: int = 0
+    weight: float = 1.0
+    category: str = ""
+    scores: tuple[tuple[str, int], ...] = ()
+    allow: bool = False
+    failed: Failed = "open"
+    max_age: float | None = None
+    columns: Columns | None = None
+    database: DatabaseSettings | None = None
+    dnsbl: DnsblSettings | None = None
+    feed: FeedSettings = field(default_factory=FeedSettings)
+
+    def __post_init__(self) -> None:
+        check_text("name", self.name)
+        choice("type", self.type, SOURCE_TYPES)
+        check_range("score", self.score, 0, MAX_SCORE)
+        check_range("weight", self.weight, 0, _MAX_WEIGHT)
+        if self.category:
+            check_text("category", self.category)
+        for name, score in self.scores:
+            check_range(f"scores.{name[:80]}", score, 0, MAX_SCORE)
+            if self.dnsbl is not None:
+                _check_listing(name)
+        choice("failed", self.failed, FAILED)
+        if self.max_age is not None:
+            check_range("max-age", self.max_age, 1, _YEAR)
+        if self.columns is not None:
+            _check_columns(self.columns)
+        self._check_place()
+        if self.allow and self.failed == "closed":
+            raise ConfigurationError("failed: a source of those to allow cannot fail closed")
+
+    def _check_place(self) -> None:
+        places = (self.path, self.url, self.dnsbl)
+        if sum(place is not None for place in places) != 1:
+            raise ConfigurationError("path: there must be either a path or a url")
+        if self.url is not None:
+            _check_url(self.url)
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySettings:
+    """How the says of the sources make a score.
+
+    Attributes:
+        allow: addresses, networks and ranges that get a score of 100 whatever else is known.
+        block_private: whether sources may block addresses that are not of the public Internet.
+        combine: "lowest" takes the lowest score; "weighted" takes from `unknown` what each source's
+            score lacks to 100, times its weight.
+        unknown: the score of an address that no source has.
+    """
+
+    allow: tuple[str, ...] = ()
+    block_private: bool = False
+    combine: Combine = "lowest"
+    unknown: int = MAX_SCORE
+
+    def __post_init__(self) -> None:
+        parse_ranges("policy.allow", self.allow)
+        choice("policy.combine", self.combine, COMBINE)
+        check_range("policy.unknown", self.unknown, 0, MAX_SCORE)
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerSettings:
+    """What is answered.
+
+    Attributes:
+        variables: which variables are set.
+        scope: their scope.
+    """
+
+    variables: tuple[Answer, ...] = ("ip_score",)
+    scope: Scope = "sess"
+
+    def __post_init__(self) -> None:
+        if not self.variables:
+            raise ConfigurationError("answers.variables: there is none")
+        for name in self.variables:
+            choice("answers.variables", name, ANSWERS)
+        choice("answers.scope", self.scope, SCOPES)
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardedSettings:
+    """The message's argument that names who is behind a proxy.
+
+    Attributes:
+        argument: its name, as "xff"; None for none.
+        trusted: addresses, networks and ranges of the proxies that are believed.
+    """
+
+    argument: str | None = None
+    trusted: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.argument is not None:
+            check_text("forwarded.argument", self.argument)
+            if _NO_ARGUMENT.search(self.argument):
+                raise ConfigurationError(
+                    f"forwarded.argument: {self.argument!r} has a space or one of = # \" ' \\"
+                )
+            if not self.trusted:
+                raise ConfigurationError(
+                    "forwarded.trusted: it is empty, so that nobody would be believed"
+                )
+        parse_ranges("forwarded.trusted", self.trusted)
+
+
+@dataclass(frozen=True, slots=True)
+class BanSettings:
+    """Bans at run time.
+
+    Attributes:
+        path: the SQLite file they are kept in; None for no bans.
+        max_time: the longest ban, a second to a year.
+        message: whether HAProxy may ban with the message "ban-client-ip".
+    """
+
+    path: str | None = None
+    max_time: float = 30 * _DAY
+    message: bool = False
+
+    def __post_init__(self) -> None:
+        check_range("bans.max-time", self.max_time, 1, _YEAR)
+        if self.message and self.path is None:
+            raise ConfigurationError("bans.message: there is no bans.path to keep bans in")
+
+
+@dataclass(frozen=True, slots=True)
+class ControlSettings:
+    """The control socket.
+
+    Attributes:
+        path: of the Unix socket; None for none.
+        mode: its permissions.
+    """
+
+    path: str | None = None
+    mode: int = 0o600
+
+    def __post_init__(self) -> None:
+        if self.mode & ~0o777:
+            raise ConfigurationError(f"control.mode: {self.mode:o} is not 0 to 777, in octal")
+
+
+@dataclass(frozen=True, slots=True)
+class ReputationSettings:
+    """The whole service.
+
+    Attributes:
+        sources: up to 64, each with a name of its own.
+        policy: how they make a score.
+        answers: what is answered.
+        forwarded: who is believed about whom.
+        bans: bans at run time.
+        control: the control socket.
+        cache: the folder in which downloads are kept; None if no source has a URL.
+    """
+
+    sources: tuple[SourceSettings, ...] = ()
+    policy: PolicySettings = field(default_factory=PolicySettings)
+    answers: AnswerSettings = field(default_factory=AnswerSettings)
+    forwarded: ForwardedSettings = field(default_factory=ForwardedSettings)
+    bans: BanSettings = field(default_factory=BanSettings)
+    control: ControlSettings = field(default_factory=ControlSettings)
+    cache: str | None = None
+
+    @property
+    def asks(self) -> bool:
+        """Whether there are sources that are asked for each address: DNSBLs."""
+        return any(source.dnsbl is not None for source in self.sources)
+
+    def __post_init__(self) -> None:
+        if len(self.sources) > MAX_SOURCES:
+            raise ConfigurationError(
+                f"source: there are {len(self.sources)}, more than {MAX_SOURCES}"
+            )
+        numbers: dict[str, int] = {}
+        for number, source in enumerate(self.sources, 1):
+            first = numbers.setdefault(source.name, number)
+            if first != number:
+                raise ConfigurationError(
+                    f"source[{number}].name: {source.name!r} is that of source[{first}] too; "
+                    "give each a name of its own"
+                )
+            if source.url is not None and self.cache is None:
+                raise ConfigurationError(
+                    f"cache: source[{number}] has a url, and needs a folder for what it downloads"
+                )
+        self._check_shared()
+
+    def _check_shared(self) -> None:
+        """Refuse to download what is one copy in two ways, of which either would judge it."""
+        numbers: dict[object, int] = {}
+        for number, source in enumerate(self.sources, 1):
+            first = numbers.setdefault((source.url, source.type, source.columns), number)
+            if source.url is not None and source.feed != self.sources[first - 1].feed:
+                raise ConfigurationError(
+                    f"source[{number}].url: it is that of source[{first}] too, which is downloaded "
+                    "once for both; give both the same interval, timeout, max-size, max-shrink "
+                    "and tls.ca-file"
+                )
+
+
+def parse_ranges(option: str, texts: tuple[str, ...]) -> tuple[Range, ...]:
+    """Read addresses, networks and ranges.
+
+    Raises:
+        ConfigurationError: one is none of these; the text names the option and the place in it,
+            from 1.
+    """
+    ranges = []
+    for number, text in enumerate(texts, 1):
+        try:
+            ranges.append(parse_range(text))
+        except ValueError as error:
+            raise ConfigurationError(f"{option}[{number}]: {error}") from None
+    return tuple(ranges)
+
+
+def _check_listing(text: str) -> None:
+    """Refuse what no DNSBL answers with to say that it has an address."""
+    try:
+        good = IPv4Address(text) in _LISTINGS
+    except ValueError:
+        good = False
+    if not good:
+        raise ConfigurationError(f"scores: {text[:80]!r} is not an address of {_LISTINGS}")
+
+
+def _check_url(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        good = False
+    if not good or not url.isascii() or not url.isprintable() or " " in url:
+        raise ConfigurationError(f"url: {shown_text(url)[:80]!r} is not an http:// or https:// URL")
+
+
+def _check_columns(columns: Columns) -> None:
+    for place in columns.places():
+        if isinstance(place, int):
+            check_range("columns", place, 1, 1000)
+        else:
+            check_text("columns", place)
+    if len(columns.delimiter) != 1 or columns.delimiter in '"\r\n':
+        raise ConfigurationError(f"delimiter: {columns.delimiter[:80]!r} is not one character")
+    check_range("best", columns.best, -_MAX_NUMBER, _MAX_NUMBER)
+    check_range("worst", columns.worst, -_MAX_NUMBER, _MAX_NUMBER)
+    if columns.best == columns.worst:
+        raise ConfigurationError(f"best: {columns.best!r} is worst too")

@@ -1,0 +1,1 @@
+"""Scores: from what sources say of an address to its score."""

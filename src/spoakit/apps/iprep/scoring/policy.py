@@ -1,0 +1,143 @@
+"""From what each source says of an address to its score. Nothing here is asked or kept."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from spoakit.apps.iprep.config.settings import MAX_SCORE, PolicySettings, SourceSettings
+
+
+class Listing(Enum):
+    """What a source says of an address."""
+
+    LISTED = "listed"
+    ABSENT = "absent"
+    FAILED = "failed"
+
+
+class Rule(Enum):
+    """What decided about an address."""
+
+    ALLOW = "allow"
+    BAN = "ban"
+    PRIVATE = "private"
+    LOWEST = "lowest"
+    WEIGHTED = "weighted"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceResult:
+    """What one source says of an address.
+
+    Attributes:
+        source: who says it.
+        state: whether it has the address, has not, or could not be asked.
+        score: 0 (worst) to 100, of an address that is listed; None for the source's own.
+        category: its kind; "" for the source's own.
+    """
+
+    source: SourceSettings
+    state: Listing
+    score: int | None = None
+    category: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The score of an address and how it came about.
+
+    Attributes:
+        score: 0 (worst) to 100.
+        rule: what decided.
+        source: the name of the source that did, with `Rule.WEIGHTED` of the one that took most;
+            "" for none.
+        category: what it says is the kind of the address; "" for nothing.
+        results: what all sources said.
+    """
+
+    score: int
+    rule: Rule
+    source: str = ""
+    category: str = ""
+    results: tuple[SourceResult, ...] = ()
+
+
+class Policy:
+    """Makes verdicts as the settings result.
+
+    Args:
+        settings: how says make a score.
+    """
+
+    def __init__(self, settings: PolicySettings) -> None:
+        self._settings = settings
+
+    def judge(
+        self, results: Iterable[SourceResult], *, allowed: bool = False, private: bool = False
+    ) -> Verdict:
+        """Return the verdict on an address.
+
+        First come those that are allowed, then those that are not of the public Internet, then
+        the sources. It depends on nothing else, so that who asks often can keep it.
+
+        Args:
+            results: what each source says of the address.
+            allowed: whether it is in `PolicySettings.allow`.
+            private: whether it is not of the public Internet.
+        """
+        results = tuple(results)
+        if allowed:
+            return Verdict(MAX_SCORE, Rule.ALLOW, results=results)
+        for result in results:
+            if result.source.allow and result.state is Listing.LISTED:
+                return Verdict(
+                    MAX_SCORE, Rule.ALLOW, result.source.name, _category(result), results
+                )
+        if private and not self._settings.block_private:
+            return Verdict(self._settings.unknown, Rule.PRIVATE, results=results)
+        counting = [result for result in results if _counts(result)]
+        if not counting:
+            return Verdict(self._settings.unknown, Rule.UNKNOWN, results=results)
+        if self._settings.combine == "lowest":
+            return _lowest(counting, results)
+        return self._weighted(counting, results)
+
+    def _weighted(
+        self, counting: Sequence[SourceResult], results: tuple[SourceResult, ...]
+    ) -> Verdict:
+        heaviest = max(counting, key=_weight)  # the first of equal ones
+        score = self._settings.unknown - sum(map(_weight, counting))
+        return Verdict(
+            max(0, round(score)), Rule.WEIGHTED, heaviest.source.name, _category(heaviest), results
+        )
+
+
+def _lowest(counting: Sequence[SourceResult], results: tuple[SourceResult, ...]) -> Verdict:
+    worst = min(counting, key=score_of)  # the first of equal ones
+    return Verdict(score_of(worst), Rule.LOWEST, worst.source.name, _category(worst), results)
+
+
+def score_of(result: SourceResult) -> int:
+    """Return the score that a source gives an address: its own, its category's, the source's."""
+    if result.score is not None:
+        return result.score
+    for category, score in result.source.scores:
+        if category == result.category:
+            return score
+    return result.source.score
+
+
+def _counts(result: SourceResult) -> bool:
+    """Whether a result counts: of a source that has the address, or that failed closed."""
+    if result.state is Listing.FAILED:
+        return result.source.failed == "closed"
+    return result.state is Listing.LISTED and not result.source.allow
+
+
+def _weight(result: SourceResult) -> float:
+    return (MAX_SCORE - score_of(result)) * result.source.weight
+
+
+def _category(result: SourceResult) -> str:
+    return result.category or result.source.category

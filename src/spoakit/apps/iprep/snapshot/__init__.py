@@ -1,0 +1,1 @@
+"""Snapshots: what all sources came to at one time, and making them."""

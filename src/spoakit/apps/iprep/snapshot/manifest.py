@@ -1,0 +1,151 @@
+"""Snapshots: what all sources came to at one time, made by one process and used by all workers.
+
+A snapshot is a table and a description, two files in a folder of the service's own. The
+description is replaced at once, by renaming, and names the table that belongs to it: whoever reads
+it has the settings, the sources and the table of one and the same time.
+"""
+
+import fcntl
+import os
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import msgspec
+
+from spoakit.apps.iprep.config.settings import ReputationSettings
+from spoakit.apps.iprep.exceptions import SourceError
+from spoakit.apps.iprep.sources.entries import Value
+from spoakit.apps.iprep.table.builder import MAX_SOURCE, TableBuilder
+from spoakit.exceptions import ConfigurationError
+
+ALLOWED: Final = MAX_SOURCE
+"""The table's source that is `PolicySettings.allow`; the others are those of the settings."""
+
+PRIVATE: Final = MAX_SOURCE - 1
+"""The table's source that is the addresses which are not of the public Internet."""
+
+_DESCRIPTION: Final = "snapshot.json"
+
+
+class SourceReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a source.
+
+    Attributes:
+        loaded: whether there is anything of it, be it of an earlier time.
+        entries: how many entries it has, of a MaxMind DB how many nodes.
+        values: what is said of entries: the table's values are places in here.
+        asns: numbers of autonomous systems, with places in `values`.
+        file: the copy of a MaxMind DB, in the snapshot's folder; "" for none.
+        modified: when what is used was new, in seconds since the epoch.
+        failed_lines: how many lines did not parse.
+        masked: how many networks had bits set behind their prefix.
+        line_errors: the first ten lines that did not parse.
+        error: why what there is now could not be used; "" if it could.
+    """
+
+    loaded: bool = False
+    entries: int = 0
+    values: tuple[Value, ...] = ()
+    asns: tuple[tuple[int, int], ...] = ()
+    file: str = ""
+    modified: float = 0.0
+    failed_lines: int = 0
+    masked: int = 0
+    line_errors: tuple[str, ...] = ()
+    error: str = ""
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """The description.
+
+    Attributes:
+        generation: counts snapshots, from 1.
+        settings: those it was made with.
+        reports: one for each source of the settings.
+        table: the name of the table's file, in the same folder.
+        size: its size in bytes.
+        built: when it was, in seconds since the epoch.
+    """
+
+    generation: int
+    settings: ReputationSettings
+    reports: tuple[SourceReport, ...]
+    table: str
+    size: int
+    built: float
+
+    @property
+    def entries(self) -> int:
+        """How many entries its sources have."""
+        return sum(report.entries for report in self.reports)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The names of the files that belong to it, beside the description."""
+        return (self.table, *(report.file for report in self.reports if report.file))
+
+
+def encode(described: msgspec.Struct) -> bytes:
+    """Return settings, and what has some, as JSON."""
+    return msgspec.json.encode(described, enc_hook=_plain)
+
+
+def _plain(value: object) -> float:
+    if isinstance(value, float | int):  # a time or a size, which have types of their own
+        return +value
+    # What msgspec asks for of whom it calls with a type that is not known.
+    raise NotImplementedError(f"{type(value).__name__} has no form in JSON")
+
+
+def manifest_of(folder: Path) -> Path:
+    """Return the file that changes with each snapshot."""
+    return folder / _DESCRIPTION
+
+
+def read_snapshot(folder: Path) -> Snapshot | None:
+    """Return the snapshot in a folder, None before the first.
+
+    Raises:
+        SourceError: it cannot be read, or is damaged.
+    """
+    try:
+        return msgspec.json.decode(manifest_of(folder).read_bytes(), type=Snapshot)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise SourceError(f"{manifest_of(folder)}: {error.strerror or error}") from None
+    except (msgspec.DecodeError, ConfigurationError) as error:
+        raise SourceError(f"{manifest_of(folder)} is damaged: {error}") from None
+
+
+def publish(folder: Path, builder: TableBuilder, snapshot: Snapshot) -> Snapshot:
+    """Build a snapshot's table, and put both in the place of the one before.
+
+    Returns:
+        The snapshot with the table's size.
+
+    Raises:
+        TableError: the table cannot be built or written.
+        OSError: the description cannot be written.
+    """
+    stats = builder.build(folder / snapshot.table)
+    snapshot = msgspec.structs.replace(snapshot, size=stats.size)
+    description = manifest_of(folder)
+    new = description.with_suffix(".new")
+    new.write_bytes(encode(snapshot))
+    os.replace(new, description)
+    return snapshot
+
+
+def lock(file: BinaryIO | int, *, wait: bool = False) -> bool:
+    """Take a lock on an open file, which ends when it is closed, or its process ends.
+
+    Args:
+        file: which.
+        wait: whether to wait for who has it; otherwise False is returned.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Sources: lists, feeds, DNSBLs and databases, and reading them."""

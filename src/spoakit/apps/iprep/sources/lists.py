@@ -1,0 +1,258 @@
+"""Lists as texts: what is in a file, read into `Entries`.
+
+A line that does not parse is counted, the first ten are kept with their numbers, and the rest of
+the file is used. Files may be compressed with gzip, begin with a byte order mark and have CR LF at
+the ends of lines.
+"""
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, Final, Protocol
+
+import msgspec
+
+from spoakit.apps.iprep.addresses import parse_range
+from spoakit.apps.iprep.exceptions import SourceError
+from spoakit.apps.iprep.sources._lists_cy import read_common_lines
+from spoakit.apps.iprep.sources.chunks import MAX_LINE, MAX_SIZE, chunks_of
+from spoakit.apps.iprep.sources.entries import Entries, Value, ValuedEntries
+
+MAX_ASN: Final = 2**32 - 1
+_MAX_COLUMNS_SHOWN: Final = 20
+_MAX_CATEGORY: Final = 255
+
+
+class ListReader(Protocol):
+    """What reads a list of one format."""
+
+    def read(self, file: BinaryIO, max_size: int = MAX_SIZE) -> Entries:
+        """Read a file that is open for reading, at its start.
+
+        Args:
+            file: what to read.
+            max_size: the most bytes it may have, out of gzip.
+
+        Raises:
+            SourceError: nothing of it can be used: it is too large, its gzip is damaged, or none
+                of its lines parses.
+        """
+        ...
+
+
+class PlainReader:
+    """Reads addresses, networks and ranges "a-b", one a line, with comments behind "#" or ";".
+
+    FireHOL's .netset and .ipset are such lists, and so is Spamhaus' DROP as a text.
+    """
+
+    def read(self, file: BinaryIO, max_size: int = MAX_SIZE) -> Entries:
+        """See `ListReader.read`."""
+        entries = Entries()
+        for piece in chunks_of(file, max_size):
+            first4: list[int] = []
+            last4: list[int] = []
+            first6: list[int] = []
+            last6: list[int] = []
+            others: list[tuple[int, bytes]] = []
+            lines, masked = read_common_lines(piece, first4, last4, first6, last6, others)
+            entries.first4.fromlist(first4)
+            entries.last4.fromlist(last4)
+            for half in (0, 1):
+                entries.first6[half].fromlist(first6[half::2])
+                entries.last6[half].fromlist(last6[half::2])
+            for number, line in others:
+                _read_line(entries, entries.lines + number + 1, line)
+            entries.lines += lines
+            entries.masked += masked
+        return _checked(entries)
+
+
+class DropReader:
+    """Reads Spamhaus' DROP lists in JSON: an object a line, with a "cidr" or an "asn".
+
+    The last line, of the type "metadata", says how many records there are; where it says another
+    number than there are lines, the list is cut off.
+    """
+
+    def read(self, file: BinaryIO, max_size: int = MAX_SIZE) -> Entries:
+        """See `ListReader.read`."""
+        entries = Entries()
+        decode = msgspec.json.Decoder(_Record).decode
+        records = None
+        for line in _lines(file, entries, max_size):
+            if not line:
+                continue
+            try:
+                record = decode(line)
+                if record.type == "metadata":
+                    records = record.records
+                else:
+                    _add_record(entries, record)
+            except (msgspec.DecodeError, ValueError, RecursionError) as error:
+                entries.fail(entries.lines, str(error))
+        found = len(entries) + entries.failed
+        if records is not None and records > found:
+            raise SourceError(f"it is cut off: it has {found} of the {records} records it names")
+        return _checked(entries)
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Where in a CSV's lines things are: names from its first line, or numbers from 1.
+
+    Attributes:
+        address: the address, network or range.
+        last: the last address, where a range has two columns; `address` then is the first.
+        score: a number; None for none.
+        category: a text; None for none.
+        best: the number in the column `score` that is a score of 100.
+        worst: the number that is a score of 0. Numbers between them are between.
+        delimiter: the one character between columns.
+    """
+
+    address: str | int = 1
+    last: str | int | None = None
+    score: str | int | None = None
+    category: str | int | None = None
+    best: float = 100.0
+    worst: float = 0.0
+    delimiter: str = ","
+
+    def places(self) -> tuple[str | int, ...]:
+        """Return the columns that are used."""
+        used = (self.address, self.last, self.score, self.category)
+        return tuple(each for each in used if each is not None)
+
+
+class CsvReader:
+    """Reads a CSV file (RFC 4180), in which no field spans lines; "#" begins a comment.
+
+    Where columns are given by name, the first line must have all of them; it may be a comment.
+    """
+
+    def __init__(self, columns: Columns) -> None:
+        self._columns = columns
+        self._names = [each for each in columns.places() if isinstance(each, str)]
+
+    def read(self, file: BinaryIO, max_size: int = MAX_SIZE) -> Entries:
+        """See `ListReader.read`."""
+        entries = Entries()
+        valued = ValuedEntries(entries)
+        lines = _lines(file, entries, max_size)
+        row = self._row_reader(lines)
+        for line in lines:
+            if not line or line.startswith(b"#"):
+                continue
+            try:
+                valued.add(*row.entry(self._split(line)))
+            except (ValueError, csv.Error) as error:
+                entries.fail(entries.lines, str(error))
+        valued.finish()
+        return _checked(entries)
+
+    def _row_reader(self, lines: Iterator[bytes]) -> "_RowReader":
+        """Read the line with the names of the columns, if names are wanted."""
+        if not self._names:
+            return _RowReader(self._columns, {})
+        header: list[str] = []
+        for line in lines:
+            header = [name.strip() for name in self._split(line.lstrip(b"# \t"))]
+            if all(name in header for name in self._names):
+                return _RowReader(self._columns, {name: header.index(name) for name in header})
+            if line and not line.startswith(b"#"):
+                break
+        missing = next(name for name in self._names if name not in header)
+        shown = ", ".join(map(repr, header[:_MAX_COLUMNS_SHOWN]))
+        raise SourceError(f"there is no column {missing!r} in its first line: {shown[:400]}")
+
+    def _split(self, line: bytes) -> list[str]:
+        text = line.decode("utf-8", "replace")
+        if '"' not in text:
+            return text.split(self._columns.delimiter)
+        return next(csv.reader((text,), delimiter=self._columns.delimiter, skipinitialspace=True))
+
+
+class _RowReader:
+    """Reads a row of a CSV, whose columns have the places that their names say."""
+
+    def __init__(self, columns: Columns, names: dict[str, int]) -> None:
+        def place(column: str | int | None) -> int | None:
+            if isinstance(column, str):
+                return names[column]
+            return None if column is None else column - 1
+
+        self._address = place(columns.address) or 0
+        self._last = place(columns.last)
+        self._score = place(columns.score)
+        self._category = place(columns.category)
+        self._worst = columns.worst
+        self._span = columns.best - columns.worst
+        self._count = 1 + max(self._address, self._last or 0, self._score or 0, self._category or 0)
+
+    def entry(self, row: list[str]) -> tuple[tuple[int, int, int, bool], Value]:
+        if len(row) < self._count:
+            raise ValueError(f"it has {len(row)} columns, of which {self._count} are needed")
+        text = row[self._address].strip()
+        if self._last is not None:
+            text = f"{text}-{row[self._last].strip()}"
+        return parse_range(text), Value(self._score_of(row), self._category_of(row))
+
+    def _score_of(self, row: list[str]) -> int | None:
+        if self._score is None:
+            return None
+        text = row[self._score].strip()
+        try:
+            share = (float(text) - self._worst) / self._span
+            return round(100 * min(max(share, 0.0), 1.0))
+        except ValueError:  # NaN is none either, when it is to be rounded
+            raise ValueError(f"{text[:80]!r} is not a number") from None
+
+    def _category_of(self, row: list[str]) -> str:
+        return "" if self._category is None else row[self._category].strip()[:_MAX_CATEGORY]
+
+
+class _Record(msgspec.Struct):
+    type: str = ""
+    cidr: str | None = None
+    asn: int | None = None
+    records: int | None = None
+
+
+def _add_record(entries: Entries, record: _Record) -> None:
+    if record.cidr is not None:
+        entries.add(parse_range(record.cidr))
+    elif record.asn is None:
+        raise ValueError("it has neither a 'cidr' nor an 'asn'")
+    elif not 0 < record.asn <= MAX_ASN:
+        raise ValueError(f"{record.asn} is not the number of a network, 1 to {MAX_ASN}")
+    else:
+        entries.asns.append(record.asn)
+
+
+def _read_line(entries: Entries, number: int, line: bytes) -> None:
+    """Read a line of a plain list."""
+    text = line.partition(b"#")[0].partition(b";")[0].strip()
+    if not text:
+        return
+    try:
+        entries.add(parse_range(text.decode("ascii", "replace")))
+    except ValueError as error:
+        entries.fail(number, str(error))
+
+
+def _lines(file: BinaryIO, entries: Entries, max_size: int) -> Iterator[bytes]:
+    """Yield a file's lines, without white space around them, and count them in `entries`."""
+    for piece in chunks_of(file, max_size):
+        for line in piece[:-1].split(b"\n"):
+            entries.lines += 1
+            if len(line) > MAX_LINE:
+                entries.fail(entries.lines, f"it is longer than {MAX_LINE} bytes")
+            else:
+                yield line.strip()
+
+
+def _checked(entries: Entries) -> Entries:
+    if entries.failed and not len(entries):
+        raise SourceError(f"none of its {entries.lines} lines can be used; {entries.errors[0]}")
+    return entries

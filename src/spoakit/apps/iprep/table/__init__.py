@@ -1,0 +1,1 @@
+"""The table of addresses: one mapped file that all workers share."""

@@ -1,0 +1,267 @@
+import re
+import tomllib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spoakit.apps.iprep.config.loader import read_config, settings_of
+from spoakit.apps.iprep.config.settings import (
+    AnswerSettings,
+    BanSettings,
+    ControlSettings,
+    DatabaseSettings,
+    DnsblSettings,
+    FeedSettings,
+    ForwardedSettings,
+    PolicySettings,
+    ReputationSettings,
+    SourceSettings,
+)
+from spoakit.apps.iprep.sources.lists import Columns
+from spoakit.exceptions import ConfigurationError
+
+REFERENCE = Path(__file__).parents[4] / "docs" / "iprep-configuration.md"
+TUTORIAL = REFERENCE.with_name("iprep-tutorial.md")
+FILES = ("ca.pem", "blocked.txt", "partners.txt", "abuse.csv", "GeoLite2-Country.mmdb")
+
+Read = Callable[[str], ReputationSettings]
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Read:
+    """Give `read(text)`, which reads a file with that text beside some lists."""
+    for name in FILES:
+        (tmp_path / name).touch()
+
+    def read(text: str) -> ReputationSettings:
+        path = tmp_path / "iprep.toml"
+        path.write_text(text)
+        return read_config(path)
+
+    return read
+
+
+FULL = """
+cache = "cache"
+policy = { allow = ["192.0.2.7"], block-private = true, combine = "weighted", unknown = 50 }
+answers = { variables = ["ip_score", "ip_asn"], scope = "txn" }
+forwarded = { argument = "xff", trusted = ["10.0.0.0/8"] }
+bans = { path = "bans.db", max-time = "1d", message = true }
+control = { path = "socket", mode = "0660" }
+
+[[source]]
+name = "list"
+type = "list"
+score = 5
+weight = 0.5
+category = "spam"
+allow = false
+failed = "closed"
+url = "https://example.com/list"
+max-age = "2d"
+interval = "2m"
+timeout = 5
+max-size = "1MiB"
+max-shrink = 10
+tls = { ca-file = "ca.pem" }
+
+[[source]]
+name = "drop"
+type = "drop"
+path = "blocked.txt"
+
+[[source]]
+name = "csv"
+type = "csv"
+path = "abuse.csv"
+columns = { address = "a", last = 2, score = "s", category = "c" }
+best = 0
+worst = 10
+delimiter = ";"
+scores = { spam = 7 }
+
+[[source]]
+name = "db"
+type = "mmdb"
+path = "GeoLite2-Country.mmdb"
+field = "a.b"
+provides = "country"
+scores = { XX = 3 }
+
+[[source]]
+name = "dns"
+type = "dnsbl"
+zone = "bl.example"
+deadline = "50ms"
+nameservers = ["127.0.0.1:5353"]
+cache-size = 10
+min-ttl = 1
+max-ttl = 2
+max-pending = 3
+scores = { "127.0.0.2" = 9 }
+"""
+
+
+def test_every_key_becomes_a_setting(read: Read, tmp_path: Path) -> None:
+    assert read(FULL) == ReputationSettings(
+        (
+            SourceSettings(
+                "list",
+                "list",
+                url="https://example.com/list",
+                score=5,
+                weight=0.5,
+                category="spam",
+                failed="closed",
+                max_age=2 * 86400,
+                feed=FeedSettings(120, 5, 1024**2, 10, str(tmp_path / "ca.pem")),
+            ),
+            SourceSettings("drop", "drop", str(tmp_path / "blocked.txt")),
+            SourceSettings(
+                "csv",
+                "csv",
+                str(tmp_path / "abuse.csv"),
+                scores=(("spam", 7),),
+                columns=Columns("a", 2, "s", "c", 0, 10, ";"),
+            ),
+            SourceSettings(
+                "db",
+                "mmdb",
+                str(tmp_path / "GeoLite2-Country.mmdb"),
+                scores=(("XX", 3),),
+                database=DatabaseSettings("a.b", "country"),
+            ),
+            SourceSettings(
+                "dns",
+                "dnsbl",
+                scores=(("127.0.0.2", 9),),
+                dnsbl=DnsblSettings("bl.example", 0.05, ("127.0.0.1:5353",), 10, 1, 2, 3),
+            ),
+        ),
+        PolicySettings(("192.0.2.7",), True, "weighted", 50),
+        AnswerSettings(("ip_score", "ip_asn"), "txn"),
+        ForwardedSettings("xff", ("10.0.0.0/8",)),
+        BanSettings(str(tmp_path / "bans.db"), 86400, True),
+        ControlSettings(str(tmp_path / "socket"), 0o660),
+        str(tmp_path / "cache"),
+    )
+
+
+LIST = '[[source]]\nname = "mine"\ntype = "list"\n'
+FILE = f'{LIST}path = "blocked.txt"\n'
+FEED = f"{LIST}url = 'http://x'\n"
+DNS = '[[source]]\nname = "dns"\ntype = "dnsbl"\nzone = "bl.example"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("a = \n", "line 1, column 5: Invalid value"),
+        ("polcy = {}", "there is no key 'polcy'"),
+        ("policy = { unknown = 101 }", "policy.unknown: 101 is not in the range 0 to 100"),
+        ("policy = { allow = ['::', 'x'] }", "policy.allow[2]: 'x' is not an address"),
+        ("policy = { combine = 'sum' }", "policy.combine: 'sum' is not one of lowest, weighted"),
+        ("answers = { variables = ['x'] }", "answers.variables: 'x' is not one of ip_score"),
+        ("answers = { variables = [] }", "answers.variables: there is none"),
+        ("answers = { scope = 'x' }", "answers.scope: 'x' is not one of proc, sess, txn"),
+        ("forwarded = { argument = 'x' }", "forwarded.trusted: it is empty"),
+        ("bans = { message = true }", "bans.message: there is no bans.path"),
+        ("bans = { max-time = 0 }", "bans.max-time: 0.0 is not in the range 1 to"),
+        ("bans = { path = '' }", "bans.path: '' is not a name"),
+        ('cache = "a\\u0000b"', r"cache: 'a\x00b' is not a name"),
+        ("control = { path = '' }", "control.path: '' is not a name"),
+        ("[source]\nname = 'a'", "source: there may be several; write [[source]]"),
+        ("control = { mode = '888' }", "control.mode: '888' is not a text such as"),
+        ("[[source]]\nname = 'a'", "source[1]: it needs a type: list, drop, csv, mmdb, dnsbl (the"),
+        ("[[source]]\ntype = 'x'", "source[1].type: 'x' is not one of list, drop"),
+        ("[[source]]\ntype = 'list'", "source[1]: the key 'name' is missing"),
+        (LIST, "source[1].path: there must be either a path or a url (the source"),
+        (f"{LIST}zone = 'x'", "source[1]: there is no key 'zone' (the source 'mine')"),
+        (f"{LIST}path = 'none'", "none' cannot be read: No such file"),
+        (f"{LIST}path = ''", "source[1].path: '"),
+        (f"{LIST}path = '.'", "cannot be read: Is a directory"),
+        (f"{LIST}url = 'ftp://x'", "source[1].url: 'ftp://x' is not an http:// or https:// URL"),
+        (f"{LIST}url = 'http://me:pass/word@x/'", "url: 'http://***@x/' is not an http:// or"),
+        (f"{LIST}url = 'https://x'\ntls = {{ ca-file = 'none' }}", "tls.ca-file: '"),
+        (f"{LIST}url = 'http://x'", "cache: source[1] has a url, and needs a folder"),
+        (f"{FILE}score = 101", "source[1].score: 101 is not in the range 0 to 100 (the source"),
+        (f"{FILE}interval = 1", "source[1].interval: 1.0 is not in the range 60.0 to"),
+        (f"{FILE}failed = 'x'", "source[1].failed: 'x' is not one of open, closed"),
+        (f"{FILE}failed = 'closed'\nallow = true", "cannot fail closed"),
+        (f"{FILE}{FILE}", "source[2].name: 'mine' is that of source[1] too"),
+        (
+            f"cache = 'a'\n{FEED}{FEED.replace('mine', 'other')}max-shrink = 9",
+            "source[2].url: it is that of source[1] too, which is downloaded once for both; give",
+        ),
+        (f"{DNS}zone2 = 1", "source[1]: there is no key 'zone2'"),
+        (f"{DNS}nameservers = ['x']", "source[1].nameservers: 'x' is not an address"),
+        (f"{DNS}nameservers = ['127.0.0.1:0']", "nameservers: '127.0.0.1:0' is not an address"),
+        (f"{DNS}scores = {{ a = 1 }}", "source[1].scores: 'a' is not an address of 127.0.0.0/8"),
+        (f"{DNS}scores = {{ '8.8.8.8' = 1 }}", "source[1].scores: '8.8.8.8' is not an address of"),
+        (f"{DNS}scores = {{ a = 101 }}", "source[1].scores.a: 101 is not in the range"),
+        (f"{DNS}max-ttl = 1", "source[1].max-ttl: 1.0 is not in the range 60.0 to"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_place_and_reason(
+    read: Read, text: str, error: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=r"iprep\.toml: ") as caught:
+        read(text)
+    assert error in str(caught.value)
+
+
+TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
+VALUE = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXT | st.datetimes(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=8,
+)
+KEYS = sorted(set(re.findall(r"^\s*([a-z-]+) = ", FULL, re.M)))
+TYPES = st.sampled_from(["list", "drop", "csv", "mmdb", "dnsbl"])
+
+
+@given(TYPES, st.dictionaries(st.sampled_from(KEYS), VALUE, max_size=4))
+def test_no_value_of_any_key_raises_anything_else(kind: str, values: dict[str, Any]) -> None:
+    table = {"name": "a", "type": kind, "zone" if kind == "dnsbl" else "url": "http://h"} | values
+    with suppress(ConfigurationError):
+        settings_of({"source": [table]} | values, Path("/none"))
+
+
+# The reference.
+
+
+@pytest.mark.parametrize(
+    "text", re.findall(r"^```toml\n(.*?)^```", REFERENCE.read_text(), re.M | re.S)
+)
+def test_the_examples_of_the_reference_are_right(read: Read, text: str) -> None:
+    assert read(text).sources
+
+
+@pytest.mark.parametrize(
+    "text", re.findall(r"^```toml\n(.*?)^```", TUTORIAL.read_text(), re.M | re.S)
+)
+def test_those_of_the_tutorial_are_right(read: Read, text: str) -> None:
+    assert read(text) != ReputationSettings()
+
+
+def keys_of(table: dict[str, Any], prefix: str = "") -> set[str]:
+    """Return the keys of a table, with those of the tables in it behind a dot."""
+    keys = set()
+    for key, value in table.items():
+        if key == "source":
+            keys |= set().union(*(keys_of(source) for source in value))
+        elif isinstance(value, dict) and key != "scores":
+            keys |= keys_of(value, f"{prefix}{key}.")
+        else:
+            keys.add(f"{prefix}{key}")
+    return keys
+
+
+def test_the_reference_has_every_key() -> None:
+    described = set(re.findall(r"^\| `([a-z.-]+)` \|", REFERENCE.read_text(), re.M))
+    assert described == keys_of(tomllib.loads(FULL))
