@@ -6,6 +6,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -309,6 +310,37 @@ def test_names_in_the_hosts_file_count(run: Run) -> None:
         found = addresses_of(await known.host("localhost", 80).get())
         assert set(found) <= {"127.0.0.1", "::1"}
         assert found
+        await known.close()
+
+    run(scenario())
+
+
+HOSTS = """\
+# comment
+127.0.0.1   localhost  other
+::1         dual.example  # comment
+127.0.0.1   Dual.Example
+nonsense    dual.example
+127.0.0.1   dual.example
+127.0.0.2   notdual.example dual.example.org
+"""
+
+
+def test_all_addresses_of_a_name_in_the_hosts_file_count(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text(HOSTS)
+    monkeypatch.setattr(names, "_HOSTS", hosts)
+
+    async def scenario() -> None:
+        known = Names()
+        host = known.host("DUAL.example.", 80, ("127.0.0.1:1",))
+        assert sorted(addresses_of(await host.get())) == ["127.0.0.1", "::1"]
+        assert 4 < host._expires_at - monotonic() <= 5
+        hosts.unlink()
+        host._expires_at = 0.0
+        assert sorted(addresses_of(await host.get())) == ["127.0.0.1", "::1"]
         await known.close()
 
     run(scenario())

@@ -1,8 +1,9 @@
 """Addresses of hosts: one lookup for all connections of a worker, kept as long as DNS allows.
 
-c-ares looks names up (through aiodns), in /etc/hosts and by DNS. Other sources of the system's name
-service switch (mDNS, LDAP, NIS and so on) are not asked. Event loops look names up in a few
-threads, which one name server that does not answer keeps busy for all others, and for the stop.
+Names are looked up in /etc/hosts, and then by DNS, by c-ares (through aiodns). Other sources of the
+system's name service switch (mDNS, LDAP, NIS and so on) are not asked. Event loops look names up in
+a few threads, which one name server that does not answer keeps busy for all others, and for the
+stop.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ import socket
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
@@ -35,6 +37,10 @@ _TRIES: Final = 2
 _PATIENCE: Final = 0.5
 # Seconds for which an address that did not connect is tried after all others.
 _AVOIDANCE: Final = 60.0
+
+
+# c-ares reads it as well, but loses addresses of a name that shares one with another name's line.
+_HOSTS: Final = Path("/etc/hosts")
 
 
 class LookupFailedError(OSError):
@@ -162,6 +168,8 @@ class Resolver:
         Raises:
             LookupFailedError: there is none, or no name server responds.
         """
+        if known := await asyncio.to_thread(_read_hosts, host):
+            return [_address_info(address, port) for address in known], 0.0
         if self._channel is None:
             self._channel = aiodns.DNSResolver(
                 list(self._nameservers) or None, timeout=_TIMEOUT, tries=_TRIES
@@ -222,6 +230,19 @@ class Names:
         """End lookups; connections that wait for one fail."""
         for resolver in list(self._resolvers.values()):
             await resolver.close()
+
+
+def _read_hosts(host: str) -> list[str]:
+    """Return the addresses that /etc/hosts has for a name, in any case; none if it has no such."""
+    name = host.lower().removesuffix(".")
+    found: list[str] = []
+    with suppress(OSError), _HOSTS.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            address, *names = line.partition("#")[0].lower().split() or [""]
+            if name in names and address not in found:
+                with suppress(ValueError):
+                    found.append(str(ipaddress.ip_address(address)))
+    return found
 
 
 def _address_info(address: str, port: int, scope: Sequence[int] = ()) -> AddressInfo:
