@@ -1,3 +1,4 @@
+import json
 import re
 import tomllib
 from collections.abc import Callable
@@ -37,6 +38,7 @@ def read(tmp_path: Path) -> Read:
     """Give `read(text)`, which reads a file with that text beside some lists."""
     for name in FILES:
         (tmp_path / name).touch()
+    (tmp_path / "secret").write_text("from a file\n")
 
     def read(text: str) -> ReputationSettings:
         path = tmp_path / "iprep.toml"
@@ -68,6 +70,9 @@ interval = "2m"
 timeout = 5
 max-size = "1MiB"
 max-shrink = 10
+may-be-empty = true
+allow-html = true
+headers = { Auth-Key = "hush", X-Other = "@secret" }
 tls = { ca-file = "ca.pem" }
 
 [[source]]
@@ -119,7 +124,16 @@ def test_every_key_becomes_a_setting(read: Read, tmp_path: Path) -> None:
                 category="spam",
                 failed="closed",
                 max_age=2 * 86400,
-                feed=FeedSettings(120, 5, 1024**2, 10, str(tmp_path / "ca.pem")),
+                feed=FeedSettings(
+                    interval=120,
+                    timeout=5,
+                    max_size=1024**2,
+                    max_shrink=10,
+                    may_be_empty=True,
+                    allow_html=True,
+                    headers=(("Auth-Key", "hush"), ("X-Other", "from a file")),
+                    ca_file=str(tmp_path / "ca.pem"),
+                ),
             ),
             SourceSettings("drop", "drop", str(tmp_path / "blocked.txt")),
             SourceSettings(
@@ -150,6 +164,66 @@ def test_every_key_becomes_a_setting(read: Read, tmp_path: Path) -> None:
         ControlSettings(str(tmp_path / "socket"), 0o660),
         str(tmp_path / "cache"),
     )
+
+
+SECRETS = [
+    ({"Auth Key": "hush"}, "headers: 'Auth Key' is not the name of a header"),
+    ({"": "hush"}, "headers: '' is not the name of a header"),
+    ({"A": ""}, "headers.A: its value is not 1 to 8192 visible characters"),
+    ({"A": "hush\nB: c"}, "headers.A: its value is not 1 to 8192 visible characters"),
+    ({"A": "hush\u00e4"}, "headers.A: its value is not 1 to 8192 visible characters"),
+    ({"A": " hush"}, "headers.A: its value is not 1 to 8192 visible characters"),
+    ({"A": "hush" * 2049}, "headers.A: its value is not 1 to 8192 visible characters"),
+    ({"A": "@two"}, "headers.A: its value is not 1 to 8192 visible characters"),
+    ({"A": "@large"}, "is larger than 16384 bytes"),
+    ({"A": "@none"}, "none' cannot be read: No such file or directory"),
+    ({"A": "@"}, "cannot be read: Is a directory"),
+    ({"A": "hush", "a": "hush"}, "headers.a: it is there twice"),
+    ({"Host": "hush"}, "headers.Host: it cannot be chosen"),
+    ({"if-none-match": "hush"}, "headers.if-none-match: it cannot be chosen"),
+]
+
+
+@pytest.mark.parametrize(("headers", "error"), SECRETS)
+def test_no_error_of_a_header_shows_its_value(
+    read: Read, tmp_path: Path, headers: dict[str, str], error: str
+) -> None:
+    (tmp_path / "two").write_text("hush\nhush\n")
+    (tmp_path / "large").write_text("hush" * 5000)
+    table = ", ".join(f"{json.dumps(name)} = {json.dumps(text)}" for name, text in headers.items())
+    with pytest.raises(ConfigurationError) as caught:
+        read(f"cache = 'c'\n{FEED}headers = {{ {table} }}\n")
+    assert error in str(caught.value)
+    assert "source[1].headers" in str(caught.value)
+    assert "hush" not in str(caught.value)
+
+
+def test_a_header_may_come_from_the_environment(
+    read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEED_KEY", "hush")
+    [source] = read(f"cache = 'c'\n{FEED}headers = {{ Auth-Key = '${{FEED_KEY}}' }}\n").sources
+    assert source.feed.headers == (("Auth-Key", "hush"),)
+
+
+def test_a_url_with_a_user_and_a_header_that_says_another_is_refused(read: Read) -> None:
+    text = FEED.replace("http://x", "http://me:hush@x")
+    with pytest.raises(ConfigurationError, match="the url has a user, too; give one of them"):
+        read(f"cache = 'c'\n{text}headers = {{ authorization = 'hush' }}\n")
+
+
+def test_values_that_are_numbers_of_networks_may_have_letters(read: Read) -> None:
+    text = """
+        [[source]]
+        name = "asn"
+        type = "mmdb"
+        path = "blocked.txt"
+        scores = { AS15169 = 3, as64500 = 4, 64501 = 5 }
+        """
+    [source] = read(text + "provides = 'asn'\n").sources
+    assert source.scores == (("15169", 3), ("64500", 4), ("64501", 5))
+    [source] = read(text + "field = 'asn'\n").sources
+    assert source.scores == (("AS15169", 3), ("as64500", 4), ("64501", 5))
 
 
 LIST = '[[source]]\nname = "mine"\ntype = "list"\n'
@@ -255,7 +329,7 @@ def keys_of(table: dict[str, Any], prefix: str = "") -> set[str]:
     for key, value in table.items():
         if key == "source":
             keys |= set().union(*(keys_of(source) for source in value))
-        elif isinstance(value, dict) and key != "scores":
+        elif isinstance(value, dict) and key not in ("scores", "headers"):
             keys |= keys_of(value, f"{prefix}{key}.")
         else:
             keys.add(f"{prefix}{key}")

@@ -198,7 +198,9 @@ def test_databases_say_whose_addresses_they_are(site: Site) -> None:
 def test_networks_numbers_are_listed_by_a_database_that_knows_them(site: Site) -> None:
     asn = site.root / "asn.mmdb"
     write_database(asn, {"8.8.8.0/24": 64500, "9.9.9.0/24": 64501})
-    path = site.file("drop.json", '{"asn": 64500, "rir": "x"}\n{"cidr": "7.7.7.0/24"}\n')
+    path = site.file(
+        "drop.json", '{"asn": 64500, "rir": "x"}\n{"cidr": "7.7.7.0/24"}\n{"type": "metadata"}\n'
+    )
     drop = SourceSettings("drop", "drop", str(path))
     site.build(drop)
     assert site.score("8.8.8.8") == 100

@@ -10,7 +10,12 @@ import pytest
 from tests.apps.iprep.making import database, dnsbl, feed, mine, put, write_database
 from tests.apps.iprep.sources.web_server import Page, web_server
 
-from spoakit.apps.iprep.config.settings import PolicySettings, ReputationSettings, SourceSettings
+from spoakit.apps.iprep.config.settings import (
+    FeedSettings,
+    PolicySettings,
+    ReputationSettings,
+    SourceSettings,
+)
 from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.snapshot.builder import build_snapshot
 from spoakit.apps.iprep.snapshot.manifest import (
@@ -305,7 +310,7 @@ def _fail(*_: object) -> Snapshot:
 
 def test_networks_numbers_need_a_database_that_knows_them(shop: Shop, tmp_path: Path) -> None:
     drop, asn = tmp_path / "asndrop.json", tmp_path / "asn.mmdb"
-    drop.write_text('{"asn": 64500}\n{"asn": 64501}\n')
+    drop.write_text('{"asn": 64500}\n{"asn": 64501}\n{"type": "metadata", "records": 2}\n')
     source = SourceSettings("drop", "drop", str(drop))
     [report] = shop.build(source)
     assert "its 2 numbers of networks are of no use without a source of the type 'mmdb'" in (
@@ -315,6 +320,32 @@ def test_networks_numbers_need_a_database_that_knows_them(shop: Shop, tmp_path: 
     write_database(asn, {"8.8.8.0/24": 64500})
     report, _ = shop.build(source, database(asn, "asn"))
     assert report.error == ""
+
+
+@pytest.mark.parametrize("now", [10, 0])
+def test_a_file_that_shrinks_by_more_than_the_limit_leaves_what_there_was(
+    shop: Shop, path: Path, now: int
+) -> None:
+    def write(number: int) -> None:
+        put(path, "".join(f"8.8.8.{index}\n" for index in range(number)) or "# none\n")
+
+    write(100)
+    shop.build(mine(path))
+    write(now)
+    [report] = shop.build(mine(path))
+    assert report.entries == 100
+    assert "it shrank from 100 entries to" in report.error
+    assert "what was read of it before stays in use" in report.error
+    allowed = FeedSettings(max_shrink=100, may_be_empty=True)
+    [report] = shop.build(mine(path, feed=allowed))
+    assert (report.entries, report.error) == (now, "")
+
+
+def test_a_short_file_may_shrink_to_nothing(shop: Shop, path: Path) -> None:
+    for content, entries in (("8.8.8.1\n8.8.8.2\n8.8.8.3\n", 3), ("8.8.8.1\n", 1), ("# none\n", 0)):
+        put(path, content)
+        [report] = shop.build(mine(path))
+        assert (report.entries, report.error) == (entries, "")
 
 
 def test_a_csvs_values_are_in_the_report(shop: Shop, tmp_path: Path) -> None:

@@ -142,6 +142,12 @@ def test_a_drop_list_with_fewer_records_than_it_names_is_cut_off() -> None:
         DropReader().read(BytesIO(b"".join(lines[1:])))
 
 
+def test_a_drop_list_without_its_last_line_is_cut_off() -> None:
+    for cut in (b'{"cidr": "192.0.2.0/24"}\n', b'{"cidr": "192.0.2.0/24"}\n{"type": "meta', b"\n"):
+        with pytest.raises(SourceError, match="cut off: it has no line of the type 'metadata'"):
+            DropReader().read(BytesIO(cut))
+
+
 CSV = b"""\
 # made today
 # "ip", confidence, kind

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Literal
 
 from tests.certificates import Pem
 
@@ -23,11 +24,14 @@ class Page:
     size: int | None = None
     asked: list[dict[str, str]] = field(default_factory=list)
     pause: float = 0.0
+    framing: Literal["length", "chunked", "close"] = "length"
+    trickles: bool = False
     url: str = ""
 
 
 class _Handler(BaseHTTPRequestHandler):
     page: Page
+    released: threading.Event
 
     def do_GET(self) -> None:
         page = self.page
@@ -38,12 +42,27 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in page.headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body) if page.size is None else page.size))
+        if page.trickles:
+            self.flush_headers()
+            self._trickle()
+        if page.framing == "length":
+            self.send_header("Content-Length", str(len(body) if page.size is None else page.size))
+        elif page.framing == "chunked":
+            self.send_header("Transfer-Encoding", "chunked")
+            body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
         self.end_headers()
         for start in range(0, len(body), 4096):
             time.sleep(page.pause)
             try:
                 self.wfile.write(body[start : start + 4096])
+            except OSError:
+                return
+
+    def _trickle(self) -> None:
+        """Send header lines without an end, until the server stops or nobody reads them."""
+        while not self.released.wait(0.02):
+            try:
+                self.wfile.write(b"X-Trickle: y\r\n")
             except OSError:
                 return
 
@@ -55,7 +74,8 @@ class _Handler(BaseHTTPRequestHandler):
 def web_server(certificate: Pem | None = None) -> Iterator[Page]:
     """Serve a page, which may be changed at any time; with a certificate, over HTTPS."""
     page = Page()
-    handler = type("PageHandler", (_Handler,), {"page": page})
+    released = threading.Event()
+    handler = type("PageHandler", (_Handler,), {"page": page, "released": released})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         page.url = f"http://127.0.0.1:{server.server_port}/list"
         if certificate is not None:
@@ -66,5 +86,6 @@ def web_server(certificate: Pem | None = None) -> Iterator[Page]:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield page
+        released.set()
         server.shutdown()
         thread.join()

@@ -29,6 +29,7 @@ from spoakit.apps.iprep.config.settings import (
     ReputationSettings,
     SourceSettings,
     SourceType,
+    bare_asn,
 )
 from spoakit.apps.iprep.sources.lists import Columns
 from spoakit.apps.toml import Table, readable_file
@@ -40,6 +41,7 @@ _DNSBL: Final = DnsblSettings("localhost")
 _POLICY: Final = PolicySettings()
 _ANSWERS: Final = AnswerSettings()
 _BANS: Final = BanSettings()
+_MAX_SECRET: Final = 16 * 1024
 # What a database is asked for, where only what it provides is said.
 _FIELDS: Final = {"asn": "autonomous_system_number", "country": "country.iso_code"}
 
@@ -86,6 +88,9 @@ class _FileSource(Source, frozen=True, kw_only=True):
     timeout: Seconds = Seconds(_FEED.timeout)
     max_size: Size = Size(_FEED.max_size)
     max_shrink: float = _FEED.max_shrink
+    may_be_empty: bool = _FEED.may_be_empty
+    allow_html: bool = _FEED.allow_html
+    headers: dict[str, str] = msgspec.field(default_factory=dict)
     tls: _Tls = _Tls()
 
     def place(self, folder: Path) -> dict[str, Any]:
@@ -94,11 +99,17 @@ class _FileSource(Source, frozen=True, kw_only=True):
             "url": self.url,
             "max_age": self.max_age,
             "feed": FeedSettings(
-                self.interval,
-                self.timeout,
-                self.max_size,
-                self.max_shrink,
-                readable_file("tls.ca-file", self.tls.ca_file, folder),
+                interval=self.interval,
+                timeout=self.timeout,
+                max_size=self.max_size,
+                max_shrink=self.max_shrink,
+                may_be_empty=self.may_be_empty,
+                allow_html=self.allow_html,
+                headers=tuple(
+                    (name, _secret(f"headers.{name[:80]}", value, folder))
+                    for name, value in self.headers.items()
+                ),
+                ca_file=readable_file("tls.ca-file", self.tls.ca_file, folder),
             ),
         }
 
@@ -146,7 +157,10 @@ class _Database(_FileSource, frozen=True, kw_only=True):
         field = self.field or _FIELDS.get(provides or "")
         if field is None:
             raise ConfigurationError("field: the key is missing, and so is 'provides'")
-        scores = tuple(self.scores.items())
+        scores = tuple(
+            (bare_asn(value) if provides == "asn" else value, score)
+            for value, score in self.scores.items()
+        )
         database = DatabaseSettings(field, provides)
         return self.common("mmdb", database=database, scores=scores, **self.place(folder))
 
@@ -244,6 +258,19 @@ class File(Table, frozen=True):
             ),
             _within("cache", self.cache, folder),
         )
+
+
+def _secret(option: str, text: str, folder: Path) -> str:
+    """Return a value, or that in a file for "@FILE", without the end of its line."""
+    if not text.startswith("@"):
+        return text
+    path = readable_file(option, text[1:], folder)
+    assert path is not None
+    with open(path, "rb") as file:
+        content = file.read(_MAX_SECRET + 1)
+    if len(content) > _MAX_SECRET:
+        raise ConfigurationError(f"{option}: {path!r} is larger than {_MAX_SECRET} bytes")
+    return content.decode("ascii", "replace").rstrip("\r\n")
 
 
 def _within(option: str, name: str | None, folder: Path) -> str | None:

@@ -55,6 +55,22 @@ _MAX_CACHE: Final = 10_000_000
 _MAX_ZONE: Final = 253 - 64
 _LISTINGS: Final = IPv4Network("127.0.0.0/8")
 _NO_ARGUMENT: Final = re.compile(r"[\s=#\"'\\]")
+# RFC 9110, 5.1 and 5.5.
+_HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,255}")
+_HEADER_VALUE: Final = re.compile(r"[!-~](?:[ -~]{0,8190}[!-~])?")
+_OWN_HEADERS: Final = frozenset(
+    (
+        "accept-encoding",
+        "connection",
+        "content-length",
+        "host",
+        "if-modified-since",
+        "if-none-match",
+        "range",
+        "transfer-encoding",
+    )
+)
+_ASN: Final = re.compile("[Aa][Ss]([0-9]{1,10})")
 _ZONE: Final = re.compile(r"(?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.)*[A-Za-z0-9-]+")
 
 
@@ -68,6 +84,10 @@ class FeedSettings:
         max_size: the most bytes, as they come and out of gzip, 1 KiB to 1 GiB.
         max_shrink: percent of its entries that a list may lose from one download to the next,
             0 to 100; one that loses more is refused.
+            A list of under 100 entries may lose any of them.
+        may_be_empty: whether a list without entries is taken.
+        allow_html: whether a list is taken that its server calls text/html.
+        headers: names and values of headers for its server; values may be secrets.
         ca_file: certificates, in PEM, of the authorities to trust instead of the system's.
     """
 
@@ -75,6 +95,9 @@ class FeedSettings:
     timeout: float = 60.0
     max_size: int = 256 * _MIB
     max_shrink: float = 50.0
+    may_be_empty: bool = False
+    allow_html: bool = False
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     ca_file: str | None = None
 
     def __post_init__(self) -> None:
@@ -82,6 +105,7 @@ class FeedSettings:
         check_range("timeout", self.timeout, 0.1, 3600)
         check_range("max-size", self.max_size, 1024, 1024 * _MIB)
         check_range("max-shrink", self.max_shrink, 0, 100)
+        _check_headers(self.headers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +230,7 @@ class SourceSettings:
         if sum(place is not None for place in places) != 1:
             raise ConfigurationError("path: there must be either a path or a url")
         if self.url is not None:
-            _check_url(self.url)
+            _check_url(self.url, self.feed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,8 +393,8 @@ class ReputationSettings:
             if source.url is not None and source.feed != self.sources[first - 1].feed:
                 raise ConfigurationError(
                     f"source[{number}].url: it is that of source[{first}] too, which is downloaded "
-                    "once for both; give both the same interval, timeout, max-size, max-shrink "
-                    "and tls.ca-file"
+                    "once for both; give both the same interval, timeout, max-size, max-shrink, "
+                    "may-be-empty, allow-html, headers and tls.ca-file"
                 )
 
 
@@ -390,6 +414,12 @@ def parse_ranges(option: str, texts: tuple[str, ...]) -> tuple[Range, ...]:
     return tuple(ranges)
 
 
+def bare_asn(text: str) -> str:
+    """Return the number of an autonomous system without the letters before it, as in "AS15169"."""
+    match = _ASN.fullmatch(text)
+    return text if match is None else match[1]
+
+
 def _check_listing(text: str) -> None:
     """Refuse what no DNSBL answers with to say that it has an address."""
     try:
@@ -400,7 +430,25 @@ def _check_listing(text: str) -> None:
         raise ConfigurationError(f"scores: {text[:80]!r} is not an address of {_LISTINGS}")
 
 
-def _check_url(url: str) -> None:
+def _check_headers(headers: tuple[tuple[str, str], ...]) -> None:
+    """Refuse headers that are malformed, or not the user's choice, and show no values."""
+    names: set[str] = set()
+    for name, value in headers:
+        if _HEADER_NAME.fullmatch(name) is None:
+            raise ConfigurationError(f"headers: {name[:80]!r} is not the name of a header")
+        option = f"headers.{name[:80]}"
+        if name.lower() in _OWN_HEADERS:
+            raise ConfigurationError(f"{option}: it cannot be chosen")
+        if name.lower() in names:
+            raise ConfigurationError(f"{option}: it is there twice")
+        names.add(name.lower())
+        if _HEADER_VALUE.fullmatch(value) is None:
+            raise ConfigurationError(
+                f"{option}: its value is not 1 to 8192 visible characters of ASCII and spaces"
+            )
+
+
+def _check_url(url: str, feed: FeedSettings) -> None:
     try:
         parts = urlsplit(url)
         good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
@@ -408,6 +456,8 @@ def _check_url(url: str) -> None:
         good = False
     if not good or not url.isascii() or not url.isprintable() or " " in url:
         raise ConfigurationError(f"url: {shown_text(url)[:80]!r} is not an http:// or https:// URL")
+    if "@" in parts.netloc and any(name.lower() == "authorization" for name, _ in feed.headers):
+        raise ConfigurationError("headers.Authorization: the url has a user, too; give one of them")
 
 
 def _check_columns(columns: Columns) -> None:

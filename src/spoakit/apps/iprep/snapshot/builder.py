@@ -23,6 +23,7 @@ from spoakit.apps.iprep.config.settings import ReputationSettings, SourceSetting
 from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.snapshot.manifest import ALLOWED, PRIVATE, Snapshot, SourceReport, publish
 from spoakit.apps.iprep.sources.entries import Entries
+from spoakit.apps.iprep.sources.feeds import refuse_shrunk
 from spoakit.apps.iprep.sources.files import feed_of, file_of, read_entries, refuse_no_file
 from spoakit.apps.iprep.sources.mmdb import Database, copy_database
 from spoakit.apps.iprep.table.builder import Ranges, TableBuilder
@@ -131,6 +132,8 @@ class _Reading:
             return kept, ""
         try:
             entries = read_entries(self._source, path)
+            if kept is not None and self._feed is None:  # a feed's download was judged already
+                refuse_shrunk(len(kept.entries), len(entries), self._source.feed)
         except SourceError as error:
             return kept, self._problem(path, error, kept is not None)
         kept = _Kept(identity, _modified(path), entries)

@@ -22,7 +22,14 @@ def feed_of(source: SourceSettings, cache: str | None) -> Feed | None:
     if source.url is None or cache is None:
         return None
     reading = repr((source.type, source.columns))
-    return Feed(source.url, source.feed, Path(cache), _counter(source), reading)
+    return Feed(
+        source.url,
+        source.feed,
+        Path(cache),
+        _counter(source),
+        reading,
+        has_lines=source.type != "mmdb",
+    )
 
 
 def file_of(source: SourceSettings, cache: str | None) -> Path | None:

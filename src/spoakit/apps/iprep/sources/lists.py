@@ -71,30 +71,34 @@ class PlainReader:
 class DropReader:
     """Reads Spamhaus' DROP lists in JSON: an object a line, with a "cidr" or an "asn".
 
-    The last line, of the type "metadata", says how many records there are; where it says another
-    number than there are lines, the list is cut off.
+    The last line, of the type "metadata", says how many records there are; where it is missing, or
+    says more than there are lines, the list is cut off.
     """
 
     def read(self, file: BinaryIO, max_size: int = MAX_SIZE) -> Entries:
         """See `ListReader.read`."""
         entries = Entries()
-        decode = msgspec.json.Decoder(_Record).decode
-        records = None
+        metadata: _Record | None = None
         for line in _lines(file, entries, max_size):
             if not line:
                 continue
             try:
-                record = decode(line)
+                record = _RECORD.decode(line)
                 if record.type == "metadata":
-                    records = record.records
+                    metadata = record
                 else:
                     _add_record(entries, record)
             except (msgspec.DecodeError, ValueError, RecursionError) as error:
                 entries.fail(entries.lines, str(error))
+        _checked(entries)
         found = len(entries) + entries.failed
-        if records is not None and records > found:
-            raise SourceError(f"it is cut off: it has {found} of the {records} records it names")
-        return _checked(entries)
+        if metadata is None and entries.lines:
+            raise SourceError("it is cut off: it has no line of the type 'metadata' at its end")
+        if metadata is not None and (metadata.records or 0) > found:
+            raise SourceError(
+                f"it is cut off: it has {found} of the {metadata.records} records it names"
+            )
+        return entries
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +221,9 @@ class _Record(msgspec.Struct):
     cidr: str | None = None
     asn: int | None = None
     records: int | None = None
+
+
+_RECORD: Final = msgspec.json.Decoder(_Record)
 
 
 def _add_record(entries: Entries, record: _Record) -> None:
