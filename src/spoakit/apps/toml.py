@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import threading
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,8 @@ from spoakit.exceptions import ConfigurationError
 
 MAX_SIZE: Final = 1024 * 1024
 """The most bytes a configuration file may have."""
+
+_CONVERTING: Final = threading.Lock()
 
 S = TypeVar("S")
 T = TypeVar("T", bound=msgspec.Struct)
@@ -104,7 +107,9 @@ def convert(table: dict[str, Any], kind: type[T], where: str) -> T:
             the key, places in lists counted from 1.
     """
     try:
-        return msgspec.convert(table, kind, dec_hook=_decode)
+        # msgspec fills its description of a class at its first use; two threads at once crash.
+        with _CONVERTING:
+            return msgspec.convert(table, kind, dec_hook=_decode)
     except msgspec.ValidationError as error:
         # "reason - at `$.path`", the latter only within the table.
         reason, _, place = str(error).partition(" - at `$")

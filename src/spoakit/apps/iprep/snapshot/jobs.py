@@ -19,7 +19,13 @@ import msgspec
 from spoakit.apps.iprep.config.settings import ReputationSettings, SourceSettings
 from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.snapshot.builder import build_snapshot
-from spoakit.apps.iprep.snapshot.manifest import Snapshot, encode, lock, read_snapshot
+from spoakit.apps.iprep.snapshot.manifest import (
+    SNAPSHOT_DECODER,
+    Snapshot,
+    encode,
+    lock,
+    read_snapshot,
+)
 from spoakit.apps.iprep.sources.feeds import Outcome
 from spoakit.apps.iprep.sources.files import feed_of
 from spoakit.exceptions import SpoakitError
@@ -73,6 +79,11 @@ class Fetched(msgspec.Struct, frozen=True):
 
 T = TypeVar("T", Fetched, Snapshot)
 
+# Made here, under the import lock: msgspec describes a class to itself at its first use, and a
+# second thread that decodes at that moment crashes.
+_JOB: Final = msgspec.json.Decoder[Fetch | Build](Fetch | Build)
+_FETCHED: Final = msgspec.json.Decoder(Fetched)
+
 
 async def fetch(job: Fetch) -> Fetched:
     """Have a source downloaded.
@@ -80,7 +91,7 @@ async def fetch(job: Fetch) -> Fetched:
     Raises:
         JobError: the process failed.
     """
-    return await _run(job, Fetched, job.source.feed.timeout + _PATIENCE)
+    return await _run(job, _FETCHED, job.source.feed.timeout + _PATIENCE)
 
 
 async def build(job: Build) -> Snapshot:
@@ -89,15 +100,15 @@ async def build(job: Build) -> Snapshot:
     Raises:
         JobError: it could not be made.
     """
-    return await _run(job, Snapshot, _PATIENCE)
+    return await _run(job, SNAPSHOT_DECODER, _PATIENCE)
 
 
-async def _run(job: Fetch | Build, kind: type[T], patience: float) -> T:
+async def _run(job: Fetch | Build, result: "msgspec.json.Decoder[T]", patience: float) -> T:
     try:
         async with asyncio.timeout(patience):
             code, output, errors = await _talk(encode(job) + b"\n")
         if code == 0:
-            return msgspec.json.decode(output, type=kind)
+            return result.decode(output)
     except TimeoutError:
         raise JobError(f"its process took longer than {patience:g} s") from None
     except (OSError, ValueError) as error:  # no process is to be had; it is no JSON
@@ -165,7 +176,7 @@ def _end_with_input() -> None:
 def main() -> int:
     """Do the job on standard input; return the exit code, 1 with the reason on standard error."""
     os.nice(_NICENESS)
-    job = msgspec.json.decode(sys.stdin.buffer.readline(), type=Fetch | Build)
+    job = _JOB.decode(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_input, daemon=True).start()
     try:
         result = _fetch(job) if isinstance(job, Fetch) else _build(job)

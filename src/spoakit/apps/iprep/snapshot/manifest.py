@@ -85,6 +85,11 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         return (self.table, *(report.file for report in self.reports if report.file))
 
 
+# Made here, under the import lock: msgspec describes a class to itself at its first use, and a
+# second thread that decodes at that moment crashes.
+SNAPSHOT_DECODER: Final = msgspec.json.Decoder(Snapshot)
+
+
 def encode(described: msgspec.Struct) -> bytes:
     """Return settings, and what has some, as JSON."""
     return msgspec.json.encode(described, enc_hook=_plain)
@@ -109,7 +114,7 @@ def read_snapshot(folder: Path) -> Snapshot | None:
         SourceError: it cannot be read, or is damaged.
     """
     try:
-        return msgspec.json.decode(manifest_of(folder).read_bytes(), type=Snapshot)
+        return SNAPSHOT_DECODER.decode(manifest_of(folder).read_bytes())
     except FileNotFoundError:
         return None
     except OSError as error:
