@@ -270,12 +270,44 @@ def test_a_database_that_is_damaged_leaves_the_one_before(shop: Shop, tmp_path: 
             [report] = shop.build(source)
             assert report.file == first.file
             assert report.modified == first.modified
-            assert report.error.startswith(f"{path}: it is no database in MaxMind's format")
+            assert report.error.startswith(f"{path}: it is not a database in MaxMind's format")
             assert report.error.endswith("; what was read of it before stays in use")
     path.unlink()
     [report] = shop.build(source)
     assert (report.file, report.loaded) == (first.file, True)
     assert "it cannot be read: No such file" in report.error
+
+
+def test_a_database_that_crashes_its_reader_is_its_sources_failure_alone(
+    shop: Shop, tmp_path: Path, path: Path
+) -> None:
+    broken = tmp_path / "db.mmdb"
+    write_database(broken, {"9.9.9.0/24": {"iso_code": "US"}})
+    data = broken.read_bytes()
+    put(broken, data.replace(b"\x48iso_code", b"\x00iso_code"))
+    sources = database(broken, "country", field="value.iso_code"), mine(path)
+    failed, good = shop.build(*sources)
+    assert not failed.loaded
+    assert f"{broken}: it is damaged: " in failed.error
+    assert (good.entries, good.error) == (2, "")
+    put(broken, data)
+    failed, _ = shop.build(*sources)
+    assert (failed.loaded, failed.error) == (True, "")
+    put(broken, data.replace(b"\x48iso_code", b"\x00iso_code"))
+    kept, _ = shop.build(*sources)
+    assert kept.file == failed.file
+    assert "it is damaged: " in kept.error
+
+
+def test_what_is_odd_about_a_database_is_known_of_each_field(shop: Shop, tmp_path: Path) -> None:
+    path = tmp_path / "db.mmdb"
+    write_database(path, {"8.8.8.0/24": "US"})
+    sources = database(path, "country"), database(path, "country", "other", field="none")
+    for _ in range(2):
+        good, odd = shop.build(*sources)
+        assert (good.loaded, good.warning) == (True, "")
+        assert (odd.loaded, odd.warning) == (True, "none of its networks has the field 'none'")
+    assert good.file == odd.file
 
 
 def test_a_copy_of_a_database_that_is_damaged_is_made_anew(shop: Shop, tmp_path: Path) -> None:

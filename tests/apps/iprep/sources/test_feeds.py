@@ -10,10 +10,11 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.apps.iprep.making import write_database
 from tests.apps.iprep.sources.web_server import LIST, Page, web_server
 from tests.certificates import Pem, make_authority, make_certificate
 
-from spoakit.apps.iprep.config.settings import FeedSettings, SourceSettings
+from spoakit.apps.iprep.config.settings import DatabaseSettings, FeedSettings, SourceSettings
 from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.sources import files
 from spoakit.apps.iprep.sources.feeds import Feed, Outcome
@@ -468,6 +469,20 @@ def test_what_has_no_lines_is_not_cut(page: Page, tmp_path: Path) -> None:
     feed = Feed(page.url, FeedSettings(), tmp_path, lambda _: 1, has_lines=False)
     assert feed.fetch() is Outcome.NEW
     assert feed.path.read_bytes() == page.body
+
+
+def test_a_database_that_crashes_its_reader_is_refused(page: Page, tmp_path: Path) -> None:
+    write_database(tmp_path / "db", {"8.8.8.0/24": {"iso_code": "US"}})
+    page.body = (tmp_path / "db").read_bytes()
+    database = DatabaseSettings("value.iso_code")
+    source = SourceSettings("db", "mmdb", url=page.url, database=database)
+    feed = files.feed_of(source, str(tmp_path))
+    assert feed is not None
+    assert feed.fetch() is Outcome.NEW
+    assert feed.path.read_bytes() == page.body
+    make_due(feed)
+    page.body = page.body.replace(b"\x48iso_code", b"\x00iso_code")
+    refused(feed, "it is damaged: ")
 
 
 # --- headers -----------------------------------------------------------------------------

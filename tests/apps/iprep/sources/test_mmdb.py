@@ -1,12 +1,14 @@
 import gzip
 import io
+import sys
 import tarfile
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+import maxminddb
 import pytest
 from mmdb_writer import MMDBWriter
 from netaddr import IPSet
@@ -14,7 +16,7 @@ from netaddr import IPSet
 from spoakit.apps.iprep.config.settings import DatabaseSettings, Provides, SourceSettings
 from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.scoring.policy import Listing
-from spoakit.apps.iprep.sources.mmdb import Database, copy_database
+from spoakit.apps.iprep.sources.mmdb import Database, check_database, copy_database
 
 RECORDS: dict[str, dict[str, Any]] = {
     "8.8.8.0/24": {
@@ -115,8 +117,172 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
         Database(source("a"), tmp_path / "none")
     for content in (b"", b"<html>" * 100):
         (tmp_path / "wrong").write_bytes(content)
-        with pytest.raises(SourceError, match="it is no database in MaxMind's format, or damaged"):
+        with pytest.raises(
+            SourceError, match="it is not a database in MaxMind's format, or damaged"
+        ):
             Database(source("a"), tmp_path / "wrong")
+
+
+def write(path: Path, records: Mapping[str, Any]) -> None:
+    writer = MMDBWriter(6, "Test", ipv4_compatible=True)
+    for network, record in records.items():
+        writer.insert_network(IPSet([network]), record)
+    writer.to_db_file(str(path))
+
+
+@pytest.mark.parametrize(
+    ("value", "provides", "text"),
+    [
+        ("AS15169", "asn", "15169"),
+        ("as15169", "asn", "15169"),
+        ("15169", "asn", "15169"),
+        ("AS", "asn", "AS"),
+        ("AS15169", None, "AS15169"),
+        ("U\nS", "country", ""),
+        ("U\x85S", None, ""),
+        ("caf\u00e9", None, "caf\u00e9"),
+    ],
+)
+def test_values_are_texts_that_can_be_used(
+    opened: list[Database], tmp_path: Path, value: str, provides: Provides | None, text: str
+) -> None:
+    write(tmp_path / "db", {"8.8.8.0/24": {"a": value}})
+    database = open_it(opened, tmp_path / "db", source("a", provides))
+    assert database.value(ip_address("8.8.8.8")) == text
+
+
+# Reading all of it.
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("size", [24, 28, 32])
+def test_the_walk_finds_an_address_of_each_record(
+    opened: list[Database], tmp_path: Path, size: int, version: int
+) -> None:
+    path = tmp_path / "db"
+    networks = ["1.2.3.4/32", "8.8.0.0/17", "8.8.8.0/24", "255.255.255.255/32"]
+    networks += ["2001:db8::/32", "ffff::1/128"] if version == 6 else []
+    writer = MMDBWriter(version, "Test", ipv4_compatible=version == 6)
+    for network in networks:
+        writer.insert_network(IPSet([network]), {"value": network})
+    writer.to_db_file(str(path))
+    resize(path, size)
+    database = open_it(opened, path, source("value"))
+    found = {database.value(address) for address in database.samples(path)}
+    assert found == set(networks)
+
+
+def resize(path: Path, size: int) -> None:
+    """Write a database's tree with records of another size."""
+    data = path.read_bytes()
+    with closing(maxminddb.open_database(path, maxminddb.MODE_FILE)) as reader:
+        metadata = reader.metadata()
+    width = metadata.record_size // 4
+    tree = bytearray()
+    for node in range(metadata.node_count):
+        left, right = records_of(data[node * width : (node + 1) * width])
+        if size == 28:
+            middle = (left >> 24) << 4 | right >> 24
+            tree += (left & 0xFFFFFF).to_bytes(3, "big") + bytes((middle,))
+            tree += (right & 0xFFFFFF).to_bytes(3, "big")
+        else:
+            tree += left.to_bytes(size // 8, "big") + right.to_bytes(size // 8, "big")
+    key = b"record_size"
+    start = data.rindex(key) + len(key)
+    assert data[start] in (0xA1, 0xA2, 0xC1)
+    rest = bytearray(data[metadata.node_count * width :])
+    place = start - metadata.node_count * width
+    rest[place + (data[start] & 31)] = size
+    path.write_bytes(bytes(tree) + bytes(rest))
+
+
+def records_of(node: bytes) -> tuple[int, int]:
+    assert len(node) in (6, 7, 8)
+    if len(node) == 7:
+        return (node[3] >> 4) << 24 | int.from_bytes(node[:3], "big"), (
+            node[3] & 15
+        ) << 24 | int.from_bytes(node[4:], "big")
+    half = len(node) // 2
+    return int.from_bytes(node[:half], "big"), int.from_bytes(node[half:], "big")
+
+
+def test_a_good_database_passes(path: Path) -> None:
+    assert check_database(source("country.iso_code"), path) == ""
+    assert check_database(source("is_anonymous"), path) == ""
+
+
+def test_a_field_that_is_found_nowhere_is_odd(path: Path) -> None:
+    odd = check_database(source("country.iso"), path)
+    assert odd == "none of its networks has the field 'country.iso'"
+
+
+def test_values_with_control_characters_are_counted(tmp_path: Path) -> None:
+    write(tmp_path / "db", {"8.8.8.0/24": {"a": "U\nS"}, "9.9.9.0/24": {"a": "US"}})
+    odd = check_database(source("a"), tmp_path / "db")
+    assert odd == "1 of its values have control characters, and are not used"
+
+
+def crashing(path: Path) -> bytes:
+    """Return a database in which one changed byte makes the reader in C crash: a key is a number.
+
+    It opens, and looks up all networks but those that have this value.
+    """
+    data = path.read_bytes()
+    assert data.count(b"\x48iso_code") == 1
+    return data.replace(b"\x48iso_code", b"\x00iso_code")
+
+
+def unbounded(path: Path) -> bytes:
+    """Return a database whose values have each other in them, ten to the power of fifteen times."""
+    data = path.read_bytes()
+    metadata = data.rindex(b"\xab\xcd\xefMaxMind.com")
+    start = data.index(b"\0" * 16, 0, metadata) + 16
+    arrays = b"\x42US" + b"".join(
+        b"\x0a\x04" + bytes((0x20, 3 + 22 * (number - 1) if number else 0)) * 10
+        for number in range(11)
+    )
+    first = len(arrays) - 22
+    return data[:start] + arrays + bytes((0x20, first)) * 100 + data[metadata:]
+
+
+@pytest.mark.parametrize("damage", [crashing, unbounded])
+def test_damage_that_ends_the_reader_ends_the_check_alone(
+    path: Path, tmp_path: Path, damage: Callable[[Path], bytes]
+) -> None:
+    broken = tmp_path / "broken"
+    broken.write_bytes(damage(path))
+    with pytest.raises(SourceError, match="it is damaged: "):
+        check_database(source("country.iso_code"), broken)
+
+
+def test_no_damage_of_the_metadata_raises_anything_else(
+    opened: list[Database], path: Path, tmp_path: Path
+) -> None:
+    data, broken = path.read_bytes(), tmp_path / "broken"
+    for place in range(data.rindex(b"\xab\xcd\xefMaxMind.com"), len(data)):
+        for byte in (0, 0x20, 0x3F, 0x45, 0x80, 0xE0, 0xFF):
+            broken.write_bytes(data[:place] + bytes((byte,)) + data[place + 1 :])
+            with suppress(SourceError):
+                open_it(opened, broken, source("a"))
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("kill -XCPU $$", "took more than 120 s of CPU time"),
+        ("kill -SEGV $$", "was ended by SIGSEGV"),
+        ("exit 3", "ended with 3"),
+    ],
+)
+def test_how_a_check_ended_is_the_reason(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, reason: str
+) -> None:
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\nulimit -c 0\n{script}\n")
+    program.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(program))
+    with pytest.raises(SourceError, match=reason):
+        check_database(source("country.iso_code"), path)
 
 
 # As it is shipped.

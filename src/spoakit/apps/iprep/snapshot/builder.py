@@ -25,7 +25,7 @@ from spoakit.apps.iprep.snapshot.manifest import ALLOWED, PRIVATE, Snapshot, Sou
 from spoakit.apps.iprep.sources.entries import Entries
 from spoakit.apps.iprep.sources.feeds import refuse_shrunk
 from spoakit.apps.iprep.sources.files import feed_of, file_of, read_entries, refuse_no_file
-from spoakit.apps.iprep.sources.mmdb import Database, copy_database
+from spoakit.apps.iprep.sources.mmdb import Database, check_database, copy_database
 from spoakit.apps.iprep.table.builder import Ranges, TableBuilder
 from spoakit.apps.urls import shown_url
 from spoakit.server.watch import FileIdentity, identity_of
@@ -60,7 +60,7 @@ def build_snapshot(folder: Path, settings: ReputationSettings, before: Snapshot 
     builder = TableBuilder()
     copies = () if before is None else before.files
     reports = tuple(
-        _Reading(folder, source, settings.cache, copies).add_to(builder, number)
+        _Reading(folder, source, settings.cache, before).add_to(builder, number)
         for number, source in enumerate(settings.sources)
     )
     _add_ranges(builder, ALLOWED, parse_ranges("policy.allow", settings.policy.allow))
@@ -92,10 +92,10 @@ class _Reading:
     """Reads one source."""
 
     def __init__(
-        self, folder: Path, source: SourceSettings, cache: str | None, copies: Sequence[str]
+        self, folder: Path, source: SourceSettings, cache: str | None, before: Snapshot | None
     ) -> None:
         self._folder = folder
-        self._copies = copies
+        self._before = before
         self._source = source
         self._path = file_of(source, cache)
         self._feed = feed_of(source, cache)
@@ -152,26 +152,27 @@ class _Reading:
     def _database(self, path: Path) -> SourceReport:
         """Use a copy of a database, so that nobody writes into what the workers have mapped."""
         try:
-            return self._report(self._copy(path))
+            return self._report(*self._copy(path))
         except SourceError as problem:
             error = problem
-        for name in self._copies:
+        for name in () if self._before is None else self._before.files:
             if name.startswith(self._kept_path.name):
                 with suppress(SourceError):
                     report = self._report(self._folder / name)
                     return msgspec.structs.replace(report, error=self._problem(path, error, True))
         return SourceReport(error=self._problem(path, error, False))
 
-    def _copy(self, path: Path) -> Path:
-        """Return the copy of a database; each version has one of its own.
+    def _copy(self, path: Path) -> tuple[Path, str]:
+        """Return the copy of a database, and what is odd about it; each version has its own.
 
         Raises:
             SourceError: it cannot be copied.
         """
         identity = identity_of(path)
         copy = self._kept_path.with_name(f"{self._kept_path.name}-{_digest(identity)}")
-        if identity is not None and self._is_good(copy):
-            return copy
+        known = self._known(copy.name)
+        if identity is not None and known is not None and self._is_good(copy):
+            return copy, known.warning
         new = copy.with_suffix(_NEW)
         try:
             refuse_no_file(path)
@@ -179,13 +180,23 @@ class _Reading:
             shutil.copystat(path, new)
             if identity_of(path) != identity:
                 raise SourceError("it changed while it was read")
-            Database(self._source, new).close()
+            warning = check_database(self._source, new)
             os.replace(new, copy)
         except OSError as error:
             raise SourceError(f"it cannot be read: {error.strerror or error}") from None
         finally:
             new.unlink(missing_ok=True)
-        return copy
+        return copy, warning
+
+    def _known(self, name: str) -> SourceReport | None:
+        """Return the report of the snapshot before on a copy of a database, which was checked."""
+        if self._before is None:
+            return None
+        pairs = zip(self._before.settings.sources, self._before.reports, strict=True)
+        for source, report in pairs:
+            if report.file == name and source.database == self._source.database:
+                return report
+        return None
 
     def _is_good(self, copy: Path) -> bool:
         try:
@@ -194,7 +205,7 @@ class _Reading:
             return False
         return True
 
-    def _report(self, copy: Path) -> SourceReport:
+    def _report(self, copy: Path, warning: str = "") -> SourceReport:
         """Return the report on a copy of a database.
 
         Raises:
@@ -207,6 +218,7 @@ class _Reading:
             entries=database.nodes,
             file=copy.name,
             modified=self._modified(_modified(copy)),
+            warning=warning,
         )
 
     def _problem(self, path: Path, error: SourceError, kept: bool) -> str:

@@ -9,13 +9,13 @@ is not there any more.
 import asyncio
 import os
 import sys
-import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
 import msgspec
 
+from spoakit.apps.iprep.child_process import end_with_input
 from spoakit.apps.iprep.config.settings import ReputationSettings, SourceSettings
 from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.snapshot.builder import build_snapshot
@@ -166,18 +166,11 @@ def _build(job: Build) -> Snapshot:
         return build_snapshot(folder, job.settings, before)
 
 
-def _end_with_input() -> None:
-    """End the process when its standard input does."""
-    while os.read(sys.stdin.fileno(), 1024):
-        pass
-    os._exit(1)
-
-
 def main() -> int:
     """Do the job on standard input; return the exit code, 1 with the reason on standard error."""
     os.nice(_NICENESS)
     job = _JOB.decode(sys.stdin.buffer.readline())
-    threading.Thread(target=_end_with_input, daemon=True).start()
+    end_with_input()
     try:
         result = _fetch(job) if isinstance(job, Fetch) else _build(job)
     except (SpoakitError, OSError) as error:

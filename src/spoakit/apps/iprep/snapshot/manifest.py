@@ -41,6 +41,7 @@ class SourceReport(msgspec.Struct, frozen=True, kw_only=True):
         masked: how many networks had bits set behind their prefix.
         line_errors: the first ten lines that did not parse.
         error: why what there is now could not be used; "" if it could.
+        warning: what is odd about what is used; "" for nothing.
     """
 
     loaded: bool = False
@@ -53,6 +54,7 @@ class SourceReport(msgspec.Struct, frozen=True, kw_only=True):
     masked: int = 0
     line_errors: tuple[str, ...] = ()
     error: str = ""
+    warning: str = ""
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):

@@ -255,6 +255,8 @@ class Updater:
             if report.failed_lines and not text:
                 lines = "; ".join(report.line_errors)
                 level, text = logging.WARNING, f"{report.failed_lines} lines do not parse: {lines}"
+            elif report.warning and not text:
+                level, text = logging.WARNING, report.warning
             before = self._told.get(name, "")
             if text and text != before:
                 logger.log(level, "source %s: %s", name, text)

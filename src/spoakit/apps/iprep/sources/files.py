@@ -9,7 +9,7 @@ from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.sources.entries import Entries
 from spoakit.apps.iprep.sources.feeds import Feed
 from spoakit.apps.iprep.sources.lists import Columns, CsvReader, DropReader, ListReader, PlainReader
-from spoakit.apps.iprep.sources.mmdb import Database, copy_database
+from spoakit.apps.iprep.sources.mmdb import Database, check_database, copy_database
 
 
 def feed_of(source: SourceSettings, cache: str | None) -> Feed | None:
@@ -75,6 +75,7 @@ def _counter(source: SourceSettings) -> Callable[[Path], int]:
         copy = path.with_suffix(".mmdb")
         try:
             copy_database(path, copy, source.feed.max_size)
+            check_database(source, copy)
             database = Database(source, copy)
             database.close()
             return database.nodes

@@ -1,16 +1,33 @@
-"""A MaxMind DB as a source: one value of what it has of an address."""
+"""A MaxMind DB as a source: one value of what it has of an address.
 
+The reader in C crashes on some damage that it does not notice when it opens a file. So a database
+is used only after `check_database` has had all of it read by a process whose end costs nothing.
+"""
+
+import mmap
 import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
 import tarfile
 import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import IO, Final
 
 import maxminddb
+import msgspec
 
 from spoakit.agent.parameters import IPAddress
-from spoakit.apps.iprep.config.settings import DatabaseSettings, SourceSettings
+from spoakit.apps.iprep.config.settings import (
+    DatabaseSettings,
+    SourceSettings,
+    bare_asn,
+)
 from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.scoring.policy import Listing, SourceResult
 from spoakit.apps.iprep.sources.chunks import unzipped
@@ -18,8 +35,86 @@ from spoakit.apps.iprep.sources.chunks import unzipped
 TRUE: Final = "true"
 """What stands for a boolean that is true; a false one is no value."""
 
+CPU_LIMIT: Final = 120
+"""Seconds of CPU time for reading all of a database."""
+
+_CHECKER: Final = "spoakit.apps.iprep.sources.mmdb_check"
 _MAX_VALUE: Final = 255
+_CONTROL: Final = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]")
 _SUFFIX: Final = ".mmdb"
+
+
+class Check(msgspec.Struct, frozen=True):
+    """Read all of a database.
+
+    Attributes:
+        path: the file.
+        database: what is to be looked up in it.
+    """
+
+    path: str
+    database: DatabaseSettings
+
+
+class Checked(msgspec.Struct, frozen=True):
+    """What reading all of a database found.
+
+    Attributes:
+        error: why it cannot be used; "" if it can.
+        warning: what is odd about the values that are looked up; "" for nothing.
+    """
+
+    error: str = ""
+    warning: str = ""
+
+
+# Made here, under the import lock: msgspec describes a class to itself at its first use, and a
+# second thread that decodes at that moment crashes.
+_CHECKED: Final = msgspec.json.Decoder(Checked)
+
+
+def check_database(source: SourceSettings, path: Path) -> str:
+    """Have all of a database read in a process of its own.
+
+    Returns:
+        What is odd about the values that are looked up; "" for nothing.
+
+    Raises:
+        SourceError: it is damaged.
+        OSError: no process can be started.
+    """
+    check = Check(str(path), database_of(source))
+    with subprocess.Popen(
+        (sys.executable, "-P", "-m", _CHECKER),
+        bufsize=0,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with suppress(BrokenPipeError):  # its end says why
+            process.stdin.write(msgspec.json.encode(check) + b"\n")
+        # Its standard input stays open, by whose end it knows that nobody waits for it.
+        output = process.stdout.read()
+        code = process.wait()
+    if code:
+        raise SourceError(f"it is damaged: a process that read all of it {_end(code)}")
+    checked = _CHECKED.decode(output)
+    if checked.error:
+        raise SourceError(checked.error)
+    return checked.warning
+
+
+def _end(code: int) -> str:
+    """Return how a process ended."""
+    if code == -signal.SIGXCPU:
+        return f"took more than {CPU_LIMIT} s of CPU time"
+    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+
+
+def database_of(source: SourceSettings) -> DatabaseSettings:
+    """Return what is looked up in a source's database."""
+    return source.database or DatabaseSettings("country.iso_code")
 
 
 def copy_database(path: Path, copy: Path, max_size: int) -> None:
@@ -77,7 +172,7 @@ class Database:
     """
 
     def __init__(self, source: SourceSettings, path: str | os.PathLike[str]) -> None:
-        settings = source.database or DatabaseSettings("country.iso_code")
+        settings = database_of(source)
         self._source = source
         self._way = tuple(
             int(name) if name.isdecimal() else name for name in settings.field.split(".")
@@ -85,19 +180,21 @@ class Database:
         self._scored = frozenset(name for name, _ in source.scores)
         self._lists = bool(self._scored) or settings.provides is None
         self._absent = SourceResult(source, Listing.ABSENT)
+        self._is_asn = settings.provides == "asn"
         try:
             self._reader = maxminddb.open_database(path)
-        except maxminddb.InvalidDatabaseError:  # which names the copy, and nothing else
-            raise SourceError("it is no database in MaxMind's format, or damaged") from None
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
+            metadata = self._reader.metadata()
+            self._families = 6 if metadata.ip_version == 6 else 4
+            self._record_size = int(metadata.record_size)
+            self.built = float(metadata.build_epoch)
+            """When it was made, in seconds since the epoch."""
+            self.nodes = int(metadata.node_count)
+            """The size of its tree, which has no count of entries."""
+        except OSError as error:
+            reason = error.strerror or str(error)
             raise SourceError(f"it cannot be opened: {reason}") from None
-        metadata = self._reader.metadata()
-        self._families = 6 if metadata.ip_version == 6 else 4
-        self.built: float = metadata.build_epoch
-        """When it was made, in seconds since the epoch."""
-        self.nodes: int = metadata.node_count
-        """The size of its tree, which has no count of entries."""
+        except Exception:  # of damaged metadata comes anything; the reader's text names the copy
+            raise SourceError("it is not a database in MaxMind's format, or damaged") from None
 
     def value(self, address: IPAddress) -> str:
         """Return the value of an address as a text, at most 255 characters; "" without one.
@@ -105,10 +202,18 @@ class Database:
         Raises:
             SourceError: the database is damaged.
         """
+        return self.text(self.find(address))
+
+    def find(self, address: IPAddress) -> object:
+        """Return what the database has in the field for an address; None for nothing.
+
+        Raises:
+            SourceError: the database is damaged.
+        """
         if address.version == 6:
             address = address.ipv4_mapped or address
         if address.version > self._families:
-            return ""
+            return None
         try:
             found: object = self._reader.get(address)
         except (maxminddb.InvalidDatabaseError, ValueError) as error:
@@ -119,8 +224,53 @@ class Database:
             elif isinstance(found, list) and isinstance(step, int) and step < len(found):
                 found = found[step]
             else:
-                return ""
-        return _text(found)
+                return None
+        return found
+
+    def text(self, value: object) -> str:
+        """Return what was found as a text; "" for what is not used, as control characters."""
+        if isinstance(value, bool):
+            return TRUE if value else ""
+        if not isinstance(value, str | int | float):
+            return ""
+        text = str(value)[:_MAX_VALUE]
+        if _CONTROL.search(text) is not None:
+            return ""
+        return bare_asn(text) if self._is_asn else text
+
+    def samples(self, path: Path) -> Iterator[IPAddress]:
+        """Walk the whole tree; yield for each record that it leads to an address that has it.
+
+        Raises:
+            SourceError: the tree is damaged.
+        """
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            if self.nodes * self._record_size // 4 > len(data):
+                raise SourceError("it is damaged: its tree is larger than the file")
+            yield from self._walk(data)
+
+    def _walk(self, data: mmap.mmap) -> Iterator[IPAddress]:
+        kind = IPv6Address if self._families == 6 else IPv4Address
+        nodes, size = self.nodes, self._record_size // 4
+        seen = bytearray(nodes)
+        records: set[int] = set()
+        # Nodes with the address that leads to them, and how many bits of it are left. A part of the
+        # tree may be there under several addresses: IPv4's is.
+        stack = [(0, 0, 128 if self._families == 6 else 32)]
+        while stack:
+            node, address, left = stack.pop()
+            if not left:
+                raise SourceError("it is damaged: its tree is deeper than its addresses are long")
+            left -= 1
+            pair = _records(data[node * size : node * size + size])
+            for bit, record in enumerate(pair):
+                if record < nodes:
+                    if not seen[record]:
+                        seen[record] = 1
+                        stack.append((record, address | bit << left, left))
+                elif record > nodes and record not in records:
+                    records.add(record)
+                    yield kind(address | bit << left)
 
     def say(self, value: str) -> SourceResult:
         """Return what the database says of addresses that have a value."""
@@ -133,7 +283,12 @@ class Database:
         self._reader.close()
 
 
-def _text(value: object) -> str:
-    if isinstance(value, bool):
-        return TRUE if value else ""
-    return str(value)[:_MAX_VALUE] if isinstance(value, str | int | float) else ""
+def _records(node: bytes) -> tuple[int, int]:
+    """Return the two records of a node, which have 24, 28 or 32 bits each."""
+    if len(node) == 7:
+        return (
+            (node[3] >> 4) << 24 | int.from_bytes(node[:3], "big"),
+            (node[3] & 15) << 24 | int.from_bytes(node[4:], "big"),
+        )
+    half = len(node) // 2
+    return int.from_bytes(node[:half], "big"), int.from_bytes(node[half:], "big")
