@@ -14,7 +14,8 @@ from spoakit.apps.iprep.agent import create_agent
 from spoakit.apps.iprep.config.loader import read_config
 from spoakit.apps.iprep.config.settings import ReputationSettings
 from spoakit.apps.iprep.random_score import random_agent
-from spoakit.apps.iprep.service import editions_folder, live_settings
+from spoakit.apps.iprep.service import live_settings, snapshots_folder
+from spoakit.apps.live import LiveSettings
 from spoakit.cli.common_options import begin_logging, server_settings, watching
 from spoakit.cli.iprep_commands import COMMANDS, run_command
 from spoakit.cli.iprep_options import iprep_parser
@@ -37,8 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with ExitStack() as stack:
         try:
             settings = watching(server_settings(given), given)
-            agent, hooks = _agent(given, settings, stack)
+            live = _live_settings(given, settings)
             begin_logging(given)
+            agent, hooks = _agent(given, live, stack)
             if given["config"] is None and not given["random"]:
                 logger.warning(
                     "without --config scores are random; --random says that this is meant"
@@ -48,20 +50,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return fail(error)
 
 
-def _agent(
-    given: Mapping[str, Any], settings: ServerSettings, stack: ExitStack
-) -> tuple[Agent, Hooks]:
-    """Return the agent that is asked for, and what it does on signals."""
-    delay = given["processing_delay"] or 0.0
+def _live_settings(
+    given: Mapping[str, Any], settings: ServerSettings
+) -> LiveSettings[ReputationSettings] | None:
+    """Return what is configured; None without a configuration file."""
     path = given["config"]
     if path is None:
         if given["control"] is not None:
             raise ConfigurationError("--control: there is nothing to control without --config")
-        return random_agent(delay), Hooks()
+        return None
     if given["random"]:
         raise ConfigurationError(f"--random: with --config, {path!r} is where scores come from")
-    live = live_settings(partial(_read, path, given["control"], settings))
-    folder = stack.enter_context(editions_folder())
+    return live_settings(partial(_read, path, given["control"], settings))
+
+
+def _agent(
+    given: Mapping[str, Any], live: LiveSettings[ReputationSettings] | None, stack: ExitStack
+) -> tuple[Agent, Hooks]:
+    """Return the agent that is asked for, and what it does on signals."""
+    delay = given["processing_delay"] or 0.0
+    if live is None:
+        return random_agent(delay), Hooks()
+    folder = stack.enter_context(snapshots_folder(live.current))
     hooks = Hooks(live.reload, reload_worker=live.reload_worker)
     return create_agent(live, folder, delay), hooks
 

@@ -1,5 +1,6 @@
 import asyncio
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,16 @@ from spoakit.apps.iprep.config.settings import (
     AnswerSettings,
     BanSettings,
     DnsblSettings,
+    FeedSettings,
+    ForwardedSettings,
     PolicySettings,
     ReputationSettings,
     SourceSettings,
 )
 from spoakit.apps.iprep.control.socket import ask
-from spoakit.apps.iprep.service import editions_folder, live_settings, open_reputation
+from spoakit.apps.iprep.service import live_settings, open_reputation, snapshots_folder
+from spoakit.apps.iprep.snapshot.builder import build_snapshot
+from spoakit.apps.iprep.snapshot.manifest import manifest_of, read_snapshot
 from spoakit.exceptions import ConfigurationError, SpoakitError, StartupError
 from spoakit.metrics.memory import SharedMetrics
 
@@ -33,13 +39,13 @@ PROGRAM = """
 import sys
 from spoakit.apps.iprep.agent import create_agent
 from spoakit.apps.iprep.config.loader import read_config
-from spoakit.apps.iprep.service import editions_folder, live_settings
+from spoakit.apps.iprep.service import snapshots_folder, live_settings
 from spoakit.log_output import configure_logging
 from spoakit.server import Hooks, Listen, ServerSettings, run
 
 configure_logging()
 live = live_settings(lambda: read_config(sys.argv[1]))
-with editions_folder() as folder:
+with snapshots_folder(live.current) as folder:
     settings = ServerSettings(listen=Listen.at("127.0.0.1", 0), workers=int(sys.argv[2]))
     code = run([create_agent(live, folder)], settings, Hooks(reload=live.reload))
 sys.exit(code)
@@ -118,7 +124,8 @@ class Service:
         return self._keeper
 
     def _find_keeper(self) -> bool:
-        locks = [lock for folder in self.folders for lock in folder.glob("updater.lock")]
+        folders = (*self.folders, self.root / "cache" / "snapshots")
+        locks = [lock for folder in folders for lock in folder.glob("updater.lock")]
         inodes = {str(lock.stat().st_ino) for lock in locks}
         for line in Path("/proc/locks").read_text().splitlines():
             fields = line.split()
@@ -217,7 +224,7 @@ def test_a_keeper_that_is_killed_has_a_successor(service: Service, path: Path) -
     assert service.folders == []
 
 
-def test_what_is_killed_leaves_no_process_and_its_folder_goes_with_the_next_start(
+def test_what_is_killed_leaves_no_process_and_its_folder_is_the_next_starts(
     service: Service, path: Path
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as hanging:
@@ -236,9 +243,11 @@ def test_what_is_killed_leaves_no_process_and_its_folder_goes_with_the_next_star
             assert time.monotonic() < end
             time.sleep(0.01)
         connection.close()
-    [left] = service.folders
-    service.start(a_list(path)).ready()
-    assert left not in service.folders
+    assert service.folders == []
+    log = len(service.log)
+    service.start(f'cache = "cache"\n{a_list(path)}').ready()
+    assert "another service uses it" not in service.log[log:]
+    assert service.folders == []
     assert service.stop() == 0
 
 
@@ -311,6 +320,212 @@ def test_without_its_control_socket_a_later_keeper_keeps_the_sources(
     assert service.stop() == 0
 
 
+# --- the cache ---------------------------------------------------------------------------
+
+ADDRESSES = ("8.8.8.8", "9.9.9.9", "7.7.7.7")
+USED = "the table of the last run is used until there is a new one"
+
+
+def a_feed(url: str) -> str:
+    return f'[[source]]\nname = "feed"\ntype = "list"\nurl = "{url}"\ntimeout = 25\n'
+
+
+def test_a_start_without_a_network_begins_with_the_last_table_at_once(
+    service: Service, path: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    with web_server() as page:
+        page.body = b"9.9.9.9\n"
+        port = int(page.url.split(":")[2].partition("/")[0])
+        config = f'cache = "cache"\n{a_list(path)}{a_feed(page.url)}'
+        service.start(config).ready()
+        before = [service.score(address) for address in ADDRESSES]
+        assert before == [0, 0, 100]
+        assert service.stop() == 0
+    for copy in cache.glob("*.*"):
+        copy.unlink()  # so that without the table the download would be waited for
+    with socket.create_server(("127.0.0.1", port)):  # and that never comes
+        start = len(service.log)
+        service.start(config)
+        service.wait_until(lambda: "listening on" in service.log[start:], "the start")
+        assert USED in service.log[start:]
+        assert "it took longer" not in service.log[start:]
+        assert [service.score(address) for address in ADDRESSES] == before
+        put(path, "8.8.8.8\n6.6.6.6\n")
+        service.wait_until(lambda: service.score("6.6.6.6") == 0, "what has changed since")
+        assert [service.score(address) for address in ADDRESSES] == before
+        assert service.stop() == 0
+    kept = cache / "snapshots"
+    assert len(list(kept.glob("table-*"))) <= 2
+    assert kept.stat().st_mode & 0o777 == 0o700
+    assert service.folders == []
+
+
+def test_a_second_service_with_the_same_cache_does_without(
+    service: Service, path: Path, tmp_path: Path
+) -> None:
+    config = f'cache = "{tmp_path / "cache"}"\n{a_list(path)}'
+    service.start(config, workers=1).ready()
+    (tmp_path / "second").mkdir()
+    second = Service(tmp_path / "second")
+    try:
+        second.start(config, workers=1).ready()
+        assert "snapshots: another service uses it; give each one a cache of its own" in second.log
+        assert len(second.folders) == 1
+        assert second.score("8.8.8.8") == 0
+        assert second.stop() == 0
+    finally:
+        second.kill()
+    assert second.folders == []
+    assert service.stop() == 0
+
+
+class Kept:
+    """A cache in which a service has left a snapshot."""
+
+    def __init__(self, root: Path) -> None:
+        self.path = root / "list.txt"
+        self.path.write_text("8.8.8.8\n")
+        self.settings = ReputationSettings(
+            (SourceSettings("mine", "list", str(self.path)),), cache=str(root / "cache")
+        )
+        with snapshots_folder(self.settings) as self.folder:
+            self.build()
+
+    def build(self) -> None:
+        build_snapshot(self.folder, self.settings, read_snapshot(self.folder))
+
+    def table(self) -> Path:
+        snapshot = read_snapshot(self.folder)
+        assert snapshot is not None
+        return self.folder / snapshot.table
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Kept:
+    return Kept(tmp_path)
+
+
+def test_what_does_not_matter_to_a_table_may_have_changed(
+    kept: Kept, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    [source] = kept.settings.sources
+    source = replace(source, feed=FeedSettings(timeout=5, headers=(("Auth-Key", "hush"),)))
+    settings = replace(
+        kept.settings, sources=(source,), answers=AnswerSettings(("ip_list",)), bans=BanSettings()
+    )
+    with snapshots_folder(settings) as folder:
+        assert read_snapshot(folder) is not None
+    assert USED in caplog.text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"policy": PolicySettings(unknown=50)},
+        {"sources": ()},
+        {"forwarded": ForwardedSettings("xff", ("10.0.0.0/8",))},
+    ],
+)
+def test_a_table_of_another_configuration_is_not_used(
+    kept: Kept, caplog: pytest.LogCaptureFixture, change: dict[str, Any]
+) -> None:
+    with snapshots_folder(replace(kept.settings, **change)) as folder:
+        assert read_snapshot(folder) is None
+        assert list(folder.glob("source-*"))  # what was read is of use
+    assert "is not used: the configuration has changed since" in caplog.text
+
+
+def damage_table(kept: Kept) -> None:
+    data = bytearray(kept.table().read_bytes())
+    data[len(data) // 2] ^= 1
+    kept.table().write_bytes(data)
+
+
+def damage_description(kept: Kept) -> None:
+    manifest_of(kept.folder).write_bytes(b'{"generation": 1')
+
+
+def remove_table(kept: Kept) -> None:
+    kept.table().unlink()
+
+
+def age(kept: Kept) -> None:
+    path = manifest_of(kept.folder)
+    text = re.sub('"version":"[^"]+"', '"version":"0.0.7"', path.read_text())
+    path.write_text(text.replace('"reports"', '"reported"'))
+
+
+def forget_version(kept: Kept) -> None:
+    path = manifest_of(kept.folder)
+    path.write_text(re.sub(',"version":"[^"]+"', "", path.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (damage_table, "its files are damaged"),
+        (damage_description, r"snapshot\.json is damaged"),
+        (remove_table, "No such file or directory"),
+        (age, r"it is of version '0\.0\.7'"),
+        (forget_version, "it is of version ''"),
+    ],
+)
+def test_a_table_that_cannot_be_used_is_ignored_with_a_line(
+    kept: Kept,
+    caplog: pytest.LogCaptureFixture,
+    harm: Callable[[Kept], None],
+    reason: str,
+) -> None:
+    harm(kept)
+    with snapshots_folder(kept.settings) as folder:
+        assert folder == kept.folder
+        assert list(folder.iterdir()) == []
+        kept.build()
+    [line] = caplog.messages
+    assert re.search(f"the table of the last run is not used: .*{reason}", line)
+    caplog.clear()
+    with snapshots_folder(kept.settings) as folder:
+        assert read_snapshot(folder) is not None
+    assert caplog.messages == []
+
+
+def test_the_folder_of_the_cache_does_not_grow(kept: Kept) -> None:
+    for content in ("8.8.8.1\n", "8.8.8.2\n", "8.8.8.3\n"):
+        with snapshots_folder(kept.settings):
+            put(kept.path, content)
+            kept.build()
+            names = sorted(path.name.partition("-")[0] for path in kept.folder.iterdir())
+            assert names == ["snapshot.json", "source", "table", "table"]
+
+
+def test_a_cache_that_cannot_be_had_is_done_without(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "cache").write_text("no folder")
+    with snapshots_folder(ReputationSettings(cache=str(tmp_path / "cache"))) as folder:
+        assert folder.is_dir()
+    assert "cache/snapshots: Not a directory; the next start begins without" in caplog.text
+    assert not folder.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_folder_of_somebody_else_in_the_cache_is_not_trusted(
+    kept: Kept, caplog: pytest.LogCaptureFixture
+) -> None:
+    os.chown(kept.folder, 65534, 65534)
+    with snapshots_folder(kept.settings) as folder:
+        assert folder != kept.folder
+    assert "it belongs to another user" in caplog.text
+
+
+def test_a_folder_that_others_may_enter_is_closed_to_them(kept: Kept) -> None:
+    kept.folder.chmod(0o755)
+    with snapshots_folder(kept.settings) as folder:
+        assert folder.stat().st_mode & 0o777 == 0o700
+
+
 # --- the folder --------------------------------------------------------------------------
 
 
@@ -328,11 +543,11 @@ def test_a_folder_in_use_stays_and_an_abandoned_one_goes(temporary: Path) -> Non
     (abandoned / "table-1").write_bytes(b"left")
     other = temporary / "other"
     other.mkdir()
-    with editions_folder() as first:
+    with snapshots_folder(ReputationSettings()) as first:
         assert not abandoned.exists()
         assert first.stat().st_mode & 0o777 == 0o700
         (first / "table-1").write_bytes(b"used")
-        with editions_folder() as second:
+        with snapshots_folder(ReputationSettings()) as second:
             assert (first / "table-1").exists()
             assert first != second
         assert not second.exists()
@@ -351,7 +566,7 @@ def test_no_trap_in_a_folder_of_all_users_is_fallen_into(temporary: Path, tmp_pa
     (trap / "updater.lock").symlink_to(precious / "file")
     (trap / "folder").symlink_to(precious)
     (temporary / "spoa-iprep-file").write_text("no folder")
-    with editions_folder():
+    with snapshots_folder(ReputationSettings()):
         pass
     assert (precious / "file").read_text() == "precious"
     assert (temporary / "spoa-iprep-file").exists()
@@ -362,16 +577,17 @@ def test_a_folder_of_somebody_else_stays(temporary: Path) -> None:
     theirs = temporary / "spoa-iprep-theirs"
     theirs.mkdir()
     os.chown(theirs, 65534, 65534)
-    with editions_folder():
+    with snapshots_folder(ReputationSettings()):
         assert theirs.exists()
 
 
 def test_many_that_start_at_the_same_time_get_along(temporary: Path) -> None:
     program = (
-        "from spoakit.apps.iprep.service import editions_folder\n"
+        "from spoakit.apps.iprep.config.settings import ReputationSettings\n"
+        "from spoakit.apps.iprep.service import snapshots_folder\n"
         "import sys\n"
         "for _ in range(100):\n"
-        "    with editions_folder() as folder:\n"
+        "    with snapshots_folder(ReputationSettings()) as folder:\n"
         "        (folder / 'file').write_text('x')\n"
         "        assert (folder / 'file').read_text() == 'x'\n"
     )
@@ -382,7 +598,7 @@ def test_many_that_start_at_the_same_time_get_along(temporary: Path) -> None:
         for _ in range(3)
     ]
     assert [process.wait(BOUND) for process in processes] == [0, 0, 0]
-    with editions_folder():
+    with snapshots_folder(ReputationSettings()):
         pass
     assert list(temporary.iterdir()) == []
 

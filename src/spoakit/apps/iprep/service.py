@@ -5,8 +5,15 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
+from contextlib import (
+    AsyncExitStack,
+    asynccontextmanager,
+    closing,
+    contextmanager,
+    suppress,
+)
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +22,12 @@ from spoakit.apps.iprep.config.settings import ReputationSettings
 from spoakit.apps.iprep.control.commands import Commands
 from spoakit.apps.iprep.control.socket import serve_control
 from spoakit.apps.iprep.scoring.reputation import Reputation
-from spoakit.apps.iprep.snapshot.manifest import lock
+from spoakit.apps.iprep.snapshot.manifest import (
+    UnfitSnapshotError,
+    check_fitness,
+    lock,
+    manifest_of,
+)
 from spoakit.apps.iprep.snapshot.updater import Updater, updater_lock
 from spoakit.apps.live import LiveSettings
 from spoakit.exceptions import ConfigurationError, StartupError
@@ -24,6 +36,10 @@ from spoakit.metrics.memory import WorkerMetrics
 logger = logging.getLogger("spoakit.iprep")
 
 _PREFIX: Final = "spoa-iprep-"
+_KEPT: Final = "snapshots"
+# Workers of a supervisor that was killed have its folder for a moment.
+_LOCK_TIMEOUT: Final = 2.0
+_LOCK_INTERVAL: Final = 0.02
 _ELECTION_INTERVAL: Final = 0.5
 _RETRY_INTERVAL: Final = 10.0
 # What the server is bound by.
@@ -52,8 +68,79 @@ def live_settings(read: Callable[[], ReputationSettings]) -> LiveSettings[Reputa
 
 
 @contextmanager
-def editions_folder() -> Iterator[Path]:
-    """Make a folder for snapshots, among other temporary files, and remove it at the end.
+def snapshots_folder(settings: ReputationSettings) -> Iterator[Path]:
+    """Provide the folder for snapshots: one in the cache, which stays, or a temporary one.
+
+    In the cache there may be a snapshot of an earlier service. It stays only if it can be used as
+    it is, so that workers need not ask. Enter the context before workers are forked, and log
+    before: all that is found is logged.
+    """
+    kept = None if settings.cache is None else _open_kept(Path(settings.cache) / _KEPT)
+    if kept is None:
+        with _temporary_folder() as folder:
+            yield folder
+        return
+    folder, descriptor = kept
+    try:
+        _discard_unfit(folder, settings)
+        yield folder
+    finally:
+        os.close(descriptor)
+
+
+def _open_kept(folder: Path) -> tuple[Path, int] | None:
+    """Return the folder in the cache and its lock; None if it cannot be had, which is logged.
+
+    What is in it is trusted, and has passwords in it: it must be ours, and nobody else's.
+    """
+    try:
+        folder.mkdir(0o700, parents=True, exist_ok=True)
+        descriptor = _open_folder(folder)
+        if os.fstat(descriptor).st_uid != os.geteuid():
+            reason = "it belongs to another user"
+        else:
+            os.fchmod(descriptor, 0o700)
+            if _lock_soon(descriptor):
+                return folder, descriptor
+            reason = "another service uses it; give each one a cache of its own"
+        os.close(descriptor)
+    except OSError as error:
+        reason = error.strerror or str(error)
+    logger.warning("%s: %s; the next start begins without a table", folder, reason)
+    return None
+
+
+def _lock_soon(descriptor: int) -> bool:
+    end = time.monotonic() + _LOCK_TIMEOUT
+    while not lock(descriptor):
+        if time.monotonic() > end:
+            return False
+        time.sleep(_LOCK_INTERVAL)
+    return True
+
+
+def _discard_unfit(folder: Path, settings: ReputationSettings) -> None:
+    """Remove the snapshot of an earlier service if it cannot be used."""
+    try:
+        snapshot = check_fitness(folder, settings)
+    except UnfitSnapshotError as error:
+        logger.warning("%s: the table of the last run is not used: %s", folder, error)
+        # What was read of each source can be used with other settings, but not if it is damaged.
+        for path in list(folder.iterdir()) if error.is_damaged else [manifest_of(folder)]:
+            _remove(path)
+        return
+    if snapshot is not None:
+        logger.info("the table of the last run is used until there is a new one")
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """Make a folder among other temporary files, and remove it at the end.
 
     Those that others left behind because they were killed are removed, too.
     """

@@ -3,16 +3,28 @@
 A snapshot is a table and a description, two files in a folder of the service's own. The
 description is replaced at once, by renaming, and names the table that belongs to it: whoever reads
 it has the settings, the sources and the table of one and the same time.
+
+A snapshot outlives its service where there is a cache: the next one begins with it.
 """
 
 import fcntl
 import os
+import zlib
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, Final
 
 import msgspec
 
-from spoakit.apps.iprep.config.settings import ReputationSettings
+from spoakit import __version__
+from spoakit.apps.iprep.config.settings import (
+    AnswerSettings,
+    BanSettings,
+    ControlSettings,
+    FeedSettings,
+    ReputationSettings,
+)
 from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.sources.entries import Value
 from spoakit.apps.iprep.table.builder import MAX_SOURCE, TableBuilder
@@ -25,6 +37,9 @@ PRIVATE: Final = MAX_SOURCE - 1
 """The table's source that is the addresses which are not of the public Internet."""
 
 _DESCRIPTION: Final = "snapshot.json"
+# Raise the number with each change of the files in a snapshot's folder.
+_VERSION: Final = f"{__version__}-1"
+_CHUNK_SIZE: Final = 1024 * 1024
 
 
 class SourceReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +82,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         table: the name of the table's file, in the same folder.
         size: its size in bytes.
         built: when it was, in seconds since the epoch.
+        checksums: CRC-32 of each of its files.
+        version: that of what made it.
     """
 
     generation: int
@@ -75,6 +92,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     table: str
     size: int
     built: float
+    checksums: tuple[int, ...] = ()
+    version: str = ""
 
     @property
     def entries(self) -> int:
@@ -87,9 +106,16 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         return (self.table, *(report.file for report in self.reports if report.file))
 
 
+class _Version(msgspec.Struct, frozen=True):
+    """What the description of each version has."""
+
+    version: str = ""
+
+
 # Made here, under the import lock: msgspec describes a class to itself at its first use, and a
 # second thread that decodes at that moment crashes.
 SNAPSHOT_DECODER: Final = msgspec.json.Decoder(Snapshot)
+_VERSION_DECODER: Final = msgspec.json.Decoder(_Version)
 
 
 def encode(described: msgspec.Struct) -> bytes:
@@ -129,19 +155,91 @@ def publish(folder: Path, builder: TableBuilder, snapshot: Snapshot) -> Snapshot
     """Build a snapshot's table, and put both in the place of the one before.
 
     Returns:
-        The snapshot with the table's size.
+        The snapshot with the table's size, the checksums and the version.
 
     Raises:
         TableError: the table cannot be built or written.
         OSError: the description cannot be written.
     """
     stats = builder.build(folder / snapshot.table)
-    snapshot = msgspec.structs.replace(snapshot, size=stats.size)
+    checksums = tuple(_checksum(folder / name) for name in snapshot.files)
+    snapshot = msgspec.structs.replace(
+        snapshot, size=stats.size, checksums=checksums, version=_VERSION
+    )
     description = manifest_of(folder)
     new = description.with_suffix(".new")
     new.write_bytes(encode(snapshot))
     os.replace(new, description)
     return snapshot
+
+
+class UnfitSnapshotError(SourceError):
+    """The snapshot of an earlier service cannot be used; the text says why.
+
+    Attributes:
+        is_damaged: whether nothing in its folder can be trusted.
+    """
+
+    def __init__(self, reason: str, *, is_damaged: bool) -> None:
+        super().__init__(reason)
+        self.is_damaged = is_damaged
+
+
+def check_fitness(folder: Path, settings: ReputationSettings) -> Snapshot | None:
+    """Return the snapshot of an earlier service if it can be used as it is, None without one.
+
+    Args:
+        folder: where it is.
+        settings: those that it must have been made with, but for what it does not depend on.
+
+    Raises:
+        UnfitSnapshotError: it cannot be used.
+    """
+    try:
+        snapshot = read_snapshot(folder)
+    except SourceError as error:
+        version = _version_in(folder)
+        reason = str(error) if version == _VERSION else f"it is of version {version!r}"
+        raise UnfitSnapshotError(reason, is_damaged=True) from None
+    if snapshot is None:
+        return None
+    if snapshot.version != _VERSION:
+        raise UnfitSnapshotError(f"it is of version {snapshot.version!r}", is_damaged=True)
+    try:
+        checksums = tuple(_checksum(folder / name) for name in snapshot.files)
+    except OSError as error:
+        raise UnfitSnapshotError(f"{error.filename}: {error.strerror}", is_damaged=True) from None
+    if checksums != snapshot.checksums:
+        raise UnfitSnapshotError("its files are damaged", is_damaged=True)
+    if _decisive(snapshot.settings) != _decisive(settings):
+        raise UnfitSnapshotError("the configuration has changed since", is_damaged=False)
+    return snapshot
+
+
+def _version_in(folder: Path) -> str:
+    with suppress(OSError, msgspec.DecodeError):
+        return _VERSION_DECODER.decode(manifest_of(folder).read_bytes()).version
+    return _VERSION
+
+
+def _decisive(settings: ReputationSettings) -> ReputationSettings:
+    """Return settings without what a snapshot does not depend on."""
+    sources = tuple(replace(source, feed=FeedSettings()) for source in settings.sources)
+    return replace(
+        settings,
+        sources=sources,
+        answers=AnswerSettings(),
+        bans=BanSettings(),
+        control=ControlSettings(),
+    )
+
+
+def _checksum(path: Path) -> int:
+    checksum = 0
+    with open(path, "rb") as file:
+        while data := file.read(_CHUNK_SIZE):
+            checksum = zlib.crc32(data, checksum)
+    return checksum
 
 
 def lock(file: BinaryIO | int, *, wait: bool = False) -> bool:
