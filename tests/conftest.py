@@ -47,7 +47,6 @@ SAME_IN_BOTH_FORMS = (
     "apps/iprep/config/test_settings.py",
     "apps/mirror/config/test_loader.py",
     "apps/mirror/http/test_http2_protocol.py",
-    "apps/mirror/access_log/test_writer.py",
     "apps/mirror/test_check.py",
     "apps/mirror/test_patterns.py",
     "apps/mirror/config/test_settings.py",

@@ -96,3 +96,11 @@ def test_there_is_no_start_without_settings(file: File) -> None:
     file.error = ConfigurationError("level: 9")
     with pytest.raises(ConfigurationError, match="level: 9"):
         LiveSettings(file.read, (), logger)
+
+
+def test_logs_are_reopened_by_who_has_some(live: LiveSettings[Settings]) -> None:
+    reopened: list[int] = []
+    live.reopen_logs()  # in the supervisor there are none
+    live.on_reopen(lambda: reopened.append(1))
+    live.reopen_logs()
+    assert reopened == [1]

@@ -4,6 +4,7 @@ Each raises a `ConfigurationError` that names the option, the value and what is 
 have the names of the configuration file's keys, as "timeouts.connect".
 """
 
+import os
 from typing import Final, TypeVar
 
 from spoakit.exceptions import ConfigurationError
@@ -40,3 +41,22 @@ def check_text(option: str, text: str) -> None:
         raise ConfigurationError(
             f"{option}: {text[:80]!r} is not 1 to {_MAX_TEXT} printable characters"
         )
+
+
+def check_writable(option: str, path: str) -> None:
+    """Refuse a file that cannot be written or created, without doing either.
+
+    Raises:
+        ConfigurationError: it cannot; the text names the option and the file.
+    """
+    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.isdir(path):
+        reason = "it is a folder"
+    elif os.path.exists(path):
+        reason = "" if os.access(path, os.W_OK) else "no permission"
+    elif not os.path.isdir(folder):
+        reason = f"there is no folder {folder!r}"
+    else:
+        reason = "" if os.access(folder, os.W_OK | os.X_OK) else f"no permission in {folder!r}"
+    if reason:
+        raise ConfigurationError(f"{option}: {path!r} cannot be written: {reason}")

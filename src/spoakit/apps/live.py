@@ -34,11 +34,25 @@ class LiveSettings(Generic[T]):
         self._for_good = for_good
         self._logger = logger
         self._apply: Callable[[T], object] | None = None
+        self._reopen: Callable[[], object] | None = None
         self.current = read()
 
     def follow(self, apply: Callable[[T], object]) -> None:
         """Have the settings of each reload applied, in a worker's event loop."""
         self._apply = apply
+
+    def on_reopen(self, reopen: Callable[[], object]) -> None:
+        """Have a function called for each signal to reopen logs, in a worker."""
+        self._reopen = reopen
+
+    def reopen_logs(self) -> None:
+        """Reopen the log files of this worker.
+
+        Raises:
+            ConfigurationError: one cannot be opened; its lines go where they went.
+        """
+        if self._reopen is not None:
+            self._reopen()
 
     def reload(self) -> None:
         """Read the settings again and apply them.

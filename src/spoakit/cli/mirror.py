@@ -8,8 +8,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from spoakit.apps.checks import check_writable
 from spoakit.apps.mirror.agent import create_agent, live_settings
-from spoakit.apps.mirror.check import check_targets, check_writable
+from spoakit.apps.mirror.check import check_targets
 from spoakit.apps.mirror.config.loader import read_config
 from spoakit.apps.mirror.config.settings import (
     MirrorSettings,

@@ -12,9 +12,9 @@ import uvloop
 from tests.conftest import Form
 
 from spoakit.agent.headers import Headers
+from spoakit.apps.line_writer import LogWriter
 from spoakit.apps.mirror._request_cy import IncomingRequest
 from spoakit.apps.mirror.access_log._lines_cy import AccessLog
-from spoakit.apps.mirror.access_log.writer import LogWriter
 from spoakit.apps.mirror.config.settings import TargetSettings
 from spoakit.apps.mirror.target import Target
 from spoakit.apps.mirror.url import TargetURL

@@ -11,7 +11,8 @@ import pytest
 from tests.apps.mirror.conftest import Run, origin, until
 from tests.ports import free_port
 
-from spoakit.apps.mirror.agent import LiveMirrorSettings, Mirror, create_agent, live_settings
+from spoakit.apps.live import LiveSettings
+from spoakit.apps.mirror.agent import Mirror, create_agent, live_settings
 from spoakit.apps.mirror.config.settings import (
     MirrorSettings,
     TargetSettings,
@@ -90,7 +91,7 @@ async def mirror(
     *ports: int,
     drain: float = 10,
     delay: float = 0,
-    live: LiveMirrorSettings | None = None,
+    live: LiveSettings[MirrorSettings] | None = None,
 ) -> AsyncIterator[EngineSocket]:
     """Serve the mirror of these targets, or of live settings, to one engine."""
     agent = create_agent(live or settings_for(*ports, drain=drain, delay=delay))

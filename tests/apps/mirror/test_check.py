@@ -1,7 +1,6 @@
 """spoakit.apps.mirror.check: what one connection shows of a target."""
 
 import asyncio
-import os
 import re
 import socket
 import ssl
@@ -17,7 +16,7 @@ from tests.apps.mirror.conftest import Origin, Run, origin, until
 from tests.apps.mirror.http.http2_peer import Peer, Target, listening
 from tests.certificates import Pem, make_authority, make_certificate
 
-from spoakit.apps.mirror.check import CheckResult, check_targets, check_writable
+from spoakit.apps.mirror.check import CheckResult, check_targets
 from spoakit.apps.mirror.config.settings import (
     MirrorSettings,
     TargetSettings,
@@ -25,7 +24,6 @@ from spoakit.apps.mirror.config.settings import (
     TlsSettings,
 )
 from spoakit.apps.mirror.url import TargetURL
-from spoakit.exceptions import ConfigurationError
 
 
 @pytest.fixture
@@ -358,35 +356,3 @@ def test_all_are_tried_at_the_same_time_and_shown_in_their_order(
         assert asyncio.all_tasks() <= tasks
 
     run(scenario())
-
-
-# Files.
-
-
-def test_a_file_that_can_be_written_is_left_as_it_is(tmp_path: Path) -> None:
-    check_writable("--logfile", str(tmp_path / "new.log"))
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / "old.log").write_text("old")
-    check_writable("--logfile", str(tmp_path / "old.log"))
-    assert (tmp_path / "old.log").read_text() == "old"
-    check_writable("--logfile", "/dev/null")
-
-
-def test_a_file_that_cannot_be_written_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def error_of(path: str) -> str:
-        with pytest.raises(ConfigurationError) as caught:
-            check_writable("log.path", path)
-        return str(caught.value)
-
-    missing = str(tmp_path / "none" / "a.log")
-    assert error_of(missing) == (
-        f"log.path: {missing!r} cannot be written: there is no folder {str(tmp_path / 'none')!r}"
-    )
-    assert error_of(str(tmp_path)).endswith("cannot be written: it is a folder")
-    # The tests may run as root, who may do anything.
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert error_of(str(tmp_path / "a.log")).endswith(f"no permission in {str(tmp_path)!r}")
-    (tmp_path / "a.log").touch()
-    assert error_of(str(tmp_path / "a.log")).endswith("cannot be written: no permission")

@@ -12,9 +12,9 @@ import pytest
 from tests.apps.mirror.conftest import OK, Run, origin, until
 
 from spoakit.agent.headers import Headers
+from spoakit.apps.line_writer import LogWriter
 from spoakit.apps.mirror._request_cy import IncomingRequest
 from spoakit.apps.mirror.access_log._lines_cy import AccessLog
-from spoakit.apps.mirror.access_log.writer import LogWriter
 from spoakit.apps.mirror.agent import Mirror
 from spoakit.apps.mirror.config.settings import (
     MirrorSettings,

@@ -12,11 +12,12 @@ from spoakit.agent.context import MaxFrameSize
 from spoakit.agent.headers import Headers
 from spoakit.agent.parameters import IPAddress
 from spoakit.apps.delay import DEADLINE, delayed
+from spoakit.apps.line_output import check_lines
+from spoakit.apps.line_writer import LogWriter
 from spoakit.apps.live import LiveSettings
 from spoakit.apps.mirror._request_cy import IncomingRequest
+from spoakit.apps.mirror.access_log import LOG_NAME
 from spoakit.apps.mirror.access_log._lines_cy import AccessLog
-from spoakit.apps.mirror.access_log.output import check_access_log
-from spoakit.apps.mirror.access_log.writer import LogWriter
 from spoakit.apps.mirror.config.settings import MirrorSettings, TargetSettings
 from spoakit.apps.mirror.http.connection_budget import ConnectionBudget, wanted_connections
 from spoakit.apps.mirror.http.connector import check_connections
@@ -202,32 +203,7 @@ class Mirror:
             )
 
 
-class LiveMirrorSettings(LiveSettings[MirrorSettings]):
-    """Settings of a mirror that a reload reads again, and the signal to reopen its access log.
-
-    Args:
-        read: see `live_settings`.
-    """
-
-    def __init__(self, read: Callable[[], MirrorSettings]) -> None:
-        super().__init__(read, _FOR_GOOD, logger)
-        self._reopen: Callable[[], None] | None = None
-
-    def on_reopen(self, reopen: Callable[[], None]) -> None:
-        """Have a function called for each signal to reopen logs, in a worker."""
-        self._reopen = reopen
-
-    def reopen_logs(self) -> None:
-        """Reopen the access log of this worker.
-
-        Raises:
-            ConfigurationError: it cannot be opened; lines go where they went.
-        """
-        if self._reopen is not None:
-            self._reopen()
-
-
-def live_settings(read: Callable[[], MirrorSettings]) -> LiveMirrorSettings:
+def live_settings(read: Callable[[], MirrorSettings]) -> LiveSettings[MirrorSettings]:
     """Return settings that a reload reads again.
 
     Args:
@@ -243,14 +219,14 @@ def live_settings(read: Callable[[], MirrorSettings]) -> LiveMirrorSettings:
         for target in settings.targets:
             check_connections(target)
         if settings.log.path not in (None, checked):
-            check_access_log(settings.log.path)
+            check_lines(LOG_NAME, settings.log.path)
         checked = settings.log.path
         return settings
 
-    return LiveMirrorSettings(read_checked)
+    return LiveSettings(read_checked, _FOR_GOOD, logger)
 
 
-def create_agent(settings: MirrorSettings | LiveMirrorSettings) -> Agent:
+def create_agent(settings: MirrorSettings | LiveSettings[MirrorSettings]) -> Agent:
     """Return the agent that copies requests as the settings say.
 
     The arguments of its message ``mirror`` are those of the C program, and after them, where the
@@ -259,14 +235,17 @@ def create_agent(settings: MirrorSettings | LiveMirrorSettings) -> Agent:
     arg_key (what makes samples coherent). The C program's messages ``check-client-ip`` and ``test``
     are taken as well.
     """
-    live = settings if isinstance(settings, LiveMirrorSettings) else live_settings(lambda: settings)
+    live = settings if isinstance(settings, LiveSettings) else live_settings(lambda: settings)
     agent = Agent("mirror")
 
     @agent.resource
     async def mirror(row: WorkerMetrics) -> AsyncIterator[Mirror]:
         settings = live.current
         access_log = AccessLog(
-            LogWriter(), row.index + 1, settings.log, names_targets=len(settings.targets) > 1
+            LogWriter(name=LOG_NAME, logger=logger),
+            row.index + 1,
+            settings.log,
+            names_targets=len(settings.targets) > 1,
         )
         mirror = Mirror(settings, access_log, row)
         try:

@@ -1,7 +1,6 @@
 """Check of targets, for `spoa-mirror --check`: one connection to each, and no request."""
 
 import asyncio
-import os
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Final, cast
@@ -14,7 +13,6 @@ from spoakit.apps.mirror.http.http2_response import Http2Response
 from spoakit.apps.mirror.http.names import Names
 from spoakit.apps.mirror.http.outcome import Outcome
 from spoakit.apps.mirror.http.proxies import proxy_for
-from spoakit.exceptions import ConfigurationError
 
 # Seconds in which a target of HTTP/1.1 must not say anything: that it refuses our certificate comes
 # behind the handshake (RFC 8446, 4.4.2.4), and servers of other protocols greet.
@@ -95,25 +93,6 @@ async def check_target(settings: TargetSettings, names: Names) -> CheckResult:
         await probe.close()
     proxy = proxy_for(settings.url)
     return CheckResult(settings, f"{details}, through the proxy {proxy}" if proxy else details)
-
-
-def check_writable(option: str, path: str) -> None:
-    """Refuse a file that cannot be written or created, without doing either.
-
-    Raises:
-        ConfigurationError: it cannot; the text names the option and the file.
-    """
-    folder = os.path.dirname(os.path.abspath(path))
-    if os.path.isdir(path):
-        reason = "it is a folder"
-    elif os.path.exists(path):
-        reason = "" if os.access(path, os.W_OK) else "no permission"
-    elif not os.path.isdir(folder):
-        reason = f"there is no folder {folder!r}"
-    else:
-        reason = "" if os.access(folder, os.W_OK | os.X_OK) else f"no permission in {folder!r}"
-    if reason:
-        raise ConfigurationError(f"{option}: {path!r} cannot be written: {reason}")
 
 
 class _Probe:

@@ -11,8 +11,8 @@ import pytest
 from tests.apps.mirror.conftest import until
 from tests.conftest import Form
 
+from spoakit.apps.line_writer import LogWriter
 from spoakit.apps.mirror._request_cy import OutgoingRequest
-from spoakit.apps.mirror.access_log.writer import LogWriter
 from spoakit.apps.mirror.config.settings import LogSettings
 from spoakit.exceptions import ConfigurationError
 

@@ -14,9 +14,10 @@ from datetime import UTC, datetime
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
+from spoakit.apps.line_output import BATCH_SIZE, open_lines
+from spoakit.apps.line_writer import LogWriter
 from spoakit.apps.mirror._request_cy import OutgoingRequest
-from spoakit.apps.mirror.access_log.output import BATCH_SIZE, open_access_log
-from spoakit.apps.mirror.access_log.writer import LogWriter
+from spoakit.apps.mirror.access_log import LOG_NAME
 from spoakit.apps.mirror.config.settings import LogSettings
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ class AccessLog:
             self._redirect(self._path)
 
     def _redirect(self, path: str | None) -> None:
-        descriptor = None if path is None else open_access_log(path)
+        descriptor = None if path is None else open_lines(LOG_NAME, path)
         self.flush()
         self._writer.redirect(descriptor)
 

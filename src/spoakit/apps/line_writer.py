@@ -1,4 +1,4 @@
-"""Writing the access log where it cannot hold up the event loop."""
+"""Writing of a log's lines where it cannot hold up the event loop."""
 
 import logging
 import os
@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from queue import Empty, SimpleQueue
 from typing import Final
 
-from spoakit.apps.mirror.access_log.output import Output
+from spoakit.apps.line_output import Output
 from spoakit.logs import Throttle
 
-logger = logging.getLogger("spoakit.mirror")
+_DEFAULT_LOGGER: Final = logging.getLogger("spoakit")
 
 # What may have been handed to the thread and not been written.
 _MAX_BEHIND: Final = 4 * 1024 * 1024
@@ -29,6 +29,8 @@ class LogWriter:
 
     Args:
         descriptor: the open file to write to; it stays open.
+        name: of the log, for reports of lost lines.
+        logger: where these are reported.
     """
 
     __slots__ = (
@@ -38,6 +40,7 @@ class LogWriter:
         "_handed_over",
         "_handed_over_lines",
         "_lost",
+        "_name",
         "_output",
         "_reported",
         "_thread",
@@ -46,7 +49,13 @@ class LogWriter:
         "_written_lines",
     )
 
-    def __init__(self, descriptor: int = 1) -> None:
+    def __init__(
+        self,
+        descriptor: int = 1,
+        name: str = "log",
+        logger: logging.Logger = _DEFAULT_LOGGER,
+    ) -> None:
+        self._name = name
         self._descriptor = descriptor
         self._throttle = Throttle(logger)
         self._dropped = self._reported = 0
@@ -60,7 +69,7 @@ class LogWriter:
         self._output = Output(descriptor)
         # Batches of lines, descriptors of the files that those behind them go to, None at the end.
         self._batches: SimpleQueue[bytes | int | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="access-log", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name.replace(" ", "-"), daemon=True)
         self._thread.start()
 
     @property
@@ -94,7 +103,8 @@ class LogWriter:
             reason = f": {self._output.reason}" if self._output.reason else ""
             self._throttle.warning(
                 "lines",
-                "access log: %d lines could not be written so far%s",
+                "%s: %d lines could not be written so far%s",
+                self._name,
                 self._reported,
                 reason,
             )

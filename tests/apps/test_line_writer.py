@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from spoakit.apps.mirror.access_log.output import BATCH_SIZE
-from spoakit.apps.mirror.access_log.writer import LogWriter
+from spoakit.apps.line_output import BATCH_SIZE
+from spoakit.apps.line_writer import LogWriter
 
 LINE = b"x" * 99 + b"\n"
 
@@ -77,7 +77,7 @@ def test_lines_that_cannot_be_written_are_counted(caplog: pytest.LogCaptureFixtu
     writer.close()
     os.close(descriptor)
     assert writer.dropped == 3
-    assert "access log: 3 lines could not be written so far" in caplog.text
+    assert "log: 3 lines could not be written so far" in caplog.text
 
 
 def test_lines_that_a_stuck_reader_left_unwritten_are_counted_at_the_end() -> None:

@@ -1,4 +1,4 @@
-"""The open file that the access log goes to."""
+"""Open file that whole lines are written to, by several processes at once."""
 
 import os
 import select
@@ -69,8 +69,12 @@ class Output:
             return 0
 
 
-def open_access_log(path: str) -> int:
+def open_lines(name: str, path: str) -> int:
     """Return the descriptor of a file that is appended to.
+
+    Args:
+        name: of the log, for the error: "access log".
+        path: the file.
 
     Raises:
         ConfigurationError: it cannot be opened.
@@ -80,19 +84,17 @@ def open_access_log(path: str) -> int:
         # A named pipe without a reader is an error, and not waited for.
         descriptor = os.open(path, flags | os.O_NONBLOCK, 0o644)
     except OSError as error:
-        raise ConfigurationError(
-            f"access log {path!r} cannot be opened: {error.strerror}"
-        ) from None
+        raise ConfigurationError(f"{name} {path!r} cannot be opened: {error.strerror}") from None
     os.set_blocking(descriptor, True)
     return descriptor
 
 
-def check_access_log(path: str) -> None:
-    """Refuse a file that a worker could not open.
+def check_lines(name: str, path: str) -> None:
+    """Refuse a file that a worker could not open; see `open_lines`.
 
     Raises:
         ConfigurationError: it cannot be opened.
     """
     # Opening and closing a named pipe would be the end of the file to its reader.
     if not os.path.exists(path) or not stat.S_ISFIFO(os.stat(path).st_mode):
-        os.close(open_access_log(path))
+        os.close(open_lines(name, path))
