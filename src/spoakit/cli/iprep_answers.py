@@ -51,6 +51,8 @@ class _Table(msgspec.Struct, frozen=True):
     entries: int
     size: int | None = None
     generation: int | None = None
+    failed: float = 0.0
+    error: str = ""
 
     def show(self, now: float) -> str:
         shown = f"table: {self.entries:,} entries"
@@ -59,6 +61,11 @@ class _Table(msgspec.Struct, frozen=True):
         shown += f", built {duration(now - self.built)} ago"
         if self.generation is not None:
             shown += f", generation {self.generation}"
+        if self.error:
+            shown += (
+                f"\nno newer table could be made {duration(now - self.failed)} ago: "
+                f"{_clean(self.error)}"
+            )
         return shown
 
 

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.apps.iprep.making import BOUND, feed, mine, put, until
+from tests.apps.iprep.making import BOUND, dnsbl, feed, mine, put, until
 from tests.apps.iprep.sources.web_server import Page, web_server
 
 from spoakit.apps.iprep.config.settings import PolicySettings, ReputationSettings, SourceSettings
 from spoakit.apps.iprep.metrics import DOWNLOADS, ENTRIES, FAILED, STALE, TABLES
-from spoakit.apps.iprep.snapshot import jobs, updater
+from spoakit.apps.iprep.snapshot import downloader, due, jobs, scan, updater
 from spoakit.apps.iprep.snapshot.jobs import JobError
 from spoakit.apps.iprep.snapshot.manifest import Snapshot, manifest_of
-from spoakit.apps.iprep.snapshot.updater import Updater, updater_lock
+from spoakit.apps.iprep.snapshot.updater import UpdateError, Updater, updater_lock
 from spoakit.apps.iprep.sources.files import feed_of
 from spoakit.metrics.families import Counter, Gauge
 from spoakit.metrics.memory import SharedMetrics
@@ -166,7 +166,7 @@ def test_a_file_that_appears_later_is_read(site: Site) -> None:
 def test_a_file_that_changes_all_the_time_is_read_after_a_while(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(updater, "_MAX_UNREST", 0.5)
+    monkeypatch.setattr(due, "_MAX_UNREST", 0.5)
     real = identity_of
 
     def identity(path: str | os.PathLike[str]) -> tuple[int, ...] | None:
@@ -176,7 +176,7 @@ def test_a_file_that_changes_all_the_time_is_read_after_a_while(
     async def scenario() -> None:
         async with site.kept(mine(site.list)) as kept:
             await until(lambda: kept.entries == [1])
-            monkeypatch.setattr(updater, "identity_of", identity)
+            monkeypatch.setattr(scan, "identity_of", identity)
             await until(lambda: kept.snapshot.generation == 3)
 
     run(scenario)
@@ -198,7 +198,7 @@ def test_other_settings_make_an_snapshot(site: Site) -> None:
 def test_an_edition_with_other_settings_that_failed_is_tried_again(
     site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(updater, "_RETRY_INTERVAL", 0.1)
+    monkeypatch.setattr(due, "RETRY_INTERVAL", 0.1)
 
     async def scenario() -> None:
         async with site.kept(mine(site.list)) as kept:
@@ -312,7 +312,7 @@ def test_the_first_edition_has_what_was_downloaded(site: Site, page: Page) -> No
             assert kept.entries == [1, 100]
             assert kept.snapshot.generation == 1
             assert kept.get(DOWNLOADS, "new") == 1
-            assert kept.updater.feeds["feed"].entries == 100
+            assert kept.updater.reporter.feeds["feed"].entries == 100
 
     run(scenario)
 
@@ -371,7 +371,7 @@ def test_the_last_good_copy_is_used_where_the_server_is_down(site: Site, page: P
         page.status = 503
         async with site.kept(source, patience=1e6) as kept:
             await until(lambda: kept.entries == [100])
-            await until(lambda: "503" in kept.updater.feeds["feed"].error)
+            await until(lambda: "503" in kept.updater.reporter.feeds["feed"].error)
 
     run(scenario)
 
@@ -451,12 +451,97 @@ def test_a_failure_that_the_feed_cannot_note_is_not_repeated_at_once(
         return jobs.Fetched(error="No space left on device")
 
     monkeypatch.setattr(jobs, "fetch", fetch)
-    monkeypatch.setattr(updater, "_RETRY_INTERVAL", 0.01)
+    monkeypatch.setattr(downloader, "_RETRY_INTERVAL", 0.01)
 
     async def scenario() -> None:
         async with site.kept(feed(page.url)) as kept:
             await until(lambda: kept.entries == [0])
             await asyncio.sleep(0.3)
             assert len(tried) == 1
+
+    run(scenario)
+
+
+# --- on request --------------------------------------------------------------------------
+
+
+def test_a_source_is_updated_on_request(site: Site, page: Page) -> None:
+    async def scenario() -> None:
+        async with site.kept(mine(site.list), feed(page.url)) as kept:
+            await until(lambda: kept.entries == [1, 100])
+            page.body = b"9.9.9.9\n" * 90
+            assert await kept.updater.update("feed") == "new"
+            assert kept.entries == [1, 90]
+            assert await kept.updater.update("feed") in ("new", "unchanged")
+            put(site.list, "8.8.8.8\n7.7.7.7\n")
+            assert await kept.updater.update("mine") == ""
+            assert kept.entries == [2, 90]
+
+    run(scenario)
+
+
+def test_a_list_that_shrank_is_taken_where_that_is_accepted(site: Site, page: Page) -> None:
+    async def scenario() -> None:
+        async with site.kept(feed(page.url)) as kept:
+            await until(lambda: kept.entries == [100])
+            page.body = b"9.9.9.9\n"
+            with pytest.raises(UpdateError, match="source feed: it shrank from 100 entries to 1"):
+                await kept.updater.update("feed")
+            assert kept.entries == [100]
+            assert await kept.updater.update("feed", accepts_shrink=True) == "new"
+            assert kept.entries == [1]
+
+    run(scenario)
+
+
+def test_an_update_that_cannot_be_is_refused_with_the_reason(
+    site: Site, page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        sources = mine(site.list), feed(page.url), dnsbl("127.0.0.1:9")
+        async with site.kept(*sources) as kept:
+            await until(lambda: kept.entries == [1, 100, 0])
+            page.status = 503
+            for name, reason in (
+                ("none", "there is no source 'none'"),
+                ("bl", "source bl: a DNSBL is asked, and has nothing to download"),
+                ("feed", "source feed: the server answered 503"),
+            ):
+                with pytest.raises(UpdateError, match=reason):
+                    await kept.updater.update(name)
+
+            async def fail(job: jobs.Build) -> Snapshot:
+                raise JobError("the disk is full")
+
+            monkeypatch.setattr(jobs, "build", fail)
+            with pytest.raises(UpdateError, match="source mine: no new table: the disk is full"):
+                await kept.updater.update("mine")
+            assert kept.updater.failure is not None
+            assert kept.updater.failure.reason == "the disk is full"
+            monkeypatch.setattr(jobs, "build", _build)
+            await kept.updater.update("mine")
+            assert kept.updater.failure is None
+
+    run(scenario)
+
+
+def test_an_update_that_waits_ends_with_the_updater(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = asyncio.Event()
+
+    async def hang(job: jobs.Build) -> Snapshot:
+        started.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def scenario() -> None:
+        async with site.kept(mine(site.list)) as kept:
+            await until(lambda: kept.entries == [1])
+            monkeypatch.setattr(jobs, "build", hang)
+            updating = asyncio.create_task(kept.updater.update("mine"))
+            await started.wait()
+        with pytest.raises(UpdateError, match="the updater has ended"):
+            await updating
 
     run(scenario)

@@ -54,7 +54,7 @@ class Commands:
         settings: BanSettings,
     ) -> None:
         self._reputation = reputation
-        self._keeper = updater
+        self._updater = updater
         self._bans = bans
         self._settings = settings
         self._commands = {
@@ -136,17 +136,23 @@ class Commands:
                 "entries": snapshot.entries,
                 "size": snapshot.size,
                 "generation": snapshot.generation,
+                **self._failure(),
             },
         }
 
+    def _failure(self) -> Answer:
+        """Return why there is not a newer table, if there should be one."""
+        failure = self._updater.failure
+        return {} if failure is None else {"failed": failure.at, "error": failure.reason}
+
     def _source(self, source: SourceSettings, report: SourceReport) -> Answer:
         dnsbl = self._reputation.dnsbls.get(source)
-        feed = self._keeper.feeds.get(source.name)
+        feed = self._updater.reporter.feeds.get(source.name)
         error = ("" if feed is None else feed.error) or report.error
         if dnsbl is not None:
             error = dnsbl.error
         state = "failed" if not report.loaded or error else "ok"
-        if self._keeper.is_stale(source, report):
+        if self._updater.reporter.is_stale(source, report):
             state = "stale"
         zone = "" if source.dnsbl is None else source.dnsbl.zone
         return {
@@ -155,7 +161,7 @@ class Commands:
             "place": source.path or shown_url(source.url or "") or zone,
             "state": state,
             "entries": report.entries if dnsbl is None else None,
-            "age": self._keeper.age(source, report),
+            "age": self._updater.reporter.age(source, report),
             "failed_lines": report.failed_lines,
             "line_errors": report.line_errors,
             "error": error,

@@ -47,10 +47,14 @@ class Fetch(msgspec.Struct, frozen=True, tag=True):
     Attributes:
         source: which.
         cache: the folder for downloads.
+        is_forced: whether to download it even if it is not due.
+        accepts_shrink: whether a list that lost more entries than `max-shrink` is taken.
     """
 
     source: SourceSettings
     cache: str
+    is_forced: bool = False
+    accepts_shrink: bool = False
 
 
 class Build(msgspec.Struct, frozen=True, tag=True):
@@ -149,7 +153,7 @@ def _fetch(job: Fetch) -> Fetched:
     feed = feed_of(job.source, job.cache)
     assert feed is not None
     try:
-        return Fetched(feed.fetch())
+        return Fetched(feed.fetch(is_forced=job.is_forced, accepts_shrink=job.accepts_shrink))
     except SourceError as error:
         return Fetched(error=str(error))
 

@@ -145,8 +145,12 @@ class Feed:
             return msgspec.structs.replace(state, due=0.0)
         return state
 
-    def fetch(self) -> Outcome:
+    def fetch(self, *, is_forced: bool = False, accepts_shrink: bool = False) -> Outcome:
         """Download the feed if it is due and has changed, and no other process is at it.
+
+        Args:
+            is_forced: whether to download it even if it is not due.
+            accepts_shrink: whether a list that lost more entries than `max-shrink` is taken.
 
         Raises:
             SourceError: it could not be had, or was refused; the copy is what it was.
@@ -157,15 +161,15 @@ class Feed:
                 if not locked:
                     return Outcome.BUSY
                 state = self.state()
-                if time.time() < state.due:
+                if time.time() < state.due and not is_forced:
                     return Outcome.NOT_DUE
-                return self._attempt(state)
+                return self._attempt(state, accepts_shrink)
         except OSError as error:
             raise SourceError(f"{self._folder}: {error.strerror or error}") from None
 
-    def _attempt(self, state: FeedState) -> Outcome:
+    def _attempt(self, state: FeedState, accepts_shrink: bool) -> Outcome:
         try:
-            return self._download(state)
+            return self._download(state, accepts_shrink)
         except SourceError as error:
             asked = error.retry_after if isinstance(error, _DownloadError) else 0.0
             retry = max(MIN_INTERVAL, self._settings.interval * _JITTER, asked)
@@ -178,7 +182,7 @@ class Feed:
         finally:
             self._new_path.unlink(missing_ok=True)
 
-    def _download(self, state: FeedState) -> Outcome:
+    def _download(self, state: FeedState, accepts_shrink: bool) -> Outcome:
         headers = _within(self._settings.timeout, lambda: self._receive(state))
         if headers is None:
             self._write(self._good(state))
@@ -186,7 +190,7 @@ class Feed:
         self._refuse_html(headers.get_content_type())
         entries = self._count(self._new_path)
         if state.checked or entries:
-            refuse_shrunk(state.entries, entries, self._settings)
+            refuse_shrunk(0 if accepts_shrink else state.entries, entries, self._settings)
         elif not self._settings.may_be_empty:
             raise SourceError("it has no entries; may-be-empty = true takes it as it is")
         os.replace(self._new_path, self.path)

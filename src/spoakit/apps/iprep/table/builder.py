@@ -164,7 +164,7 @@ class TableBuilder:
             else:
                 size = _replace(os.fspath(target), sections)
         except OSError as error:
-            raise TableError(f"table {target!r} cannot be written: {error.strerror}") from None
+            raise TableError(f"table {str(target)!r} cannot be written: {error.strerror}") from None
         return TableStats(
             ranges,
             starts4.count,
