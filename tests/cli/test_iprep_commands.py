@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from spoakit.apps.iprep.config.settings import ControlSettings
+from spoakit.apps.iprep.control.paths import CONTROL_VARIABLE
 from spoakit.apps.iprep.control.socket import Answer, Request, serve_control
 from spoakit.cli import iprep
 from spoakit.cli.iprep_answers import columns, duration
-from spoakit.cli.iprep_commands import CONTROL_VARIABLE
 from spoakit.exceptions import SpoakitError
 
 HOUR = 3600.0
@@ -29,7 +30,7 @@ class Control:
         self.answer: Answer = {}
         self.error = ""
 
-    async def handle(self, request: Request) -> Answer:
+    async def handle(self, request: Request, user: int) -> Answer:
         self.requests.append(request)
         if self.error:
             raise SpoakitError(self.error)
@@ -42,7 +43,7 @@ class Control:
 
         async def serve() -> None:
             loops.append(asyncio.get_running_loop())
-            async with serve_control(self.path, 0o600, self.handle):
+            async with serve_control(ControlSettings(self.path), self.handle):
                 ready.set()
                 await stop.wait()
 
@@ -295,7 +296,10 @@ def test_the_socket_is_that_of_the_file_or_of_the_environment(
     assert iprep.main(["bans"]) == 1
     assert iprep.main(["bans", f"--config={file}"]) == 0
     assert iprep.main(["bans", f"--config={tmp_path}/none", f"--control={control.path}"]) == 0
-    assert len(control.requests) == 4
+    file.write_text("")
+    monkeypatch.setenv(CONTROL_VARIABLE, control.path)
+    assert iprep.main(["bans", f"--config={file}"]) == 0
+    assert len(control.requests) == 5
     assert "/absent/control" in capsys.readouterr().err
 
 
@@ -328,7 +332,7 @@ def test_a_wrong_command_line_is_named_and_ends_with_64(
     ("file", "error"),
     [
         ("/absent/i.toml", "/absent/i.toml: No such file or directory"),
-        ("empty.toml", "empty.toml: there is no control.path in it"),
+        ("none.toml", "none.toml: control.path is false: there is no socket"),
     ],
 )
 def test_a_configuration_without_a_control_socket_is_named(
@@ -338,7 +342,7 @@ def test_a_configuration_without_a_control_socket_is_named(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (tmp_path / "empty.toml").touch()
+    (tmp_path / "none.toml").write_text("control.path = false\n")
     monkeypatch.chdir(tmp_path)
     assert iprep.main(["bans", f"--config={file}"]) == 64
     shown = capsys.readouterr()

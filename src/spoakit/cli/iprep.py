@@ -13,6 +13,7 @@ from spoakit.agent import Agent
 from spoakit.apps.iprep.agent import create_agent
 from spoakit.apps.iprep.config.loader import read_config
 from spoakit.apps.iprep.config.settings import ReputationSettings
+from spoakit.apps.iprep.control.paths import with_default
 from spoakit.apps.iprep.random_score import random_agent
 from spoakit.apps.iprep.service import live_settings, snapshots_folder
 from spoakit.apps.live import LiveSettings
@@ -90,9 +91,7 @@ def _read(path: str, control: str | None, server: ServerSettings) -> ReputationS
             f"{path}: bans.message: everybody who reaches {public[0]} could ban; listen on a Unix "
             "socket (--unix) or on a loopback address (-a 127.0.0.1)"
         )
-    if control is None:
-        return settings
-    return replace(settings, control=replace(settings.control, path=control))
+    return replace(settings, control=with_default(settings.control, control))
 
 
 def _is_loopback(address: str) -> bool:

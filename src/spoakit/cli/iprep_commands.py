@@ -1,7 +1,6 @@
 """The commands that speak to a running spoa-iprep over its control socket."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from ipaddress import ip_address, ip_network
 from typing import Any, Final
 
 from spoakit.apps.iprep.config.loader import read_config
+from spoakit.apps.iprep.control.paths import CONTROL_VARIABLE, default_control, with_default
 from spoakit.apps.iprep.control.socket import Answer, ControlError, Request, ask
 from spoakit.cli import iprep_answers as answers
 from spoakit.cli import values
@@ -17,17 +17,13 @@ from spoakit.cli.option_table import Option, OptionParser
 from spoakit.cli.options import EX_FAILED, EX_USAGE, show, show_errors
 from spoakit.exceptions import ConfigurationError
 
-CONTROL_VARIABLE: Final = "SPOA_IPREP_CONTROL"
-DEFAULT_CONTROL: Final = "/run/spoa-iprep.sock"
-
 _YEAR: Final = 366 * 86_400.0
 
 _EVERYWHERE: Final = (
     Option(
         "--control",
         "PATH",
-        f"The control socket (default: that of --config, ${CONTROL_VARIABLE}, or "
-        f"{DEFAULT_CONTROL}).",
+        f"The control socket (default: that of --config, ${CONTROL_VARIABLE}, or the user's).",
     ),
     Option("--config", "FILE", "The configuration file that names the control socket."),
     Option("--json", "", "Print the answer as JSON."),
@@ -158,9 +154,11 @@ def run_command(arguments: Sequence[str]) -> int:
 
 
 def _control_path(given: Mapping[str, Any]) -> str:
-    path: str | None = given["control"]
-    if path is None and given["config"] is not None:
-        path = read_config(given["config"]).control.path
-        if path is None:
-            raise ConfigurationError(f"{given['config']}: there is no control.path in it")
-    return path or os.environ.get(CONTROL_VARIABLE) or DEFAULT_CONTROL
+    if given["control"] is not None:
+        return str(given["control"])
+    if given["config"] is None:
+        return default_control()
+    path = with_default(read_config(given["config"]).control).path
+    if path is None:
+        raise ConfigurationError(f"{given['config']}: control.path is false: there is no socket")
+    return path

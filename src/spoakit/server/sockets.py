@@ -142,8 +142,8 @@ class Listeners:
             ) from error
 
     def _listen_unix(self, path: str, listen: Listen) -> None:
-        owner = _user_id(listen.unix_owner)
-        group = _group_id(listen.unix_group)
+        owner = user_id("unix owner", listen.unix_owner)
+        group = group_id("unix group", listen.unix_group)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sockets.append(listener)
         listener.setblocking(False)
@@ -158,7 +158,7 @@ class Listeners:
                     os.umask(umask)
                 self._unix.append((path, _identity(path)))
                 if (owner, group) != (-1, -1):
-                    _give(path, owner, group)
+                    give(path, owner, group)
                 os.chmod(path, listen.unix_mode)
                 listener.listen(listen.backlog)
         except OSError as error:
@@ -166,27 +166,35 @@ class Listeners:
             raise StartupError(f"cannot listen on {path}: {error.strerror or error}") from error
 
 
-def _user_id(user: str | None) -> int:
-    """Return the number of a user; -1 for None."""
+def user_id(option: str, user: str | None) -> int:
+    """Return the number of a user; -1 for None.
+
+    Raises:
+        StartupError: there is no such user; the text names the option.
+    """
     if user is None or user.isdecimal():
         return int(user or -1)
     try:
         return pwd.getpwnam(user).pw_uid
     except KeyError:
-        raise StartupError(f"unix owner: this system has no user {user!r}") from None
+        raise StartupError(f"{option}: this system has no user {user!r}") from None
 
 
-def _group_id(group: str | None) -> int:
-    """Return the number of a group; -1 for None."""
+def group_id(option: str, group: str | None) -> int:
+    """Return the number of a group; -1 for None.
+
+    Raises:
+        StartupError: there is no such group; the text names the option.
+    """
     if group is None or group.isdecimal():
         return int(group or -1)
     try:
         return grp.getgrnam(group).gr_gid
     except KeyError:
-        raise StartupError(f"unix group: this system has no group {group!r}") from None
+        raise StartupError(f"{option}: this system has no group {group!r}") from None
 
 
-def _give(path: str, owner: int, group: int) -> None:
+def give(path: str, owner: int, group: int) -> None:
     """Change the owner and the group of a Unix socket; -1 leaves them.
 
     Raises:

@@ -230,11 +230,9 @@ class _Candidate:
         async with AsyncExitStack() as stack:
             if control.path is not None:
                 try:
-                    await stack.enter_async_context(
-                        serve_control(control.path, control.mode, commands.handle)
-                    )
+                    await stack.enter_async_context(serve_control(control, commands.handle))
                 except StartupError as error:
-                    if not self._reputation.is_ready:
+                    if not self._reputation.is_ready and not control.is_default:
                         raise
                     logger.error("%s; the sources are kept, but nobody can ask for them", error)
             await updater.run()

@@ -54,7 +54,7 @@ policy = { allow = ["192.0.2.7"], block-private = true, combine = "weighted", un
 answers = { variables = ["ip_score", "ip_asn"], scope = "txn" }
 forwarded = { argument = "xff", trusted = ["10.0.0.0/8"] }
 bans = { path = "bans.db", max-time = "1d", message = true }
-control = { path = "socket", mode = "0660" }
+control = { path = "socket", mode = "0660", owner = "root", group = "0" }
 
 [[source]]
 name = "list"
@@ -161,7 +161,7 @@ def test_every_key_becomes_a_setting(read: Read, tmp_path: Path) -> None:
         AnswerSettings(("ip_score", "ip_asn"), "txn"),
         ForwardedSettings("xff", ("10.0.0.0/8",)),
         BanSettings(str(tmp_path / "bans.db"), 86400, True),
-        ControlSettings(str(tmp_path / "socket"), 0o660),
+        ControlSettings(str(tmp_path / "socket"), 0o660, "root", "0"),
         str(tmp_path / "cache"),
     )
 
@@ -248,6 +248,8 @@ DNS = '[[source]]\nname = "dns"\ntype = "dnsbl"\nzone = "bl.example"\n'
         ("bans = { max-time = 0 }", "bans.max-time: 0.0 is not in the range 1 to"),
         ("bans = { path = '' }", "bans.path: '' is not a name"),
         ('cache = "a\\u0000b"', r"cache: 'a\x00b' is not a name"),
+        ("control = { path = true }", "control.path: true is neither a path nor false"),
+        ("control = { group = '' }", "control.group: '' is not 1 to 255 printable"),
         ("control = { path = '' }", "control.path: '' is not a name"),
         ("[source]\nname = 'a'", "source: there may be several; write [[source]]"),
         ("control = { mode = '888' }", "control.mode: '888' is not a text such as"),

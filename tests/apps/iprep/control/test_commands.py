@@ -13,6 +13,7 @@ from tests.dns_server import SERVFAIL, name_server
 from spoakit.apps.iprep.bans import BanError, BanStore
 from spoakit.apps.iprep.config.settings import (
     BanSettings,
+    ControlSettings,
     PolicySettings,
     ReputationSettings,
     SourceSettings,
@@ -306,12 +307,12 @@ def test_sources_tell_how_a_dnsbl_is(site: Site) -> None:
 
 
 def test_a_command_that_fails_has_an_answer(tmp_path: Path) -> None:
-    async def fail(_: dict[str, Any]) -> dict[str, Any]:
+    async def fail(_: dict[str, Any], user: int) -> dict[str, Any]:
         raise RuntimeError("a bug")
 
     async def scenario() -> None:
         path = str(tmp_path / "control")
-        async with serve_control(path, 0o600, fail):
+        async with serve_control(ControlSettings(path), fail):
             with pytest.raises(ControlError, match="it failed: RuntimeError: a bug"):
                 await asyncio.to_thread(ask, path, {})
             reader, writer = await asyncio.open_unix_connection(path)

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from spoakit.apps.checks import choice
+from spoakit.apps.checks import check_text, choice
 from spoakit.apps.iprep.config.settings import (
     ANSWERS,
     COMBINE,
@@ -229,8 +229,21 @@ class _Bans(Table, frozen=True):
 
 
 class _Control(Table, frozen=True):
-    path: str | None = None
+    path: str | bool | None = None
     mode: str = "600"
+    owner: str | None = None
+    group: str | None = None
+
+    def settings(self, folder: Path) -> ControlSettings:
+        if self.path is True:
+            raise ConfigurationError("control.path: true is neither a path nor false")
+        path = None if self.path is False else _within("control.path", self.path, folder)
+        for option, name in (("control.owner", self.owner), ("control.group", self.group)):
+            if name is not None:
+                check_text(option, name)
+        return ControlSettings(
+            path, _mode(self.mode), self.owner, self.group, is_default=self.path is None
+        )
 
 
 class File(Table, frozen=True):
@@ -253,9 +266,7 @@ class File(Table, frozen=True):
             self.answers.settings(),
             ForwardedSettings(self.forwarded.argument, self.forwarded.trusted),
             BanSettings(_within("bans.path", bans.path, folder), bans.max_time, bans.message),
-            ControlSettings(
-                _within("control.path", self.control.path, folder), _mode(self.control.mode)
-            ),
+            self.control.settings(folder),
             _within("cache", self.cache, folder),
         )
 

@@ -334,10 +334,17 @@ class ControlSettings:
     path: str | None = None
     mode: int = 0o600
 
+        owner: name or number of the user that it belongs to; None for that of the process.
+        group: name or number of its group; None for that of the process.
+        is_default: whether nobody named the path: its folder is made, and the service goes on
+            where it cannot be listened on.
     def __post_init__(self) -> None:
         if self.mode & ~0o777:
             raise ConfigurationError(f"control.mode: {self.mode:o} is not 0 to 777, in octal")
 
+    owner: str | None = None
+    group: str | None = None
+    is_default: bool = False
 
 @dataclass(frozen=True, slots=True)
 class ReputationSettings:

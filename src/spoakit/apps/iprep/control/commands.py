@@ -65,8 +65,8 @@ class Commands:
             "sources": self._sources,
         }
 
-    async def handle(self, request: Request) -> Answer:
-        """Answer a request, an object with a "command".
+    async def handle(self, request: Request, user: int = -1) -> Answer:
+        """Answer a request, an object with a "command", of a user by the user's number.
 
         Raises:
             SpoakitError: it cannot be done; the text says why.

@@ -1,4 +1,4 @@
-"""Downloader: has feeds downloaded when they are due, a few at a time, in processes of their own."""
+"""Downloader: has feeds downloaded when they are due, a few at a time, by jobs."""
 
 import asyncio
 import logging
