@@ -127,6 +127,22 @@ def test_gauges_go_down_again() -> None:
     assert worker.get(OPEN) == 1
 
 
+def test_a_process_has_the_sums_of_all() -> None:
+    metrics = SharedMetrics(3)
+    metrics.worker(0).add(BY_KIND, 5, "a", "new")
+
+    def count() -> None:
+        other = metrics.worker(1)
+        other.add(BY_KIND, 2, "a", "new")
+        other.add(BY_KIND, 1, "b", "old")
+        other.add(EVENTS, 3)
+        other.publish()
+
+    in_child(count)
+    assert metrics.worker(0).totals(BY_KIND) == {("a", "new"): 7, ("b", "old"): 1}
+    assert metrics.worker(0).totals(EVENTS) == {(): 3}
+
+
 def test_series_without_room_are_counted_as_others() -> None:
     metrics = SharedMetrics(1)
     worker = metrics.worker(0)

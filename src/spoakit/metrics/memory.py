@@ -123,7 +123,9 @@ class SharedMetrics:
         """
         known = self._mine.get(index)
         if known is None or not known.is_of_this_process:
-            known = self._mine[index] = WorkerMetrics(self._rows[index], self._layout, index)
+            known = self._mine[index] = WorkerMetrics(
+                self._rows[index], self._layout, index, all_rows=self._rows
+            )
         return known
 
     def on_ended(self, index: int) -> list[tuple[Gauge, Labels, float]]:
@@ -289,8 +291,17 @@ class WorkerMetrics:
         index: the number of its row, from 0; the supervisor's is the number of workers.
     """
 
-    def __init__(self, row: _Row, layout: _Layout, index: int, *, count_lost: bool = False) -> None:
+    def __init__(
+        self,
+        row: _Row,
+        layout: _Layout,
+        index: int,
+        *,
+        count_lost: bool = False,
+        all_rows: Sequence[_Row] = (),
+    ) -> None:
         self.index = index
+        self._all_rows = all_rows
         self._pid = os.getpid()
         self._row = row
         self._layout = layout
@@ -334,6 +345,18 @@ class WorkerMetrics:
     def get(self, family: Counter | Gauge, *values: str) -> float:
         """Return a figure as it is now, in this process."""
         return self._cells[self._series_number(family, values)]
+
+    def totals(self, family: Counter | Gauge) -> dict[Labels, float]:
+        """Return the sums of all processes, by the values of the labels, as they published last.
+
+        What this one counts is published for that.
+        """
+        self.publish()
+        sums: dict[Labels, float] = {}
+        for row in self._all_rows:
+            for number, labels in row.series_of(family):
+                sums[labels] = sums.get(labels, 0.0) + row.cell(number)
+        return sums
 
     def histogram(self, family: Histogram, *values: str) -> HistogramCells:
         """Return a histogram, for code that counts into it often."""
