@@ -73,7 +73,7 @@ def _agent(
     if live is None:
         return random_agent(delay), Hooks()
     folder = stack.enter_context(snapshots_folder(live.current))
-    hooks = Hooks(live.reload, reload_worker=live.reload_worker)
+    hooks = Hooks(live.reload, live.reopen_logs, reload_worker=live.reload_worker)
     return create_agent(live, folder, delay), hooks
 
 

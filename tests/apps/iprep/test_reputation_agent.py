@@ -19,6 +19,7 @@ from spoakit.apps.iprep.agent import create_agent
 from spoakit.apps.iprep.bans import BanStore
 from spoakit.apps.iprep.config.settings import (
     AnswerSettings,
+    AuditSettings,
     BanSettings,
     ForwardedSettings,
     PolicySettings,
@@ -346,3 +347,53 @@ def test_what_a_reply_says_can_be_shown(site: Site) -> None:
     engine = site.serve(mine(site.list, "ünïcode", category="é"), answers=ALL)
     reply = check(engine, BAD)
     assert json.loads(json.dumps(dict(reply)))["sess.ip_list"] == "ünïcode"
+
+
+def test_what_a_source_that_is_observed_would_change_is_counted(site: Site) -> None:
+    other = site.root / "other.txt"
+    other.write_text("8.8.8.8\n9.9.9.9\n7.7.7.7\n")
+    third = site.root / "third.txt"
+    third.write_text("7.7.7.7\n")
+    engine = site.serve(
+        mine(site.list, score=10),
+        mine(other, "new", score=5, mode="observe"),
+        mine(third, "third", score=30),
+        answers=AnswerSettings(("ip_score", "ip_list")),
+    )
+    assert check(engine, BAD) == {"sess.ip_score": 10, "sess.ip_list": "mine"}
+    assert check(engine, IPv4Address("9.9.9.9")) == {"sess.ip_score": 100, "sess.ip_list": None}
+    for _ in range(3):
+        assert check(engine, IPv4Address("7.7.7.7"))["sess.ip_score"] == 30
+    assert site.server is not None
+    metrics = site.server.metrics
+
+    def observed(**labels: str) -> float:
+        return metrics.value("spoakit_iprep_observed_total", source="new", **labels)
+
+    wait(lambda: observed(score="0-19") == 4)  # not that of 8.8.8.8: its score is in that range
+    assert metrics.value("spoakit_iprep_answers_total", source="third", score="20-39") == 3
+    assert metrics.value("spoakit_iprep_answers_total", source="mine", score="0-19") == 1
+
+
+def test_low_scores_and_bans_are_in_the_audit_log(site: Site) -> None:
+    path = site.root / "audit.log"
+    engine = site.serve(
+        mine(site.list, score=10),
+        bans=BanSettings(str(site.root / "bans"), message=True),
+        audit=AuditSettings(str(path), threshold=20),
+    )
+    for _ in range(2):
+        check(engine, BAD)
+    check(engine, GOOD)
+    for _ in range(2):  # the second one is as good as the first, and is not made
+        engine.call("ban-client-ip", GOOD, 3600)
+    check(engine, GOOD)
+    wait(lambda: path.read_text().count("\n") == 4)
+    facts = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(fact["event"], fact["address"], fact.get("rule", "")) for fact in facts] == [
+        ("verdict", str(BAD), "lowest"),
+        ("verdict", str(BAD), "lowest"),
+        ("ban", str(GOOD), ""),
+        ("verdict", str(GOOD), "ban"),
+    ]
+    assert facts[2]["by"] == "message"

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeAlias
@@ -12,6 +13,7 @@ from spoakit.agent.handlers import Actions, Event
 from spoakit.agent.parameters import Fetch, IPAddress
 from spoakit.agent.variables import Variable
 from spoakit.apps.iprep.addresses import unmapped
+from spoakit.apps.iprep.audit import AuditLog
 from spoakit.apps.iprep.bans import BanError
 from spoakit.apps.iprep.config.settings import (
     MAX_DEADLINE,
@@ -26,11 +28,13 @@ from spoakit.apps.iprep.scoring.policy import Rule
 from spoakit.apps.iprep.scoring.reputation import LookupResult, Reputation
 from spoakit.apps.iprep.service import open_reputation
 from spoakit.apps.live import LiveSettings
+from spoakit.exceptions import ConfigurationError
 from spoakit.logs import Throttle
 from spoakit.metrics.memory import WorkerMetrics
 from spoakit.spop.constants import DataType
 
-throttle = Throttle(logging.getLogger("spoakit.iprep"))
+logger = logging.getLogger("spoakit.iprep")
+throttle = Throttle(logger)
 
 Check: TypeAlias = Callable[..., Actions]
 Ask: TypeAlias = Callable[..., Coroutine[Any, Any, Actions]]
@@ -55,6 +59,7 @@ class ActionBuilder:
 
     Attributes:
         tally: counts the answers.
+        audit: has a line for some of them; None for none.
     """
 
     def __init__(self, agent: Agent, settings: AnswerSettings) -> None:
@@ -63,17 +68,25 @@ class ActionBuilder:
             for name in settings.variables
         ]
         self.tally = AnswerTally()
+        self.audit: AuditLog | None = None
 
-    def of(self, finding: LookupResult) -> Actions:
+    def of(self, finding: LookupResult, address: IPAddress) -> Actions:
         """Return what sets the variables, and unsets those of which nothing is known.
 
-        Whoever sends it counts it by ``finding.tally``.
+        It is kept in the finding, unless each answer of its kind may have a line in the audit log.
+        The handler that sends it counts it by ``finding.tally``.
         """
         verdict = finding.verdict
-        finding.tally = self.tally.of(verdict.source or verdict.rule.value, verdict.score)
+        finding.tally = self.tally.of(
+            verdict.source or verdict.rule.value, verdict.score, verdict.observed
+        )
         actions = tuple(variable.set(_value(name, finding)) for name, variable in self._variables)
-        finding.answer = actions if len(actions) > 1 else actions[0]  # one is sent sooner
-        return finding.answer
+        answer = actions if len(actions) > 1 else actions[0]  # one is sent sooner
+        if self.audit is not None and self.audit.has(verdict):
+            self.audit.verdict(address, verdict, finding.asn, finding.country)
+        else:
+            finding.answer = answer
+        return answer
 
 
 def create_agent(live: LiveSettings[ReputationSettings], folder: Path, delay: float = 0.0) -> Agent:
@@ -97,12 +110,13 @@ def create_agent(live: LiveSettings[ReputationSettings], folder: Path, delay: fl
         def collect() -> None:
             answers.tally.collect(row)
 
-        async with open_reputation(live, folder, row) as reputation:
-            row.on_publish(collect)
-            try:
-                yield reputation
-            finally:
-                row.forget(collect)
+        with _open_audit(live, row) as answers.audit:
+            async with open_reputation(live, folder, row, answers.audit) as reputation:
+                row.on_publish(collect)
+                try:
+                    yield reputation
+                finally:
+                    row.forget(collect)
 
     argument = settings.forwarded.argument
     check, ask = (
@@ -116,8 +130,30 @@ def create_agent(live: LiveSettings[ReputationSettings], folder: Path, delay: fl
     else:
         agent.message("check-client-ip", event=event)(check)
     if settings.bans.message:
-        _add_ban_message(agent, settings.bans)
+        _add_ban_message(agent, settings.bans, answers)
     return agent
+
+
+@contextmanager
+def _open_audit(
+    live: LiveSettings[ReputationSettings], row: WorkerMetrics
+) -> Iterator[AuditLog | None]:
+    """Open the audit log of a worker, if there is to be one."""
+    if live.current.audit.path is None:
+        yield None
+        return
+    try:
+        audit = AuditLog(live.current.audit, row)
+    except ConfigurationError as error:
+        # It could be opened at the start. A worker's successor answers without it, too.
+        logger.error("%s; this worker has none until it is restarted", error)
+        yield None
+        return
+    live.on_reopen(audit.reopen)
+    try:
+        yield audit
+    finally:
+        audit.close()
 
 
 def _event(settings: ReputationSettings) -> Event:
@@ -134,7 +170,7 @@ def _handlers(answers: ActionBuilder, delay: float) -> tuple[Check, Ask]:
 
     def check(src: IPAddress, /, reputation: Reputation) -> Actions:
         finding = reputation.find(src)
-        answer = finding.answer or answers.of(finding)
+        answer = finding.answer or answers.of(finding, src)
         finding.tally[0] += 1
         return answer
 
@@ -142,7 +178,7 @@ def _handlers(answers: ActionBuilder, delay: float) -> tuple[Check, Ask]:
         if delay:
             await asyncio.sleep(delay)
         finding = await reputation.ask(src)
-        answer = finding.answer or answers.of(finding)
+        answer = finding.answer or answers.of(finding, src)
         finding.tally[0] += 1
         return answer
 
@@ -155,16 +191,18 @@ def _handlers_behind_proxies(
     """Return the same where an argument may name who is behind a proxy."""
 
     def check(src: IPAddress, /, reputation: Reputation, *, forwarded: str = "") -> Actions:
-        finding = reputation.find(reputation.client_of(src, forwarded))
-        answer = finding.answer or answers.of(finding)
+        address = reputation.client_of(src, forwarded)
+        finding = reputation.find(address)
+        answer = finding.answer or answers.of(finding, address)
         finding.tally[0] += 1
         return answer
 
     async def ask(src: IPAddress, /, reputation: Reputation, *, forwarded: str = "") -> Actions:
         if delay:
             await asyncio.sleep(delay)
-        finding = await reputation.ask(reputation.client_of(src, forwarded))
-        answer = finding.answer or answers.of(finding)
+        address = reputation.client_of(src, forwarded)
+        finding = await reputation.ask(address)
+        answer = finding.answer or answers.of(finding, address)
         finding.tally[0] += 1
         return answer
 
@@ -174,14 +212,15 @@ def _handlers_behind_proxies(
     return check, ask
 
 
-def _add_ban_message(agent: Agent, settings: BanSettings) -> None:
+def _add_ban_message(agent: Agent, settings: BanSettings, answers: ActionBuilder) -> None:
     """Let HAProxy's own rules ban."""
 
     @agent.message("ban-client-ip")
     def ban(address: IPAddress, seconds: int, /, *, reputation: Reputation) -> None:
         try:
             new = timed_ban(ip_network(unmapped(address)), seconds, settings, reason="HAProxy")
-            reputation.ban(new)
+            if reputation.ban(new) and answers.audit is not None:
+                answers.audit.ban(new, "message")
         except BanError as error:
             throttle.warning("ban", "ban-client-ip for %s: %s", address, error)
 

@@ -122,16 +122,20 @@ class BanList:
         level = self._levels.get((network.version, network.prefixlen), {})
         return level.get(int(network.network_address))
 
-    def remove_ended(self, now: float) -> None:
-        """Remove those that have ended; this costs nothing as long as none has."""
+    def remove_ended(self, now: float) -> list[Ban]:
+        """Remove those that have ended, and return them; this costs nothing as long as none has."""
         if now < self._first_end:
-            return
-        left = [ban for ban in self if ban.until > now]
+            return []
+        left: list[Ban] = []
+        ended: list[Ban] = []
+        for ban in self:
+            (left if ban.until > now else ended).append(ban)
         self._levels = {}
         self._count = 0
         self._first_end = float("inf")
         for ban in left:
             self.add(ban)
+        return ended
 
     def find(self, address: IPAddress, now: float) -> Ban | None:
         """Return the ban of an address at a time, in seconds since the epoch."""
@@ -164,6 +168,8 @@ class BanStore:
         self._clock = clock
         self.bans = BanList()
         """Those in memory; some may have just ended."""
+        self.on_ended: Callable[[Ban], None] | None = None
+        """Called for each ban that has ended, by its time or by a command."""
         self._version = -1
         self._change = 0
         self._read_at = 0.0
@@ -205,7 +211,7 @@ class BanStore:
             self.refresh()
             now = self._clock()
             if len(self.bans) >= self._limit:
-                self.bans.remove_ended(now)
+                self._remove_ended(now)
             count = len(self.bans)
             if count >= self._limit and self.bans.get(ban.network) is None:
                 raise BanError(f"there are {count} bans already, which is the limit")
@@ -213,22 +219,24 @@ class BanStore:
             change = self._write(ban)
         self._note(change, ban)
 
-    def unban(self, network: IPNetwork) -> bool:
-        """End a ban; return whether there was one of just this network.
+    def unban(self, *networks: IPNetwork) -> list[Ban]:
+        """End the bans of just these networks, all at once; return those that there were.
 
         Raises:
             BanError: the file cannot be written.
         """
+        ended = []
         with self._writing():
             self.refresh()
             now = self._clock()
-            known = self.bans.get(network)
-            if known is None or known.until <= now:
-                return False
-            ended = replace(known, until=now)
-            change = self._write(ended)
-        self._note(change, ended)
-        return True
+            for network in networks:
+                known = self.bans.get(network)
+                if known is not None and known.until > now:
+                    ban = replace(known, until=now)
+                    ended.append((self._write(ban), ban))
+        for change, ban in ended:
+            self._note(change, ban)
+        return [ban for _, ban in ended]
 
     def refresh(self) -> None:
         """Read what others have changed since the last time, if anything.
@@ -255,7 +263,12 @@ class BanStore:
                 throttle.error("refresh", "bans: %s cannot be read: %s", self._path, error)
             if time.monotonic() >= prune_at:
                 prune_at = time.monotonic() + _PRUNE_INTERVAL
-                self.bans.remove_ended(self._clock())
+                self._remove_ended(self._clock())
+
+    def _remove_ended(self, now: float) -> None:
+        for ban in self.bans.remove_ended(now):
+            if self.on_ended is not None:
+                self.on_ended(ban)
 
     def close(self) -> None:
         """Close the file."""

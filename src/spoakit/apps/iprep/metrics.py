@@ -1,14 +1,17 @@
 """Metrics of spoa-iprep: answers, sources, bans, DNSBLs."""
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, NamedTuple
 
+from spoakit.apps.iprep.config.settings import MAX_SOURCES
 from spoakit.metrics.families import counter, gauge
 from spoakit.metrics.memory import WorkerMetrics
 
-# 31 sources, and those that there is no room for.
-_SOURCES: Final = 32
+# As many sources as there may be, and one series for what there is no room for.
+_SOURCES: Final = MAX_SOURCES + 1
 _BANDS: Final = ("0-19", "20-39", "40-59", "60-79", "80-100")
+# Answers that no source decides: ban, allow, private, unknown.
+_RULES: Final = 4
 _ZONES: Final = 16
 
 ANSWERS = counter(
@@ -16,7 +19,17 @@ ANSWERS = counter(
     "Answers, by the source that decided (or ban, allow, private, unknown, where none did), and by "
     "the score.",
     labels=("source", "score"),
-    limit=2 * _SOURCES,
+    limit=len(_BANDS) * (_SOURCES + _RULES),
+)
+OBSERVED = counter(
+    "spoakit_iprep_observed_total",
+    'Answers whose score would have been of another band if a source with mode "observe" had '
+    "counted, by the source and by the score that there would have been.",
+    labels=("source", "score"),
+    limit=len(_BANDS) * _SOURCES,
+)
+AUDIT_LOST = counter(
+    "spoakit_iprep_audit_lost_total", "Lines of the audit log that could not be written."
 )
 TABLES = counter(
     "spoakit_iprep_tables_total",
@@ -81,6 +94,12 @@ DNSBL_LATE = counter(
     labels=("zone",),
     limit=_ZONES,
 )
+DNSBL_FAILING = gauge(
+    "spoakit_iprep_dnsbl_failing",
+    "Workers whose last question to a DNSBL had no usable answer.",
+    labels=("zone",),
+    limit=_ZONES,
+)
 DNSBL_KEPT = gauge(
     "spoakit_iprep_dnsbl_kept",
     "Answers of a DNSBL that are kept.",
@@ -89,6 +108,25 @@ DNSBL_KEPT = gauge(
 )
 
 SOURCE_GAUGES: Final = (ENTRIES, AGE, FAILED, STALE, REFUSED_LINES, MASKED_LINES)
+
+
+def band_of(score: int) -> str:
+    """Return the range of scores that one is in, as counters name it: "20-39"."""
+    return _BANDS[min(score // 20, len(_BANDS) - 1)]
+
+
+class _Kind(NamedTuple):
+    """Kind of answers that are counted together.
+
+    Attributes:
+        source: what decided.
+        band: the range of their scores.
+        observed: the sources that do not count, with the bands that there would have been.
+    """
+
+    source: str
+    band: str
+    observed: tuple[tuple[str, str], ...]
 
 
 class AnswerTally:
@@ -101,21 +139,31 @@ class AnswerTally:
     __slots__ = ("_counted", "_tallies")
 
     def __init__(self) -> None:
-        self._tallies: dict[tuple[str, str], list[int]] = {}
-        self._counted: dict[tuple[str, str], int] = {}
+        self._tallies: dict[_Kind, list[int]] = {}
+        self._counted: dict[_Kind, int] = {}
 
-    def of(self, source: str, score: int) -> list[int]:
-        """Return the list whose number counts such answers."""
-        band = _BANDS[min(score // 20, len(_BANDS) - 1)]
-        return self._tallies.setdefault((source, band), [0])
+    def of(self, source: str, score: int, observed: tuple[tuple[str, int], ...] = ()) -> list[int]:
+        """Return the list whose number counts answers of one kind.
+
+        Args:
+            source: what decided.
+            score: the score.
+            observed: the sources that do not count, with the scores that there would have been.
+        """
+        band = band_of(score)
+        others = tuple((name, band_of(would_be)) for name, would_be in observed)
+        kind = _Kind(source, band, tuple(each for each in others if each[1] != band))
+        return self._tallies.setdefault(kind, [0])
 
     def collect(self, metrics: WorkerMetrics) -> None:
         """Count what has come since the last time."""
-        for labels, [count] in self._tallies.items():
-            before = self._counted.get(labels, 0)
-            if count != before:
-                self._counted[labels] = count
-                metrics.add(ANSWERS, count - before, *labels)
+        for kind, [count] in self._tallies.items():
+            new = count - self._counted.get(kind, 0)
+            if new:
+                self._counted[kind] = count
+                metrics.add(ANSWERS, new, kind.source, kind.band)
+                for labels in kind.observed:
+                    metrics.add(OBSERVED, new, *labels)
 
 
 def clear_sources(metrics: WorkerMetrics, sources: Iterable[str]) -> None:

@@ -17,6 +17,7 @@ from contextlib import (
 from pathlib import Path
 from typing import Final
 
+from spoakit.apps.iprep.audit import AUDIT_LOG, AuditLog
 from spoakit.apps.iprep.bans import BanStore
 from spoakit.apps.iprep.config.settings import ReputationSettings
 from spoakit.apps.iprep.control.commands import Commands
@@ -29,6 +30,7 @@ from spoakit.apps.iprep.snapshot.manifest import (
     manifest_of,
 )
 from spoakit.apps.iprep.snapshot.updater import Updater, updater_lock
+from spoakit.apps.line_output import check_lines
 from spoakit.apps.live import LiveSettings
 from spoakit.exceptions import ConfigurationError, StartupError
 from spoakit.metrics.memory import WorkerMetrics
@@ -43,7 +45,7 @@ _LOCK_INTERVAL: Final = 0.02
 _ELECTION_INTERVAL: Final = 0.5
 _RETRY_INTERVAL: Final = 10.0
 # What the server is bound by.
-_FOR_GOOD: Final = ("answers", "forwarded", "bans", "control")
+_FOR_GOOD: Final = ("answers", "forwarded", "bans", "control", "audit")
 
 
 def live_settings(read: Callable[[], ReputationSettings]) -> LiveSettings[ReputationSettings]:
@@ -59,6 +61,9 @@ def live_settings(read: Callable[[], ReputationSettings]) -> LiveSettings[Reputa
         nonlocal first
         settings = read()
         if first is None:
+            # Find out at the start what a worker could not do.
+            if settings.audit.path is not None:
+                check_lines(AUDIT_LOG, settings.audit.path)
             first = settings
         elif settings.asks and not first.asks:
             raise ConfigurationError("source: the first one of the type 'dnsbl' takes a restart")
@@ -155,11 +160,20 @@ def _temporary_folder() -> Iterator[Path]:
 
 @asynccontextmanager
 async def open_reputation(
-    live: LiveSettings[ReputationSettings], folder: Path, row: WorkerMetrics
+    live: LiveSettings[ReputationSettings],
+    folder: Path,
+    row: WorkerMetrics,
+    audit: AuditLog | None = None,
 ) -> AsyncIterator[Reputation]:
     """Run the service in a worker as long as the context lasts.
 
     The context is entered when the first snapshot is in use.
+
+    Args:
+        live: the settings.
+        folder: for snapshots, of all workers together.
+        row: the worker's counters.
+        audit: the audit log; None for none.
 
     Raises:
         StartupError: the file of the bans or the control socket cannot be had.
@@ -171,7 +185,7 @@ async def open_reputation(
             bans = stack.enter_context(closing(BanStore(Path(settings.bans.path))))
         reputation = Reputation(folder, bans, row)
         stack.push_async_callback(reputation.aclose)
-        candidate = _Candidate(live, folder, row, reputation, bans)
+        candidate = _Candidate(live, folder, row, reputation, bans, audit)
         background = [reputation.follow(), candidate.stand()]
         if bans is not None:
             background.append(bans.follow())
@@ -191,12 +205,14 @@ class _Candidate:
         row: WorkerMetrics,
         reputation: Reputation,
         bans: BanStore | None,
+        audit: AuditLog | None,
     ) -> None:
         self._live = live
         self._folder = folder
         self._row = row
         self._reputation = reputation
         self._bans = bans
+        self._audit = audit
 
     async def stand(self) -> None:
         """Be the updater whenever nobody else is, until cancelled.
@@ -225,7 +241,12 @@ class _Candidate:
         updater = Updater(self._folder, self._live.current, self._row, self._bans)
         self._live.follow(updater.reconfigure)
         settings = self._live.current
-        commands = Commands(self._reputation, updater, self._bans, settings.bans)
+        commands = Commands(
+            self._reputation, updater, self._bans, settings.bans, self._row, self._audit
+        )
+        if self._bans is not None and self._audit is not None:
+            # Each worker sees the end of each ban; one of them notes it.
+            self._bans.on_ended = self._audit.expire
         control = settings.control
         async with AsyncExitStack() as stack:
             if control.path is not None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from spoakit.apps.iprep.config.loader import read_config, settings_of
 from spoakit.apps.iprep.config.settings import (
     AnswerSettings,
+    AuditSettings,
     BanSettings,
     ControlSettings,
     DatabaseSettings,
@@ -54,6 +55,7 @@ policy = { allow = ["192.0.2.7"], block-private = true, combine = "weighted", un
 answers = { variables = ["ip_score", "ip_asn"], scope = "txn" }
 forwarded = { argument = "xff", trusted = ["10.0.0.0/8"] }
 bans = { path = "bans.db", max-time = "1d", message = true }
+audit = { path = "audit.log", threshold = 20, sample = 0.5 }
 control = { path = "socket", mode = "0660", owner = "root", group = "0" }
 
 [[source]]
@@ -64,6 +66,7 @@ weight = 0.5
 category = "spam"
 allow = false
 failed = "closed"
+mode = "observe"
 url = "https://example.com/list"
 max-age = "2d"
 interval = "2m"
@@ -123,6 +126,7 @@ def test_every_key_becomes_a_setting(read: Read, tmp_path: Path) -> None:
                 weight=0.5,
                 category="spam",
                 failed="closed",
+                mode="observe",
                 max_age=2 * 86400,
                 feed=FeedSettings(
                     interval=120,
@@ -163,6 +167,7 @@ def test_every_key_becomes_a_setting(read: Read, tmp_path: Path) -> None:
         BanSettings(str(tmp_path / "bans.db"), 86400, True),
         ControlSettings(str(tmp_path / "socket"), 0o660, "root", "0"),
         str(tmp_path / "cache"),
+        AuditSettings(str(tmp_path / "audit.log"), 20, 0.5),
     )
 
 
@@ -248,6 +253,9 @@ DNS = '[[source]]\nname = "dns"\ntype = "dnsbl"\nzone = "bl.example"\n'
         ("bans = { max-time = 0 }", "bans.max-time: 0.0 is not in the range 1 to"),
         ("bans = { path = '' }", "bans.path: '' is not a name"),
         ('cache = "a\\u0000b"', r"cache: 'a\x00b' is not a name"),
+        ("audit = { threshold = 20 }", "audit.threshold: there is no audit.path to write to"),
+        ("audit = { path = 'a', threshold = 102 }", "audit.threshold: 102 is not in the range"),
+        ("audit = { path = 'a', sample = 101 }", "audit.sample: 101.0 is not in the range 0 to"),
         ("control = { path = true }", "control.path: true is neither a path nor false"),
         ("control = { group = '' }", "control.group: '' is not 1 to 255 printable"),
         ("control = { path = '' }", "control.path: '' is not a name"),

@@ -57,7 +57,7 @@ class Site:
             reputation = Reputation(self.folder, bans, row)
             following = asyncio.create_task(reputation.follow())
             updater = Updater(self.folder, settings, row, bans)
-            commands = Commands(reputation, updater, bans, BanSettings(max_time=1000))
+            commands = Commands(reputation, updater, bans, BanSettings(max_time=1000), row)
 
             async def ask(command: str, **request: Any) -> dict[str, Any]:
                 answer = await commands.handle({"command": command, **request})
@@ -105,7 +105,7 @@ def test_a_ban_is_made_listed_explained_and_ended(site: Site) -> None:
         assert (await ask("bans"))["bans"] == [ban]
         found = await ask("lookup", address="8.8.8.8")
         assert (found["score"], found["rule"], found["ban"]) == (7, "ban", ban)
-        assert await ask("unban", address="8.8.8.8") == {"address": "8.8.8.8"}
+        assert await ask("unban", address="8.8.8.8") == {"address": "8.8.8.8", "count": 1}
         assert (await ask("bans"))["bans"] == []
         with pytest.raises(BanError, match=r"8\.8\.8\.8 is not banned"):
             await ask("unban", address="8.8.8.8")
@@ -140,7 +140,7 @@ def test_a_ban_holds_whatever_way_its_address_is_written(
     async def scenario(ask: Ask) -> None:
         assert (await ask("ban", address=text, seconds=60))["address"] == shown
         assert (await ask("lookup", address=within))["rule"] == "ban"
-        assert await ask("unban", address=text) == {"address": shown}
+        assert await ask("unban", address=text) == {"address": shown, "count": 1}
 
     site.run(scenario)
 
@@ -251,6 +251,7 @@ def test_a_lookup_explains_what_each_source_says(site: Site, path: Path) -> None
                 {"source": "none", "state": "failed", "score": None, "category": ""},
                 {"source": "db", "state": "absent", "score": None, "category": ""},
             ],
+            "observed": [],
         }
         assert table["built"] <= time.time()
         assert table["entries"] > 0
@@ -304,6 +305,38 @@ def test_sources_tell_how_a_dnsbl_is(site: Site) -> None:
         assert told["error"]
 
     asyncio.run(serve())
+
+
+def test_bans_are_ended_by_network_and_all_at_once(site: Site) -> None:
+    async def scenario(ask: Ask) -> None:
+        for address in ("8.8.8.8", "8.8.8.0/25", "8.8.0.0/16", "9.9.9.9", "2001:db8::1"):
+            await ask("ban", address=address, seconds=60)
+        assert await ask("unban", address="8.8.8.0/24") == {"address": "8.8.8.0/24", "count": 2}
+        with pytest.raises(BanError, match=r"no ban of its own; it is within 8\.8\.0\.0/16"):
+            await ask("unban", address="8.8.8.8")
+        left = [ban["address"] for ban in (await ask("bans"))["bans"]]
+        assert sorted(left) == ["2001:db8::1", "8.8.0.0/16", "9.9.9.9"]
+        assert await ask("unban", all=True) == {"address": "", "count": 3}
+        assert await ask("unban", all=True) == {"address": "", "count": 0}
+        for request in ({}, {"all": True, "address": "8.8.8.8"}):
+            with pytest.raises(ControlError, match="give either an address or 'all'"):
+                await ask("unban", **request)
+
+    site.run(scenario)
+
+
+def test_a_lookup_shows_what_is_observed(site: Site, path: Path) -> None:
+    async def scenario(ask: Ask) -> None:
+        found = await ask("lookup", address="8.8.8.8")
+        assert (found["score"], found["rule"]) == (100, "unknown")
+        assert found["observed"] == [{"source": "new", "score": 10}]
+        assert found["says"] == [
+            {"source": "new", "state": "listed", "score": 10, "category": "", "mode": "observe"}
+        ]
+        [source] = (await ask("sources"))["sources"]
+        assert source["mode"] == "observe"
+
+    site.run(scenario, mine(path, "new", score=10, mode="observe"))
 
 
 def test_a_command_that_fails_has_an_answer(tmp_path: Path) -> None:

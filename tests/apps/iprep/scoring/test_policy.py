@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spoakit.apps.iprep.config.settings import Failed, PolicySettings, SourceSettings
+from spoakit.apps.iprep.config.settings import Failed, Mode, PolicySettings, SourceSettings
 from spoakit.apps.iprep.scoring.policy import Listing, Policy, Rule, SourceResult, Verdict, score_of
 
 
@@ -12,6 +12,7 @@ def source(
     *,
     allow: bool = False,
     failed: Failed = "open",
+    mode: Mode = "enforce",
     category: str = "",
     scores: tuple[tuple[str, int], ...] = (),
 ) -> SourceSettings:
@@ -23,6 +24,7 @@ def source(
         weight=weight,
         allow=allow,
         failed=failed,
+        mode=mode,
         category=category,
         scores=scores,
     )
@@ -146,3 +148,46 @@ def test_who_is_allowed_by_a_source_has_the_best_score(
     friend = listed(source("friends", allow=True))
     verdict = policy.judge([*says, friend], private=private)
     assert (verdict.score, verdict.rule, verdict.source) == (100, Rule.ALLOW, "friends")
+
+
+def test_a_source_that_is_observed_does_not_count_and_what_it_would_do_is_known() -> None:
+    says = (
+        listed(source("a", 40)),
+        listed(source("b", 10, mode="observe")),
+        listed(source("c", 60, mode="observe")),
+        listed(source("d", allow=True, mode="observe")),
+        SourceResult(source("e", mode="observe"), Listing.ABSENT),
+        SourceResult(source("f", mode="observe"), Listing.FAILED),
+        SourceResult(source("g", 5, failed="closed", mode="observe"), Listing.FAILED),
+    )
+    assert LOWEST.judge(says) == Verdict(
+        40, Rule.LOWEST, "a", "", says, (("b", 10), ("c", 40), ("d", 100), ("g", 5))
+    )
+    assert LOWEST.judge(says, allowed=True).observed == tuple((name, 100) for name in "bcdg")
+    assert WEIGHTED.judge(says[1:2]) == Verdict(
+        90, Rule.UNKNOWN, results=says[1:2], observed=(("b", 0),)
+    )
+
+
+@given(
+    scores=st.lists(st.tuples(st.integers(0, 100), st.booleans()), max_size=6),
+    combined=st.booleans(),
+)
+def test_verdicts_are_as_if_what_is_observed_were_not_there(
+    scores: list[tuple[int, bool]], combined: bool
+) -> None:
+    policy = WEIGHTED if combined else LOWEST
+    says = [
+        listed(source(str(number), score, mode="observe" if observed else "enforce"))
+        for number, (score, observed) in enumerate(scores)
+    ]
+    enforced = [say for say in says if say.source.mode == "enforce"]
+    verdict, without = policy.judge(says), policy.judge(enforced)
+    assert (verdict.score, verdict.rule, verdict.source) == (
+        without.score,
+        without.rule,
+        without.source,
+    )
+    assert [name for name, _ in verdict.observed] == [
+        say.source.name for say in says if say.source.mode == "observe"
+    ]

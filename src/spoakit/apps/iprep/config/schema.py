@@ -16,9 +16,11 @@ from spoakit.apps.iprep.config.settings import (
     ANSWERS,
     COMBINE,
     FAILED,
+    MODES,
     PROVIDES,
     SCOPES,
     AnswerSettings,
+    AuditSettings,
     BanSettings,
     ControlSettings,
     DatabaseSettings,
@@ -42,6 +44,7 @@ _POLICY: Final = PolicySettings()
 _ANSWERS: Final = AnswerSettings()
 _BANS: Final = BanSettings()
 _MAX_SECRET: Final = 16 * 1024
+_AUDIT: Final = AuditSettings()
 # What a database is asked for, where only what it provides is said.
 _FIELDS: Final = {"asn": "autonomous_system_number", "country": "country.iso_code"}
 
@@ -56,6 +59,7 @@ class Source(Table, frozen=True, kw_only=True):
     category: str = ""
     allow: bool = False
     failed: str = "open"
+    mode: str = "enforce"
 
     def settings(self, folder: Path) -> SourceSettings:
         """Return the settings of the source; names of files are relative to the folder."""
@@ -72,6 +76,7 @@ class Source(Table, frozen=True, kw_only=True):
             category=self.category,
             allow=self.allow,
             failed=choice("failed", self.failed, FAILED),
+            mode=choice("mode", self.mode, MODES),
             **more,
         )
 
@@ -246,6 +251,15 @@ class _Control(Table, frozen=True):
         )
 
 
+class _Audit(Table, frozen=True):
+    path: str | None = None
+    threshold: int = _AUDIT.threshold
+    sample: float = _AUDIT.sample
+
+    def settings(self, folder: Path) -> AuditSettings:
+        return AuditSettings(_within("audit.path", self.path, folder), self.threshold, self.sample)
+
+
 class File(Table, frozen=True):
     """The whole file. The sources are looked at one by one, each as its type says."""
 
@@ -255,6 +269,7 @@ class File(Table, frozen=True):
     forwarded: _Forwarded = _Forwarded()
     bans: _Bans = _Bans()
     control: _Control = _Control()
+    audit: _Audit = _Audit()
     source: tuple[dict[str, Any], ...] = ()
 
     def settings(self, sources: tuple[SourceSettings, ...], folder: Path) -> ReputationSettings:
@@ -268,6 +283,7 @@ class File(Table, frozen=True):
             BanSettings(_within("bans.path", bans.path, folder), bans.max_time, bans.message),
             self.control.settings(folder),
             _within("cache", self.cache, folder),
+            self.audit.settings(folder),
         )
 
 

@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
-from spoakit.apps.checks import check_range, check_text, choice
+from spoakit.apps.checks import check_percent, check_range, check_text, choice
 from spoakit.apps.iprep.addresses import Range, parse_range
 from spoakit.apps.iprep.sources.lists import Columns
 from spoakit.apps.urls import shown_text
@@ -21,12 +21,14 @@ from spoakit.exceptions import ConfigurationError
 SourceType = Literal["list", "drop", "csv", "mmdb", "dnsbl"]
 Failed = Literal["open", "closed"]
 Combine = Literal["lowest", "weighted"]
+Mode = Literal["enforce", "observe"]
 Provides = Literal["asn", "country"]
 Answer = Literal["ip_score", "ip_list", "ip_asn", "ip_country", "ip_category"]
 Scope = Literal["proc", "sess", "txn", "req", "res"]
 
 SOURCE_TYPES: Final[tuple[SourceType, ...]] = ("list", "drop", "csv", "mmdb", "dnsbl")
 FAILED: Final[tuple[Failed, ...]] = ("open", "closed")
+MODES: Final[tuple[Mode, ...]] = ("enforce", "observe")
 COMBINE: Final[tuple[Combine, ...]] = ("lowest", "weighted")
 PROVIDES: Final[tuple[Provides, ...]] = ("asn", "country")
 ANSWERS: Final[tuple[Answer, ...]] = (
@@ -182,6 +184,7 @@ class SourceSettings:
         allow: its entries are never blocked; it has neither score nor weight.
         failed: what it says when it cannot be asked or was never loaded: "open" is nothing,
             "closed" is that it has every address.
+        mode: "enforce", or "observe": it does not count, and what it would change is counted.
         max_age: the time after which its file is stale, a second to a year; None for never.
         columns: those of a CSV, and else None.
         database: of a MaxMind DB, and else None.
@@ -199,6 +202,7 @@ class SourceSettings:
     scores: tuple[tuple[str, int], ...] = ()
     allow: bool = False
     failed: Failed = "open"
+    mode: Mode = "enforce"
     max_age: float | None = None
     columns: Columns | None = None
     database: DatabaseSettings | None = None
@@ -217,6 +221,7 @@ class SourceSettings:
             if self.dnsbl is not None:
                 _check_listing(name)
         choice("failed", self.failed, FAILED)
+        choice("mode", self.mode, MODES)
         if self.max_age is not None:
             check_range("max-age", self.max_age, 1, _YEAR)
         if self.columns is not None:
@@ -329,22 +334,43 @@ class ControlSettings:
     Attributes:
         path: of the Unix socket; None for none.
         mode: its permissions.
-    """
-
-    path: str | None = None
-    mode: int = 0o600
-
         owner: name or number of the user that it belongs to; None for that of the process.
         group: name or number of its group; None for that of the process.
         is_default: whether nobody named the path: its folder is made, and the service goes on
             where it cannot be listened on.
+    """
+
+    path: str | None = None
+    mode: int = 0o600
+    owner: str | None = None
+    group: str | None = None
+    is_default: bool = False
+
     def __post_init__(self) -> None:
         if self.mode & ~0o777:
             raise ConfigurationError(f"control.mode: {self.mode:o} is not 0 to 777, in octal")
 
-    owner: str | None = None
-    group: str | None = None
-    is_default: bool = False
+
+@dataclass(frozen=True, slots=True)
+class AuditSettings:
+    """Audit log: JSON lines for bans, their ends, and low scores.
+
+    Attributes:
+        path: the file; None for none.
+        threshold: verdicts with a lower score have a line, 0 (none) to 101 (all).
+        sample: percent of these that have, 0 to 100.
+    """
+
+    path: str | None = None
+    threshold: int = 0
+    sample: float = 100.0
+
+    def __post_init__(self) -> None:
+        check_range("audit.threshold", self.threshold, 0, MAX_SCORE + 1)
+        check_percent("audit.sample", self.sample)
+        if self.threshold and self.path is None:
+            raise ConfigurationError("audit.threshold: there is no audit.path to write to")
+
 
 @dataclass(frozen=True, slots=True)
 class ReputationSettings:
@@ -358,6 +384,7 @@ class ReputationSettings:
         bans: bans at run time.
         control: the control socket.
         cache: the folder in which downloads are kept; None if no source has a URL.
+        audit: the audit log.
     """
 
     sources: tuple[SourceSettings, ...] = ()
@@ -367,6 +394,7 @@ class ReputationSettings:
     bans: BanSettings = field(default_factory=BanSettings)
     control: ControlSettings = field(default_factory=ControlSettings)
     cache: str | None = None
+    audit: AuditSettings = field(default_factory=AuditSettings)
 
     @property
     def asks(self) -> bool:

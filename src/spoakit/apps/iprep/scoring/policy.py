@@ -1,7 +1,7 @@
 """From what each source says of an address to its score. Nothing here is asked or kept."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from spoakit.apps.iprep.config.settings import MAX_SCORE, PolicySettings, SourceSettings
@@ -54,6 +54,8 @@ class Verdict:
             "" for none.
         category: what it says is the kind of the address; "" for nothing.
         results: what all sources said.
+        observed: the sources with mode "observe" that say something of the address, with the score
+            that there would have been if each had counted, too.
     """
 
     score: int
@@ -61,6 +63,7 @@ class Verdict:
     source: str = ""
     category: str = ""
     results: tuple[SourceResult, ...] = ()
+    observed: tuple[tuple[str, int], ...] = ()
 
 
 class Policy:
@@ -87,10 +90,26 @@ class Policy:
             private: whether it is not of the public Internet.
         """
         results = tuple(results)
+        counting = tuple(each for each in results if each.source.mode != "observe")
+        verdict = self._judge(counting, allowed=allowed, private=private)
+        if len(counting) == len(results):
+            return verdict
+        observed = tuple(
+            (
+                each.source.name,
+                self._judge((*counting, each), allowed=allowed, private=private).score,
+            )
+            for each in results
+            if each.source.mode == "observe" and (_counts(each) or _allows(each))
+        )
+        return replace(verdict, results=results, observed=observed)
+
+    def _judge(self, results: tuple[SourceResult, ...], *, allowed: bool, private: bool) -> Verdict:
+        """Return the verdict of results that all count."""
         if allowed:
             return Verdict(MAX_SCORE, Rule.ALLOW, results=results)
         for result in results:
-            if result.source.allow and result.state is Listing.LISTED:
+            if _allows(result):
                 return Verdict(
                     MAX_SCORE, Rule.ALLOW, result.source.name, _category(result), results
                 )
@@ -133,6 +152,11 @@ def _counts(result: SourceResult) -> bool:
     if result.state is Listing.FAILED:
         return result.source.failed == "closed"
     return result.state is Listing.LISTED and not result.source.allow
+
+
+def _allows(result: SourceResult) -> bool:
+    """Return whether a result is of a source that never blocks what it has, and has the address."""
+    return result.source.allow and result.state is Listing.LISTED
 
 
 def _weight(result: SourceResult) -> float:

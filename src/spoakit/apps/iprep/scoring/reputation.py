@@ -258,8 +258,8 @@ class Reputation:
         """Return who is behind a proxy, if it is trusted: see `Trusted.client_of`."""
         return self.snapshot.trusted.client_of(unmapped(source), header)
 
-    def ban(self, ban: Ban) -> None:
-        """Make a ban, unless one is in force that is as good.
+    def ban(self, ban: Ban) -> bool:
+        """Make a ban, unless one is in force that is as good; return whether it was made.
 
         Raises:
             BanError: it cannot be kept.
@@ -268,6 +268,8 @@ class Reputation:
         known = self._bans.find(ban.network.network_address)
         if known is None or known.score > ban.score or known.until < ban.until - _SAME_BAN:
             self._bans.ban(ban)
+            return True
+        return False
 
     async def wait(self) -> None:
         """Wait for the first snapshot."""

@@ -12,7 +12,13 @@ import pycares
 from spoakit.agent.parameters import IPAddress
 from spoakit.apps.iprep.addresses import address_of, number_of
 from spoakit.apps.iprep.config.settings import SourceSettings
-from spoakit.apps.iprep.metrics import DNSBL_ANSWERS, DNSBL_KEPT, DNSBL_LATE, DNSBL_LOOKUPS
+from spoakit.apps.iprep.metrics import (
+    DNSBL_ANSWERS,
+    DNSBL_FAILING,
+    DNSBL_KEPT,
+    DNSBL_LATE,
+    DNSBL_LOOKUPS,
+)
 from spoakit.apps.iprep.scoring.policy import Listing, SourceResult, score_of
 from spoakit.logs import Throttle
 from spoakit.metrics.memory import WorkerMetrics
@@ -122,6 +128,7 @@ class Dnsbl:
         """Give up what is asked."""
         self._row.forget(self._collect)
         self._row.set(DNSBL_KEPT, 0, self._zone)
+        self._row.set(DNSBL_FAILING, 0, self._zone)
         tasks = tuple(self._pending.values())
         for task in tasks:
             task.cancel()
@@ -130,6 +137,7 @@ class Dnsbl:
 
     def _collect(self) -> None:
         self._row.set(DNSBL_KEPT, len(self._kept), self._zone)
+        self._row.set(DNSBL_FAILING, bool(self.error), self._zone)
 
     def _is_paused(self) -> bool:
         return time.monotonic() < self._paused_until
