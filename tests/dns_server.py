@@ -1,4 +1,4 @@
-"""Name server for tests: answers over UDP, or is silent, as it is told."""
+"""Name server for tests: answers over UDP, at once, late or never."""
 
 import asyncio
 import struct
@@ -20,6 +20,7 @@ class NameServer(asyncio.DatagramProtocol):
     Attributes:
         answers: addresses by name, or an error code; other names do not exist.
         ttl: the time to live of records, in seconds.
+        delay: seconds from a question to its answer.
         asked: the names that were asked for.
         silent: whether nothing is answered.
         silent_names: names for which nothing is answered.
@@ -28,6 +29,7 @@ class NameServer(asyncio.DatagramProtocol):
     def __init__(self) -> None:
         self.answers: dict[str, list[str] | int] = {}
         self.ttl = 300
+        self.delay = 0.0
         self.asked: list[str] = []
         self.silent = False
         self.silent_names: set[str] = set()
@@ -59,7 +61,13 @@ class NameServer(asyncio.DatagramProtocol):
         packet = head + data[12 : end + 4] + b"".join(records)
         if self.silent or name in self.silent_names:
             self._held.append((packet, sender))
+        elif self.delay:
+            asyncio.get_running_loop().call_later(self.delay, self._send, packet, sender)
         else:
+            self._send(packet, sender)
+
+    def _send(self, packet: bytes, sender: tuple[str, int]) -> None:
+        if not self.transport.is_closing():
             self.transport.sendto(packet, sender)
 
     def speak(self) -> None:

@@ -40,9 +40,15 @@ def database(
     )
 
 
-def dnsbl(server: str, deadline: float = 10.0, name: str = "bl", **more: Any) -> SourceSettings:
-    """Return the DNSBL bl.example at a name server."""
-    settings = DnsblSettings("bl.example", deadline, (server,))
+def dnsbl(
+    server: str,
+    deadline: float = 10.0,
+    name: str = "bl",
+    test: str | None = None,
+    **more: Any,
+) -> SourceSettings:
+    """Return the DNSBL bl.example at a name server, by default without a self-test."""
+    settings = DnsblSettings("bl.example", deadline, (server,), test=test)
     return SourceSettings(name, "dnsbl", dnsbl=settings, **more)
 
 

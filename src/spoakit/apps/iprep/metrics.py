@@ -84,9 +84,9 @@ DNSBL_ANSWERS = counter(
 DNSBL_LOOKUPS = counter(
     "spoakit_iprep_dnsbl_lookups_total",
     "Addresses looked up in a DNSBL, by how: kept (an answer was), asked, joined (another question "
-    "was under way), refused (too many wait, or it fails).",
+    "was under way), refused (too many wait, or it fails), out (its self-test failed).",
     labels=("zone", "how"),
-    limit=4 * _ZONES + 1,
+    limit=5 * _ZONES + 1,
 )
 DNSBL_LATE = counter(
     "spoakit_iprep_dnsbl_late_total",
@@ -105,6 +105,19 @@ DNSBL_KEPT = gauge(
     "Answers of a DNSBL that are kept.",
     labels=("zone",),
     limit=_ZONES,
+)
+DNSBL_TESTS = counter(
+    "spoakit_iprep_dnsbl_tests_total",
+    "Self-tests of a DNSBL, by result: passed, failed, unclear (it did not answer).",
+    labels=("zone", "result"),
+    limit=3 * _ZONES + 1,
+)
+DNSBL_OUT = gauge(
+    "spoakit_iprep_dnsbl_out",
+    "1 if a DNSBL is out because its self-test failed.",
+    labels=("zone",),
+    limit=_ZONES,
+    merge="max",
 )
 
 SOURCE_GAUGES: Final = (ENTRIES, AGE, FAILED, STALE, REFUSED_LINES, MASKED_LINES)

@@ -111,7 +111,18 @@ cache-size = 10
 min-ttl = 1
 max-ttl = 2
 max-pending = 3
-scores = { "127.0.0.2" = 9 }
+scores = { "127.0.0.2" = 9, "127.0.0.4-127.0.0.7" = 8 }
+test = false
+
+[[source]]
+name = "httpbl"
+type = "dnsbl"
+zone = "httpbl.example"
+key = "secret"
+octet = 3
+best = 0
+worst = 100
+test = "127.1.10.1"
 """
 
 
@@ -157,8 +168,22 @@ def test_every_key_becomes_a_setting(read: Read, tmp_path: Path) -> None:
             SourceSettings(
                 "dns",
                 "dnsbl",
-                scores=(("127.0.0.2", 9),),
-                dnsbl=DnsblSettings("bl.example", 0.05, ("127.0.0.1:5353",), 10, 1, 2, 3),
+                scores=(("127.0.0.2", 9), ("127.0.0.4-127.0.0.7", 8)),
+                dnsbl=DnsblSettings(
+                    "bl.example", 0.05, ("127.0.0.1:5353",), 10, 1, 2, 3, test=None
+                ),
+            ),
+            SourceSettings(
+                "httpbl",
+                "dnsbl",
+                dnsbl=DnsblSettings(
+                    "httpbl.example",
+                    key="secret",
+                    octet=3,
+                    best=0,
+                    worst=100,
+                    test="127.1.10.1",
+                ),
             ),
         ),
         PolicySettings(("192.0.2.7",), True, "weighted", 50),
@@ -288,6 +313,19 @@ DNS = '[[source]]\nname = "dns"\ntype = "dnsbl"\nzone = "bl.example"\n'
         (f"{DNS}scores = {{ a = 1 }}", "source[1].scores: 'a' is not an address of 127.0.0.0/8"),
         (f"{DNS}scores = {{ '8.8.8.8' = 1 }}", "source[1].scores: '8.8.8.8' is not an address of"),
         (f"{DNS}scores = {{ a = 101 }}", "source[1].scores.a: 101 is not in the range"),
+        (f"{DNS}scores = {{ '127.0.0.4/24' = 1 }}", "scores: '127.0.0.4/24' is not an address of"),
+        (f"{DNS}scores = {{ '127.0.0.4-128.0.0.1' = 1 }}", "nor a range or network of them"),
+        (f"{DNS}scores = {{ '::1' = 1 }}", "scores: '::1' is not an address of"),
+        (f"{DNS}scores = {{ '127.0.0.1' = 1 }}", "scores: '127.0.0.1' is a DNSBL's refusal to"),
+        (f"{DNS}scores = {{ '127.255.255.254' = 1 }}", "is a DNSBL's refusal to answer, never a"),
+        (f"{DNS}octet = 1", "source[1].octet: 1 is not in the range 2 to 4"),
+        (f"{DNS}octet = 3\nscores = {{ '127.0.0.2' = 1 }}", "source[1].octet: scores come from it"),
+        (f"{DNS}octet = 3\nbest = 0", "source[1].best: 0.0 is worst too"),
+        (f"{DNS}test = true", "source[1].test: true is neither an address nor false"),
+        (f"{DNS}test = 'x'", "source[1].test: 'x' is not an address; give one that the zone"),
+        (f"{DNS}test = ''", "source[1].test: '' is not an address"),
+        (f"{DNS}test = '::ffff:127.0.0.1'", "test: '::ffff:127.0.0.1' is never listed"),
+        (f"{DNS}key = ''", "source[1].key: it is not 1 to 63 letters, digits"),
         (f"{DNS}max-ttl = 1", "source[1].max-ttl: 1.0 is not in the range 60.0 to"),
     ],
 )
@@ -297,6 +335,13 @@ def test_what_is_wrong_is_named_with_its_place_and_reason(
     with pytest.raises(ConfigurationError, match=r"iprep\.toml: ") as caught:
         read(text)
     assert error in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["hush hush", "hush.hush", "-hush", "hush" * 16, "hush\n"])
+def test_a_key_is_not_shown_by_its_error(read: Read, key: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"source\[1\]\.key: ") as caught:
+        read(f"{DNS}key = {json.dumps(key)}")
+    assert "hush" not in str(caught.value)
 
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
@@ -322,7 +367,10 @@ def test_no_value_of_any_key_raises_anything_else(kind: str, values: dict[str, A
 @pytest.mark.parametrize(
     "text", re.findall(r"^```toml\n(.*?)^```", REFERENCE.read_text(), re.M | re.S)
 )
-def test_the_examples_of_the_reference_are_right(read: Read, text: str) -> None:
+def test_the_examples_of_the_reference_are_right(
+    read: Read, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPBL_KEY", "secret")
     assert read(text).sources
 
 

@@ -17,6 +17,19 @@ def test_a_zone_is_a_domain_that_leaves_room_for_an_address(zone: str) -> None:
         DnsblSettings(zone)
 
 
+def test_a_zone_leaves_room_for_its_key() -> None:
+    zone = ".".join(["a" * 61] * 3)  # of the 189 characters that there are
+    assert DnsblSettings(zone).zone == zone
+    with pytest.raises(ConfigurationError, match="is not a domain of at most 182 characters"):
+        DnsblSettings(zone, key="secret")
+
+
+def test_a_key_is_not_shown() -> None:
+    assert "secret" not in repr(
+        SourceSettings("a", "dnsbl", dnsbl=DnsblSettings("a", key="secret"))
+    )
+
+
 @pytest.mark.parametrize("columns", [Columns(0), Columns(""), Columns(delimiter=";;")])
 def test_columns_are_names_or_numbers_from_1(columns: Columns) -> None:
     with pytest.raises(ConfigurationError, match=r"^(columns|delimiter): "):

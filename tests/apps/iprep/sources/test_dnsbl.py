@@ -8,14 +8,24 @@ import pytest
 import uvloop
 from tests.dns_server import SERVFAIL, NameServer, name_server
 
-from spoakit.apps.iprep.config.settings import DnsblSettings, SourceSettings
-from spoakit.apps.iprep.scoring.policy import Listing, SourceResult, score_of
+from spoakit.apps.iprep.config.settings import (
+    DnsblSettings,
+    Failed,
+    PolicySettings,
+    SourceSettings,
+)
+from spoakit.apps.iprep.metrics import DNSBL_OUT, DNSBL_TESTS
+from spoakit.apps.iprep.scoring.policy import Listing, Policy, SourceResult, score_of
+from spoakit.apps.iprep.sources import dnsbl as dnsbl_module
 from spoakit.apps.iprep.sources.dnsbl import Dnsbl, reversed_name
 from spoakit.metrics.memory import SharedMetrics
 
 Run: TypeAlias = Callable[[Coroutine[Any, Any, None]], None]
 ADDRESS = ip_address("192.0.2.7")
 NAME = "7.2.0.192.bl.example"
+LISTED = "2.0.0.127.bl.example"
+UNLISTED = "1.0.0.127.bl.example"
+V6 = ".0.0.0.f.7.f.f.f.f" + ".0" * 20 + ".bl.example"
 
 
 @pytest.fixture(params=["uvloop", "asyncio"])
@@ -31,16 +41,22 @@ def run(request: pytest.FixtureRequest) -> Run:
 
 
 @asynccontextmanager
-async def asking(**settings: Any) -> AsyncIterator[tuple[Dnsbl, NameServer]]:
+async def asking(
+    answers: dict[str, list[str] | int] | None = None, failed: Failed = "open", **settings: Any
+) -> AsyncIterator[tuple[Dnsbl, NameServer]]:
     async with name_server() as server:
+        server.answers.update(answers or {})
         dnsbl = Dnsbl(
             SourceSettings(
                 "bl",
                 "dnsbl",
                 score=50,
                 scores=(("127.0.0.2", 10), ("127.0.0.3", 70)),
+                failed=failed,
                 dnsbl=DnsblSettings(
-                    "bl.example", nameservers=(server.address,), **({"deadline": 5} | settings)
+                    "bl.example",
+                    nameservers=(server.address,),
+                    **({"deadline": 5, "test": None} | settings),
                 ),
             ),
             SharedMetrics(1).worker(0),
@@ -51,7 +67,7 @@ async def asking(**settings: Any) -> AsyncIterator[tuple[Dnsbl, NameServer]]:
             await dnsbl.close()
 
 
-async def until(condition: Callable[[], bool]) -> None:
+async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(10):
         while not condition():
             await asyncio.sleep(0.002)
@@ -77,7 +93,9 @@ def test_an_address_is_listed_or_absent_and_both_are_kept(run: Run) -> None:
     run(scenario())
 
 
-@pytest.mark.parametrize("code", ["127.255.255.254", "127.255.255.255", "192.0.2.1"])
+@pytest.mark.parametrize(
+    "code", ["127.255.255.254", "127.255.255.255", "192.0.2.1", "127.0.0.1", "0.0.0.0"]
+)
 def test_errors_are_failures_and_never_listings(run: Run, code: str) -> None:
     async def scenario() -> None:
         async with asking() as (dnsbl, server):
@@ -156,5 +174,170 @@ def test_a_dnsbl_that_fails_is_left_alone_for_a_while(run: Run) -> None:
             async with asyncio.timeout(10):
                 while (await dnsbl.ask(ADDRESS)).state is Listing.FAILED:
                     await asyncio.sleep(0.02)
+
+    run(scenario())
+
+
+def test_a_key_goes_before_the_address_and_is_not_shown(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+
+    async def scenario() -> None:
+        async with asking(key="hush", test="127.0.0.2") as (dnsbl, server):
+            server.answers[f"hush.{NAME}"] = SERVFAIL
+            server.answers[f"hush.{LISTED}"] = ["127.0.0.2"]
+            assert (await dnsbl.ask(ADDRESS)).state is Listing.FAILED
+            assert f"hush.{NAME}" in server.asked
+            assert all(name.startswith("hush.") for name in server.asked)
+            assert "hush" not in dnsbl.error
+
+    run(scenario())
+    assert "hush" not in caplog.text
+
+
+# --- the self-test -----------------------------------------------------------------------
+
+GOOD: dict[str, list[str] | int] = {LISTED: ["127.0.0.2"]}
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have zones tested all the time."""
+    monkeypatch.setattr(dnsbl_module, "_TEST_INTERVAL", 0.01)
+    monkeypatch.setattr(dnsbl_module, "_RETEST_INTERVAL", 0.01)
+
+
+def test_a_zone_that_passes_is_used_and_was_tested_first(run: Run) -> None:
+    async def scenario() -> None:
+        async with asking(GOOD | {NAME: ["127.0.0.2"]}, test="127.0.0.2") as (dnsbl, server):
+            assert (await dnsbl.ask(ADDRESS)).state is Listing.LISTED
+            assert set(server.asked[:2]) == {LISTED, UNLISTED}
+            assert server.asked[2:] == [NAME]
+            assert (dnsbl.fault, dnsbl.asked) == ("", 1)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("failed", ["open", "closed"])
+@pytest.mark.parametrize(
+    ("answers", "fault"),
+    [
+        # All names exist, as where a zone was given up.
+        ({LISTED: ["127.0.0.2"], UNLISTED: ["127.0.0.2"]}, "it lists 127.0.0.1, which no DNSBL"),
+        # One clear answer is enough.
+        ({LISTED: SERVFAIL, UNLISTED: ["127.0.0.2"]}, "it lists 127.0.0.1, which no DNSBL"),
+        ({}, "it does not list 127.0.0.2; if the zone is right, set 'test'"),
+        ({UNLISTED: SERVFAIL}, "it does not list 127.0.0.2"),
+        # A resolver that blocks advertisements, a parked domain.
+        ({LISTED: ["127.0.0.1"], UNLISTED: ["127.0.0.1"]}, "it does not list 127.0.0.2"),
+        ({LISTED: ["192.0.2.1"], UNLISTED: ["192.0.2.1"]}, "it does not list 127.0.0.2"),
+    ],
+)
+def test_a_zone_that_fails_its_test_lists_nobody(
+    run: Run,
+    caplog: pytest.LogCaptureFixture,
+    answers: dict[str, list[str] | int],
+    fault: str,
+    failed: Failed,
+) -> None:
+    async def scenario() -> None:
+        listing: dict[str, list[str] | int] = {NAME: ["127.0.0.2"]}
+        async with asking(answers | listing, failed, test="127.0.0.2") as (dnsbl, server):
+            for _ in range(3):
+                result = await dnsbl.ask(ADDRESS)
+                assert result.state is Listing.OUT
+                assert not Policy(PolicySettings()).judge([result]).source
+            assert dnsbl.error.startswith(fault)
+            assert NAME not in server.asked
+
+    run(scenario())
+    text = "source bl: it fails its self-test and lists nobody until it passes: "
+    assert caplog.text.count(f"{text}{fault}") == 1
+
+
+@pytest.mark.parametrize("answer", [SERVFAIL, ["127.255.255.254"]])
+def test_only_a_clear_answer_counts(run: Run, answer: list[str] | int) -> None:
+    async def scenario() -> None:
+        answers: dict[str, list[str] | int] = {LISTED: answer, UNLISTED: answer}
+        async with asking(answers | {NAME: ["127.0.0.2"]}, test="127.0.0.2") as (dnsbl, _):
+            assert (await dnsbl.ask(ADDRESS)).state is Listing.LISTED
+            assert dnsbl.fault == ""
+
+    run(scenario())
+
+
+def test_who_asks_before_the_first_test_waits_for_it_up_to_the_deadline(run: Run) -> None:
+    async def scenario() -> None:
+        async with asking(GOOD, deadline=0.02, test="127.0.0.2") as (dnsbl, server):
+            server.answers[NAME] = ["127.0.0.2"]
+            server.silent_names = {UNLISTED}
+            assert (await dnsbl.ask(ADDRESS)).state is Listing.FAILED
+            assert NAME not in server.asked
+            server.speak()
+            await until(lambda: dnsbl.known(ADDRESS) is not None)
+
+    run(scenario())
+
+
+@pytest.mark.usefixtures("often")
+def test_a_zone_goes_out_and_comes_back_and_both_are_logged_once(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        async with asking(GOOD | {NAME: ["127.0.0.2"]}, test="127.0.0.2") as (dnsbl, server):
+            server.ttl = 0  # or the resolver answers by itself
+            assert (await dnsbl.ask(ADDRESS)).state is Listing.LISTED
+            server.answers[UNLISTED] = ["127.0.0.2"]
+            await until(lambda: dnsbl.fault)
+            assert (await dnsbl.ask(ADDRESS)).state is Listing.OUT
+            assert len(dnsbl) == 0
+            # Nothing that is not clear takes it in again.
+            server.answers[UNLISTED] = SERVFAIL
+            asked = len(server.asked)
+            await until(lambda: len(server.asked) > asked + 6)
+            assert dnsbl.fault
+            del server.answers[UNLISTED]
+            await until(lambda: not dnsbl.fault)
+            assert (await dnsbl.ask(ADDRESS)).state is Listing.LISTED
+
+    run(scenario())
+    assert caplog.text.count("it fails its self-test") == 1
+    assert caplog.text.count("it passes its self-test again and is in use") == 1
+
+
+@pytest.mark.usefixtures("often")
+def test_an_answer_on_its_way_does_not_count_if_the_zone_is_found_out(run: Run) -> None:
+    async def scenario() -> None:
+        async with asking(GOOD | {NAME: ["127.0.0.2"]}, test="127.0.0.2") as (dnsbl, server):
+            server.silent_names = {NAME}
+            asking_it = asyncio.create_task(dnsbl.ask(ADDRESS))
+            await until(lambda: NAME in server.asked)
+            server.answers[UNLISTED] = ["127.0.0.2"]
+            await until(lambda: dnsbl.fault)
+            server.speak()
+            assert (await asking_it).state is Listing.OUT
+
+    run(scenario())
+
+
+def test_zones_of_ipv6_have_addresses_of_their_own(run: Run) -> None:
+    async def scenario() -> None:
+        answers: dict[str, list[str] | int] = {f"2.0.0{V6}": ["127.0.0.2"]}
+        async with asking(answers, test="::FFFF:7F00:2") as (dnsbl, server):
+            assert (await dnsbl.ask(ip_address("2001:4860::1"))).state is Listing.ABSENT
+            assert set(server.asked[:2]) == {f"2.0.0{V6}", f"1.0.0{V6}"}
+
+    run(scenario())
+
+
+def test_self_tests_are_counted(run: Run) -> None:
+    async def scenario() -> None:
+        async with asking(test="127.0.0.2") as (dnsbl, _):
+            await dnsbl.ask(ADDRESS)
+            row = dnsbl._row
+            assert row.get(DNSBL_TESTS, "bl.example", "failed") == 1
+            assert row.get(DNSBL_OUT, "bl.example") == 1
+        assert row.get(DNSBL_OUT, "bl.example") == 0
 
     run(scenario())

@@ -28,7 +28,7 @@ RANGES = [
 OF_THE_FILE = ("policy", "answers", "forwarded", "bans", "control", "cache")
 OF_A_TYPE = {
     "csv": ("columns", "best", "worst", "delimiter"),
-    "dnsbl": ("deadline", "cache-size", "min-ttl", "max-ttl", "max-pending"),
+    "dnsbl": ("deadline", "cache-size", "min-ttl", "max-ttl", "max-pending", "octet", "test"),
 }
 # What else it takes for a key to have any of its values.
 BESIDE = {"min-ttl": "max-ttl = '1d'\n", "max-ttl": "min-ttl = 0\n"}

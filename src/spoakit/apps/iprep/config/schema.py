@@ -179,8 +179,15 @@ class _Dnsbl(Source, frozen=True, kw_only=True):
     max_ttl: Seconds = Seconds(_DNSBL.max_ttl)
     max_pending: int = _DNSBL.max_pending
     scores: dict[str, int] = msgspec.field(default_factory=dict)
+    key: str | None = None
+    octet: int | None = None
+    best: float = _DNSBL.best
+    worst: float = _DNSBL.worst
+    test: str | bool = _DNSBL.test or False
 
     def settings(self, folder: Path) -> SourceSettings:
+        if self.test is True:
+            raise ConfigurationError("test: true is neither an address nor false")
         dnsbl = DnsblSettings(
             self.zone,
             self.deadline,
@@ -189,6 +196,11 @@ class _Dnsbl(Source, frozen=True, kw_only=True):
             self.min_ttl,
             self.max_ttl,
             self.max_pending,
+            self.key,
+            self.octet,
+            self.best,
+            self.worst,
+            self.test if isinstance(self.test, str) else None,
         )
         return self.common("dnsbl", dnsbl=dnsbl, scores=tuple(self.scores.items()))
 

@@ -12,7 +12,7 @@ from typing import Final, Literal
 from urllib.parse import urlsplit
 
 from spoakit.apps.checks import check_percent, check_range, check_text, choice
-from spoakit.apps.iprep.addresses import Range, parse_range
+from spoakit.apps.iprep.addresses import Range, number_of, parse_number, parse_range
 from spoakit.apps.iprep.sources.lists import Columns
 from spoakit.apps.urls import shown_text
 from spoakit.apps.values import parse_nameserver
@@ -55,7 +55,13 @@ _MAX_NUMBER: Final = 1e12
 _MAX_CACHE: Final = 10_000_000
 # RFC 1035, 2.3.4, less the longest reversed address (that of IPv6) and its dot.
 _MAX_ZONE: Final = 253 - 64
-_LISTINGS: Final = IPv4Network("127.0.0.0/8")
+CODES: Final = IPv4Network("127.0.0.0/8")
+"""Addresses that a DNSBL answers with (RFC 5782, 2.1)."""
+ERROR_CODES: Final = IPv4Network("127.255.255.0/24")
+"""Those by which it refuses to answer: 127.255.255.255 to a client that asks too often."""
+NEVER_LISTED: Final = IPv4Address("127.0.0.1")
+"""The address that no DNSBL lists or answers with for a listing (RFC 5782, 2.1 and 5)."""
+
 _NO_ARGUMENT: Final = re.compile(r"[\s=#\"'\\]")
 # RFC 9110, 5.1 and 5.5.
 _HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,255}")
@@ -73,6 +79,7 @@ _OWN_HEADERS: Final = frozenset(
     )
 )
 _ASN: Final = re.compile("[Aa][Ss]([0-9]{1,10})")
+_LABEL: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _ZONE: Final = re.compile(r"(?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.)*[A-Za-z0-9-]+")
 
 
@@ -123,6 +130,13 @@ class DnsblSettings:
         min_ttl: how long an answer is kept at least, 0 s to a day, whatever its TTL is.
         max_ttl: how long it is kept at most, no less than `min_ttl`.
         max_pending: the most questions that wait for an answer; further ones are failures.
+        key: the label before the reversed address, as http:BL's access key; None for none. It is
+            not shown.
+        octet: the octet of an answer that is a number, 2 to 4, from which the score comes; None
+            for none.
+        best: the number in `octet` that is a score of 100.
+        worst: the number that is a score of 0. Numbers between them are between.
+        test: an address that the zone must list, or it is not used; None for no self-test.
     """
 
     zone: str
@@ -132,11 +146,21 @@ class DnsblSettings:
     min_ttl: float = 60.0
     max_ttl: float = 3600.0
     max_pending: int = 1000
+    key: str | None = field(default=None, repr=False)
+    octet: int | None = None
+    best: float = 100.0
+    worst: float = 0.0
+    test: str | None = "127.0.0.2"
 
     def __post_init__(self) -> None:
-        if len(self.zone) > _MAX_ZONE or _ZONE.fullmatch(self.zone) is None:
+        if self.key is not None and _LABEL.fullmatch(self.key) is None:
             raise ConfigurationError(
-                f"zone: {self.zone[:80]!r} is not a domain of at most {_MAX_ZONE} characters"
+                'key: it is not 1 to 63 letters, digits, "-" and "_", as in a domain'
+            )
+        longest = _MAX_ZONE - (0 if self.key is None else len(self.key) + 1)
+        if len(self.zone) > longest or _ZONE.fullmatch(self.zone) is None:
+            raise ConfigurationError(
+                f"zone: {self.zone[:80]!r} is not a domain of at most {longest} characters"
             )
         check_range("deadline", self.deadline, 0.001, MAX_DEADLINE)
         for server in self.nameservers:
@@ -145,6 +169,11 @@ class DnsblSettings:
         check_range("min-ttl", self.min_ttl, 0, _DAY)
         check_range("max-ttl", self.max_ttl, self.min_ttl, _DAY)
         check_range("max-pending", self.max_pending, 1, 100_000)
+        if self.octet is not None:
+            check_range("octet", self.octet, 2, 4)
+        _check_scale(self.best, self.worst)
+        if self.test is not None:
+            _check_test(self.test)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +209,7 @@ class SourceSettings:
         weight: of its say, where weights are summed up, 0 to 100.
         category: of an entry that has none of its own.
         scores: what scores categories have, by their names: those in a list's column, values of a
-            database, addresses that a DNSBL answers with.
+            database, addresses that a DNSBL answers with (see `parse_codes`).
         allow: its entries are never blocked; it has neither score nor weight.
         failed: what it says when it cannot be asked or was never loaded: "open" is nothing,
             "closed" is that it has every address.
@@ -219,7 +248,7 @@ class SourceSettings:
         for name, score in self.scores:
             check_range(f"scores.{name[:80]}", score, 0, MAX_SCORE)
             if self.dnsbl is not None:
-                _check_listing(name)
+                parse_codes(name)
         choice("failed", self.failed, FAILED)
         choice("mode", self.mode, MODES)
         if self.max_age is not None:
@@ -227,6 +256,8 @@ class SourceSettings:
         if self.columns is not None:
             _check_columns(self.columns)
         self._check_place()
+        if self.scores and self.dnsbl is not None and self.dnsbl.octet is not None:
+            raise ConfigurationError("octet: scores come from it or from 'scores'; leave out one")
         if self.allow and self.failed == "closed":
             raise ConfigurationError("failed: a source of those to allow cannot fail closed")
 
@@ -455,14 +486,47 @@ def bare_asn(text: str) -> str:
     return text if match is None else match[1]
 
 
-def _check_listing(text: str) -> None:
-    """Refuse what no DNSBL answers with to say that it has an address."""
+def parse_codes(text: str) -> tuple[int, int]:
+    """Return the first and the last address that a DNSBL may answer with: a key of `scores`.
+
+    Args:
+        text: an address "127.0.0.2", a range "127.0.0.4-127.0.0.7" or a network "127.0.0.4/30".
+
+    Raises:
+        ConfigurationError: it is none of these, or is not of 127.0.0.0/8.
+    """
     try:
-        good = IPv4Address(text) in _LISTINGS
+        version, first, last, masked = parse_range(text)
     except ValueError:
-        good = False
-    if not good:
-        raise ConfigurationError(f"scores: {text[:80]!r} is not an address of {_LISTINGS}")
+        version, first, last, masked = 0, 0, 0, False
+    low, high = int(CODES.network_address), int(CODES.broadcast_address)
+    if version != 4 or masked or not low <= first <= last <= high:
+        raise ConfigurationError(
+            f"scores: {text[:80]!r} is not an address of {CODES}, nor a range or network of them"
+        )
+    if first == last == int(NEVER_LISTED) or first >= int(ERROR_CODES.network_address):
+        raise ConfigurationError(
+            f"scores: {text[:80]!r} is a DNSBL's refusal to answer, never a listing; leave it out"
+        )
+    return first, last
+
+
+def _check_test(text: str) -> None:
+    try:
+        number = parse_number(text)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"test: {error}; give one that the zone always lists, or false"
+        ) from None
+    if number == number_of(NEVER_LISTED):
+        raise ConfigurationError(f"test: {text!r} is never listed (RFC 5782, 5); give another one")
+
+
+def _check_scale(best: float, worst: float) -> None:
+    check_range("best", best, -_MAX_NUMBER, _MAX_NUMBER)
+    check_range("worst", worst, -_MAX_NUMBER, _MAX_NUMBER)
+    if best == worst:
+        raise ConfigurationError(f"best: {best!r} is worst too")
 
 
 def _check_headers(headers: tuple[tuple[str, str], ...]) -> None:
@@ -503,7 +567,4 @@ def _check_columns(columns: Columns) -> None:
             check_text("columns", place)
     if len(columns.delimiter) != 1 or columns.delimiter in '"\r\n':
         raise ConfigurationError(f"delimiter: {columns.delimiter[:80]!r} is not one character")
-    check_range("best", columns.best, -_MAX_NUMBER, _MAX_NUMBER)
-    check_range("worst", columns.worst, -_MAX_NUMBER, _MAX_NUMBER)
-    if columns.best == columns.worst:
-        raise ConfigurationError(f"best: {columns.best!r} is worst too")
+    _check_scale(columns.best, columns.worst)

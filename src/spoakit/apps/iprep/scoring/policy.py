@@ -1,7 +1,7 @@
 """From what each source says of an address to its score. Nothing here is asked or kept."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from spoakit.apps.iprep.config.settings import MAX_SCORE, PolicySettings, SourceSettings
@@ -13,6 +13,8 @@ class Listing(Enum):
     LISTED = "listed"
     ABSENT = "absent"
     FAILED = "failed"
+    OUT = "out"
+    NOT_ASKED = "not asked"
 
 
 class Rule(Enum):
@@ -32,12 +34,13 @@ class SourceResult:
 
     Attributes:
         source: who says it.
-        state: whether it has the address, has not, or could not be asked.
+        state: whether it has the address, has not, could not be asked, is out because it failed
+            its self-test, or was not asked because nothing could come of it.
         score: 0 (worst) to 100, of an address that is listed; None for the source's own.
         category: its kind; "" for the source's own.
     """
 
-    source: SourceSettings
+    source: SourceSettings = field(hash=False)  # hashing it is slow; the other fields suffice
     state: Listing
     score: int | None = None
     category: str = ""

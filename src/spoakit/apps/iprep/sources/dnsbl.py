@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, ip_address
 from typing import Final, NamedTuple
 
 import aiodns
@@ -11,15 +11,19 @@ import pycares
 
 from spoakit.agent.parameters import IPAddress
 from spoakit.apps.iprep.addresses import address_of, number_of
-from spoakit.apps.iprep.config.settings import SourceSettings
+from spoakit.apps.iprep.config.settings import ERROR_CODES, NEVER_LISTED, SourceSettings
+from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.metrics import (
     DNSBL_ANSWERS,
     DNSBL_FAILING,
     DNSBL_KEPT,
     DNSBL_LATE,
     DNSBL_LOOKUPS,
+    DNSBL_OUT,
+    DNSBL_TESTS,
 )
-from spoakit.apps.iprep.scoring.policy import Listing, SourceResult, score_of
+from spoakit.apps.iprep.scoring.policy import Listing, SourceResult
+from spoakit.apps.iprep.sources.dnsbl_codes import CodeReader, is_listing
 from spoakit.logs import Throttle
 from spoakit.metrics.memory import WorkerMetrics
 
@@ -30,16 +34,17 @@ _TRIES: Final = 2
 # After so many failures in a row nothing is asked for so many seconds.
 _MAX_FAILURES: Final = 10
 _PAUSE: Final = 1.0
-_LISTED: Final = IPv4Network("127.0.0.0/8")
-# 127.255.255.254 is a query by a public resolver, 127.255.255.255 are too many queries, and so on.
-_ERRORS: Final = IPv4Network("127.255.255.0/24")
+# Seconds between self-tests, and until the next one after one that was not passed.
+_TEST_INTERVAL: Final = 3600.0
+_RETEST_INTERVAL: Final = 60.0
 _NOT_LISTED: Final = (pycares.errno.ARES_ENOTFOUND, pycares.errno.ARES_ENODATA)
 
-throttle = Throttle(logging.getLogger("spoakit.iprep"))
+logger = logging.getLogger("spoakit.iprep")
+throttle = Throttle(logger)
 
 
 class _Kept(NamedTuple):
-    say: SourceResult
+    result: SourceResult
     until: float
 
 
@@ -49,12 +54,19 @@ class Dnsbl:
     Made within the event loop in which it is used. While the DNSBL does not answer, it is left
     alone for a second after each ten failures, so that nobody waits for it.
 
+    The zone is tested before the first question is sent, and then each hour: it must list one
+    address and must not list another one (RFC 5782, 5). One that answers otherwise, as a zone that
+    was given up and now lists everybody, is out until it passes: it lists nobody and is not asked.
+    Only a clear answer counts; without one, the zone is what it was before.
+
     Args:
         source: what the DNSBL is, with its `dnsbl` settings.
         row: the worker's counters.
 
     Attributes:
-        error: why the last question had no usable answer; "" if it had.
+        fault: why the zone is out; "" if it is not.
+        not_asked: the result of the DNSBL for an address that it was not asked about.
+        worst: the result with the lowest score that it can have.
         asked: how many questions were sent.
         failures: how many had no answer that can be used.
         refused: how many were not sent, since too many waited or the DNSBL failed.
@@ -71,28 +83,46 @@ class Dnsbl:
         )
         self._kept: dict[tuple[int, int], _Kept] = {}
         self._pending: dict[tuple[int, int], asyncio.Task[SourceResult]] = {}
+        self._codes = CodeReader(source)
         self._failed = SourceResult(source, Listing.FAILED)
-        self._absent = SourceResult(source, Listing.ABSENT)
+        self._out = SourceResult(source, Listing.OUT)
+        self.not_asked = SourceResult(source, Listing.NOT_ASKED)
+        self.worst = self._codes.worst
         self._failures_in_a_row = 0
         self._paused_until = 0.0
-        self.error = ""
+        self._last_error = ""
+        self.fault = ""
         self.asked = self.failures = self.refused = self.late = 0
         self._zone = self._settings.zone
         row.on_publish(self._collect)
+        self._tested = asyncio.Event()
+        self._tester: asyncio.Task[None] | None = None
+        if self._settings.test is None:
+            self._tested.set()
+        else:
+            self._tester = asyncio.create_task(self._keep_testing(self._settings.test))
 
     def __len__(self) -> int:
         """Return the number of answers that are kept."""
         return len(self._kept)
 
+    @property
+    def error(self) -> str:
+        """The reason why the zone is out, or the last question had no usable answer; or ""."""
+        return self.fault or self._last_error
+
     def known(self, address: IPAddress) -> SourceResult | None:
-        """Return the answer that is kept of an address, if one is."""
+        """Return what is known of an address without asking, None for nothing."""
+        if self.fault:
+            self._row.add(DNSBL_LOOKUPS, 1, self._zone, "out")
+            return self._out
         key = number_of(address)
         kept = self._kept.get(key)
         if kept is None:
             return None
         if kept.until > time.monotonic():
             self._row.add(DNSBL_LOOKUPS, 1, self._zone, "kept")
-            return kept.say
+            return kept.result
         del self._kept[key]
         return None
 
@@ -129,7 +159,10 @@ class Dnsbl:
         self._row.forget(self._collect)
         self._row.set(DNSBL_KEPT, 0, self._zone)
         self._row.set(DNSBL_FAILING, 0, self._zone)
-        tasks = tuple(self._pending.values())
+        self._row.set(DNSBL_OUT, 0, self._zone)
+        tasks: list[asyncio.Task[SourceResult] | asyncio.Task[None]] = [*self._pending.values()]
+        if self._tester is not None:
+            tasks.append(self._tester)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -143,49 +176,120 @@ class Dnsbl:
         return time.monotonic() < self._paused_until
 
     async def _answer(self, key: tuple[int, int]) -> SourceResult:
-        self.asked += 1
         try:
-            name = f"{reversed_name(*key)}.{self._settings.zone}"
+            await self._tested.wait()
+            if self.fault:
+                return self._out
+            self.asked += 1
+            codes = await self._query(*key)
+            result = self._codes.read(codes)
+        except SourceError as error:
+            return self._fail(str(error))
+        finally:
+            del self._pending[key]
+        if self.fault:  # which has been found meanwhile
+            return self._out
+        return self._keep(key, result, min(codes.values(), default=0))
+
+    async def _query(self, version: int, number: int) -> dict[IPv4Address, int]:
+        """Ask the DNSBL; return the addresses in its answer with their times to live.
+
+        Raises:
+            SourceError: it has not answered.
+        """
+        name = f"{reversed_name(version, number)}.{self._settings.zone}"
+        if self._settings.key is not None:
+            name = f"{self._settings.key}.{name}"
+        try:
             result = await self._resolver.query_dns(name, "A")
         except aiodns.error.DNSError as error:
             if error.args[0] in _NOT_LISTED:
-                return self._keep(key, self._absent, 0)
-            return self._fail(str(error.args[-1]))
-        else:
-            return self._read(key, result)
-        finally:
-            del self._pending[key]
-
-    def _read(self, key: tuple[int, int], result: pycares.DNSResult) -> SourceResult:
-        # CNAMEs may be among them, and are none.
-        found = {
+                return {}
+            raise SourceError(str(error.args[-1])) from None
+        # CNAMEs may be among the records.
+        return {
             IPv4Address(each.data.addr): each.ttl
             for each in result.answer
             if isinstance(each.data, pycares.ARecordData)
         }
-        for code in found:
-            if code in _ERRORS or code not in _LISTED:
-                return self._fail(f"it answered {code}, which is an error")
-        if not found:
-            return self._keep(key, self._absent, 0)
-        says = (SourceResult(self._source, Listing.LISTED, None, str(code)) for code in found)
-        return self._keep(key, min(says, key=score_of), min(found.values()))
 
-    def _keep(self, key: tuple[int, int], say: SourceResult, ttl: float) -> SourceResult:
+    async def _keep_testing(self, listed: str) -> None:
+        """Test the zone until cancelled."""
+        while True:
+            passed = False
+            try:
+                passed = await self._test(listed)
+            except Exception:
+                logger.exception("source %s: the self-test cannot be made", self._source.name)
+            self._tested.set()
+            await asyncio.sleep(_TEST_INTERVAL if passed else _RETEST_INTERVAL)
+
+    async def _test(self, listed: str) -> bool:
+        """Test the zone once; return whether it passed.
+
+        Args:
+            listed: the address that it must list. Its kind decides which it must not.
+        """
+        version = 6 if ":" in listed else 4
+        unlisted = f"::ffff:{NEVER_LISTED}" if version == 6 else str(NEVER_LISTED)
+        has_listed, has_unlisted = await asyncio.gather(
+            self._lists(version, int(ip_address(listed))),
+            self._lists(version, int(ip_address(unlisted))),
+        )
+        fault = ""
+        if has_unlisted:
+            fault = f"it lists {unlisted}, which no DNSBL may (RFC 5782, 5)"
+        elif has_listed is False:
+            fault = (
+                f"it does not list {listed}; if the zone is right, set 'test' to an address that "
+                "it always lists, or to false"
+            )
+        is_clear = fault != "" or None not in (has_listed, has_unlisted)
+        if is_clear:
+            self._set_fault(fault)
+        result = "failed" if fault else "passed" if is_clear else "unclear"
+        self._row.add(DNSBL_TESTS, 1, self._zone, result)
+        return result == "passed"
+
+    async def _lists(self, version: int, number: int) -> bool | None:
+        """Return whether the zone lists an address, None without a clear answer."""
+        try:
+            codes = await self._query(version, number)
+        except SourceError:
+            return None
+        if any(code in ERROR_CODES for code in codes):  # it refuses whatever it is asked now
+            return None
+        return any(map(is_listing, codes))
+
+    def _set_fault(self, fault: str) -> None:
+        name = self._source.name
+        if fault and not self.fault:
+            logger.error(
+                "source %s: it fails its self-test and lists nobody until it passes: %s",
+                name,
+                fault,
+            )
+            self._kept.clear()
+        elif self.fault and not fault:
+            logger.warning("source %s: it passes its self-test again and is in use", name)
+        self.fault = fault
+        self._row.set(DNSBL_OUT, bool(fault), self._zone)
+
+    def _keep(self, key: tuple[int, int], result: SourceResult, ttl: float) -> SourceResult:
         self._failures_in_a_row = 0
-        self._row.add(DNSBL_ANSWERS, 1, self._zone, say.state.value)
-        self.error = ""
+        self._row.add(DNSBL_ANSWERS, 1, self._zone, result.state.value)
+        self._last_error = ""
         settings = self._settings
         if len(self._kept) >= settings.cache_size:
             del self._kept[next(iter(self._kept))]  # the oldest
         lifetime = min(max(ttl, settings.min_ttl), settings.max_ttl)
-        self._kept[key] = _Kept(say, time.monotonic() + lifetime)
-        return say
+        self._kept[key] = _Kept(result, time.monotonic() + lifetime)
+        return result
 
     def _fail(self, reason: str) -> SourceResult:
         self.failures += 1
         self._row.add(DNSBL_ANSWERS, 1, self._zone, Listing.FAILED.value)
-        self.error = reason
+        self._last_error = reason
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= _MAX_FAILURES:
             self._failures_in_a_row = 0
