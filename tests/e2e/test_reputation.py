@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 from mmdb_writer import MMDBWriter
 from netaddr import IPSet
+from tests.dns_server import name_server_in_thread
 from tests.e2e.configuration import haproxy_cfg, show, spoe_cfg
 from tests.e2e.programs import BOUND, Program, Start, ask, wait_until
 from tests.e2e.reputation import CLI, LISTEN, command, is_let_in
@@ -111,6 +113,40 @@ def test_another_worker_keeps_the_sources_when_the_keeper_is_killed(
     running = balance(haproxy, program)
     wait_until(lambda: not any(is_let_in(running, "127.0.0.7") for _ in range(4)), "the new list")
     assert "score of 0" in command(folder, "lookup", "127.0.0.7")
+
+
+DNSBL = """
+[[source]]
+name = "bl"
+type = "dnsbl"
+zone = "bl.example"
+nameservers = ["{}"]
+deadline = "5s"
+"""
+
+
+def test_banned_and_listed_clients_do_not_wait_for_a_dnsbl(
+    start: Start, haproxy: StartHAProxy, folder: Path
+) -> None:
+    with name_server_in_thread() as server, (folder / "iprep.toml").open("a") as config:
+        server.answers |= {f"{n}.0.0.127.bl.example": ["127.0.0.2"] for n in (2, 9)}
+        config.write(DNSBL.format(server.address))
+        config.flush()
+        program = start(CLI, "--config", "iprep.toml", "-n", "1", *LISTEN)
+        running = balance(haproxy, program)
+        command(folder, "ban", "127.0.4.0/24")
+        server.delay = 0.03  # as a resolver that has to ask others
+        assert is_let_in(running, "127.0.0.8")
+        assert not is_let_in(running, "127.0.0.9")
+        assert {f"{n}.0.0.127.bl.example" for n in (8, 9)} <= set(server.asked)
+
+        server.silent = True
+        started = time.monotonic()
+        assert not any(is_let_in(running, f"127.0.4.{n}") for n in range(1, 9))
+        assert not is_let_in(running, "127.0.0.2")
+        assert not is_let_in(running, "127.0.0.9")
+        assert time.monotonic() - started < 1.9  # of 20 s, if each waited
+        assert not [name for name in server.asked if name.endswith(".4.0.127.bl.example")]
 
 
 class Hanging(BaseHTTPRequestHandler):

@@ -339,6 +339,28 @@ def test_a_lookup_shows_what_is_observed(site: Site, path: Path) -> None:
     site.run(scenario, mine(path, "new", score=10, mode="observe"))
 
 
+def test_sources_and_lookups_tell_of_a_dnsbl_that_is_out_or_was_not_asked(
+    site: Site, path: Path
+) -> None:
+    async def serve() -> None:
+        async with name_server() as server:
+            await asyncio.to_thread(
+                site.run, scenario, mine(path), dnsbl(server.address, test="127.0.0.2")
+            )
+
+    async def scenario(ask: Ask) -> None:
+        assert [say["state"] for say in (await ask("lookup", address="8.8.8.8"))["says"]] == [
+            "listed",
+            "not asked",
+        ]
+        assert (await ask("lookup", address="9.9.9.9"))["says"][1]["state"] == "out"
+        told = (await ask("sources"))["sources"][1]
+        assert (told["state"], told["asked"]) == ("failed", 0)
+        assert told["error"].startswith("it does not list 127.0.0.2")
+
+    asyncio.run(serve())
+
+
 def test_a_command_that_fails_has_an_answer(tmp_path: Path) -> None:
     async def fail(_: dict[str, Any], user: int) -> dict[str, Any]:
         raise RuntimeError("a bug")

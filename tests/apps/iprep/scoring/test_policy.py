@@ -1,8 +1,21 @@
+from collections.abc import Iterator
+from ipaddress import IPv4Address
+from itertools import product
+from typing import Any
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spoakit.apps.iprep.config.settings import Failed, Mode, PolicySettings, SourceSettings
+from spoakit.apps.iprep.config.settings import (
+    DnsblSettings,
+    Failed,
+    Mode,
+    PolicySettings,
+    SourceSettings,
+)
 from spoakit.apps.iprep.scoring.policy import Listing, Policy, Rule, SourceResult, Verdict, score_of
+from spoakit.apps.iprep.sources.dnsbl_codes import CodeReader
 
 
 def source(
@@ -191,3 +204,128 @@ def test_verdicts_are_as_if_what_is_observed_were_not_there(
     assert [name for name, _ in verdict.observed] == [
         say.source.name for say in says if say.source.mode == "observe"
     ]
+
+
+# --- verdicts that no DNSBL can change ---------------------------------------------------
+
+CODES = [IPv4Address(f"127.0.1.{n}") for n in (0, 2, 100, 255)]  # the ends of an octet, too
+CODE_SETTINGS: st.SearchStrategy[dict[str, Any]] = st.just({}) | st.fixed_dictionaries(
+    {"scores": st.dictionaries(st.sampled_from(list(map(str, CODES))), st.integers(0, 100))}
+)
+
+
+def dnsbl(
+    score: int = 0,
+    weight: float = 1.0,
+    failed: str = "open",
+    scores: dict[str, int] | None = None,
+    octet: int | None = None,
+) -> SourceSettings:
+    """Return a DNSBL; one of those to allow if it fails "allow"."""
+    return SourceSettings(
+        "bl",
+        "dnsbl",
+        score=score,
+        weight=weight,
+        allow=failed == "allow",
+        failed="closed" if failed == "closed" else "open",
+        scores=tuple((scores or {}).items()),
+        dnsbl=DnsblSettings("bl.example", octet=octet),
+    )
+
+
+DNSBLS = st.lists(
+    st.builds(
+        lambda settings, more: dnsbl(**settings, **more),
+        st.fixed_dictionaries(
+            {
+                "score": st.integers(0, 100),
+                "weight": st.sampled_from([0.0, 0.5, 1.0]),
+                "failed": st.sampled_from(["open", "closed", "allow"]),
+            }
+        ),
+        CODE_SETTINGS | st.just({"octet": 4}),
+    ),
+    max_size=2,
+)
+
+
+def results_of(source: SourceSettings) -> list[SourceResult]:
+    """Return all that a DNSBL can result in."""
+    reader = CodeReader(source)
+    others = (Listing.ABSENT, Listing.FAILED, Listing.OUT)
+    return [SourceResult(source, state) for state in others] + [
+        reader.read([code]) for code in CODES
+    ]
+
+
+def judged(
+    policy: Policy, says: list[SourceResult], dnsbls: list[SourceSettings], **more: bool
+) -> tuple[Verdict, bool, Iterator[Verdict]]:
+    """Return the verdict without DNSBLs, whether it is decided, and all verdicts with them."""
+    unasked = [SourceResult(source, Listing.NOT_ASKED) for source in dnsbls]
+    verdict = policy.judge([*says, *unasked], **more)
+    decided = policy.is_decided(verdict, [CodeReader(source).worst for source in dnsbls])
+    combinations = product(*map(results_of, dnsbls))
+    return verdict, decided, (policy.judge([*says, *each], **more) for each in combinations)
+
+
+@given(POLICIES, SAYS, DNSBLS)
+def test_no_answer_of_a_dnsbl_changes_a_score_that_is_decided(
+    policy: Policy, says: list[SourceResult], dnsbls: list[SourceSettings]
+) -> None:
+    verdict, decided, possible = judged(policy, says, dnsbls)
+    if decided:
+        assert {each.score for each in possible} == {verdict.score}
+
+
+@given(SAYS, DNSBLS)
+def test_a_verdict_that_is_not_decided_can_be_changed(
+    says: list[SourceResult], dnsbls: list[SourceSettings]
+) -> None:
+    verdict, decided, possible = judged(LOWEST, says, dnsbls)
+    if not decided:
+        assert {(each.score, each.rule) for each in possible} != {(verdict.score, verdict.rule)}
+
+
+@given(POLICIES, SAYS, DNSBLS)
+def test_who_is_allowed_needs_no_dnsbl(
+    policy: Policy, says: list[SourceResult], dnsbls: list[SourceSettings]
+) -> None:
+    _, decided, possible = judged(policy, says, dnsbls, allowed=True)
+    assert decided
+    assert {(each.score, each.rule) for each in possible} == {(100, Rule.ALLOW)}
+
+
+@pytest.mark.parametrize(
+    ("combine", "score", "asked", "decided"),
+    [
+        ("lowest", 20, dnsbl(20), True),
+        ("lowest", 21, dnsbl(20), False),
+        ("lowest", 20, dnsbl(90, scores={"127.0.0.2": 20, "127.0.0.3": 70}), True),
+        ("lowest", 20, dnsbl(0, scores={"127.0.0.2": 20}), True),
+        ("lowest", 20, dnsbl(0, scores={"127.0.0.2": 20}, failed="closed"), False),
+        ("lowest", 0, dnsbl(octet=4), True),
+        ("lowest", 1, dnsbl(octet=4), False),
+        ("lowest", 0, dnsbl(failed="allow"), False),
+        ("weighted", 0, dnsbl(), True),
+        ("weighted", 50, dnsbl(), False),
+        ("weighted", 50, dnsbl(weight=0), True),
+        ("weighted", 50, dnsbl(100), True),
+        ("weighted", 0, dnsbl(failed="allow"), False),
+    ],
+)
+def test_what_a_dnsbl_can_change(
+    combine: Any, score: int, asked: SourceSettings, decided: bool
+) -> None:
+    policy = Policy(PolicySettings(combine=combine))
+    verdict = policy.judge([listed(source("a", score))])
+    assert policy.is_decided(verdict, [CodeReader(asked).worst]) is decided
+
+
+def test_who_is_not_of_the_public_internet_or_banned_needs_no_dnsbl() -> None:
+    worst = [CodeReader(dnsbl()).worst]
+    assert LOWEST.is_decided(LOWEST.judge([], private=True), worst)
+    assert LOWEST.is_decided(Verdict(50, Rule.BAN), worst)
+    assert not LOWEST.is_decided(LOWEST.judge([]), worst)
+    assert LOWEST.is_decided(LOWEST.judge([]), [])

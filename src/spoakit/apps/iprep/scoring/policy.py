@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import Final
 
 from spoakit.apps.iprep.config.settings import MAX_SCORE, PolicySettings, SourceSettings
 
@@ -69,6 +70,10 @@ class Verdict:
     observed: tuple[tuple[str, int], ...] = ()
 
 
+# Verdicts by these do not depend on sources that were not asked.
+_FINAL: Final = (Rule.ALLOW, Rule.BAN, Rule.PRIVATE)
+
+
 class Policy:
     """Makes verdicts as the settings result.
 
@@ -124,6 +129,21 @@ class Policy:
         if self._settings.combine == "lowest":
             return _lowest(counting, results)
         return self._weighted(counting, results)
+
+    def is_decided(self, verdict: Verdict, pending: Sequence[SourceResult]) -> bool:
+        """Return whether the score is the same whatever the sources answer that were not asked.
+
+        Args:
+            verdict: the verdict without them.
+            pending: of each of them, the result with the lowest score that it can have.
+        """
+        if not pending or verdict.rule in _FINAL:
+            return True
+        if any(result.source.allow for result in pending):
+            return False
+        if self._settings.combine == "weighted":
+            return verdict.score == 0 or not any(map(_weight, pending))
+        return verdict.rule is Rule.LOWEST and verdict.score <= min(map(score_of, pending))
 
     def _weighted(
         self, counting: Sequence[SourceResult], results: tuple[SourceResult, ...]

@@ -35,6 +35,8 @@ throttle = Throttle(logger)
 
 # A table's combination, or that and the values of all databases.
 Key: TypeAlias = int | tuple[int | str | None, ...]
+# One result of each DNSBL.
+Answers: TypeAlias = tuple[SourceResult, ...]
 
 _LOOK_INTERVAL: Final = 0.1
 _RETRY_INTERVAL: Final = 1.0
@@ -52,19 +54,27 @@ class LookupResult:
         asn: the number of its autonomous system; None if that is not known.
         country: its country; "" if that is not known.
         ban: the ban it is under.
+        is_decided: whether no DNSBL that was not asked can change the score.
         answer: the actions that come of it, once there are some.
         tally: counts its answers, see `metrics.AnswerTally`.
     """
 
-    __slots__ = ("answer", "asn", "ban", "country", "tally", "verdict")
+    __slots__ = ("answer", "asn", "ban", "country", "is_decided", "tally", "verdict")
 
     def __init__(
-        self, verdict: Verdict, asn: int | None, country: str, ban: Ban | None = None
+        self,
+        verdict: Verdict,
+        asn: int | None,
+        country: str,
+        ban: Ban | None = None,
+        *,
+        is_decided: bool = True,
     ) -> None:
         self.verdict = verdict
         self.asn = asn
         self.country = country
         self.ban = ban
+        self.is_decided = is_decided
         self.answer: Actions = None
         self.tally: list[int] = []
 
@@ -102,6 +112,8 @@ class OpenSnapshot:
             for number, source in enumerate(sources)
             if source.dnsbl is not None
         }
+        self._not_asked: Answers = tuple(dnsbl.not_asked for dnsbl in self._dnsbls.values())
+        self._answered: dict[tuple[Key, Answers], LookupResult] = {}
         # What sources say of any address that nothing else is known of.
         self._results = tuple(
             SourceResult(source, Listing.ABSENT if report.loaded else Listing.FAILED)
@@ -119,26 +131,27 @@ class OpenSnapshot:
             for asn, value in report.asns:
                 self._networks.setdefault(asn, []).append((number, value))
 
-    @property
-    def asks(self) -> bool:
-        """Whether there are DNSBLs."""
-        return bool(self._dnsbls)
-
     def find(self, address: IPAddress) -> LookupResult:
         """Return what is known of an address without asking anybody."""
         key = self._key(address) if self._databases else self._lookup(address)
         return self._findings.get(key) or self._keep(key)
 
     async def ask(self, address: IPAddress) -> LookupResult:
-        """Return what is known of an address and what DNSBLs say of it, within their deadlines."""
+        """Return what is known of an address and what DNSBLs say of it, within their deadlines.
+
+        A DNSBL is not waited for if its answer is known, or cannot change the score.
+        """
         key = self._key(address)
-        finding = self._findings.get(key) or self._keep(key)
-        if finding.verdict.rule in (Rule.ALLOW, Rule.PRIVATE):
+        dnsbls = tuple(self._dnsbls.values())
+        answers = [dnsbl.known(address) or dnsbl.not_asked for dnsbl in dnsbls]
+        finding = self._find_answered(key, tuple(answers))
+        if finding.is_decided:
             return finding
-        answers = await asyncio.gather(*(dnsbl.ask(address) for dnsbl in self._dnsbls.values()))
-        if all(result.state is Listing.ABSENT for result in answers):
-            return finding
-        return self._judge(key, dict(zip(self._dnsbls, answers, strict=True)))
+        pending = [n for n, answer in enumerate(answers) if answer.state is Listing.NOT_ASKED]
+        asked = await asyncio.gather(*(dnsbls[n].ask(address) for n in pending))
+        for n, answer in zip(pending, asked, strict=True):
+            answers[n] = answer
+        return self._find_answered(key, tuple(answers))
 
     def close(self) -> None:
         """Close the databases."""
@@ -152,7 +165,15 @@ class OpenSnapshot:
     def _keep(self, key: Key) -> LookupResult:
         if len(self._findings) >= _MAX_KEPT:
             self._findings.clear()
-        finding = self._findings[key] = self._judge(key, {})
+        finding = self._findings[key] = self._judge(key, self._not_asked)
+        return finding
+
+    def _find_answered(self, key: Key, answers: Answers) -> LookupResult:
+        finding = self._answered.get((key, answers))
+        if finding is None:
+            if len(self._answered) >= _MAX_KEPT:
+                self._answered.clear()
+            finding = self._answered[key, answers] = self._judge(key, answers)
         return finding
 
     def _values(self, address: IPAddress) -> list[str | None]:
@@ -167,7 +188,7 @@ class OpenSnapshot:
                 values.append(None)
         return values
 
-    def _judge(self, key: Key, answers: dict[int, SourceResult]) -> LookupResult:
+    def _judge(self, key: Key, answers: Answers) -> LookupResult:
         """Return the finding of what table, databases and DNSBLs have."""
         combination, values = (key, ()) if isinstance(key, int) else (key[0], key[1:])
         assert isinstance(combination, int)
@@ -183,8 +204,8 @@ class OpenSnapshot:
                 if value is None
                 else database.say(value)
             )
-        for source, say in answers.items():
-            results[source] = say
+        for source, answer in zip(self._dnsbls, answers, strict=True):
+            results[source] = answer
         if number is not None:
             for source, place in self._networks.get(number, ()):
                 results[source] = self._listed(source, place)
@@ -194,7 +215,14 @@ class OpenSnapshot:
         for source, place in marks.items():
             results[source] = self._listed(source, place)
         verdict = self._policy.judge(results, allowed=allowed, private=private)
-        return LookupResult(verdict, number, country)
+        pending = [
+            dnsbl.worst
+            for dnsbl, answer in zip(self._dnsbls.values(), answers, strict=True)
+            if answer.state is Listing.NOT_ASKED
+        ]
+        return LookupResult(
+            verdict, number, country, is_decided=self._policy.is_decided(verdict, pending)
+        )
 
     def _provided(self, what: Provides, values: Sequence[int | str | None]) -> str:
         place = self._providers.get(what)
@@ -250,7 +278,13 @@ class Reputation:
         return finding if self._bans is None else self._with_ban(address, finding)
 
     async def ask(self, address: IPAddress) -> LookupResult:
-        """Return what is known of an address and what DNSBLs say of it, within their deadlines."""
+        """Return what is known of an address and what DNSBLs say of it, within their deadlines.
+
+        Does not wait if the score is decided, by a ban for instance.
+        """
+        finding = self.find(address)
+        if finding.is_decided:
+            return finding
         finding = await self.snapshot.ask(address)
         return finding if self._bans is None else self._with_ban(address, finding)
 
