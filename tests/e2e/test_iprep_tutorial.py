@@ -41,7 +41,7 @@ def test_a_listed_client_is_rejected_and_so_is_a_banned_one(
     shown = command(tmp_path, "lookup", "127.0.0.2")
     assert without_time(shown) == without_time("\n".join(lookup))
 
-    spoe = block("[ip-reputation]").replace("15ms", "2s")
+    spoe = block("[ip-reputation]").replace("100ms", "2s")
     if haproxy_version(haproxy_binary) < "3.1":
         spoe = spoe.replace(
             "    timeout", "    timeout hello 2s\n    timeout idle 30s\n    timeout"
@@ -51,7 +51,7 @@ def test_a_listed_client_is_rejected_and_so_is_a_banned_one(
         .replace(":8080", '"${FRONTEND}"')
         .replace("127.0.0.1:12345", '"${AGENT}"')
         .replace("    mode spop\n", MODE),
-        # 15 ms are not always enough on a busy machine.
+        # 100 ms are not always enough on a busy machine.
         files={"spoe.cfg": spoe},
         variables={"AGENT": program.address},
     )

@@ -634,6 +634,25 @@ def test_where_there_was_a_dnsbl_others_may_come_and_go() -> None:
         assert live.current.sources == chosen
 
 
+def test_how_long_haproxy_must_wait_is_said_at_the_start_and_when_it_changes(
+    service: Service, path: Path
+) -> None:
+    def a_dnsbl(name: str, deadline: str) -> str:
+        return (
+            f'[[source]]\nname = "{name}"\ntype = "dnsbl"\nzone = "{name}.example"\ntest = false\n'
+            f'deadline = "{deadline}"\n'
+        )
+
+    text = r"'timeout processing' must be longer than %s ms, the longest deadline"
+    service.start(a_list(path) + a_dnsbl("a", "20ms") + a_dnsbl("b", "70ms"), workers=2).ready()
+    service.wait_for(text % 70)
+    service.configure(a_list(path) + a_dnsbl("a", "20ms") + a_dnsbl("b", "120ms"))
+    service.signal(signal.SIGHUP)
+    service.wait_for(text % 120)
+    assert service.stop() == 0
+    assert service.log.count("'timeout processing'") == 2
+
+
 def test_where_the_folder_is_gone_the_reason_is_logged_and_it_is_tried_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

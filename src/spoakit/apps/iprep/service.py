@@ -213,6 +213,7 @@ class _Candidate:
         self._reputation = reputation
         self._bans = bans
         self._audit = audit
+        self._longest_deadline = 0.0
 
     async def stand(self) -> None:
         """Be the updater whenever nobody else is, until cancelled.
@@ -239,8 +240,14 @@ class _Candidate:
             StartupError: see `stand`.
         """
         updater = Updater(self._folder, self._live.current, self._row, self._bans)
-        self._live.follow(updater.reconfigure)
         settings = self._live.current
+        self._warn_of_deadline(settings)
+
+        def reconfigure(new: ReputationSettings) -> None:
+            self._warn_of_deadline(new)
+            updater.reconfigure(new)
+
+        self._live.follow(reconfigure)
         commands = Commands(
             self._reputation, updater, self._bans, settings.bans, self._row, self._audit
         )
@@ -257,6 +264,17 @@ class _Candidate:
                         raise
                     logger.error("%s; the sources are kept, but nobody can ask for them", error)
             await updater.run()
+
+    def _warn_of_deadline(self, settings: ReputationSettings) -> None:
+        """Log how long HAProxy must wait, which only its own configuration can say."""
+        longest = settings.longest_deadline
+        if longest and longest != self._longest_deadline:
+            logger.warning(
+                "HAProxy's 'timeout processing' must be longer than %g ms, the longest deadline of "
+                "the DNSBLs; a client whose answer comes later is let in without a score",
+                longest * 1000,
+            )
+        self._longest_deadline = longest
 
 
 async def _wait_or_fail(reputation: Reputation, tasks: list[asyncio.Task[None]]) -> None:

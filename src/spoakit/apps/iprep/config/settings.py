@@ -140,7 +140,7 @@ class DnsblSettings:
     """
 
     zone: str
-    deadline: float = 0.1
+    deadline: float = 0.05
     nameservers: tuple[str, ...] = ()
     cache_size: int = 100_000
     min_ttl: float = 60.0
@@ -431,6 +431,14 @@ class ReputationSettings:
     def asks(self) -> bool:
         """Whether there are sources that are asked for each address: DNSBLs."""
         return any(source.dnsbl is not None for source in self.sources)
+
+    @property
+    def longest_deadline(self) -> float:
+        """The longest time that an answer waits for a DNSBL, in seconds; 0 without any."""
+        return max(
+            (source.dnsbl.deadline for source in self.sources if source.dnsbl is not None),
+            default=0.0,
+        )
 
     def __post_init__(self) -> None:
         if len(self.sources) > MAX_SOURCES:
