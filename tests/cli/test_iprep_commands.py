@@ -224,7 +224,13 @@ def test_the_sources_are_shown_with_their_errors(control: Control, tell: Tell) -
     control.answer = {
         "sources": [
             source(
-                "mine", entries=12345, age=11045.7, failed_lines=1500, line_errors=["line 3: x"]
+                "mine",
+                entries=12345,
+                age=11045.7,
+                failed_lines=1500,
+                line_errors=["line 3: x"],
+                masked=2000,
+                warning="it has 6 percent",
             ),
             source("feed", state="failed", place="http://h/f", error="503 Unavailable"),
             source("zen", type="dnsbl", place="zen.example", asked=7, failures=2),
@@ -238,7 +244,9 @@ def test_the_sources_are_shown_with_their_errors(control: Control, tell: Tell) -
         "feed  list   failed        -      -      -       -  http://h/f       503 Unavailable",
         "zen   dnsbl  ok            -      -      7       2  zen.example      -",
         "",
-        "mine: 1,500 lines could not be read",
+        "mine: it has 6 percent",
+        "mine: 2,000 networks have bits set behind their prefix, which do not count",
+        "mine: 1,500 lines are refused",
         "  line 3: x",
         "",
     ]

@@ -97,7 +97,9 @@ class _Source(msgspec.Struct, frozen=True):
     entries: int | None = None
     age: float | None = None
     failed_lines: int = 0
+    masked: int = 0
     line_errors: tuple[str, ...] = ()
+    warning: str = ""
     error: str = ""
     asked: int | None = None
     failures: int | None = None
@@ -166,7 +168,7 @@ def _facts(found: _Lookup, now: float) -> Iterable[str]:
 
 
 def show_sources(answer: Answer, now: float) -> str:
-    """Show the sources in a table, and below it the lines that could not be read."""
+    """Show the sources in a table, and below it their lines that are refused, and warnings."""
     found = _read(answer, _Sources)
     header = ["NAME", "TYPE", "STATE", "ENTRIES", "AGE", "ASKED", "FAILED", "PLACE", "ERROR"]
     rows = [
@@ -185,11 +187,19 @@ def show_sources(answer: Answer, now: float) -> str:
     ]
     lines = [columns(header, rows, right=(3, 4, 5, 6)), ""]
     for each in found.sources:
-        if each.failed_lines:
-            lines.append(f"{_clean(each.name)}: {each.failed_lines:,} lines could not be read")
-            lines += [f"  {_clean(error)}" for error in each.line_errors]
-            lines.append("")
+        notes = [f"{_clean(each.name)}: {_clean(note)}" for note in _notes(each)]
+        notes += [f"  {_clean(error)}" for error in each.line_errors]
+        lines += [*notes, ""] if notes else []
     return "\n".join((*lines, found.table.show(now)))
+
+
+def _notes(source: _Source) -> Iterable[str]:
+    if source.warning:
+        yield source.warning
+    if source.masked:
+        yield f"{source.masked:,} networks have bits set behind their prefix, which do not count"
+    if source.failed_lines:
+        yield f"{source.failed_lines:,} lines are refused"
 
 
 def duration(seconds: float) -> str:

@@ -200,14 +200,37 @@ def test_a_configuration_that_is_refused_leaves_the_one_in_force(
     service: Service, path: Path
 ) -> None:
     service.start(a_list(path)).ready()
-    service.configure(a_list(path) + a_list(path.with_name("none"), "none"))
+    service.configure(a_list(path) + a_list(path, "again") + "score = 101\n")
     service.signal(signal.SIGHUP)
-    service.wait_for("source[2].path: ")
+    service.wait_for("source[2].score: ")
     service.configure(a_list(path) + '[[source]]\nname = "bl"\ntype = "dnsbl"\nzone = "a.example"')
     service.signal(signal.SIGHUP)
     service.wait_for("source: the first one of the type 'dnsbl' takes a restart")
     assert service.score("8.8.8.8") == 0
     assert len(service.ask("sources")["sources"]) == 1
+    assert service.stop() == 0
+
+
+@pytest.mark.parametrize(("failed", "score"), [("open", 100), ("closed", 0)])
+def test_a_file_that_is_missing_at_the_start_is_a_failed_source_until_it_is_there(
+    service: Service, path: Path, failed: str, score: int
+) -> None:
+    late = path.with_name("late.txt")
+    service.start(
+        f'bans.path = "{path.with_name("bans.db")}"\n{a_list(path)}{a_list(late, "late")}'
+        f'failed = "{failed}"\n'
+    ).ready()
+    assert [service.score(address) for address in ("8.8.8.8", "9.9.9.9")] == [0, score]
+    _, report = service.ask("sources")["sources"]
+    assert (report["state"], "No such file" in report["error"]) == ("failed", True)
+    # Bans are kept and made although the source is not there.
+    assert service.ask("ban", address="1.1.1.1", seconds=60.0, score=7)["score"] == 7
+    assert service.score("1.1.1.1") == 7
+    put(late, "9.9.9.8\n")
+    service.wait_until(
+        lambda: [service.score(address) for address in ("9.9.9.8", "9.9.9.9")] == [0, 100],
+        "the list that came late",
+    )
     assert service.stop() == 0
 
 

@@ -64,7 +64,7 @@ STALE = gauge(
 )
 REFUSED_LINES = gauge(
     "spoakit_iprep_refused_lines",
-    "Lines of a source that do not parse.",
+    "Lines of a source that are refused or do not parse.",
     labels=("source",),
     limit=_SOURCES,
 )

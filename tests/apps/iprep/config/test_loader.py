@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spoakit.apps.iprep.config.loader import read_config, settings_of
+from spoakit.apps.iprep.config.loader import check_files, read_config, settings_of
 from spoakit.apps.iprep.config.settings import (
     AnswerSettings,
     AuditSettings,
@@ -24,6 +24,7 @@ from spoakit.apps.iprep.config.settings import (
     ReputationSettings,
     SourceSettings,
 )
+from spoakit.apps.iprep.sources.limits import ListLimits
 from spoakit.apps.iprep.sources.lists import Columns
 from spoakit.exceptions import ConfigurationError
 
@@ -76,12 +77,15 @@ max-shrink = 10
 may-be-empty = true
 allow-html = true
 headers = { Auth-Key = "hush", X-Other = "@secret" }
+min-prefix = { ipv4 = 9, ipv6 = 19 }
+max-share = 7
 tls = { ca-file = "ca.pem" }
 
 [[source]]
 name = "drop"
 type = "drop"
 path = "blocked.txt"
+min-prefix = 8
 
 [[source]]
 name = "csv"
@@ -91,7 +95,14 @@ columns = { address = "a", last = 2, score = "s", category = "c" }
 best = 0
 worst = 10
 delimiter = ";"
+filter = { action = ["ban", "x"], 3 = ["y"] }
 scores = { spam = 7 }
+
+[[source]]
+name = "json"
+type = "json"
+path = "partners.txt"
+select = ["prefixes[].ip_prefix", "[]"]
 
 [[source]]
 name = "db"
@@ -149,14 +160,23 @@ def test_every_key_becomes_a_setting(read: Read, tmp_path: Path) -> None:
                     headers=(("Auth-Key", "hush"), ("X-Other", "from a file")),
                     ca_file=str(tmp_path / "ca.pem"),
                 ),
+                limits=ListLimits(9, 19, 7),
             ),
-            SourceSettings("drop", "drop", str(tmp_path / "blocked.txt")),
+            SourceSettings("drop", "drop", str(tmp_path / "blocked.txt"), limits=ListLimits(8, 16)),
             SourceSettings(
                 "csv",
                 "csv",
                 str(tmp_path / "abuse.csv"),
                 scores=(("spam", 7),),
-                columns=Columns("a", 2, "s", "c", 0, 10, ";"),
+                columns=Columns(
+                    "a", 2, "s", "c", 0, 10, ";", (("action", ("ban", "x")), (3, ("y",)))
+                ),
+            ),
+            SourceSettings(
+                "json",
+                "json",
+                str(tmp_path / "partners.txt"),
+                select=("prefixes[].ip_prefix", "[]"),
             ),
             SourceSettings(
                 "db",
@@ -259,6 +279,8 @@ def test_values_that_are_numbers_of_networks_may_have_letters(read: Read) -> Non
 LIST = '[[source]]\nname = "mine"\ntype = "list"\n'
 FILE = f'{LIST}path = "blocked.txt"\n'
 FEED = f"{LIST}url = 'http://x'\n"
+CSV = f"{FILE}".replace('"list"', '"csv"')
+JSON = f"{FILE}".replace('"list"', '"json"')
 DNS = '[[source]]\nname = "dns"\ntype = "dnsbl"\nzone = "bl.example"\n'
 
 
@@ -286,17 +308,30 @@ DNS = '[[source]]\nname = "dns"\ntype = "dnsbl"\nzone = "bl.example"\n'
         ("control = { path = '' }", "control.path: '' is not a name"),
         ("[source]\nname = 'a'", "source: there may be several; write [[source]]"),
         ("control = { mode = '888' }", "control.mode: '888' is not a text such as"),
-        ("[[source]]\nname = 'a'", "source[1]: it needs a type: list, drop, csv, mmdb, dnsbl (the"),
+        (
+            "[[source]]\nname = 'a'",
+            "source[1]: it needs a type: list, drop, csv, json, mmdb, dnsbl",
+        ),
         ("[[source]]\ntype = 'x'", "source[1].type: 'x' is not one of list, drop"),
         ("[[source]]\ntype = 'list'", "source[1]: the key 'name' is missing"),
         (LIST, "source[1].path: there must be either a path or a url (the source"),
         (f"{LIST}zone = 'x'", "source[1]: there is no key 'zone' (the source 'mine')"),
-        (f"{LIST}path = 'none'", "none' cannot be read: No such file"),
-        (f"{LIST}path = ''", "source[1].path: '"),
-        (f"{LIST}path = '.'", "cannot be read: Is a directory"),
+        (f"{LIST}path = ''", "source[1].path: '' is not a name"),
+        (f"{FILE}min-prefix = 33", "source[1].min-prefix: 33 is not in the range 0 to 32"),
+        (f"{FILE}min-prefix = -1", "source[1].min-prefix: -1 is not in the range 0 to 32"),
+        (f"{FILE}min-prefix = {{ ipv4 = 33 }}", "min-prefix.ipv4: 33 is not in the range 0 to 32"),
+        (f"{FILE}min-prefix = {{ ipv6 = 129 }}", "min-prefix.ipv6: 129 is not in the range 0 to"),
+        (f"{FILE}min-prefix = {{ ipv5 = 1 }}", "source[1].min-prefix: there is no key 'ipv5'"),
+        (f"{FILE}max-share = 101", "source[1].max-share: 101.0 is not in the range 0 to 100"),
+        (f"{JSON}", "source[1]: the key 'select' is missing"),
+        (f"{JSON}select = []", "source[1].select: it has 0 paths, not 1 to 100"),
+        (f"{JSON}select = ['a', 'a[0]']", "source[1].select[2]: 'a[0]' is not a path of names"),
+        (f"{CSV}filter = {{ action = [] }}", "source[1].filter.action: there is no value in it"),
+        (f"{CSV}filter = {{ 0 = ['a'] }}", "source[1].columns: 0 is not in the range 1 to 1000"),
+        (f"{CSV}filter = {{ '' = ['a'] }}", "source[1].columns: '' is not 1 to 255 printable"),
         (f"{LIST}url = 'ftp://x'", "source[1].url: 'ftp://x' is not an http:// or https:// URL"),
         (f"{LIST}url = 'http://me:pass/word@x/'", "url: 'http://***@x/' is not an http:// or"),
-        (f"{LIST}url = 'https://x'\ntls = {{ ca-file = 'none' }}", "tls.ca-file: '"),
+        (f"{LIST}url = 'https://x'\ntls = {{ ca-file = '' }}", "tls.ca-file: '' is not a name"),
         (f"{LIST}url = 'http://x'", "cache: source[1] has a url, and needs a folder"),
         (f"{FILE}score = 101", "source[1].score: 101 is not in the range 0 to 100 (the source"),
         (f"{FILE}interval = 1", "source[1].interval: 1.0 is not in the range 60.0 to"),
@@ -351,7 +386,7 @@ VALUE = st.recursive(
     max_leaves=8,
 )
 KEYS = sorted(set(re.findall(r"^\s*([a-z-]+) = ", FULL, re.M)))
-TYPES = st.sampled_from(["list", "drop", "csv", "mmdb", "dnsbl"])
+TYPES = st.sampled_from(["list", "drop", "csv", "json", "mmdb", "dnsbl"])
 
 
 @given(TYPES, st.dictionaries(st.sampled_from(KEYS), VALUE, max_size=4))
@@ -359,6 +394,26 @@ def test_no_value_of_any_key_raises_anything_else(kind: str, values: dict[str, A
     table = {"name": "a", "type": kind, "zone" if kind == "dnsbl" else "url": "http://h"} | values
     with suppress(ConfigurationError):
         settings_of({"source": [table]} | values, Path("/none"))
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        (f"{LIST}path = 'none'", "none' cannot be read: No such file or directory (the source"),
+        (f"{LIST}path = '.'", "cannot be read: Is a directory (the source 'mine')"),
+        (f"{FEED}tls = {{ ca-file = 'none' }}", "source[1].tls.ca-file: '"),
+    ],
+)
+def test_files_of_sources_are_read_when_they_are_there(read: Read, text: str, error: str) -> None:
+    """Neither the start nor a command is stopped by a list that is not there; a check says so."""
+    settings = read(f"cache = 'a'\n{text}")
+    with pytest.raises(ConfigurationError, match=r"^source\[1\]\.") as caught:
+        check_files(settings)
+    assert error in str(caught.value)
+
+
+def test_files_that_can_be_read_pass_the_check(read: Read) -> None:
+    check_files(read(FULL))
 
 
 # The reference.
@@ -387,7 +442,7 @@ def keys_of(table: dict[str, Any], prefix: str = "") -> set[str]:
     for key, value in table.items():
         if key == "source":
             keys |= set().union(*(keys_of(source) for source in value))
-        elif isinstance(value, dict) and key not in ("scores", "headers"):
+        elif isinstance(value, dict) and key not in ("scores", "headers", "filter"):
             keys |= keys_of(value, f"{prefix}{key}.")
         else:
             keys.add(f"{prefix}{key}")
@@ -395,5 +450,5 @@ def keys_of(table: dict[str, Any], prefix: str = "") -> set[str]:
 
 
 def test_the_reference_has_every_key() -> None:
-    described = set(re.findall(r"^\| `([a-z.-]+)` \|", REFERENCE.read_text(), re.M))
+    described = set(re.findall(r"^\| `([a-z0-9.-]+)` \|", REFERENCE.read_text(), re.M))
     assert described == keys_of(tomllib.loads(FULL))

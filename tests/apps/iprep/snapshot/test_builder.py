@@ -2,6 +2,7 @@ import gzip
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,10 @@ from spoakit.apps.iprep.snapshot.manifest import (
     SourceReport,
     manifest_of,
 )
+from spoakit.apps.iprep.sources.entries import Value
+from spoakit.apps.iprep.sources.feeds import Feed
 from spoakit.apps.iprep.sources.files import feed_of
+from spoakit.apps.iprep.sources.limits import ListLimits
 from spoakit.apps.iprep.sources.lists import Columns
 from spoakit.apps.iprep.table._table_cy import Table, TableError
 
@@ -434,3 +438,133 @@ def test_a_database_may_be_in_gzip(shop: Shop, tmp_path: Path) -> None:
     [report] = shop.build(database(path, "country"))
     assert report.error == ""
     assert (shop.folder / report.file).read_bytes() == content
+
+
+# --- lists that have too much ---------------------------------------------------------------
+
+FIVE_PERCENT = "16.0.0.0/6\n12.0.0.0/6\n20.0.0.0/6\n"
+EXCESS = (
+    "it has 5.44 percent of all public IPv4 addresses, more than max-share = 5, as a list of "
+    "countries may"
+)
+
+
+def download(shop: Shop, source: SourceSettings) -> Feed:
+    """Return a feed that has been asked for."""
+    feed = feed_of(source, str(shop.folder.parent / "cache"))
+    assert feed is not None
+    with suppress(SourceError):
+        feed.fetch()
+    return feed
+
+
+def test_a_download_with_too_many_addresses_is_refused(shop: Shop, page: Page) -> None:
+    page.body = FIVE_PERCENT.encode()
+    source = feed(page.url)
+    assert download(shop, source).state().error == EXCESS
+    [report] = shop.build(source)
+    assert (report.loaded, report.entries) == (False, 0)
+    assert shop.marks("16.8.8.8") == {}
+    copy = download(shop, source)
+    copy.path.write_bytes(page.body)  # one that was downloaded when it was allowed
+    [report] = shop.build(source)
+    assert report.error == f"{copy.path}: {EXCESS}; nothing of it is in use"
+    [report] = shop.build(feed(page.url, limits=ListLimits(max_share=6)))
+    assert (report.entries, report.error, report.warning) == (3, "", "")
+
+
+def test_one_to_allow_with_too_many_is_warned_of(shop: Shop, page: Page) -> None:
+    page.body = FIVE_PERCENT.encode()
+    source = feed(page.url, allow=True)
+    assert download(shop, source).state().error == ""
+    [report] = shop.build(source)
+    assert (report.entries, report.error, report.warning) == (3, "", EXCESS)
+    # Those that are not to be allowed any more are read anew, and not what was kept of them.
+    [report] = shop.build(feed(page.url))
+    assert (report.entries, EXCESS in report.error) == (0, True)
+
+
+def test_a_file_with_too_many_is_warned_of(shop: Shop, path: Path) -> None:
+    path.write_text(FIVE_PERCENT)
+    for _ in range(2):  # what is kept of it says so as well
+        [report] = shop.build(mine(path))
+        assert (report.entries, report.error, report.warning) == (3, "", EXCESS)
+    assert shop.marks("16.8.8.8") == {0: 0}
+
+
+def test_other_limits_hold_for_a_file_that_did_not_change(shop: Shop, path: Path) -> None:
+    path.write_text("8.8.8.0/24\n8.8.0.0/16\n")
+    assert [report.entries for report in shop.build(mine(path))] == [2]
+    [report] = shop.build(mine(path, limits=ListLimits(24)))
+    assert (report.entries, report.failed_lines) == (1, 1)
+
+
+# --- files that are not there ---------------------------------------------------------------
+
+
+def test_a_file_is_used_as_soon_as_it_is_there(shop: Shop, path: Path) -> None:
+    path.unlink()
+    for _ in range(2):
+        [report] = shop.build(mine(path))
+        assert (report.loaded, report.entries) == (False, 0)
+        assert "it cannot be read: No such file or directory; nothing of it" in report.error
+    path.write_text("8.8.8.8\n")
+    [report] = shop.build(mine(path))
+    assert (report.loaded, report.entries, report.error) == (True, 1, "")
+
+
+# --- values ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_of_duplicates_the_worst_score_holds(shop: Shop, tmp_path: Path, reverse: bool) -> None:
+    rows = [
+        "8.8.8.1,100,",
+        "8.8.8.1,1,scan",
+        "8.8.8.1,50,",
+        "8.8.8.2,40,",
+        "8.8.8.2,,",  # the source's own score: 5
+        "8.8.8.3,3,",
+        "8.8.8.3,,",
+        "8.8.8.4,10,",
+        "8.8.8.4,,good",  # its category's score: 90
+        "2001:4860::/32,70,",
+        "2001:4860::/32,20,",
+        "8.8.8.0/24,0,",  # another range: the innermost holds
+    ]
+    path = tmp_path / "abuse.csv"
+    path.write_text("\n".join(reversed(rows) if reverse else rows))
+    source = SourceSettings(
+        "abuse",
+        "csv",
+        str(path),
+        score=5,
+        scores=(("good", 90),),
+        columns=Columns(1, None, 2, 3),
+    )
+    [report] = shop.build(source)
+    found = {
+        address: report.values[shop.marks(address)[0]]
+        for address in ("8.8.8.1", "8.8.8.2", "8.8.8.3", "8.8.8.4", "2001:4860::1", "8.8.8.9")
+    }
+    assert found == {
+        "8.8.8.1": Value(1, "scan"),
+        "8.8.8.2": Value(None, ""),
+        "8.8.8.3": Value(3, ""),
+        "8.8.8.4": Value(10, ""),
+        "2001:4860::1": Value(20, ""),
+        "8.8.8.9": Value(0, ""),
+    }
+
+
+def test_a_json_document_is_a_source(shop: Shop, tmp_path: Path) -> None:
+    path = tmp_path / "ip-ranges.json"
+    path.write_text('{"prefixes": [{"ip_prefix": "8.8.8.0/24"}, {"ip_prefix": "x"}]}')
+    select = ("prefixes[].ip_prefix", "ipv6_prefixes[].ipv6_prefix")
+    [report] = shop.build(SourceSettings("aws", "json", str(path), select=select, allow=True))
+    assert (report.entries, report.failed_lines, report.error) == (1, 1, "")
+    assert report.line_errors == ("value 2: prefixes[].ip_prefix: 'x' is not an address",)
+    assert report.warning == "there is nothing at 'ipv6_prefixes[].ipv6_prefix' (select)"
+    # With other paths it is read anew.
+    [report] = shop.build(SourceSettings("aws", "json", str(path), select=select[1:]))
+    assert report.error.startswith(f"{path}: there is nothing at 'ipv6_prefixes[].ipv6_prefix'")

@@ -258,7 +258,7 @@ def test_what_is_wrong_is_said_once(site: Site, caplog: pytest.LogCaptureFixture
     caplog.set_level(logging.INFO)
     run(scenario)
     log = caplog.text
-    assert log.count("source broken: 1 lines do not parse: line 2: 'wrong' is not an address") == 1
+    assert log.count("source broken: 1 lines are refused: line 2: 'wrong' is not an address") == 1
     assert log.count(f"source none: {none}: it cannot be read: No such file") == 1
     for name in ("broken", "none"):
         assert log.count(f"source {name}: there is nothing wrong with it any more") == 1

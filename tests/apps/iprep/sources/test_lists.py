@@ -10,6 +10,7 @@ from tests.conftest import Form
 from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.sources import lists
 from spoakit.apps.iprep.sources.entries import Entries, Value
+from spoakit.apps.iprep.sources.limits import ListLimits
 from spoakit.apps.iprep.sources.lists import Columns, CsvReader, DropReader, ListReader, PlainReader
 
 
@@ -42,7 +43,7 @@ PLAIN = b"""\
 
 2001:db8:1::/48
 ::ffff:192.0.2.9
-0.0.0.0/0
+0.0.0.0/2
 192.0.2.7
 192.0.2.300
 192.0.2.1-2001:db8::1
@@ -58,14 +59,14 @@ def test_a_plain_list_has_addresses_networks_ranges_and_comments() -> None:
         "2001:db8::1-2001:db8::1",
         "2001:db8:1::-2001:db8:1:ffff:ffff:ffff:ffff:ffff",
         "192.0.2.9-192.0.2.9",
-        "0.0.0.0-255.255.255.255",
     }
-    assert (len(entries), entries.lines, entries.masked, entries.failed) == (8, 14, 1, 3)
+    assert (len(entries), entries.lines, entries.masked, entries.failed) == (7, 14, 1, 4)
 
 
 def test_lines_that_do_not_parse_are_named_with_their_numbers() -> None:
     entries = PlainReader().read(BytesIO(PLAIN))
     assert list(map(str, entries.errors)) == [
+        "line 10: '0.0.0.0/2' is larger than a /6 (min-prefix)",
         "line 12: '192.0.2.300' is not an address",
         "line 13: '192.0.2.1-2001:db8::1' begins in IPv4 and ends in IPv6",
         "line 14: 'nonsense' is not an address",
@@ -111,6 +112,45 @@ def test_no_bytes_raise_anything_else(data: bytes) -> None:
         except SourceError:
             continue
         assert len(entries) + entries.failed <= entries.lines
+
+
+# A /24 of which the last digit is missing, and of what follows the bits that are set are missing.
+CUT = [b"45.199.0.0/2", b"45.199.0.0/12", b"2a00:1450:4001::/4", b"2a00:1450:4001::/24"]
+
+
+@pytest.mark.parametrize("line", CUT)
+def test_a_line_whose_prefix_is_cut_off_is_refused(line: bytes) -> None:
+    for reader, data in (
+        (PlainReader(), b"8.8.8.8\n" + line),
+        (PlainReader(), b"8.8.8.8\n" + line + b" # comment\r\n"),
+        (CsvReader(Columns()), b"8.8.8.8,x\n" + line + b",x\n"),
+        (DropReader(), b'{"cidr":"8.8.8.8"}\n{"cidr":"%b"}\n' % line),
+    ):
+        entries = reader.read(BytesIO(data))
+        assert ranges(entries) == {"8.8.8.8-8.8.8.8"}
+        assert (entries.failed, entries.masked) == (1, 0)
+        assert str(entries.errors[0]).startswith(f"line 2: '{line.decode()}' ")
+
+
+def test_the_shortest_prefixes_are_settings() -> None:
+    data = b"0.0.0.0/0\n8.0.0.0/7\n8.8.8.0/24\n8.8.8.0/23\n::/0\n2001:4860::/32\n"
+    counts = []
+    for limits in (ListLimits(), ListLimits(0, 0), ListLimits(24, 32)):
+        for reader in (PlainReader(limits), CsvReader(Columns(), limits)):
+            entries = reader.read(BytesIO(data))
+            assert len(entries) + entries.failed == 6
+            counts.append(len(entries))
+    assert counts == [4, 4, 6, 6, 2, 2]
+
+
+def test_networks_with_bits_behind_a_long_prefix_are_masked_and_counted() -> None:
+    entries = PlainReader().read(BytesIO(b"8.8.8.8/16\n2001:4860::8/32\n8.8.8.8/24 # x\n"))
+    assert ranges(entries) == {
+        "8.8.0.0-8.8.255.255",
+        "8.8.8.0-8.8.8.255",
+        "2001:4860::-2001:4860:ffff:ffff:ffff:ffff:ffff:ffff",
+    }
+    assert (entries.masked, entries.failed) == (3, 0)
 
 
 DROP = b"""\
@@ -172,6 +212,74 @@ def test_columns_are_found_by_name_and_scores_scaled() -> None:
         "line 7: it has 1 columns, of which 3 are needed",
         "line 8: 'nan' is not a number",
     ]
+
+
+def test_empty_columns_count_also_at_the_ends_of_a_line() -> None:
+    columns = Columns("ip", score="confidence", category="kind", delimiter="\t", best=0, worst=100)
+    data = (
+        b"seen\tip\tconfidence\tkind\n"
+        b"\t8.8.8.1\t100\tbotnet\r\n"
+        b"\t8.8.8.2\t100\t\r\n"
+        b"\t8.8.8.3\t\t\n"
+        b"now\t8.8.8.4\t \tbotnet\n"
+        b"\t\t\t\n"
+        b"   \n"
+    )
+    entries = CsvReader(columns).read(BytesIO(data))
+    values = {
+        str(IPv4Address(first)): entries.values[value]
+        for first, value in zip(entries.first4, entries.values4, strict=True)
+    }
+    assert values == {
+        "8.8.8.1": Value(0, "botnet"),
+        "8.8.8.2": Value(0, ""),
+        "8.8.8.3": Value(None, ""),
+        "8.8.8.4": Value(None, "botnet"),
+    }
+    assert entries.failed == 0
+
+
+def test_a_first_column_without_a_name_is_one() -> None:
+    entries = CsvReader(Columns("ip", delimiter="\t")).read(BytesIO(b"\tip\n1\t8.8.8.1\n"))
+    assert ranges(entries) == {"8.8.8.1-8.8.8.1"}
+
+
+CROWDSEC = b"""\
+id,source,ip,reason,action,country,as,events_count,expiration,simulated,alert_id
+1,crowdsec,Ip:8.8.8.1,crowdsecurity/ssh-bf,ban,DE,3320 T,6,3h59m,false,1
+2,crowdsec,Ip:8.8.8.2,crowdsecurity/http-probing,captcha,DE,3320 T,6,3h59m,false,2
+3,cscli,Range:8.8.4.0/24,"manual, by me",ban,,,1,23h,false,3
+4,crowdsec,Ip:2001:4860::1,crowdsecurity/ssh-bf,ban,US,15169 G,6,3h,false,4
+5,crowdsec,Ip:8.8.8.5,crowdsecurity/ssh-bf,ban,US,15169 G,6,3h,true,5
+6,cscli,Country:XX,manual,ban,,,1,23h,false,6
+7,short
+"""
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        Columns("ip", filter=(("action", ("ban",)), ("simulated", ("false", "no")))),
+        Columns(3, filter=((5, ("ban", "x")), (10, ("false",)))),
+    ],
+)
+def test_crowdsecs_decisions_are_read_and_filtered_by_columns(columns: Columns) -> None:
+    entries = CsvReader(columns).read(BytesIO(CROWDSEC))
+    assert ranges(entries) == {
+        "8.8.8.1-8.8.8.1",
+        "8.8.4.0-8.8.4.255",
+        "2001:4860::1-2001:4860::1",
+    }
+    assert list(map(str, entries.errors)) == [
+        "line 7: 'Country:XX' is not an address",
+        "line 8: it has 2 columns, of which 10 are needed",
+    ]
+
+
+def test_a_column_to_filter_by_that_is_not_there_is_named() -> None:
+    columns = Columns("ip", filter=(("actoin", ("ban",)),))
+    with pytest.raises(SourceError, match="no column 'actoin' in its first line: 'id', 'source'"):
+        CsvReader(columns).read(BytesIO(CROWDSEC))
 
 
 def test_columns_are_found_by_number() -> None:

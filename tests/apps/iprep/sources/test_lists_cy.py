@@ -19,14 +19,16 @@ def reading(form: Form) -> ModuleType:
 Read: TypeAlias = tuple[set[tuple[int, int, int]], list[int], int]
 
 
-def read(reading: ModuleType, data: bytes) -> Read:
+def read(reading: ModuleType, data: bytes, free4: int = 32, free6: int = 128) -> Read:
     """Return the ranges, the numbers of the lines that are none, and how many were masked."""
     first4: list[int] = []
     last4: list[int] = []
     first6: list[int] = []
     last6: list[int] = []
     others: list[tuple[int, bytes]] = []
-    lines, masked = reading.read_common_lines(data, first4, last4, first6, last6, others)
+    lines, masked = reading.read_common_lines(
+        data, first4, last4, first6, last6, others, free4, free6
+    )
     assert lines == data.count(b"\n")
     ranges = {(4, *each) for each in zip(first4, last4, strict=True)}
     ranges |= {(6, *each) for each in zip(numbers(first6), numbers(last6), strict=True)}
@@ -83,6 +85,20 @@ def test_networks_and_what_is_nearly_one_are_told_apart(
 ) -> None:
     data = "".join(f"{line}\n" for line in lines).encode()
     assert read(reading, data) == expected(data)
+
+
+@given(st.lists(NETWORKS), st.integers(0, 32), st.integers(0, 128))
+def test_networks_that_are_too_large_are_handed_back(
+    reading: ModuleType, lines: list[str], free4: int, free6: int
+) -> None:
+    data = "".join(f"{line}\n" for line in lines).encode()
+    assert read(reading, data, free4, free6) == expected(data)
+    ranges: tuple[list[int], ...] = ([], [], [], [])
+    reading.read_common_lines(data, *ranges, [], free4, free6)
+    pairs4 = zip(ranges[0], ranges[1], strict=True)
+    pairs6 = zip(numbers(ranges[2]), numbers(ranges[3]), strict=True)
+    for pairs, free in ((pairs4, free4), (pairs6, free6)):
+        assert all((last - first).bit_length() <= free for first, last in pairs)
 
 
 @given(st.ip_addresses(v=6), st.integers(0, 128))

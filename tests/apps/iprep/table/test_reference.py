@@ -15,7 +15,7 @@ REFERENCE = Path(__file__).parents[4] / "docs" / "iprep-configuration.md"
 ROWS = [
     [cell.strip() for cell in line.strip("|").split("|")]
     for line in REFERENCE.read_text().splitlines()
-    if re.match(r"\| `[a-z.-]+` \|", line)
+    if re.match(r"\| `[a-z0-9.-]+` \|", line)
 ]
 DEFAULTS = [
     (key.strip("`"), default[1:-1]) for key, _, default, _, _ in ROWS if default.startswith("`")

@@ -7,7 +7,7 @@ from typing import Any
 from spoakit.apps.checks import choice
 from spoakit.apps.iprep.config.schema import SOURCES, File
 from spoakit.apps.iprep.config.settings import SOURCE_TYPES, ReputationSettings, SourceSettings
-from spoakit.apps.toml import Prefix, convert, read_settings
+from spoakit.apps.toml import Prefix, convert, read_settings, readable_file
 from spoakit.exceptions import ConfigurationError
 
 
@@ -33,6 +33,18 @@ def settings_of(document: dict[str, Any], folder: Path) -> ReputationSettings:
         _source(table, f"source[{number}]", folder) for number, table in enumerate(file.source, 1)
     )
     return file.settings(sources, folder)
+
+
+def check_files(settings: ReputationSettings) -> None:
+    """Refuse sources whose files cannot be read now; for a service they would be failed sources.
+
+    Raises:
+        ConfigurationError: a file cannot be read; the text names the source's key and the reason.
+    """
+    for number, source in enumerate(settings.sources, 1):
+        with Prefix(f"source[{number}].", f" (the source {source.name[:80]!r})"):
+            readable_file("path", source.path, Path())
+            readable_file("tls.ca-file", source.feed.ca_file, Path())
 
 
 def _source(table: dict[str, Any], where: str, folder: Path) -> SourceSettings:

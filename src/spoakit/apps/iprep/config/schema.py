@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from spoakit.apps.checks import check_text, choice
+from spoakit.apps.checks import check_range, check_text, choice
 from spoakit.apps.iprep.config.settings import (
     ANSWERS,
     COMBINE,
@@ -33,12 +33,14 @@ from spoakit.apps.iprep.config.settings import (
     SourceType,
     bare_asn,
 )
+from spoakit.apps.iprep.sources.limits import ListLimits
 from spoakit.apps.iprep.sources.lists import Columns
 from spoakit.apps.toml import Table, readable_file
 from spoakit.apps.values import Seconds, Size
 from spoakit.exceptions import ConfigurationError
 
 _FEED: Final = FeedSettings()
+_LIMITS: Final = ListLimits()
 _DNSBL: Final = DnsblSettings("localhost")
 _POLICY: Final = PolicySettings()
 _ANSWERS: Final = AnswerSettings()
@@ -100,7 +102,7 @@ class _FileSource(Source, frozen=True, kw_only=True):
 
     def place(self, folder: Path) -> dict[str, Any]:
         return {
-            "path": readable_file("path", self.path, folder),
+            "path": _within("path", self.path, folder),
             "url": self.url,
             "max_age": self.max_age,
             "feed": FeedSettings(
@@ -114,17 +116,36 @@ class _FileSource(Source, frozen=True, kw_only=True):
                     (name, _secret(f"headers.{name[:80]}", value, folder))
                     for name, value in self.headers.items()
                 ),
-                ca_file=readable_file("tls.ca-file", self.tls.ca_file, folder),
+                ca_file=_within("tls.ca-file", self.tls.ca_file, folder),
             ),
         }
 
 
-class _List(_FileSource, frozen=True, kw_only=True):
+class _MinPrefix(Table, frozen=True):
+    ipv4: int = _LIMITS.prefix4
+    ipv6: int = _LIMITS.prefix6
+
+
+class _ListSource(_FileSource, frozen=True, kw_only=True):
+    min_prefix: int | _MinPrefix = _LIMITS.prefix4
+    max_share: float = _LIMITS.max_share
+
+    def place(self, folder: Path) -> dict[str, Any]:
+        least = self.min_prefix
+        if isinstance(least, int):
+            check_range("min-prefix", least, 0, 32)
+            # IPv4's /24 is given out to whom IPv6's /48 is.
+            least = _MinPrefix(least, 2 * least)
+        limits = ListLimits(least.ipv4, least.ipv6, self.max_share)
+        return super().place(folder) | {"limits": limits}
+
+
+class _List(_ListSource, frozen=True, kw_only=True):
     def settings(self, folder: Path) -> SourceSettings:
         return self.common("list", **self.place(folder))
 
 
-class _Drop(_FileSource, frozen=True, kw_only=True):
+class _Drop(_ListSource, frozen=True, kw_only=True):
     def settings(self, folder: Path) -> SourceSettings:
         return self.common("drop", **self.place(folder))
 
@@ -136,20 +157,35 @@ class _Columns(Table, frozen=True, kw_only=True):
     category: str | int | None = None
 
 
-class _Csv(_FileSource, frozen=True, kw_only=True):
+class _Csv(_ListSource, frozen=True, kw_only=True):
     columns: _Columns = _Columns()
     best: float = 100.0
     worst: float = 0.0
     delimiter: str = ","
+    filter: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
     scores: dict[str, int] = msgspec.field(default_factory=dict)
 
     def settings(self, folder: Path) -> SourceSettings:
         at = self.columns
         columns = Columns(
-            at.address, at.last, at.score, at.category, self.best, self.worst, self.delimiter
+            at.address,
+            at.last,
+            at.score,
+            at.category,
+            self.best,
+            self.worst,
+            self.delimiter,
+            tuple((_column(name), values) for name, values in self.filter.items()),
         )
         scores = tuple(self.scores.items())
         return self.common("csv", columns=columns, scores=scores, **self.place(folder))
+
+
+class _Json(_ListSource, frozen=True, kw_only=True):
+    select: tuple[str, ...]
+
+    def settings(self, folder: Path) -> SourceSettings:
+        return self.common("json", select=self.select, **self.place(folder))
 
 
 class _Database(_FileSource, frozen=True, kw_only=True):
@@ -209,6 +245,7 @@ SOURCES: Final[Mapping[SourceType, type[Source]]] = {
     "list": _List,
     "drop": _Drop,
     "csv": _Csv,
+    "json": _Json,
     "mmdb": _Database,
     "dnsbl": _Dnsbl,
 }
@@ -310,6 +347,11 @@ def _secret(option: str, text: str, folder: Path) -> str:
     if len(content) > _MAX_SECRET:
         raise ConfigurationError(f"{option}: {path!r} is larger than {_MAX_SECRET} bytes")
     return content.decode("ascii", "replace").rstrip("\r\n")
+
+
+def _column(name: str) -> str | int:
+    """Return the column of a key, which is always a text; one of digits is the column's number."""
+    return int(name) if name.isascii() and name.isdecimal() and len(name) < 10 else name
 
 
 def _within(option: str, name: str | None, folder: Path) -> str | None:

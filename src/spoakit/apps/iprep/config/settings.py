@@ -13,12 +13,14 @@ from urllib.parse import urlsplit
 
 from spoakit.apps.checks import check_percent, check_range, check_text, choice
 from spoakit.apps.iprep.addresses import Range, number_of, parse_number, parse_range
+from spoakit.apps.iprep.sources.json_list import JsonPath
+from spoakit.apps.iprep.sources.limits import ListLimits
 from spoakit.apps.iprep.sources.lists import Columns
 from spoakit.apps.urls import shown_text
 from spoakit.apps.values import parse_nameserver
 from spoakit.exceptions import ConfigurationError
 
-SourceType = Literal["list", "drop", "csv", "mmdb", "dnsbl"]
+SourceType = Literal["list", "drop", "csv", "json", "mmdb", "dnsbl"]
 Failed = Literal["open", "closed"]
 Combine = Literal["lowest", "weighted"]
 Mode = Literal["enforce", "observe"]
@@ -26,7 +28,7 @@ Provides = Literal["asn", "country"]
 Answer = Literal["ip_score", "ip_list", "ip_asn", "ip_country", "ip_category"]
 Scope = Literal["proc", "sess", "txn", "req", "res"]
 
-SOURCE_TYPES: Final[tuple[SourceType, ...]] = ("list", "drop", "csv", "mmdb", "dnsbl")
+SOURCE_TYPES: Final[tuple[SourceType, ...]] = ("list", "drop", "csv", "json", "mmdb", "dnsbl")
 FAILED: Final[tuple[Failed, ...]] = ("open", "closed")
 MODES: Final[tuple[Mode, ...]] = ("enforce", "observe")
 COMBINE: Final[tuple[Combine, ...]] = ("lowest", "weighted")
@@ -53,6 +55,7 @@ _MIB: Final = 1024**2
 _MAX_WEIGHT: Final = 100.0
 _MAX_NUMBER: Final = 1e12
 _MAX_CACHE: Final = 10_000_000
+_MAX_PATHS: Final = 100
 # RFC 1035, 2.3.4, less the longest reversed address (that of IPv6) and its dot.
 _MAX_ZONE: Final = 253 - 64
 CODES: Final = IPv4Network("127.0.0.0/8")
@@ -216,9 +219,11 @@ class SourceSettings:
         mode: "enforce", or "observe": it does not count, and what it would change is counted.
         max_age: the time after which its file is stale, a second to a year; None for never.
         columns: those of a CSV, and else None.
+        select: the paths to the addresses in a JSON document, and else empty.
         database: of a MaxMind DB, and else None.
         dnsbl: of a DNSBL, and else None.
         feed: how it is downloaded, if it has a URL.
+        limits: what the ranges of a list may be.
     """
 
     name: str
@@ -234,9 +239,11 @@ class SourceSettings:
     mode: Mode = "enforce"
     max_age: float | None = None
     columns: Columns | None = None
+    select: tuple[str, ...] = ()
     database: DatabaseSettings | None = None
     dnsbl: DnsblSettings | None = None
     feed: FeedSettings = field(default_factory=FeedSettings)
+    limits: ListLimits = field(default_factory=ListLimits)
 
     def __post_init__(self) -> None:
         check_text("name", self.name)
@@ -255,6 +262,8 @@ class SourceSettings:
             check_range("max-age", self.max_age, 1, _YEAR)
         if self.columns is not None:
             _check_columns(self.columns)
+        if self.type == "json":
+            _check_select(self.select)
         self._check_place()
         if self.scores and self.dnsbl is not None and self.dnsbl.octet is not None:
             raise ConfigurationError("octet: scores come from it or from 'scores'; leave out one")
@@ -463,12 +472,17 @@ class ReputationSettings:
         """Refuse to download what is one copy in two ways, of which either would judge it."""
         numbers: dict[object, int] = {}
         for number, source in enumerate(self.sources, 1):
-            first = numbers.setdefault((source.url, source.type, source.columns), number)
-            if source.url is not None and source.feed != self.sources[first - 1].feed:
+            reading = source.url, source.type, source.columns, source.select
+            other = self.sources[numbers.setdefault(reading, number) - 1]
+            first = numbers[reading]
+            if source.url is not None and (source.feed, source.limits) != (
+                other.feed,
+                other.limits,
+            ):
                 raise ConfigurationError(
                     f"source[{number}].url: it is that of source[{first}] too, which is downloaded "
                     "once for both; give both the same interval, timeout, max-size, max-shrink, "
-                    "may-be-empty, allow-html, headers and tls.ca-file"
+                    "may-be-empty, allow-html, headers, min-prefix, max-share and tls.ca-file"
                 )
 
 
@@ -568,6 +582,9 @@ def _check_url(url: str, feed: FeedSettings) -> None:
 
 
 def _check_columns(columns: Columns) -> None:
+    for column, values in columns.filter:
+        if not values:
+            raise ConfigurationError(f"filter.{str(column)[:80]}: there is no value in it")
     for place in columns.places():
         if isinstance(place, int):
             check_range("columns", place, 1, 1000)
@@ -576,3 +593,14 @@ def _check_columns(columns: Columns) -> None:
     if len(columns.delimiter) != 1 or columns.delimiter in '"\r\n':
         raise ConfigurationError(f"delimiter: {columns.delimiter[:80]!r} is not one character")
     _check_scale(columns.best, columns.worst)
+
+
+def _check_select(paths: tuple[str, ...]) -> None:
+    if not 1 <= len(paths) <= _MAX_PATHS:
+        raise ConfigurationError(f"select: it has {len(paths)} paths, not 1 to {_MAX_PATHS}")
+    for number, path in enumerate(paths, 1):
+        check_text(f"select[{number}]", path)
+        try:
+            JsonPath(path)
+        except ValueError as error:
+            raise ConfigurationError(f"select[{number}]: {error}") from None

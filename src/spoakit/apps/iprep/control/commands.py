@@ -229,6 +229,8 @@ class Commands:
             "entries": None if zone else report.entries,
             "age": self._updater.reporter.age(source, report),
             "failed_lines": report.failed_lines,
+            "masked": report.masked,
+            "warning": report.warning,
             "line_errors": report.line_errors,
             "error": error,
             "asked": self._count(DNSBL_LOOKUPS, zone, "asked") if zone else None,

@@ -21,8 +21,9 @@ from spoakit.apps.iprep.addresses import PRIVATE as PRIVATE_RANGES
 from spoakit.apps.iprep.addresses import Range
 from spoakit.apps.iprep.config.settings import ReputationSettings, SourceSettings, parse_ranges
 from spoakit.apps.iprep.exceptions import SourceError
+from spoakit.apps.iprep.scoring.policy import Listing, SourceResult, score_of
 from spoakit.apps.iprep.snapshot.manifest import ALLOWED, PRIVATE, Snapshot, SourceReport, publish
-from spoakit.apps.iprep.sources.entries import Entries
+from spoakit.apps.iprep.sources.entries import Entries, Value
 from spoakit.apps.iprep.sources.feeds import refuse_shrunk
 from spoakit.apps.iprep.sources.files import feed_of, file_of, read_entries, refuse_no_file
 from spoakit.apps.iprep.sources.mmdb import Database, check_database, copy_database
@@ -81,7 +82,9 @@ def build_snapshot(folder: Path, settings: ReputationSettings, before: Snapshot 
 
 def _kept_name(source: SourceSettings, cache: str | None) -> str:
     """Return what the names of a source's files in the snapshot's folder begin with."""
-    return f"source-{_digest(source.type, str(file_of(source, cache)), source.columns)}"
+    path = str(file_of(source, cache))
+    reading = source.columns, source.select, source.limits, source.allow
+    return f"source-{_digest(source.type, path, *reading)}"
 
 
 def _digest(*what: object) -> str:
@@ -110,8 +113,8 @@ class _Reading:
         kept, error = self._entries(self._path)
         if kept is None:
             return SourceReport(error=error)
-        _add_entries(builder, number, kept.entries)
         entries = kept.entries
+        _add_entries(builder, number, self._source, entries)
         return SourceReport(
             loaded=True,
             entries=len(entries),
@@ -121,6 +124,7 @@ class _Reading:
             failed_lines=entries.failed,
             masked=entries.masked,
             line_errors=tuple(map(str, entries.errors)),
+            warning="; ".join(entries.warnings),
             error=error,
         )
 
@@ -128,7 +132,7 @@ class _Reading:
         """Return what is to be used, and what is wrong with what there is now."""
         kept = self._kept()
         identity = identity_of(path)
-        if kept is not None and kept.identity == identity:
+        if kept is not None and identity is not None and kept.identity == identity:
             return kept, ""
         try:
             entries = read_entries(self._source, path)
@@ -247,20 +251,42 @@ def _add_ranges(builder: TableBuilder, number: int, ranges: tuple[Range, ...]) -
         builder.add(number, 0, first, last, 4 if version == 4 else 6)
 
 
-def _add_entries(builder: TableBuilder, number: int, entries: Entries) -> None:
-    builder.extend(
-        number,
-        4,
-        Ranges(entries.first4, entries.last4, _values(entries.values4, len(entries.first4))),
+def _add_entries(
+    builder: TableBuilder, number: int, source: SourceSettings, entries: Entries
+) -> None:
+    ipv4 = Ranges(entries.first4, entries.last4, _values(entries.values4, len(entries.first4)))
+    ipv6 = Ranges(
+        _interleaved(entries.first6),
+        _interleaved(entries.last6),
+        _values(entries.values6, len(entries.first6[0])),
     )
-    builder.extend(
-        number,
-        6,
-        Ranges(
-            _interleaved(entries.first6),
-            _interleaved(entries.last6),
-            _values(entries.values6, len(entries.first6[0])),
-        ),
+    scores = [_score(source, value) for value in entries.values]
+    builder.extend(number, 4, _worst_last(ipv4, scores))
+    builder.extend(number, 6, _worst_last(ipv6, scores))
+
+
+def _score(source: SourceSettings, value: Value) -> int:
+    return score_of(SourceResult(source, Listing.LISTED, value.score, value.category))
+
+
+def _worst_last(ranges: Ranges, scores: Sequence[int]) -> Ranges:
+    """Return ranges in an order in which the worst of equal ones holds: the table uses the last."""
+    if len(set(scores)) < 2:
+        return ranges
+    values = ranges.values
+    order = sorted(range(len(values)), key=lambda place: scores[values[place]], reverse=True)
+    words = len(ranges.firsts) // (len(values) or 1)
+
+    def ordered(column: "array[int]") -> "array[int]":
+        moved = array(column.typecode, bytes(column.itemsize * len(column)))
+        for word in range(words):
+            moved[word::words] = array(column.typecode, map(column[word::words].__getitem__, order))
+        return moved
+
+    return Ranges(
+        ordered(ranges.firsts),
+        ordered(ranges.lasts),
+        array(values.typecode, map(values.__getitem__, order)),
     )
 
 

@@ -53,11 +53,8 @@ class Reporter:
         faults: dict[str, str] = {}
         for source, report in zip(snapshot.settings.sources, snapshot.reports, strict=True):
             name, level, text = source.name, logging.ERROR, report.error
-            if report.failed_lines and not text:
-                lines = "; ".join(report.line_errors)
-                level, text = logging.WARNING, f"{report.failed_lines} lines do not parse: {lines}"
-            elif report.warning and not text:
-                level, text = logging.WARNING, report.warning
+            if not text:
+                level, text = logging.WARNING, _warning(report)
             before = self._faults.get(name, "")
             if text and text != before:
                 logger.log(level, "source %s: %s", name, text)
@@ -93,3 +90,11 @@ class Reporter:
             self._row.set(STALE, name in self._stale, name)
             self._row.set(REFUSED_LINES, report.failed_lines, name)
             self._row.set(MASKED_LINES, report.masked, name)
+
+
+def _warning(report: SourceReport) -> str:
+    """Return what is wrong with a source that is in use nevertheless, "" for nothing."""
+    lines = ""
+    if report.failed_lines:
+        lines = f"{report.failed_lines} lines are refused: {'; '.join(report.line_errors)}"
+    return "; ".join(filter(None, (report.warning, lines)))

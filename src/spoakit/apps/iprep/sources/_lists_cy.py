@@ -36,6 +36,8 @@ def read_common_lines(
     first6: list[int],
     last6: list[int],
     others: list[tuple[int, bytes]],
+    free4: cython.Py_ssize_t,
+    free6: cython.Py_ssize_t,
 ) -> tuple[int, int]:
     """Read the lines that are an address or network and nothing else, and hand back others.
 
@@ -49,6 +51,9 @@ def read_common_lines(
         last6: gets the last one, likewise.
         others: gets the lines that are anything else but empty, or a comment from its start, and
             their numbers, from 0. A CR at their ends is left.
+        free4: the most bits that the prefix of an IPv4 network may leave free; a larger network
+            is handed back.
+        free6: likewise for IPv6.
 
     Returns:
         The number of lines, and of the entries with bits set behind the prefix.
@@ -93,7 +98,7 @@ def read_common_lines(
         if code == 0x0D:
             position += 1
             code = data[position] if position < size else 0
-        if good and code == _NEWLINE:
+        if good and code == _NEWLINE and free <= free4:
             address = address << 8 | octet
             bits: cython.longlong = (_ONE << free) - 1
             masked += (address & bits) != 0
@@ -105,7 +110,7 @@ def read_common_lines(
                 position += 1
             if not _is_empty(data, start, position):
                 line: bytes = data[start:position]
-                masks: cython.Py_ssize_t = _read_ipv6(line, first6, last6)
+                masks: cython.Py_ssize_t = _read_ipv6(line, first6, last6, free6)
                 if masks < 0:
                     others.append((count, line))
                 else:
@@ -134,8 +139,10 @@ def _free_bits(data: bytes, position: cython.Py_ssize_t) -> cython.longlong:
 
 @cython.cfunc
 @cython.exceptval(-2)
-def _read_ipv6(line: bytes, first: list[int], last: list[int]) -> cython.Py_ssize_t:
-    """Read an IPv6 address or network; return whether bits were masked, -1 if it is none."""
+def _read_ipv6(
+    line: bytes, first: list[int], last: list[int], most: cython.Py_ssize_t
+) -> cython.Py_ssize_t:
+    """Read an IPv6 address or network; return whether bits were masked, -1 for anything else."""
     if b":" not in line:
         return -1
     text, slash, prefix = line.removesuffix(b"\r").decode("latin-1").partition("/")
@@ -153,7 +160,7 @@ def _read_ipv6(line: bytes, first: list[int], last: list[int]) -> cython.Py_ssiz
         if not (len(prefix) <= 3 and prefix.isascii() and prefix.isdigit()):
             return -1
         free = 128 - int(prefix)
-        if free < 0:
+        if not 0 <= free <= most:
             return -1
     upper_bits: cython.ulonglong = _lowest_bits(free - 64)
     lower_bits: cython.ulonglong = _lowest_bits(free)

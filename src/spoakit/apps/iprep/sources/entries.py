@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from spoakit.apps.iprep.addresses import Range
+from spoakit.apps.iprep.exceptions import SourceError
 
 MAX_ERRORS: Final = 10
 """How many of the lines that do not parse are kept to be shown."""
@@ -34,13 +35,15 @@ class LineError(NamedTuple):
     Attributes:
         line: its number, from 1.
         reason: what is wrong, with the text of it.
+        unit: the word for a line.
     """
 
     line: int
     reason: str
+    unit: str = "line"
 
     def __str__(self) -> str:
-        return f"line {self.line}: {self.reason}"
+        return f"{self.unit} {self.line}: {self.reason}"
 
 
 @dataclass(slots=True)
@@ -62,6 +65,8 @@ class Entries:
         failed: how many did not parse, and were left out.
         masked: how many networks had bits set behind their prefix, which were taken away.
         errors: the first ten of those that failed.
+        warnings: what else an operator should know of.
+        unit: the word for what `lines` counts.
     """
 
     first4: "array[int]" = field(default_factory=lambda: array("I"))
@@ -79,6 +84,8 @@ class Entries:
     failed: int = 0
     masked: int = 0
     errors: list[LineError] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    unit: str = "line"
 
     def __len__(self) -> int:
         """Return the number of entries."""
@@ -101,7 +108,19 @@ class Entries:
         """Count a line that does not parse; `line` is its number, from 1."""
         self.failed += 1
         if len(self.errors) < MAX_ERRORS:
-            self.errors.append(LineError(line, reason))
+            self.errors.append(LineError(line, reason, self.unit))
+
+    def checked(self) -> "Entries":
+        """Return the entries themselves, when all has been read.
+
+        Raises:
+            SourceError: nothing could be used.
+        """
+        if self.failed and not len(self):
+            raise SourceError(
+                f"none of its {self.lines} {self.unit}s can be used; {self.errors[0]}"
+            )
+        return self
 
 
 class ValuedEntries:

@@ -8,6 +8,7 @@ from spoakit.apps.iprep.config.settings import SourceSettings
 from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.sources.entries import Entries
 from spoakit.apps.iprep.sources.feeds import Feed
+from spoakit.apps.iprep.sources.json_list import JsonReader
 from spoakit.apps.iprep.sources.lists import Columns, CsvReader, DropReader, ListReader, PlainReader
 from spoakit.apps.iprep.sources.mmdb import Database, check_database, copy_database
 
@@ -21,7 +22,7 @@ def feed_of(source: SourceSettings, cache: str | None) -> Feed | None:
     """
     if source.url is None or cache is None:
         return None
-    reading = repr((source.type, source.columns))
+    reading = repr((source.type, source.columns, source.select))
     return Feed(
         source.url,
         source.feed,
@@ -43,6 +44,9 @@ def file_of(source: SourceSettings, cache: str | None) -> Path | None:
 def read_entries(source: SourceSettings, path: Path) -> Entries:
     """Read a list.
 
+    A download with too many of the public addresses is refused. So is not what does not block
+    them, and what somebody put on this machine: that is a warning.
+
     Raises:
         SourceError: nothing of it can be used.
     """
@@ -54,6 +58,11 @@ def read_entries(source: SourceSettings, path: Path) -> Entries:
         raise SourceError(f"it cannot be read: {error.strerror or error}") from None
     if not entries.lines:
         raise SourceError("it is empty; a list that is meant to be so needs a comment in it")
+    excess = source.limits.excess(entries)
+    if excess and source.url is not None and not source.allow:
+        raise SourceError(excess)
+    if excess:
+        entries.warnings.append(excess)
     return entries
 
 
@@ -87,7 +96,9 @@ def _counter(source: SourceSettings) -> Callable[[Path], int]:
 
 def _reader(source: SourceSettings) -> ListReader:
     if source.type == "drop":
-        return DropReader()
+        return DropReader(source.limits)
     if source.type == "csv":
-        return CsvReader(source.columns or Columns())
-    return PlainReader()
+        return CsvReader(source.columns or Columns(), source.limits)
+    if source.type == "json":
+        return JsonReader(source.select, source.limits)
+    return PlainReader(source.limits)

@@ -6,21 +6,25 @@ the ends of lines.
 """
 
 import csv
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Final, Protocol
 
 import msgspec
 
-from spoakit.apps.iprep.addresses import parse_range
 from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.sources._lists_cy import read_common_lines
 from spoakit.apps.iprep.sources.chunks import MAX_LINE, MAX_SIZE, chunks_of
 from spoakit.apps.iprep.sources.entries import Entries, Value, ValuedEntries
+from spoakit.apps.iprep.sources.limits import ListLimits
 
 MAX_ASN: Final = 2**32 - 1
 _MAX_COLUMNS_SHOWN: Final = 20
 _MAX_CATEGORY: Final = 255
+_COMMENT_MARK: Final = re.compile(rb"\A\s*#[# \t]*")
+# Those before addresses in CrowdSec's CSV; others are of users, countries and the like.
+_SCOPES: Final = ("ip", "range")
 
 
 class ListReader(Protocol):
@@ -44,28 +48,44 @@ class PlainReader:
     """Reads addresses, networks and ranges "a-b", one a line, with comments behind "#" or ";".
 
     FireHOL's .netset and .ipset are such lists, and so is Spamhaus' DROP as a text.
+
+    Args:
+        limits: what its ranges may be.
     """
+
+    def __init__(self, limits: ListLimits | None = None) -> None:
+        self._limits = limits or ListLimits()
 
     def read(self, file: BinaryIO, max_size: int = MAX_SIZE) -> Entries:
         """See `ListReader.read`."""
         entries = Entries()
+        free = self._limits.unchecked_bits
         for piece in chunks_of(file, max_size):
             first4: list[int] = []
             last4: list[int] = []
             first6: list[int] = []
             last6: list[int] = []
             others: list[tuple[int, bytes]] = []
-            lines, masked = read_common_lines(piece, first4, last4, first6, last6, others)
+            lines, masked = read_common_lines(piece, first4, last4, first6, last6, others, *free)
             entries.first4.fromlist(first4)
             entries.last4.fromlist(last4)
             for half in (0, 1):
                 entries.first6[half].fromlist(first6[half::2])
                 entries.last6[half].fromlist(last6[half::2])
             for number, line in others:
-                _read_line(entries, entries.lines + number + 1, line)
+                self._read_line(entries, entries.lines + number + 1, line)
             entries.lines += lines
             entries.masked += masked
-        return _checked(entries)
+        return entries.checked()
+
+    def _read_line(self, entries: Entries, number: int, line: bytes) -> None:
+        text = line.partition(b"#")[0].partition(b";")[0].strip()
+        if not text:
+            return
+        try:
+            entries.add(self._limits.parse(text.decode("ascii", "replace")))
+        except ValueError as error:
+            entries.fail(number, str(error))
 
 
 class DropReader:
@@ -73,24 +93,30 @@ class DropReader:
 
     The last line, of the type "metadata", says how many records there are; where it is missing, or
     says more than there are lines, the list is cut off.
+
+    Args:
+        limits: what its networks may be.
     """
+
+    def __init__(self, limits: ListLimits | None = None) -> None:
+        self._limits = limits or ListLimits()
 
     def read(self, file: BinaryIO, max_size: int = MAX_SIZE) -> Entries:
         """See `ListReader.read`."""
         entries = Entries()
         metadata: _Record | None = None
         for line in _lines(file, entries, max_size):
-            if not line:
+            if not line.strip():
                 continue
             try:
                 record = _RECORD.decode(line)
                 if record.type == "metadata":
                     metadata = record
                 else:
-                    _add_record(entries, record)
+                    self._add(entries, record)
             except (msgspec.DecodeError, ValueError, RecursionError) as error:
                 entries.fail(entries.lines, str(error))
-        _checked(entries)
+        entries.checked()
         found = len(entries) + entries.failed
         if metadata is None and entries.lines:
             raise SourceError("it is cut off: it has no line of the type 'metadata' at its end")
@@ -99,6 +125,16 @@ class DropReader:
                 f"it is cut off: it has {found} of the {metadata.records} records it names"
             )
         return entries
+
+    def _add(self, entries: Entries, record: "_Record") -> None:
+        if record.cidr is not None:
+            entries.add(self._limits.parse(record.cidr))
+        elif record.asn is None:
+            raise ValueError("it has neither a 'cidr' nor an 'asn'")
+        elif not 0 < record.asn <= MAX_ASN:
+            raise ValueError(f"{record.asn} is not the number of a network, 1 to {MAX_ASN}")
+        else:
+            entries.asns.append(record.asn)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +149,7 @@ class Columns:
         best: the number in the column `score` that is a score of 100.
         worst: the number that is a score of 0. Numbers between them are between.
         delimiter: the one character between columns.
+        filter: columns, each with the values of which a line must have one there.
     """
 
     address: str | int = 1
@@ -122,10 +159,12 @@ class Columns:
     best: float = 100.0
     worst: float = 0.0
     delimiter: str = ","
+    filter: tuple[tuple[str | int, tuple[str, ...]], ...] = ()
 
     def places(self) -> tuple[str | int, ...]:
         """Return the columns that are used."""
-        used = (self.address, self.last, self.score, self.category)
+        filters = (column for column, _ in self.filter)
+        used = (self.address, self.last, self.score, self.category, *filters)
         return tuple(each for each in used if each is not None)
 
 
@@ -133,10 +172,16 @@ class CsvReader:
     """Reads a CSV file (RFC 4180), in which no field spans lines; "#" begins a comment.
 
     Where columns are given by name, the first line must have all of them; it may be a comment.
+    Addresses may have CrowdSec's scopes before them: "Ip:192.0.2.1", "Range:192.0.2.0/24".
+
+    Args:
+        columns: where in a line things are.
+        limits: what its ranges may be.
     """
 
-    def __init__(self, columns: Columns) -> None:
+    def __init__(self, columns: Columns, limits: ListLimits | None = None) -> None:
         self._columns = columns
+        self._limits = limits or ListLimits()
         self._names = [each for each in columns.places() if isinstance(each, str)]
 
     def read(self, file: BinaryIO, max_size: int = MAX_SIZE) -> Entries:
@@ -146,14 +191,17 @@ class CsvReader:
         lines = _lines(file, entries, max_size)
         row = self._row_reader(lines)
         for line in lines:
-            if not line or line.startswith(b"#"):
+            if _is_comment(line):
                 continue
             try:
-                valued.add(*row.entry(self._split(line)))
+                cells = self._split(line)
+                if row.is_wanted(cells):
+                    text, value = row.entry(cells)
+                    valued.add(self._limits.parse(text), value)
             except (ValueError, csv.Error) as error:
                 entries.fail(entries.lines, str(error))
         valued.finish()
-        return _checked(entries)
+        return entries.checked()
 
     def _row_reader(self, lines: Iterator[bytes]) -> "_RowReader":
         """Read the line with the names of the columns, if names are wanted."""
@@ -161,10 +209,10 @@ class CsvReader:
             return _RowReader(self._columns, {})
         header: list[str] = []
         for line in lines:
-            header = [name.strip() for name in self._split(line.lstrip(b"# \t"))]
+            header = [name.strip() for name in self._split(_COMMENT_MARK.sub(b"", line))]
             if all(name in header for name in self._names):
                 return _RowReader(self._columns, {name: header.index(name) for name in header})
-            if line and not line.startswith(b"#"):
+            if not _is_comment(line):
                 break
         missing = next(name for name in self._names if name not in header)
         shown = ", ".join(map(repr, header[:_MAX_COLUMNS_SHOWN]))
@@ -192,20 +240,35 @@ class _RowReader:
         self._category = place(columns.category)
         self._worst = columns.worst
         self._span = columns.best - columns.worst
-        self._count = 1 + max(self._address, self._last or 0, self._score or 0, self._category or 0)
+        self._filter = [(place(column) or 0, set(values)) for column, values in columns.filter]
+        self._count = 1 + max(place(column) or 0 for column in columns.places())
 
-    def entry(self, row: list[str]) -> tuple[tuple[int, int, int, bool], Value]:
+    def is_wanted(self, row: list[str]) -> bool:
+        """Return whether the filter lets a row pass.
+
+        Raises:
+            ValueError: it lacks a column.
+        """
         if len(row) < self._count:
             raise ValueError(f"it has {len(row)} columns, of which {self._count} are needed")
+        return all(row[column].strip() in values for column, values in self._filter)
+
+    def entry(self, row: list[str]) -> tuple[str, Value]:
+        """Return the range of a row as a text, and its value."""
         text = row[self._address].strip()
+        scope, _, scoped = text.partition(":")
+        if scope.lower() in _SCOPES:
+            text = scoped.strip()
         if self._last is not None:
             text = f"{text}-{row[self._last].strip()}"
-        return parse_range(text), Value(self._score_of(row), self._category_of(row))
+        return text, Value(self._score_of(row), self._category_of(row))
 
     def _score_of(self, row: list[str]) -> int | None:
         if self._score is None:
             return None
         text = row[self._score].strip()
+        if not text:
+            return None
         try:
             share = (float(text) - self._worst) / self._span
             return round(100 * min(max(share, 0.0), 1.0))
@@ -226,40 +289,18 @@ class _Record(msgspec.Struct):
 _RECORD: Final = msgspec.json.Decoder(_Record)
 
 
-def _add_record(entries: Entries, record: _Record) -> None:
-    if record.cidr is not None:
-        entries.add(parse_range(record.cidr))
-    elif record.asn is None:
-        raise ValueError("it has neither a 'cidr' nor an 'asn'")
-    elif not 0 < record.asn <= MAX_ASN:
-        raise ValueError(f"{record.asn} is not the number of a network, 1 to {MAX_ASN}")
-    else:
-        entries.asns.append(record.asn)
-
-
-def _read_line(entries: Entries, number: int, line: bytes) -> None:
-    """Read a line of a plain list."""
-    text = line.partition(b"#")[0].partition(b";")[0].strip()
-    if not text:
-        return
-    try:
-        entries.add(parse_range(text.decode("ascii", "replace")))
-    except ValueError as error:
-        entries.fail(number, str(error))
+def _is_comment(line: bytes) -> bool:
+    """Return whether a line of a CSV has nothing in it, or nothing but a comment."""
+    text = line.lstrip()
+    return not text or text.startswith(b"#")
 
 
 def _lines(file: BinaryIO, entries: Entries, max_size: int) -> Iterator[bytes]:
-    """Yield a file's lines, without white space around them, and count them in `entries`."""
+    """Yield a file's lines without their ends, and count them in `entries`."""
     for piece in chunks_of(file, max_size):
         for line in piece[:-1].split(b"\n"):
             entries.lines += 1
             if len(line) > MAX_LINE:
                 entries.fail(entries.lines, f"it is longer than {MAX_LINE} bytes")
             else:
-                yield line.strip()
-
-
-def _checked(entries: Entries) -> Entries:
-    if entries.failed and not len(entries):
-        raise SourceError(f"none of its {entries.lines} lines can be used; {entries.errors[0]}")
-    return entries
+                yield line.removesuffix(b"\r")
