@@ -57,7 +57,6 @@ class SourceReport(msgspec.Struct, frozen=True, kw_only=True):
         line_errors: the first ten lines that did not parse.
         warning: what else is wrong with what is used; "" for nothing.
         error: why what there is now could not be used; "" if it could.
-        warning: what is odd about what is used; "" for nothing.
     """
 
     loaded: bool = False
