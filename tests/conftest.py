@@ -43,6 +43,8 @@ SAME_IN_BOTH_FORMS = (
     "apps/iprep/sources/test_dnsbl.py",
     "apps/iprep/scoring/test_forwarded.py",
     "apps/iprep/sources/test_chunks.py",
+    "apps/iprep/sources/test_json_list.py",
+    "apps/iprep/sources/test_limits.py",
     "apps/iprep/scoring/test_policy.py",
     "apps/iprep/config/test_settings.py",
     "apps/mirror/config/test_loader.py",

@@ -444,8 +444,8 @@ def test_a_database_may_be_in_gzip(shop: Shop, tmp_path: Path) -> None:
 
 FIVE_PERCENT = "16.0.0.0/6\n12.0.0.0/6\n20.0.0.0/6\n"
 EXCESS = (
-    "it has 5.44 percent of all public IPv4 addresses, more than max-share = 5, as a list of "
-    "countries may"
+    "it has 5.44 percent of all public IPv4 addresses, more than max-share = 5; raise that if it "
+    "is meant"
 )
 
 

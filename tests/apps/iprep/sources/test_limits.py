@@ -95,8 +95,8 @@ def test_a_share_of_the_public_addresses_is_too_large() -> None:
     assert limits.excess(entries()) == ""
     assert limits.excess(entries("8.0.0.0/6", "12.0.0.0/7")) == ""
     assert limits.excess(entries("12.0.0.0/6", "16.0.0.0/6", "20.0.0.0/6")) == (
-        "it has 5.44 percent of all public IPv4 addresses, more than max-share = 5, as a list of "
-        "countries may"
+        "it has 5.44 percent of all public IPv4 addresses, more than max-share = 5; "
+        "raise that if it is meant"
     )
     assert "12.5 percent of all public IPv6 addresses" in limits.excess(entries("2400::/6"))
     assert ListLimits(max_share=6).excess(entries("12.0.0.0/6", "16.0.0.0/6", "20.0.0.0/6")) == ""

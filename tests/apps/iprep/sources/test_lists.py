@@ -276,6 +276,12 @@ def test_crowdsecs_decisions_are_read_and_filtered_by_columns(columns: Columns) 
     ]
 
 
+def test_lines_that_a_filter_leaves_out_are_not_refused() -> None:
+    columns = Columns("ip", filter=(("action", ("throttle",)),))
+    entries = CsvReader(columns).read(BytesIO(CROWDSEC))
+    assert (len(entries), entries.skipped, entries.failed) == (0, 6, 1)
+
+
 def test_a_column_to_filter_by_that_is_not_there_is_named() -> None:
     columns = Columns("ip", filter=(("actoin", ("ban",)),))
     with pytest.raises(SourceError, match="no column 'actoin' in its first line: 'id', 'source'"):

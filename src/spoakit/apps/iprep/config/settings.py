@@ -270,6 +270,12 @@ class SourceSettings:
         if self.allow and self.failed == "closed":
             raise ConfigurationError("failed: a source of those to allow cannot fail closed")
 
+    def score_of(self, score: int | None, category: str) -> int:
+        """Return the score of an entry: its own, its category's, or the source's."""
+        if score is not None:
+            return score
+        return next((known for name, known in self.scores if name == category), self.score)
+
     def _check_place(self) -> None:
         places = (self.path, self.url, self.dnsbl)
         if sum(place is not None for place in places) != 1:

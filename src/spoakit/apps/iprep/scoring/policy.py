@@ -162,12 +162,7 @@ def _lowest(counting: Sequence[SourceResult], results: tuple[SourceResult, ...])
 
 def score_of(result: SourceResult) -> int:
     """Return the score that a source gives an address: its own, its category's, the source's."""
-    if result.score is not None:
-        return result.score
-    for category, score in result.source.scores:
-        if category == result.category:
-            return score
-    return result.source.score
+    return result.source.score_of(result.score, result.category)
 
 
 def _counts(result: SourceResult) -> bool:

@@ -21,9 +21,8 @@ from spoakit.apps.iprep.addresses import PRIVATE as PRIVATE_RANGES
 from spoakit.apps.iprep.addresses import Range
 from spoakit.apps.iprep.config.settings import ReputationSettings, SourceSettings, parse_ranges
 from spoakit.apps.iprep.exceptions import SourceError
-from spoakit.apps.iprep.scoring.policy import Listing, SourceResult, score_of
 from spoakit.apps.iprep.snapshot.manifest import ALLOWED, PRIVATE, Snapshot, SourceReport, publish
-from spoakit.apps.iprep.sources.entries import Entries, Value
+from spoakit.apps.iprep.sources.entries import Entries
 from spoakit.apps.iprep.sources.feeds import refuse_shrunk
 from spoakit.apps.iprep.sources.files import feed_of, file_of, read_entries, refuse_no_file
 from spoakit.apps.iprep.sources.mmdb import Database, check_database, copy_database
@@ -260,13 +259,9 @@ def _add_entries(
         _interleaved(entries.last6),
         _values(entries.values6, len(entries.first6[0])),
     )
-    scores = [_score(source, value) for value in entries.values]
+    scores = [source.score_of(value.score, value.category) for value in entries.values]
     builder.extend(number, 4, _worst_last(ipv4, scores))
     builder.extend(number, 6, _worst_last(ipv6, scores))
-
-
-def _score(source: SourceSettings, value: Value) -> int:
-    return score_of(SourceResult(source, Listing.LISTED, value.score, value.category))
 
 
 def _worst_last(ranges: Ranges, scores: Sequence[int]) -> Ranges:

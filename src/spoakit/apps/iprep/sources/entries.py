@@ -63,6 +63,7 @@ class Entries:
         asn_values: the same for `asns`.
         lines: how many lines were read, empty ones and comments too.
         failed: how many did not parse, and were left out.
+        skipped: how many a filter left out.
         masked: how many networks had bits set behind their prefix, which were taken away.
         errors: the first ten of those that failed.
         warnings: what else an operator should know of.
@@ -82,6 +83,7 @@ class Entries:
     asn_values: "array[int]" = field(default_factory=lambda: array("H"))
     lines: int = 0
     failed: int = 0
+    skipped: int = 0
     masked: int = 0
     errors: list[LineError] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -116,7 +118,7 @@ class Entries:
         Raises:
             SourceError: nothing could be used.
         """
-        if self.failed and not len(self):
+        if self.failed and not self.skipped and not len(self):
             raise SourceError(
                 f"none of its {self.lines} {self.unit}s can be used; {self.errors[0]}"
             )

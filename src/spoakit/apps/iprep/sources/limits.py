@@ -49,6 +49,8 @@ class ListLimits:
         """
         entry = parse_range(text)
         version, first, last, masked = entry
+        if first == last:
+            return entry
         prefix = (32 if version == 4 else 128) - (last - first).bit_length()
         shortest = self.prefix4 if version == 4 else self.prefix6
         if prefix < shortest and not _is_special(version, first, last):
@@ -73,7 +75,7 @@ class ListLimits:
             if share > self.max_share:
                 return (
                     f"it has {share:.3g} percent of all public IPv{version} addresses, more than "
-                    f"max-share = {self.max_share:g}, as a list of countries may"
+                    f"max-share = {self.max_share:g}; raise that if it is meant"
                 )
         return ""
 

@@ -195,9 +195,11 @@ class CsvReader:
                 continue
             try:
                 cells = self._split(line)
-                if row.is_wanted(cells):
-                    text, value = row.entry(cells)
-                    valued.add(self._limits.parse(text), value)
+                if not row.is_wanted(cells):
+                    entries.skipped += 1
+                    continue
+                text, value = row.entry(cells)
+                valued.add(self._limits.parse(text), value)
             except (ValueError, csv.Error) as error:
                 entries.fail(entries.lines, str(error))
         valued.finish()
