@@ -1,9 +1,10 @@
-"""Feed an agent broken streams for a while.
+"""Feed an agent broken streams for a while, and compare scores of random lists with an oracle's.
 
-    python -m tests.fuzz [--seconds 30] [--seed N]
+    python -m tests.fuzz [--seconds 30] [--lists 100000] [--seed N]
 
 Prints the seed, executions per second and what became of the streams. A finding ends it: the
-stream is printed in hex, and the seed makes it again. Exit status 0 without findings, else 1.
+stream is printed in hex, or the seed of the lists, and the seed makes it again. Exit status 0
+without findings, else 1.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import time
 from collections import Counter
 from random import SystemRandom
 
+from tests.apps.iprep.oracle import LISTS, check_lists
 from tests.fuzz.mutations import Mutator
 from tests.fuzz.target import Target
 
@@ -49,21 +51,33 @@ async def fuzz(
     return executions, outcomes
 
 
+def compare(seed: int, lists: int) -> int:
+    """Compare the scores of addresses in random lists; return the number of addresses.
+
+    Raises:
+        AssertionError: they differ.
+    """
+    return sum(check_lists(seed + number) for number in range(-(-lists // LISTS)))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--seconds", type=float, default=30.0, help="how long (default: 30)")
+    parser.add_argument("--lists", type=int, default=100_000, help="how many (default: 100000)")
     parser.add_argument("--seed", type=int, default=SystemRandom().getrandbits(32))
     options = parser.parse_args()
     form = "compiled" if COMPILED else "pure"
     print(f"seed {options.seed}, {options.seconds:g} s, {form} form", flush=True)
     try:
         executions, outcomes = asyncio.run(fuzz(options.seed, seconds=options.seconds))
+        addresses = compare(options.seed, options.lists)
     except Exception as error:
         sys.excepthook(type(error), error, error.__traceback__)
         return 1
     print(f"{executions} executions, {executions / options.seconds:.0f}/s")
     for outcome, count in sorted(outcomes.items()):
         print(f"{count:10} {outcome}")
+    print(f"{addresses:10} scores of {options.lists} random lists")
     return 0
 
 
