@@ -219,6 +219,16 @@ def test_a_dnsbl_that_is_slow_costs_no_frame_more_than_its_deadline(site: Site) 
         assert counted.value(looked, zone="bl.example", how="asked") == 2
 
 
+def test_a_listed_address_does_not_wait_for_a_dnsbl(site: Site) -> None:
+    with answering() as server:
+        server.silent = True
+        engine = site.serve(mine(site.list, score=20), dnsbl(server.address, 10.0, score=20))
+        start = time.monotonic()
+        assert check(engine, BAD) == {"sess.ip_score": 20}
+        assert time.monotonic() - start < 5
+        assert server.asked == []
+
+
 def test_answers_are_counted_by_what_decided_and_by_the_score(site: Site) -> None:
     with answering() as server:
         server.answers["8.8.8.8.bl.example"] = ["127.0.0.2"]
