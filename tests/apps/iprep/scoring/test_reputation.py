@@ -495,6 +495,41 @@ def test_a_dnsbl_that_lists_everybody_lists_nobody(site: Site, failed: Any) -> N
     run(scenario)
 
 
+def test_a_snapshot_is_used_once_its_dnsbls_are_tested(site: Site) -> None:
+    """Or the first clients would wait for the test and for their answer, and miss the deadline."""
+
+    async def scenario() -> None:
+        async with name_server() as server:
+            server.delay = 0.1
+            source = dnsbl(server.address, test="127.0.0.2")
+            site.build(source)
+            async with site.used() as reputation:
+                assert reputation.dnsbls[source].fault
+                finding = at_once(reputation.ask(ip_address("8.8.8.8")))
+                assert finding.verdict.results[0].state is Listing.OUT
+
+    run(scenario)
+
+
+def test_a_snapshot_does_not_wait_long_for_a_dnsbl_that_is_silent(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reputation_module, "_TEST_PATIENCE", 0.02)
+
+    async def scenario() -> None:
+        async with name_server() as server:
+            server.silent = True
+            source = dnsbl(server.address, 0.02, test="127.0.0.2", failed="closed", score=20)
+            site.build(source)
+            start = time.monotonic()
+            async with site.used() as reputation:
+                assert time.monotonic() - start < 2  # a test without an answer takes longer
+                finding = await reputation.ask(ip_address("8.8.8.8"))
+                assert (finding.verdict.score, reputation.dnsbls[source].fault) == (20, "")
+
+    run(scenario)
+
+
 @pytest.mark.parametrize(("failed", "score"), [("open", 100), ("closed", 20)])
 def test_a_dnsbl_that_refuses_to_answer_lists_nobody(site: Site, failed: Any, score: int) -> None:
     async def scenario() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -40,6 +41,8 @@ Answers: TypeAlias = tuple[SourceResult, ...]
 
 _LOOK_INTERVAL: Final = 0.1
 _RETRY_INTERVAL: Final = 1.0
+# Seconds that a snapshot waits for the first self-tests of its DNSBLs. Their questions would wait.
+_TEST_PATIENCE: Final = 1.0
 # Bans that end so close to each other, in seconds, are one: HAProxy may ask for one a request.
 _SAME_BAN: Final = 1.0
 # Findings that are kept. With databases there can be as many as there are combinations of values.
@@ -362,6 +365,9 @@ class Reputation:
         wanted = {source for source in description.settings.sources if source.dnsbl is not None}
         new = {source: dnsbls.get(source) or Dnsbl(source, self._row) for source in wanted}
         try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_TEST_PATIENCE):
+                    await asyncio.gather(*(dnsbl.wait_for_test() for dnsbl in new.values()))
             snapshot = await asyncio.to_thread(OpenSnapshot, self._folder, description, new)
         except BaseException:
             await _close(new[source] for source in new.keys() - dnsbls.keys())

@@ -154,6 +154,10 @@ class Dnsbl:
         self._row.add(DNSBL_LATE, 1, self._zone)
         return self._failed
 
+    async def wait_for_test(self) -> None:
+        """Wait for the end of the first self-test, whatever its result."""
+        await self._tested.wait()
+
     async def close(self) -> None:
         """Give up what is asked."""
         self._row.forget(self._collect)
