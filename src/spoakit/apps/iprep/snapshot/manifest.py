@@ -11,7 +11,7 @@ import fcntl
 import os
 import zlib
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -26,7 +26,7 @@ from spoakit.apps.iprep.config.settings import (
     ReputationSettings,
 )
 from spoakit.apps.iprep.exceptions import SourceError
-from spoakit.apps.iprep.sources.entries import Value
+from spoakit.apps.iprep.sources.entries import Entries, Value
 from spoakit.apps.iprep.table.builder import MAX_SOURCE, TableBuilder
 from spoakit.exceptions import ConfigurationError
 
@@ -37,8 +37,6 @@ PRIVATE: Final = MAX_SOURCE - 1
 """The table's source that is the addresses which are not of the public Internet."""
 
 _DESCRIPTION: Final = "snapshot.json"
-# Raise the number with each change of the files in a snapshot's folder.
-_VERSION: Final = f"{__version__}-1"
 _CHUNK_SIZE: Final = 1024 * 1024
 
 
@@ -104,6 +102,15 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     def files(self) -> tuple[str, ...]:
         """The names of the files that belong to it, beside the description."""
         return (self.table, *(report.file for report in self.reports if report.file))
+
+
+_FIELDS: Final = (
+    Snapshot.__struct_fields__,
+    SourceReport.__struct_fields__,
+    tuple(field.name for field in fields(Entries)),
+)
+# Between two releases, too, another form is another version.
+_VERSION: Final = f"{__version__}-{zlib.crc32(repr(_FIELDS).encode()):08x}"
 
 
 class _Version(msgspec.Struct, frozen=True):

@@ -217,7 +217,7 @@ class Feed:
                 return headers
         except urllib.error.HTTPError as error:
             error.close()
-            if error.code == 304 and state.checked:
+            if error.code == 304 and state.checked and self.path.exists():
                 return None
             raise _DownloadError(
                 f"the server answered {error.code} {error.reason}", _retry_after(error)

@@ -18,7 +18,7 @@ from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.sources.mmdb import CPU_LIMIT, Check, Checked, Database
 
 _CHECK: Final = msgspec.json.Decoder(Check)
-# For the values of one address, beside the file: damaged ones can have each other in them.
+# For Python and the values of one address: damaged ones can have each other in them.
 _MEMORY: Final = 1024**3
 
 
@@ -42,10 +42,11 @@ def read_all(path: Path, settings: DatabaseSettings) -> str:
 
 def _limit(size: int) -> None:
     """Bound what damage can cost. The hard limit on time is for what survives the soft one."""
+    memory = _MEMORY + 3 * size  # it is mapped twice, and the walk has a byte for each of it
     for kind, soft, hard in (
         (resource.RLIMIT_CORE, 0, 0),
         (resource.RLIMIT_CPU, CPU_LIMIT, CPU_LIMIT + 5),
-        (resource.RLIMIT_AS, size + _MEMORY, size + _MEMORY),
+        (resource.RLIMIT_AS, memory, memory),
     ):
         with suppress(ValueError, OSError):  # it is lower already
             resource.setrlimit(kind, (soft, hard))
