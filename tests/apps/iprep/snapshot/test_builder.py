@@ -268,7 +268,10 @@ def test_a_database_that_is_damaged_leaves_the_one_before(shop: Shop, tmp_path: 
     write_database(path, {"8.8.8.0/24": "US"})
     source = database(path, "country")
     [first] = shop.build(source)
-    for content in (b"", b"<html>" * 100, path.read_bytes()[:-300]):
+    data = path.read_bytes()
+    metadata = data.rindex(b"\xab\xcd\xefMaxMind.com") + 70  # a text that is not UTF-8
+    garbled = data[:metadata] + b"\xff" + data[metadata + 1 :]
+    for content in (b"", b"<html>" * 100, data[:-300], garbled):
         put(path, content)
         for _ in range(3):  # however often
             [report] = shop.build(source)
