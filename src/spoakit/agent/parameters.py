@@ -37,6 +37,8 @@ ARGUMENT_TYPES: Final[dict[object, tuple[frozenset[DataType], Reading]]] = {
     IPv4Address: (frozenset({DataType.IPV4}), Reading.VALUE),
     IPv6Address: (frozenset({DataType.IPV6}), Reading.VALUE),
     IPAddress: (frozenset({DataType.IPV4, DataType.IPV6}), Reading.VALUE),
+    # An address that may come as text, out of a header for instance, which the handler parses.
+    IPAddress | str: (frozenset({DataType.IPV4, DataType.IPV6, DataType.STRING}), Reading.VALUE),
     str: (_STRINGS, Reading.TEXT),
     bytes: (_STRINGS, Reading.BYTES),
     Headers: (_STRINGS, Reading.WRAPPED),
@@ -44,8 +46,9 @@ ARGUMENT_TYPES: Final[dict[object, tuple[frozenset[DataType], Reading]]] = {
 """The annotations of arguments: the wire types each accepts, and how these are read."""
 
 ALLOWED: Final = (
-    "int, bool, str, bytes, IPv4Address, IPv6Address, IPAddress or Headers, each also with "
-    "| None; Context, Message, MaxFrameSize, PerFrame[...]; or the type of a resource of the agent"
+    "int, bool, str, bytes, IPv4Address, IPv6Address, IPAddress, IPAddress | str or Headers, each "
+    "also with | None; Context, Message, MaxFrameSize, PerFrame[...]; or the type of a resource of "
+    "the agent"
 )
 
 # A NOTIFY's message has at most this many arguments, and plans number them in a byte.
