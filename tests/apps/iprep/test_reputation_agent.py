@@ -306,7 +306,7 @@ def test_haproxy_may_ban_where_it_is_told_so(site: Site) -> None:
         reply = check(engine, address)
         assert (reply["sess.ip_score"], reply["sess.ip_list"]) == (0, "ban")
     store = BanStore(site.root / "bans")
-    assert len(store.current()) == 3
+    wait(lambda: len(asyncio.run(store.current())) == 3)  # they are written some ms later
     store.close()
 
 
@@ -327,9 +327,10 @@ def test_a_ban_that_makes_no_sense_is_logged_and_changes_nothing(
 def test_a_ban_of_another_process_is_seen_soon_and_survives_a_kill(site: Site) -> None:
     engine = site.serve(bans=banning(site))
     program = (
-        "import sys, time; from pathlib import Path; from ipaddress import ip_network;"
+        "import asyncio, sys, time; from pathlib import Path; from ipaddress import ip_network;"
         "from spoakit.apps.iprep.bans import Ban, BanStore;"
-        "BanStore(Path(sys.argv[1])).ban(Ban(ip_network('8.8.8.8'), 7, time.time() + 600));"
+        "store = BanStore(Path(sys.argv[1]));"
+        "asyncio.run(store.ban(Ban(ip_network('8.8.8.8'), 7, time.time() + 600)));"
         "print(flush=True); time.sleep(600)"
     )
     path = str(site.root / "bans")

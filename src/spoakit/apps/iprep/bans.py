@@ -1,342 +1,266 @@
-"""Bans: addresses and networks with a score of their own, for a time.
+"""The bans of a worker, in its memory and in a file that all workers share.
 
-They are kept in SQLite, which every worker has open, so that a ban that was answered survives a
-restart and a killed process. Each worker has all of them in memory, looks at the file's version a
-few times in a tenth of a second, and reads what others have changed since. Changes are numbered,
-and a ban that was ended early stays in the file for a minute, so that all workers see its end.
+A ban that was answered survives a restart and a killed process, since it is in the file. Each
+worker has all bans in memory too, and reads what others have changed a few times in a tenth of a
+second. The file is read and written in a thread, a few hundred bans at once, so that the event loop
+waits neither for the disk nor for other processes.
 """
 
 import asyncio
 import logging
-import sqlite3
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, ParamSpec, TypeAlias, TypeVar
 
 from spoakit.agent.parameters import IPAddress
-from spoakit.exceptions import SpoakitError, StartupError
+from spoakit.apps.iprep.ban_file import BanFile
+from spoakit.apps.iprep.ban_list import (
+    MAX_REASON,
+    MAX_SCORE,
+    MIN_KEPT,
+    Ban,
+    BanError,
+    BanList,
+    IPNetwork,
+)
 from spoakit.logs import Throttle
 
-IPNetwork: TypeAlias = IPv4Network | IPv6Network
+__all__ = ["MAX_REASON", "MAX_SCORE", "Ban", "BanError", "BanList", "BanStore", "IPNetwork"]
 
-MAX_REASON: Final = 200
-"""The longest reason, in characters."""
-
-MAX_SCORE: Final = 100
+P = ParamSpec("P")
+T = TypeVar("T")
+# A ban to be written, and the command that waits for it; None for a message's.
+_Pending: TypeAlias = tuple[Ban, asyncio.Future[None] | None]
 
 _LOOK_INTERVAL: Final = 0.04
-# A worker that waits for the file answers nothing meanwhile.
-_BUSY_TIMEOUT: Final = 0.5
-_START_TIMEOUT: Final = 10.0  # while all workers make the file
-_START_INTERVAL: Final = 0.01
-_PRUNE_INTERVAL: Final = 1.0
-_KEEP_ENDED: Final = 60.0
-
-# A change of a ban is a new row in the place of its old one, and no number comes twice.
-_SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS bans (
-    change INTEGER PRIMARY KEY AUTOINCREMENT,
-    network TEXT NOT NULL UNIQUE,
-    score INTEGER NOT NULL,
-    until REAL NOT NULL,
-    reason TEXT NOT NULL
-);
-CREATE INDEX IF NOT EXISTS ends ON bans (until);
-"""
+_REMOVE_INTERVAL: Final = 1.0
+_MAX_REMOVED: Final = 5000
+# Bans written in one transaction: enough for its wait for the disk to cost each one little.
+_MAX_GROUP: Final = 500
+_MAX_PENDING: Final = 10_000
 
 throttle = Throttle(logging.getLogger("spoakit.iprep"))
 
 
-class BanError(SpoakitError):
-    """A ban that cannot be made or kept; the text says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ban:
-    """An address or network that has a score of its own for a time.
-
-    Attributes:
-        network: which addresses; a single one is a network of one.
-        score: theirs, 0 to 100.
-        until: when it ends, in seconds since the epoch.
-        reason: for whoever reads the list, at most 200 characters.
-    """
-
-    network: IPNetwork
-    score: int
-    until: float
-    reason: str = ""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.score <= MAX_SCORE:
-            raise BanError(f"score: {self.score!r} is not in the range 0 to {MAX_SCORE}")
-        if len(self.reason) > MAX_REASON:
-            raise BanError(f"reason: it has {len(self.reason)} characters, over {MAX_REASON}")
-        if not self.reason.isprintable():
-            raise BanError("reason: it has characters that cannot be shown")
-
-    @property
-    def name(self) -> str:
-        """The address, or the network with its prefix."""
-        whole = self.network.prefixlen == self.network.max_prefixlen
-        return str(self.network.network_address) if whole else str(self.network)
-
-
-class BanList:
-    """Bans in memory, found by an address.
-
-    Of several networks with an address in them, the smallest counts.
-    """
-
-    def __init__(self) -> None:
-        # By version and prefix length, the longest first; the networks by their first addresses.
-        self._levels: dict[tuple[int, int], dict[int, Ban]] = {}
-        self._count = 0
-        self._first_end = float("inf")
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __iter__(self) -> Iterator[Ban]:
-        for level in self._levels.values():
-            yield from level.values()
-
-    def add(self, ban: Ban) -> None:
-        """Add a ban, or replace that of the same network."""
-        network = ban.network
-        key = network.version, network.prefixlen
-        if key not in self._levels:
-            self._levels[key] = {}
-            self._levels = dict(sorted(self._levels.items(), reverse=True))
-        level = self._levels[key]
-        self._count += int(network.network_address) not in level
-        level[int(network.network_address)] = ban
-        self._first_end = min(self._first_end, ban.until)
-
-    def get(self, network: IPNetwork) -> Ban | None:
-        """Return the ban of just this network, ended or not."""
-        level = self._levels.get((network.version, network.prefixlen), {})
-        return level.get(int(network.network_address))
-
-    def remove_ended(self, now: float) -> list[Ban]:
-        """Remove those that have ended, and return them; this costs nothing as long as none has."""
-        if now < self._first_end:
-            return []
-        left: list[Ban] = []
-        ended: list[Ban] = []
-        for ban in self:
-            (left if ban.until > now else ended).append(ban)
-        self._levels = {}
-        self._count = 0
-        self._first_end = float("inf")
-        for ban in left:
-            self.add(ban)
-        return ended
-
-    def find(self, address: IPAddress, now: float) -> Ban | None:
-        """Return the ban of an address at a time, in seconds since the epoch."""
-        number, version, size = int(address), address.version, address.max_prefixlen
-        for (level_version, prefix), level in self._levels.items():
-            if level_version == version:
-                ban = level.get(number >> (size - prefix) << (size - prefix))
-                if ban is not None and ban.until > now:
-                    return ban
-        return None
-
-
 class BanStore:
-    """The bans of all workers: kept in a file, and in memory here.
+    """The bans of all workers, as one of them has them.
 
     Args:
         path: the SQLite file; it is made if need be, readable and writable for its owner alone.
-        limit: how many bans there may be; when there are as many, a new one is refused.
-        clock: seconds since the epoch.
+        limit: how many bans there may be; a tenth of them only commands can make. Each worker
+            counts the bans it knows, so that workers that ban at the same moment may make a few
+            more.
+        clock: seconds since the epoch, by which bans end.
+        monotonic: a clock that cannot jump, in seconds.
 
     Raises:
         StartupError: the file cannot be used.
     """
 
     def __init__(
-        self, path: Path, limit: int = 100_000, clock: Callable[[], float] = time.time
+        self,
+        path: Path,
+        limit: int = 100_000,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._path = path
         self._limit = limit
         self._clock = clock
-        self.bans = BanList()
-        """Those in memory; some may have just ended."""
+        self._monotonic = monotonic
         self.on_ended: Callable[[Ban], None] | None = None
         """Called for each ban that has ended, by its time or by a command."""
-        self._version = -1
-        self._change = 0
-        self._read_at = 0.0
-        try:
-            path.touch(mode=0o600)
-            self._db = sqlite3.connect(path, timeout=_BUSY_TIMEOUT, isolation_level=None)
-            try:
-                self._wait_and_prepare()
-            except BaseException:
-                self._db.close()
-                raise
-        except (OSError, sqlite3.Error) as error:
-            raise StartupError(f"bans: {str(path)!r} cannot be used: {error}") from None
+        self.bans = self._new_list()
+        """Those in memory; some may have just ended."""
+        self._file = BanFile(path, lambda: self.bans.copy())
+        self._read_at = monotonic()
+        self._read_all()
+        self._thread = ThreadPoolExecutor(1, "bans")
+        self._reading = asyncio.Lock()
+        self._pending: list[_Pending] = []
+        self._promised = 0
+        self._writer: asyncio.Task[None] | None = None
+        self._forgotten: list[Ban] = []
 
     def find(self, address: IPAddress) -> Ban | None:
         """Return the ban that an address is under now."""
         return self.bans.find(address, self._clock())
 
-    def current(self) -> list[Ban]:
+    async def current(self) -> list[Ban]:
         """Return the bans that have not ended, the next to end first.
 
         Raises:
             BanError: the file cannot be read.
         """
-        try:
-            self.refresh()
-        except sqlite3.Error as error:
-            raise BanError(f"{str(self._path)!r} cannot be read: {error}") from None
-        now = self._clock()
-        return sorted((ban for ban in self.bans if ban.until > now), key=lambda ban: ban.until)
+        await self.refresh()
+        return await self._in_thread(_in_force, self.bans, self._clock())
 
-    def ban(self, ban: Ban) -> None:
-        """Make a ban, or replace that of the same network; when this returns, it is kept.
+    async def ban(self, ban: Ban) -> None:
+        """Make a ban, or replace that of the same network; when this returns, it is on the disk.
 
         Raises:
             BanError: there are as many as may be, or the file cannot be written.
         """
-        with self._writing():
-            self.refresh()
-            now = self._clock()
-            if len(self.bans) >= self._limit:
-                self._remove_ended(now)
-            count = len(self.bans)
-            if count >= self._limit and self.bans.get(ban.network) is None:
-                raise BanError(f"there are {count} bans already, which is the limit")
-            self._db.execute("DELETE FROM bans WHERE until <= ?", (now - _KEEP_ENDED,))
-            change = self._write(ban)
-        self._note(change, ban)
+        self._check_room(ban.network, self._limit)
+        await self._write(ban)
 
-    def unban(self, *networks: IPNetwork) -> list[Ban]:
-        """End the bans of just these networks, all at once; return those that there were.
+    def ban_soon(self, ban: Ban) -> None:
+        """Make a ban that nobody waits for: it holds at once, and is on the disk soon after.
 
         Raises:
-            BanError: the file cannot be written.
+            BanError: there are as many as may be without a command, or too many that are not
+                written yet.
         """
-        ended = []
-        with self._writing():
-            self.refresh()
-            now = self._clock()
-            for network in networks:
-                known = self.bans.get(network)
-                if known is not None and known.until > now:
-                    ban = replace(known, until=now)
-                    ended.append((self._write(ban), ban))
-        for change, ban in ended:
-            self._note(change, ban)
-        return [ban for _, ban in ended]
+        self._check_room(ban.network, self._limit - self._limit // 10)
+        if len(self._pending) >= _MAX_PENDING:
+            raise BanError(f"{len(self._pending)} bans wait to be written to {str(self._path)!r}")
+        self.bans.add(ban)
+        self._submit(ban, None)
 
-    def refresh(self) -> None:
+    async def unban(self, *networks: IPNetwork) -> list[Ban]:
+        """End the bans of just these networks; return those that there were.
+
+        Raises:
+            BanError: the file cannot be read or written.
+        """
+        await self.refresh()
+        known = [self.bans.get(network) for network in networks]
+        now = self._clock()
+        # Not the time of now: a clock that is set back must not revive them.
+        ended = [replace(ban, until=0.0) for ban in known if ban is not None and ban.until > now]
+        await asyncio.gather(*map(self._write, ended))
+        return ended
+
+    async def refresh(self) -> None:
         """Read what others have changed since the last time, if anything.
 
         Raises:
-            sqlite3.Error: the file cannot be read.
+            BanError: the file cannot be read.
         """
-        now = self._clock()
-        [version] = self._db.execute("PRAGMA data_version").fetchone()
-        if version != self._version:
-            # Who was held up for long may have missed the end of a ban.
-            self._read(anew=not 0 <= now - self._read_at < _KEEP_ENDED / 2)
-            self._version = version
-        self._read_at = now
+        async with self._reading:
+            now = self._monotonic()
+            bans = self.bans
+            # A worker that was held up for long may have missed the end of a ban.
+            if now - self._read_at > MIN_KEPT / 2:
+                bans = self._new_list()
+                await self._in_thread(self._file.restart)
+            more = True
+            while more:
+                changed, more = await self._in_thread(self._file.changes)
+                for ban in changed:
+                    bans.add(ban)
+            if bans is not self.bans:
+                for ban, command in self._pending:
+                    if command is None:
+                        bans.add(ban)
+                self.bans = bans
+            self._read_at = now
 
     async def follow(self) -> None:
         """Refresh again and again, so that each change is seen within 100 ms, until cancelled."""
-        prune_at = 0.0
+        remove_at = 0.0
         while True:
             await asyncio.sleep(_LOOK_INTERVAL)
+            self._follow_clock()
             try:
-                self.refresh()
-            except sqlite3.Error as error:
-                throttle.error("refresh", "bans: %s cannot be read: %s", self._path, error)
-            if time.monotonic() >= prune_at:
-                prune_at = time.monotonic() + _PRUNE_INTERVAL
-                self._remove_ended(self._clock())
-
-    def _remove_ended(self, now: float) -> None:
-        for ban in self.bans.remove_ended(now):
-            if self.on_ended is not None:
-                self.on_ended(ban)
+                await self.refresh()
+                if self._forgotten and self._monotonic() >= remove_at:
+                    remove_at = self._monotonic() + _REMOVE_INTERVAL
+                    await self._remove(self._forgotten[:_MAX_REMOVED])
+            except BanError as error:
+                throttle.error("refresh", "bans: %s", error)
 
     def close(self) -> None:
-        """Close the file."""
-        self._db.close()
-
-    def _wait_and_prepare(self) -> None:
-        """Prepare the file, as soon as other workers that do so have done."""
-        give_up_at = time.monotonic() + _START_TIMEOUT
-        while True:
+        """Write what is not written yet, and close the file."""
+        self._thread.shutdown()
+        pending, self._pending = self._pending, []
+        if pending:
             try:
-                return self._prepare()
-            except sqlite3.OperationalError as error:
-                # Where two would wait for each other, SQLite tells one at once, after no timeout.
-                busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
-                if not busy or time.monotonic() >= give_up_at:
-                    raise
-            time.sleep(_START_INTERVAL)
+                self._file.write([ban for ban, _ in pending])
+            except BanError as error:
+                throttle.error("close", "bans: %d are lost: %s", len(pending), error)
+        self._file.close()
 
-    def _prepare(self) -> None:
-        """Make the tables where there are none, and read what there is."""
-        # A commit is in the kernel's hands when it returns: a system that crashes can lose it,
-        # a process that is killed cannot.
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = NORMAL")
-        self._db.executescript(_SCHEMA)
-        self.refresh()
+    def _new_list(self) -> BanList:
+        return BanList(self._limit, self._monotonic, self._end)
 
-    def _read(self, *, anew: bool) -> None:
-        """Read all bans, or those that have changed."""
-        bans = BanList() if anew else self.bans
-        since = 0 if anew else self._change
-        rows = self._db.execute(
-            "SELECT change, network, score, until, reason FROM bans WHERE change > ? "
-            "ORDER BY change",
-            (since,),
-        )
-        for change, network, score, until, reason in rows:
-            self._change = change
-            try:
-                bans.add(Ban(ip_network(network), score, until, reason))
-            except (BanError, ValueError, TypeError) as error:  # somebody else wrote it
-                throttle.warning("row", "bans: %s has a wrong row: %s", self._path, error)
-        self.bans = bans
+    def _end(self, ban: Ban) -> None:
+        if self.on_ended is not None:
+            self.on_ended(ban)
 
-    def _write(self, ban: Ban) -> int:
-        """Put a ban into the file; return the number of the change."""
-        row = (str(ban.network), ban.score, ban.until, ban.reason)
-        written = self._db.execute(
-            "INSERT OR REPLACE INTO bans (network, score, until, reason) VALUES (?, ?, ?, ?)", row
-        )
-        assert written.lastrowid is not None
-        return written.lastrowid
+    def _read_all(self) -> None:
+        more = True
+        while more:
+            changed, more = self._file.changes()
+            for ban in changed:
+                self.bans.add(ban)
+        self.bans.follow_clock(self._clock())
 
-    def _note(self, change: int, ban: Ban) -> None:
-        """Have in memory what was written here."""
-        self._change = change
-        self.bans.add(ban)
+    def _follow_clock(self) -> None:
+        self._forgotten += self.bans.follow_clock(self._clock())
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Commit what is written within, or nothing of it."""
+    def _check_room(self, network: IPNetwork, limit: int) -> None:
+        """Refuse another ban where there are as many as may be, or too many have just ended."""
+        if self.bans.get(network) is not None:
+            return
+        if len(self.bans) + self._promised >= limit:
+            self._follow_clock()
+        count = len(self.bans) + self._promised
+        if count >= limit:
+            raise BanError(f"there are {count} bans already, which is the limit")
+        if count + self.bans.ended >= 2 * self._limit:
+            raise BanError(f"{self.bans.ended} bans have just ended, which is the limit")
+
+    async def _write(self, ban: Ban) -> None:
+        written = asyncio.get_running_loop().create_future()
+        self._promised += 1
         try:
-            self._db.execute("BEGIN IMMEDIATE")
+            self._submit(ban, written)
+            await written
+        finally:
+            self._promised -= 1
+
+    def _submit(self, ban: Ban, command: asyncio.Future[None] | None) -> None:
+        self._pending.append((ban, command))
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write_pending())
+
+    async def _write_pending(self) -> None:
+        """Write bans in groups: all that came while the last group was written."""
+        while self._pending:
+            group = self._pending[:_MAX_GROUP]
+            del self._pending[:_MAX_GROUP]
             try:
-                yield
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
-        except sqlite3.Error as error:
-            raise BanError(f"{str(self._path)!r} cannot be written: {error}") from None
+                await self._in_thread(self._file.write, [ban for ban, _ in group])
+            except BanError as error:
+                self._fail(group, error)
+                continue
+            for ban, command in group:
+                if command is not None:
+                    self.bans.add(ban)
+                    if not command.done():
+                        command.set_result(None)
+
+    @staticmethod
+    def _fail(group: list[_Pending], error: BanError) -> None:
+        for _, command in group:
+            if command is None:
+                throttle.error("write", "bans: one is in memory only: %s", error)
+            elif not command.done():
+                command.set_exception(BanError(str(error)))
+
+    async def _remove(self, bans: list[Ban]) -> None:
+        await self._in_thread(self._file.remove, bans)
+        del self._forgotten[: len(bans)]
+
+    async def _in_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, partial(call, *args, **kwargs))
+
+
+def _in_force(bans: BanList, now: float) -> list[Ban]:
+    return sorted((ban for ban in bans.copy() if ban.until > now), key=lambda ban: ban.until)

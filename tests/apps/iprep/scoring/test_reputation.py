@@ -652,7 +652,7 @@ def test_a_ban_is_not_made_again_for_each_request(site: Site) -> None:
                 (5, 0.0, (5, 0.0)),
             ):
                 reputation.ban(Ban(network, score, until_then + end))
-                [ban] = bans.current()
+                [ban] = await bans.current()
                 assert (ban.score, ban.until - until_then) == pytest.approx(kept)
 
     run(scenario)

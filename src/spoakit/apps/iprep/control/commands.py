@@ -1,6 +1,5 @@
 """What the control socket can be asked: bans, and explanations."""
 
-import asyncio
 import time
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any, Final, TypeVar
@@ -110,7 +109,7 @@ class Commands:
         ban = timed_ban(
             network, asked.seconds, self._settings, score=asked.score, reason=asked.reason
         )
-        self._store().ban(ban)
+        await self._store().ban(ban)
         if self._audit is not None:
             self._audit.ban(ban, "command", user)
         answer = _shown(ban)
@@ -127,19 +126,18 @@ class Commands:
         network = None if asked.all else _network(asked.address)
         banned = [
             ban.network
-            for ban in store.current()
+            for ban in await store.current()
             if network is None or _is_in(ban.network, network)
         ]
         if network is not None and not banned:
             raise BanError(self._not_banned(network))
         count = 0
         for chunk in (banned[at : at + _UNBAN_CHUNK] for at in range(0, len(banned), _UNBAN_CHUNK)):
-            ended = store.unban(*chunk)
+            ended = await store.unban(*chunk)
             count += len(ended)
             if self._audit is not None:
                 for ban in ended:
                     self._audit.unban(ban, user)
-            await asyncio.sleep(0)  # frames come first
         return {"address": "" if network is None else _name(network), "count": count}
 
     def _not_banned(self, network: IPNetwork) -> str:
@@ -165,7 +163,7 @@ class Commands:
 
     async def _list(self, request: Request, user: int) -> Answer:
         _read(request, _Request)
-        return {"bans": [_shown(ban) for ban in self._store().current()]}
+        return {"bans": [_shown(ban) for ban in await self._store().current()]}
 
     async def _lookup(self, request: Request, user: int) -> Answer:
         text = _read(request, _AddressRequest).address

@@ -304,7 +304,7 @@ class Reputation:
         assert self._bans is not None
         known = self._bans.find(ban.network.network_address)
         if known is None or known.score > ban.score or known.until < ban.until - _SAME_BAN:
-            self._bans.ban(ban)
+            self._bans.ban_soon(ban)
             return True
         return False
 
