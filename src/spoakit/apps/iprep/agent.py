@@ -4,15 +4,13 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from spoakit.agent.agent import Agent
 from spoakit.agent.handlers import Actions, Event
-from spoakit.agent.parameters import Fetch, IPAddress
+from spoakit.agent.parameters import IPAddress
 from spoakit.agent.variables import Variable
-from spoakit.apps.iprep.addresses import unmapped
 from spoakit.apps.iprep.audit import AuditLog
 from spoakit.apps.iprep.bans import BanError
 from spoakit.apps.iprep.config.settings import (
@@ -20,10 +18,12 @@ from spoakit.apps.iprep.config.settings import (
     Answer,
     AnswerSettings,
     BanSettings,
+    ForwardedSettings,
     ReputationSettings,
 )
 from spoakit.apps.iprep.control.commands import timed_ban
 from spoakit.apps.iprep.metrics import AnswerTally
+from spoakit.apps.iprep.scoring.forwarded import lines_of, parse_node
 from spoakit.apps.iprep.scoring.policy import Rule
 from spoakit.apps.iprep.scoring.reputation import LookupResult, Reputation
 from spoakit.apps.iprep.service import open_reputation
@@ -32,6 +32,7 @@ from spoakit.exceptions import ConfigurationError
 from spoakit.logs import Throttle
 from spoakit.metrics.memory import WorkerMetrics
 from spoakit.spop.constants import DataType
+from spoakit.spop.messages import Message
 
 logger = logging.getLogger("spoakit.iprep")
 throttle = Throttle(logger)
@@ -60,6 +61,7 @@ class ActionBuilder:
     Attributes:
         tally: counts the answers.
         audit: has a line for some of them; None for none.
+        nothing: unsets the variables, where there is no address.
     """
 
     def __init__(self, agent: Agent, settings: AnswerSettings) -> None:
@@ -69,6 +71,7 @@ class ActionBuilder:
         ]
         self.tally = AnswerTally()
         self.audit: AuditLog | None = None
+        self.nothing: Actions = tuple(variable.set(None) for _, variable in self._variables)
 
     def of(self, finding: LookupResult, address: IPAddress) -> Actions:
         """Return what sets the variables, and unsets those of which nothing is known.
@@ -92,9 +95,9 @@ class ActionBuilder:
 def create_agent(live: LiveSettings[ReputationSettings], folder: Path, delay: float = 0.0) -> Agent:
     """Return the agent that answers ``check-client-ip`` as the settings say.
 
-    The message has an address, named or not, and where the settings trust proxies the argument
-    with their X-Forwarded-For. ``ban-client-ip``, where the settings have it, has an address and a
-    number of seconds.
+    The message has an address, named or not, as an address or as text, and where the settings trust
+    proxies the arguments with their header. ``ban-client-ip``, where the settings have it, has an
+    address, a number of seconds, and the same header.
 
     Args:
         live: the settings.
@@ -118,11 +121,10 @@ def create_agent(live: LiveSettings[ReputationSettings], folder: Path, delay: fl
                 finally:
                     row.forget(collect)
 
-    argument = settings.forwarded.argument
     check, ask = (
         _handlers(answers, delay)
-        if argument is None
-        else _handlers_behind_proxies(answers, delay, argument)
+        if settings.forwarded.argument is None
+        else _handlers_behind_proxies(answers, delay, settings.forwarded.argument)
     )
     event = _event(settings)
     if settings.asks or delay:
@@ -130,7 +132,7 @@ def create_agent(live: LiveSettings[ReputationSettings], folder: Path, delay: fl
     else:
         agent.message("check-client-ip", event=event)(check)
     if settings.bans.message:
-        _add_ban_message(agent, settings.bans, answers)
+        _add_ban_message(agent, settings.bans, settings.forwarded, answers)
     return agent
 
 
@@ -168,17 +170,23 @@ def _event(settings: ReputationSettings) -> Event:
 def _handlers(answers: ActionBuilder, delay: float) -> tuple[Check, Ask]:
     """Return what answers at once, and what asks or waits."""
 
-    def check(src: IPAddress, /, reputation: Reputation) -> Actions:
-        finding = reputation.find(src)
-        answer = finding.answer or answers.of(finding, src)
+    def check(src: IPAddress | str, /, reputation: Reputation) -> Actions:
+        address = _parsed(src) if isinstance(src, str) else src
+        if address is None:
+            return answers.nothing
+        finding = reputation.find(address)
+        answer = finding.answer or answers.of(finding, address)
         finding.tally[0] += 1
         return answer
 
-    async def ask(src: IPAddress, /, reputation: Reputation) -> Actions:
+    async def ask(src: IPAddress | str, /, reputation: Reputation) -> Actions:
         if delay:
             await asyncio.sleep(delay)
-        finding = await reputation.ask(src)
-        answer = finding.answer or answers.of(finding, src)
+        address = _parsed(src) if isinstance(src, str) else src
+        if address is None:
+            return answers.nothing
+        finding = await reputation.ask(address)
+        answer = finding.answer or answers.of(finding, address)
         finding.tally[0] += 1
         return answer
 
@@ -188,41 +196,74 @@ def _handlers(answers: ActionBuilder, delay: float) -> tuple[Check, Ask]:
 def _handlers_behind_proxies(
     answers: ActionBuilder, delay: float, argument: str
 ) -> tuple[Check, Ask]:
-    """Return the same where an argument may name who is behind a proxy."""
+    """Return the same where arguments may name the client behind a proxy."""
 
-    def check(src: IPAddress, /, reputation: Reputation, *, forwarded: str = "") -> Actions:
-        address = reputation.client_of(src, forwarded)
+    def check(src: IPAddress | str, /, reputation: Reputation, message: Message) -> Actions:
+        address = _client(src, message, argument, reputation)
+        if address is None:
+            return answers.nothing
         finding = reputation.find(address)
         answer = finding.answer or answers.of(finding, address)
         finding.tally[0] += 1
         return answer
 
-    async def ask(src: IPAddress, /, reputation: Reputation, *, forwarded: str = "") -> Actions:
+    async def ask(src: IPAddress | str, /, reputation: Reputation, message: Message) -> Actions:
         if delay:
             await asyncio.sleep(delay)
-        address = reputation.client_of(src, forwarded)
+        address = _client(src, message, argument, reputation)
+        if address is None:
+            return answers.nothing
         finding = await reputation.ask(address)
         answer = finding.answer or answers.of(finding, address)
         finding.tally[0] += 1
         return answer
 
-    # The argument's name is the user's choice.
-    fetch = Fetch("req.fhdr(x-forwarded-for)", name=argument)
-    check.__annotations__["forwarded"] = ask.__annotations__["forwarded"] = Annotated[str, fetch]
     return check, ask
 
 
-def _add_ban_message(agent: Agent, settings: BanSettings, answers: ActionBuilder) -> None:
+def _add_ban_message(
+    agent: Agent, settings: BanSettings, forwarded: ForwardedSettings, answers: ActionBuilder
+) -> None:
     """Let HAProxy's own rules ban."""
 
     @agent.message("ban-client-ip")
-    def ban(address: IPAddress, seconds: int, /, *, reputation: Reputation) -> None:
+    def ban(
+        src: IPAddress | str, seconds: int, /, *, reputation: Reputation, message: Message
+    ) -> None:
+        client = _client(src, message, forwarded.argument, reputation)
+        if client is None:
+            return
         try:
-            new = timed_ban(ip_network(unmapped(address)), seconds, settings, reason="HAProxy")
-            if reputation.ban(new) and answers.audit is not None:
+            network = reputation.network_of(client, settings.ipv6_prefix)
+            new = timed_ban(network, seconds, settings, reason="HAProxy")
+            if reputation.ban_soon(new) and answers.audit is not None:
                 answers.audit.ban(new, "message")
         except BanError as error:
-            throttle.warning("ban", "ban-client-ip for %s: %s", address, error)
+            throttle.warning("ban", "ban-client-ip for %s: %s", client, error)
+
+
+def _client(
+    src: IPAddress | str, message: Message, argument: str | None, reputation: Reputation
+) -> IPAddress | None:
+    """Return the client that a message is about; None where its address cannot be read."""
+    address = _parsed(src) if isinstance(src, str) else src
+    if address is None or argument is None:
+        return address
+    header = reputation.snapshot.trusted.header
+    try:
+        lines = lines_of(message, argument, header)
+    except ValueError as error:
+        throttle.warning("lines", "%s: argument %r: %s", message.name, argument, error)
+        return address
+    return reputation.client_of(address, lines)
+
+
+def _parsed(text: str) -> IPAddress | None:
+    try:
+        return parse_node(text)
+    except ValueError as error:
+        throttle.warning("address", "a message has no address: %s", error)
+        return None
 
 
 def _value(name: Answer, finding: LookupResult) -> int | str | None:

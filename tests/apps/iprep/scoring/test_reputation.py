@@ -621,7 +621,7 @@ def test_bans_come_before_all_but_who_is_allowed(site: Site) -> None:
 
             assert score("8.8.8.8") == 50
             for network in ("8.8.8.8", "9.9.9.9", "10.0.0.0/8", "2001:4860::/32"):
-                reputation.ban(Ban(ip_network(network), 5, 1060.0))
+                reputation.ban_soon(Ban(ip_network(network), 5, 1060.0))
             for address in ("8.8.8.8", "::ffff:8.8.8.8", "10.1.1.1", "2001:4860::1"):
                 assert score(address) == 5
                 found = await reputation.ask(ip_address(address))
@@ -651,7 +651,7 @@ def test_a_ban_is_not_made_again_for_each_request(site: Site) -> None:
                 (10, 2.0, (10, 2.0)),
                 (5, 0.0, (5, 0.0)),
             ):
-                reputation.ban(Ban(network, score, until_then + end))
+                reputation.ban_soon(Ban(network, score, until_then + end))
                 [ban] = await bans.current()
                 assert (ban.score, ban.until - until_then) == pytest.approx(kept)
 

@@ -16,6 +16,7 @@ from spoakit.apps.iprep.config.settings import (
     ANSWERS,
     COMBINE,
     FAILED,
+    FORWARDED_HEADERS,
     MODES,
     PROVIDES,
     SCOPES,
@@ -44,6 +45,7 @@ _LIMITS: Final = ListLimits()
 _DNSBL: Final = DnsblSettings("localhost")
 _POLICY: Final = PolicySettings()
 _ANSWERS: Final = AnswerSettings()
+_FORWARDED: Final = ForwardedSettings()
 _BANS: Final = BanSettings()
 _MAX_SECRET: Final = 16 * 1024
 _AUDIT: Final = AuditSettings()
@@ -256,10 +258,11 @@ class _Policy(Table, frozen=True):
     block_private: bool = _POLICY.block_private
     combine: str = _POLICY.combine
     unknown: int = _POLICY.unknown
+    nat64: tuple[str, ...] = _POLICY.nat64
 
     def settings(self) -> PolicySettings:
         combine = choice("policy.combine", self.combine, COMBINE)
-        return PolicySettings(self.allow, self.block_private, combine, self.unknown)
+        return PolicySettings(self.allow, self.block_private, combine, self.unknown, self.nat64)
 
 
 class _Answers(Table, frozen=True):
@@ -274,12 +277,18 @@ class _Answers(Table, frozen=True):
 class _Forwarded(Table, frozen=True):
     argument: str | None = None
     trusted: tuple[str, ...] = ()
+    header: str = _FORWARDED.header
+
+    def settings(self) -> ForwardedSettings:
+        header = choice("forwarded.header", self.header, FORWARDED_HEADERS)
+        return ForwardedSettings(self.argument, self.trusted, header)
 
 
 class _Bans(Table, frozen=True):
     path: str | None = None
     max_time: Seconds = Seconds(_BANS.max_time)
     message: bool = _BANS.message
+    ipv6_prefix: int = _BANS.ipv6_prefix
 
 
 class _Control(Table, frozen=True):
@@ -328,8 +337,13 @@ class File(Table, frozen=True):
             sources,
             self.policy.settings(),
             self.answers.settings(),
-            ForwardedSettings(self.forwarded.argument, self.forwarded.trusted),
-            BanSettings(_within("bans.path", bans.path, folder), bans.max_time, bans.message),
+            self.forwarded.settings(),
+            BanSettings(
+                _within("bans.path", bans.path, folder),
+                bans.max_time,
+                bans.message,
+                bans.ipv6_prefix,
+            ),
             self.control.settings(folder),
             _within("cache", self.cache, folder),
             self.audit.settings(folder),

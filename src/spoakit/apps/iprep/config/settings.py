@@ -7,7 +7,7 @@ configuration file's keys (docs/iprep-configuration.md).
 
 import re
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
@@ -27,6 +27,7 @@ Mode = Literal["enforce", "observe"]
 Provides = Literal["asn", "country"]
 Answer = Literal["ip_score", "ip_list", "ip_asn", "ip_country", "ip_category"]
 Scope = Literal["proc", "sess", "txn", "req", "res"]
+ForwardedHeader = Literal["x-forwarded-for", "forwarded"]
 
 SOURCE_TYPES: Final[tuple[SourceType, ...]] = ("list", "drop", "csv", "json", "mmdb", "dnsbl")
 FAILED: Final[tuple[Failed, ...]] = ("open", "closed")
@@ -41,6 +42,7 @@ ANSWERS: Final[tuple[Answer, ...]] = (
     "ip_category",
 )
 SCOPES: Final[tuple[Scope, ...]] = ("proc", "sess", "txn", "req", "res")
+FORWARDED_HEADERS: Final[tuple[ForwardedHeader, ...]] = ("x-forwarded-for", "forwarded")
 
 MAX_SCORE: Final = 100
 MAX_SOURCES: Final = 64
@@ -83,6 +85,7 @@ _OWN_HEADERS: Final = frozenset(
 )
 _ASN: Final = re.compile("[Aa][Ss]([0-9]{1,10})")
 _LABEL: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+_NAT64_PREFIXES: Final = (32, 40, 48, 56, 64, 96)  # RFC 6052, 2.2
 _ZONE: Final = re.compile(r"(?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.)*[A-Za-z0-9-]+")
 
 
@@ -294,15 +297,19 @@ class PolicySettings:
         combine: "lowest" takes the lowest score; "weighted" takes from `unknown` what each source's
             score lacks to 100, times its weight.
         unknown: the score of an address that no source has.
+        nat64: the prefixes of translators whose addresses are looked up by the IPv4 address in
+            them, too.
     """
 
     allow: tuple[str, ...] = ()
     block_private: bool = False
     combine: Combine = "lowest"
     unknown: int = MAX_SCORE
+    nat64: tuple[str, ...] = ("64:ff9b::/96",)
 
     def __post_init__(self) -> None:
         parse_ranges("policy.allow", self.allow)
+        parse_nat64("policy.nat64", self.nat64)
         choice("policy.combine", self.combine, COMBINE)
         check_range("policy.unknown", self.unknown, 0, MAX_SCORE)
 
@@ -329,17 +336,20 @@ class AnswerSettings:
 
 @dataclass(frozen=True, slots=True)
 class ForwardedSettings:
-    """The message's argument that names who is behind a proxy.
+    """The messages' arguments that name the client behind proxies.
 
     Attributes:
-        argument: its name, as "xff"; None for none.
+        argument: their name, as "xff"; None for none.
         trusted: addresses, networks and ranges of the proxies that are believed.
+        header: the header that is in them, "x-forwarded-for" or "forwarded" (RFC 7239).
     """
 
     argument: str | None = None
     trusted: tuple[str, ...] = ()
+    header: ForwardedHeader = "x-forwarded-for"
 
     def __post_init__(self) -> None:
+        choice("forwarded.header", self.header, FORWARDED_HEADERS)
         if self.argument is not None:
             check_text("forwarded.argument", self.argument)
             if _NO_ARGUMENT.search(self.argument):
@@ -361,14 +371,17 @@ class BanSettings:
         path: the SQLite file they are kept in; None for no bans.
         max_time: the longest ban, a second to a year.
         message: whether HAProxy may ban with the message "ban-client-ip".
+        ipv6_prefix: the length of the prefix that this bans of an IPv6 address, 48 to 128.
     """
 
     path: str | None = None
     max_time: float = 30 * _DAY
     message: bool = False
+    ipv6_prefix: int = 64
 
     def __post_init__(self) -> None:
         check_range("bans.max-time", self.max_time, 1, _YEAR)
+        check_range("bans.ipv6-prefix", self.ipv6_prefix, 48, 128)
         if self.message and self.path is None:
             raise ConfigurationError("bans.message: there is no bans.path to keep bans in")
 
@@ -506,6 +519,28 @@ def parse_ranges(option: str, texts: tuple[str, ...]) -> tuple[Range, ...]:
         except ValueError as error:
             raise ConfigurationError(f"{option}[{number}]: {error}") from None
     return tuple(ranges)
+
+
+def parse_nat64(option: str, texts: tuple[str, ...]) -> tuple[IPv6Network, ...]:
+    """Read the prefixes of translators.
+
+    Raises:
+        ConfigurationError: one is not a prefix of RFC 6052; the text names the option and the
+            place in it, from 1.
+    """
+    prefixes = []
+    for number, text in enumerate(texts, 1):
+        try:
+            prefix = IPv6Network(text)
+            if prefix.prefixlen not in _NAT64_PREFIXES:
+                raise ValueError
+        except ValueError:
+            raise ConfigurationError(
+                f"{option}[{number}]: {text[:80]!r} is not an IPv6 network with a prefix of "
+                f"{', '.join(map(str, _NAT64_PREFIXES))} bits and no bits set behind it"
+            ) from None
+        prefixes.append(prefix)
+    return tuple(prefixes)
 
 
 def bare_asn(text: str) -> str:

@@ -4,15 +4,17 @@ import asyncio
 import logging
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Final, TypeAlias
 
 from spoakit.agent.handlers import Actions
 from spoakit.agent.parameters import IPAddress
 from spoakit.apps.iprep.addresses import unmapped
-from spoakit.apps.iprep.bans import Ban, BanStore
+from spoakit.apps.iprep.bans import Ban, BanError, BanStore, IPNetwork
 from spoakit.apps.iprep.config.settings import Provides, SourceSettings
 from spoakit.apps.iprep.exceptions import SourceError
+from spoakit.apps.iprep.scoring.embedded import EmbeddedAddresses, severity
 from spoakit.apps.iprep.scoring.forwarded import Trusted
 from spoakit.apps.iprep.scoring.policy import Listing, Policy, Rule, SourceResult, Verdict
 from spoakit.apps.iprep.snapshot.manifest import (
@@ -101,7 +103,9 @@ class OpenSnapshot:
         self.description = snapshot
         self._table = Table.open(folder / snapshot.table)
         self._lookup = self._table.lookup
-        self.trusted = Trusted(snapshot.settings.forwarded.trusted)
+        forwarded = snapshot.settings.forwarded
+        self.trusted = Trusted(forwarded.trusted, forwarded.header)
+        self.embedded = EmbeddedAddresses(snapshot.settings.policy.nat64)
         self._policy = Policy(snapshot.settings.policy)
         self._findings: dict[Key, LookupResult] = {}
         sources = snapshot.settings.sources
@@ -277,29 +281,45 @@ class Reputation:
     def find(self, address: IPAddress) -> LookupResult:
         """Return what is known of an address without asking anybody."""
         assert self._snapshot is not None
-        finding = self._snapshot.find(address)
-        return finding if self._bans is None else self._with_ban(address, finding)
+        if isinstance(address, IPv6Address):
+            ipv4 = self._snapshot.embedded.ipv4_of(address)
+            if ipv4 is not None:
+                return min(self._find(ipv4), self._find(address), key=_severity)
+        return self._find(address)
 
     async def ask(self, address: IPAddress) -> LookupResult:
         """Return what is known of an address and what DNSBLs say of it, within their deadlines.
 
         Does not wait if the score is decided, by a ban for instance.
         """
-        finding = self.find(address)
-        if finding.is_decided:
-            return finding
-        finding = await self.snapshot.ask(address)
-        return finding if self._bans is None else self._with_ban(address, finding)
+        ipv4 = self.snapshot.embedded.ipv4_of(address) if isinstance(address, IPv6Address) else None
+        if ipv4 is None:
+            return await self._ask(address)
+        findings = [self._find(ipv4), self._find(address)]
+        if not all(finding.is_decided for finding in findings):
+            findings = await asyncio.gather(self._ask(ipv4), self._ask(address))
+        return min(findings, key=_severity)
 
-    def client_of(self, source: IPAddress, header: str) -> IPAddress:
-        """Return who is behind a proxy, if it is trusted: see `Trusted.client_of`."""
-        return self.snapshot.trusted.client_of(unmapped(source), header)
+    def client_of(self, source: IPAddress, lines: Sequence[str]) -> IPAddress:
+        """Return the client behind trusted proxies: see `Trusted.client_of`."""
+        return self.snapshot.trusted.client_of(unmapped(source), lines)
 
-    def ban(self, ban: Ban) -> bool:
-        """Make a ban, unless one is in force that is as good; return whether it was made.
+    def network_of(self, client: IPAddress, ipv6_prefix: int) -> IPNetwork:
+        """Return the network to ban for a client.
 
         Raises:
-            BanError: it cannot be kept.
+            BanError: it is a trusted proxy; a ban would lock out everybody behind it.
+        """
+        snapshot = self.snapshot
+        if client in snapshot.trusted:
+            raise BanError("it is a trusted proxy, whose clients would all be banned")
+        return snapshot.embedded.network_of(client, ipv6_prefix)
+
+    def ban_soon(self, ban: Ban) -> bool:
+        """Make a ban that HAProxy asks for, unless one is as good; return whether it was made.
+
+        Raises:
+            BanError: it cannot be made.
         """
         assert self._bans is not None
         known = self._bans.find(ban.network.network_address)
@@ -332,6 +352,20 @@ class Reputation:
         if self._snapshot is not None:
             self._snapshot.close()
         await _close(self._dnsbls.values())
+
+    def _find(self, address: IPAddress) -> LookupResult:
+        """Return what is known of just this address without asking anybody."""
+        assert self._snapshot is not None
+        finding = self._snapshot.find(address)
+        return finding if self._bans is None else self._with_ban(address, finding)
+
+    async def _ask(self, address: IPAddress) -> LookupResult:
+        """Return what is known of just this address, and what DNSBLs say of it."""
+        finding = self._find(address)
+        if finding.is_decided:
+            return finding
+        finding = await self.snapshot.ask(address)
+        return finding if self._bans is None else self._with_ban(address, finding)
 
     def _with_ban(self, address: IPAddress, finding: LookupResult) -> LookupResult:
         """Return what a ban makes of a finding, if there is one and the address is not allowed."""
@@ -378,6 +412,10 @@ class Reputation:
         if before is not None:
             before.close()
         await _close(dnsbls[source] for source in dnsbls.keys() - wanted)
+
+
+def _severity(finding: LookupResult) -> tuple[bool, bool, int]:
+    return severity(finding.verdict)
 
 
 async def _close(dnsbls: Iterable[Dnsbl]) -> None:
