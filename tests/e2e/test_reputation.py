@@ -280,6 +280,131 @@ def test_all_variables_of_the_client_behind_trusted_proxies(
     assert seen("127.0.0.1", "203.0.113.5") == ["100", "", "", "", ""]
 
 
+def answer(haproxy: HAProxy, address: str, *headers: tuple[str, str]) -> tuple[str, str]:
+    """Return the score and the list of a request with header lines, from this machine's address."""
+    client = http.client.HTTPConnection(
+        "127.0.0.1", haproxy.ports["FRONTEND"], timeout=BOUND, source_address=(address, 0)
+    )
+    with closing(client):
+        client.putrequest("GET", "/")
+        for name, value in headers:
+            client.putheader(name, value)
+        client.endheaders()
+        response = client.getresponse()
+        response.read()
+        return response.headers.get("x-score", "").strip(), response.headers.get("x-list", "")
+
+
+def behind_proxies(
+    start: Start, haproxy: StartHAProxy, folder: Path, arguments: str, forwarded: str = ""
+) -> HAProxy:
+    """Run an agent that trusts 127.0.0.0/24, and HAProxy, with arguments of check-client-ip."""
+    (folder / "list.txt").write_text("203.0.113.0/24\n")
+    (folder / "iprep.toml").write_text(
+        f"""
+        [policy]
+        block-private = true
+        [answers]
+        variables = ["ip_score", "ip_list"]
+        scope = "txn"
+        [forwarded]
+        argument = "xff"
+        trusted = ["127.0.0.0/24"]
+        {forwarded}
+        [bans]
+        path = "bans.db"
+        message = true
+        [control]
+        path = "control.sock"
+        [[source]]
+        name = "mine"
+        type = "list"
+        path = "list.txt"
+        """
+    )
+    program = start(CLI, "--config", "iprep.toml", "-n", "1", *LISTEN)
+    ban = (
+        f"spoe-message ban-client-ip\n    args src int(3600) {arguments.partition(' ')[2]}\n"
+        "    event on-frontend-http-request if { path /wp-login.php }\n"
+    )
+    return haproxy(
+        haproxy_cfg(
+            *show(x_score="var(txn.iprep.ip_score)", x_list="var(txn.iprep.ip_list)"),
+            agents=("iprep",),
+        ),
+        files={
+            "spoe.cfg": spoe_cfg(
+                CHECK.format(arguments, "on-frontend-http-request") + ban,
+                messages="check-client-ip ban-client-ip",
+                agent="iprep",
+            )
+        },
+        variables={"AGENT": program.address},
+    )
+
+
+XFF = "X-Forwarded-For"
+LINES = "xff=req.fhdr(x-forwarded-for,-{})"
+LISTED, UNKNOWN = ("0", "mine"), ("100", "")
+
+
+@pytest.mark.parametrize(
+    "arguments", ["src xff=req.hdrs_bin", f"src {LINES.format(2)} {LINES.format(1)}"]
+)
+def test_all_lines_of_the_header_count(
+    start: Start, haproxy: StartHAProxy, folder: Path, arguments: str
+) -> None:
+    running = behind_proxies(start, haproxy, folder, arguments)
+    for lines, expected in (
+        (("203.0.113.5", "127.0.0.7"), LISTED),
+        (("198.51.100.1, 203.0.113.5", "127.0.0.8, 127.0.0.7"), LISTED),
+        (("203.0.113.5", "198.51.100.1"), UNKNOWN),
+        (("203.0.113.5",), LISTED),
+        (("198.51.100.1",), UNKNOWN),
+        ((), UNKNOWN),
+    ):
+        headers = [(XFF, line) for line in lines]
+        assert answer(running, "127.0.0.9", *headers) == expected
+    assert answer(running, "127.0.1.9", (XFF, "203.0.113.5")) == UNKNOWN  # not a trusted one
+
+
+def test_forwarded_of_rfc_7239_names_the_client(
+    start: Start, haproxy: StartHAProxy, folder: Path
+) -> None:
+    running = behind_proxies(start, haproxy, folder, "src xff=req.hdrs_bin", 'header = "forwarded"')
+    for lines, expected in (
+        (("for=203.0.113.5;proto=https",), LISTED),
+        (('for=198.51.100.1, For="203.0.113.5:4711"', "for=127.0.0.7"), LISTED),
+        (('for="198.51.100.1', "for=203.0.113.5", "by=_a;for=127.0.0.7"), LISTED),
+        (("for=203.0.113.5, for=_hidden",), UNKNOWN),
+    ):
+        headers = [("Forwarded", line) for line in lines]
+        assert answer(running, "127.0.0.9", *headers, (XFF, "198.51.100.1")) == expected
+
+
+def test_an_address_comes_as_text(start: Start, haproxy: StartHAProxy, folder: Path) -> None:
+    running = behind_proxies(start, haproxy, folder, "req.hdr(x-real-ip)")
+    assert answer(running, "127.0.1.9", ("X-Real-IP", "203.0.113.5")) == LISTED
+    assert answer(running, "127.0.1.9", ("X-Real-IP", "[64:ff9b::203.0.113.5]:80")) == LISTED
+    assert answer(running, "127.0.1.9", ("X-Real-IP", "198.51.100.1")) == UNKNOWN
+    assert answer(running, "127.0.1.9", ("X-Real-IP", "unknown")) == ("", "")
+
+
+def test_a_message_bans_the_client_behind_proxies_and_not_the_proxy(
+    start: Start, haproxy: StartHAProxy, folder: Path
+) -> None:
+    running = behind_proxies(start, haproxy, folder, "src xff=req.hdrs_bin")
+    port = running.ports["FRONTEND"]
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=BOUND)) as client:
+        ask(client, "/wp-login.php", {XFF: "2001:db8:7::1"})
+        ask(client, "/wp-login.php", {})  # from the proxy itself, which is trusted
+    wait_until(lambda: "2001:db8:7::/64" in command(folder, "bans"), "the ban")
+    assert answer(running, "127.0.0.9", (XFF, "2001:db8:7::2")) == ("0", "ban")
+    assert answer(running, "127.0.0.9", (XFF, "2001:db8:8::2")) == UNKNOWN
+    assert answer(running, "127.0.0.1") == UNKNOWN
+    assert "127.0.0.1" not in command(folder, "bans")
+
+
 def test_haproxys_own_rules_ban(start: Start, haproxy: StartHAProxy, folder: Path) -> None:
     (folder / "iprep.toml").write_text('[bans]\npath = "bans.db"\nmessage = true\n' + CONTROL)
     start(CLI, "--config", "iprep.toml", "-n", "2", "--unix", "agent.sock")
