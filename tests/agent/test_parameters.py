@@ -68,6 +68,7 @@ def taking(annotation: object) -> Callable[..., Any]:
         (IPv4Address, {DataType.IPV4}, Reading.VALUE),
         (IPv6Address, {DataType.IPV6}, Reading.VALUE),
         (IPAddress, {DataType.IPV4, DataType.IPV6}, Reading.VALUE),
+        (IPAddress | str, {DataType.IPV4, DataType.IPV6, DataType.STRING}, Reading.VALUE),
         (str, STRINGS, Reading.TEXT),
         (bytes, STRINGS, Reading.BYTES),
         (Headers, STRINGS, Reading.WRAPPED),

@@ -368,6 +368,27 @@ def test_all_lines_of_the_header_count(
     assert answer(running, "127.0.1.9", (XFF, "203.0.113.5")) == UNKNOWN  # not a trusted one
 
 
+def test_the_fetches_give_what_the_documentation_says(haproxy: StartHAProxy) -> None:
+    expressions = {
+        "x_last": "req.fhdr(x-forwarded-for)",
+        "x_value": "req.hdr(x-forwarded-for)",
+        "x_before": "req.fhdr(x-forwarded-for,-2)",
+        "x_none": "req.fhdr(x-forwarded-for,-3)",
+    }
+    rules = [f"http-request set-var(txn.{name}) {fetch}" for name, fetch in expressions.items()]
+    shown = show(**{name: f"var(txn.{name})" for name in expressions})
+    running = haproxy(haproxy_cfg(*rules, *shown, agents=()), variables={"AGENT": "127.0.0.1:1"})
+    port = running.ports["FRONTEND"]
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=BOUND)) as client:
+        client.putrequest("GET", "/")
+        for line in ("a, b", "c, d"):
+            client.putheader(XFF, line)
+        client.endheaders()
+        headers = client.getresponse().headers
+    found = {name: headers.get(name.replace("_", "-"), "").strip() for name in expressions}
+    assert found == {"x_last": "c, d", "x_value": "d", "x_before": "a, b", "x_none": ""}
+
+
 def test_forwarded_of_rfc_7239_names_the_client(
     start: Start, haproxy: StartHAProxy, folder: Path
 ) -> None:

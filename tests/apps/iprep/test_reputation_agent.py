@@ -14,6 +14,7 @@ import pytest
 from tests.apps.iprep.making import BOUND, database, dnsbl, mine, put, write_database
 from tests.dns_server import NameServer, name_server
 
+from spoakit import Headers
 from spoakit.agent import Agent
 from spoakit.apps.iprep.agent import create_agent
 from spoakit.apps.iprep.bans import BanStore
@@ -29,6 +30,7 @@ from spoakit.apps.iprep.config.settings import (
 from spoakit.apps.iprep.metrics import ANSWERS
 from spoakit.apps.iprep.service import live_settings
 from spoakit.spop import DataType
+from spoakit.spop.messages import Argument, Message
 from spoakit.testing import AgentServer, EngineClient, Reply
 from spoakit.testing.calls import make_message
 from spoakit.testing.pytest_plugin import ConnectEngine, ServeAgents
@@ -201,6 +203,35 @@ def test_who_is_behind_a_trusted_proxy_is_checked(site: Site, asks: bool) -> Non
         assert check(engine, BAD) == {"sess.ip_score": 0}
 
 
+def test_all_lines_that_a_message_brings_count(site: Site) -> None:
+    engine = site.serve(mine(site.list), forwarded=ForwardedSettings("xff", ("10.0.0.0/8",)))
+    source = IPv4Address("10.0.0.1")
+
+    def score(*lines: Any) -> object:
+        arguments = (Argument.of("", source), *(Argument.of("xff", line) for line in lines))
+        ids = engine.notify(Message("check-client-ip", arguments))
+        return engine.ack(ids)["sess.ip_score"]
+
+    assert score("8.8.8.8", "10.1.1.1") == 0
+    assert score(None, "8.8.8.8") == 0
+    assert score("8.8.8.8", "9.9.9.9") == 100
+    block = Headers.of(("x-forwarded-for", "8.8.8.8"), ("X-Forwarded-For", "10.1.1.1"))
+    assert score(block.encode()) == 0
+    assert score(b"no block") == 100  # the proxy's own
+
+
+@pytest.mark.parametrize("forwarded", [None, "xff"])
+def test_an_address_may_come_as_text(
+    site: Site, forwarded: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = ForwardedSettings(forwarded, ("10.0.0.0/8",) if forwarded else ())
+    engine = site.serve(mine(site.list), forwarded=settings)
+    for text, score in (("8.8.8.8", 0), ("[2001:4860::1]:443", 0), ("9.9.9.9", 100)):
+        assert engine.call("check-client-ip", text) == {"sess.ip_score": score}
+    assert engine.call("check-client-ip", "unknown") == {"sess.ip_score": None}
+    assert "a message has no address: 'unknown' is not an address" in caplog.text
+
+
 # --- DNSBLs ------------------------------------------------------------------------------
 
 
@@ -308,6 +339,33 @@ def test_haproxy_may_ban_where_it_is_told_so(site: Site) -> None:
     store = BanStore(site.root / "bans")
     wait(lambda: len(asyncio.run(store.current())) == 3)  # they are written some ms later
     store.close()
+
+
+def test_haproxy_bans_ipv6_by_prefix_and_never_a_proxy(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = site.serve(
+        answers=ALL,
+        bans=banning(site, message=True, ipv6_prefix=56),
+        forwarded=ForwardedSettings("xff", ("10.0.0.0/8",)),
+    )
+    proxy = IPv4Address("10.0.0.1")
+    engine.call("ban-client-ip", proxy, 60, xff="2001:4860:0:1::1")
+    engine.call("ban-client-ip", proxy, 60, xff="64:ff9b::8.8.8.8")
+    engine.call("ban-client-ip", "7.7.7.7", 60)
+    engine.call("ban-client-ip", proxy, 60)
+    engine.call("ban-client-ip", proxy, 60, xff="nonsense")
+    engine.call("ban-client-ip", "nonsense", 60)
+    for address, listed in (
+        ("2001:4860:0:2::2", "ban"),
+        ("2001:4860:1::1", None),
+        ("8.8.8.8", "ban"),
+        ("64:ff9b::8.8.8.9", None),
+        ("7.7.7.7", "ban"),
+        ("10.0.0.1", None),
+    ):
+        assert engine.call("check-client-ip", address)["sess.ip_list"] == listed
+    assert "ban-client-ip for 10.0.0.1: it is a trusted proxy" in caplog.text
 
 
 def test_haproxy_may_not_ban_elsewhere(site: Site) -> None:

@@ -52,10 +52,14 @@ def read(tmp_path: Path) -> Read:
 
 FULL = """
 cache = "cache"
-policy = { allow = ["192.0.2.7"], block-private = true, combine = "weighted", unknown = 50 }
+policy.allow = ["192.0.2.7"]
+policy.block-private = true
+policy.combine = "weighted"
+policy.unknown = 50
+policy.nat64 = []
 answers = { variables = ["ip_score", "ip_asn"], scope = "txn" }
-forwarded = { argument = "xff", trusted = ["10.0.0.0/8"] }
-bans = { path = "bans.db", max-time = "1d", message = true }
+forwarded = { argument = "xff", trusted = ["10.0.0.0/8"], header = "forwarded" }
+bans = { path = "bans.db", max-time = "1d", message = true, ipv6-prefix = 56 }
 audit = { path = "audit.log", threshold = 20, sample = 0.5 }
 control = { path = "socket", mode = "0660", owner = "root", group = "0" }
 
@@ -206,10 +210,10 @@ def test_every_key_becomes_a_setting(read: Read, tmp_path: Path) -> None:
                 ),
             ),
         ),
-        PolicySettings(("192.0.2.7",), True, "weighted", 50),
+        PolicySettings(("192.0.2.7",), True, "weighted", 50, ()),
         AnswerSettings(("ip_score", "ip_asn"), "txn"),
-        ForwardedSettings("xff", ("10.0.0.0/8",)),
-        BanSettings(str(tmp_path / "bans.db"), 86400, True),
+        ForwardedSettings("xff", ("10.0.0.0/8",), "forwarded"),
+        BanSettings(str(tmp_path / "bans.db"), 86400, True, 56),
         ControlSettings(str(tmp_path / "socket"), 0o660, "root", "0"),
         str(tmp_path / "cache"),
         AuditSettings(str(tmp_path / "audit.log"), 20, 0.5),
@@ -296,6 +300,9 @@ DNS = '[[source]]\nname = "dns"\ntype = "dnsbl"\nzone = "bl.example"\n'
         ("answers = { variables = [] }", "answers.variables: there is none"),
         ("answers = { scope = 'x' }", "answers.scope: 'x' is not one of proc, sess, txn"),
         ("forwarded = { argument = 'x' }", "forwarded.trusted: it is empty"),
+        ("forwarded = { header = 'via' }", "forwarded.header: 'via' is not one of x-forwarded-for"),
+        ("bans = { ipv6-prefix = 47 }", "bans.ipv6-prefix: 47 is not in the range 48 to 128"),
+        ("policy = { nat64 = ['::/0'] }", "policy.nat64[1]: '::/0' is not an IPv6 network"),
         ("bans = { message = true }", "bans.message: there is no bans.path"),
         ("bans = { max-time = 0 }", "bans.max-time: 0.0 is not in the range 1 to"),
         ("bans = { path = '' }", "bans.path: '' is not a name"),

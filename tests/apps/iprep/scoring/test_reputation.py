@@ -399,7 +399,7 @@ def test_nobody_waits_for_a_dnsbl_that_can_change_nothing(site: Site) -> None:
                 allow=("1.1.1.1",),
             )
             async with site.used(bans) as reputation:
-                reputation.ban(Ban(ip_network("7.7.7.0/24"), 5, time.time() + 100))
+                reputation.ban_soon(Ban(ip_network("7.7.7.0/24"), 5, time.time() + 100))
                 for address, score, rule in (
                     ("8.8.8.8", 10, Rule.LOWEST),
                     ("9.9.9.9", 100, Rule.ALLOW),
@@ -470,7 +470,7 @@ def test_a_ban_that_comes_while_a_dnsbl_is_asked_counts(site: Site) -> None:
             async with site.used(bans) as reputation:
                 asking = asyncio.create_task(reputation.ask(ip_address("8.8.8.8")))
                 await until(lambda: server.asked)
-                reputation.ban(Ban(ip_network("8.8.8.8"), 5, time.time() + 100))
+                reputation.ban_soon(Ban(ip_network("8.8.8.8"), 5, time.time() + 100))
                 server.speak()
                 assert (await asking).verdict.rule is Rule.BAN
 
@@ -632,6 +632,36 @@ def test_bans_come_before_all_but_who_is_allowed(site: Site) -> None:
             assert score("8.8.8.8") == 5
             now = 1060.0
             assert score("8.8.8.8") == 50
+
+    run(scenario)
+    bans.close()
+
+
+def test_an_address_that_carries_one_of_ipv4_is_looked_up_by_both(site: Site) -> None:
+    bans = BanStore(site.root / "bans")
+
+    async def scenario() -> None:
+        site.build(
+            mine(site.file("a", "8.8.8.8\n2002:909:909::/48\n9.9.9.10\n"), score=50),
+            mine(site.file("good", "8.8.4.4\n64:ff9b::9.9.9.10\n"), "good", allow=True),
+        )
+        async with site.used(bans) as reputation:
+            for address, score in (
+                ("64:ff9b::8.8.8.8", 50),
+                ("2002:808:808::1", 50),
+                ("2002:909:909::1", 50),  # by itself
+                ("64:ff9b::9.9.9.9", 100),
+                ("64:ff9b::8.8.4.4", 100),
+                ("64:ff9b::9.9.9.10", 100),  # allowed in one of its forms
+                ("64:ff9b::10.1.1.1", 100),
+                ("64:ff9b:1::8.8.8.8", 100),  # not a translator that the settings name
+            ):
+                assert reputation.find(ip_address(address)).verdict.score == score
+                assert (await reputation.ask(ip_address(address))).verdict.score == score
+            await bans.ban(Ban(ip_network("9.9.9.9"), 7, time.time() + 100))
+            await bans.ban(Ban(ip_network("8.8.4.4"), 7, time.time() + 100))
+            for address, score in (("64:ff9b::9.9.9.9", 7), ("64:ff9b::8.8.4.4", 100)):
+                assert reputation.find(ip_address(address)).verdict.score == score
 
     run(scenario)
     bans.close()

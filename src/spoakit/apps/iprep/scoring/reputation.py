@@ -295,7 +295,7 @@ class Reputation:
         ipv4 = self.snapshot.embedded.ipv4_of(address) if isinstance(address, IPv6Address) else None
         if ipv4 is None:
             return await self._ask(address)
-        findings = [self._find(ipv4), self._find(address)]
+        findings = self._find(ipv4), self._find(address)
         if not all(finding.is_decided for finding in findings):
             findings = await asyncio.gather(self._ask(ipv4), self._ask(address))
         return min(findings, key=_severity)
