@@ -31,7 +31,7 @@ USAGE = """
 Usage: spoa-iprep { -h --help }
        spoa-iprep { -V --version }
        spoa-iprep [OPTION]...
-       spoa-iprep { ban | unban | bans | lookup | sources } [-h]
+       spoa-iprep { ban | unban | bans | lookup | sources | update } [-h]
 
 For help type: spoa-iprep -h
 

@@ -1,7 +1,9 @@
 """The commands, against a control socket whose answers the tests give."""
 
 import asyncio
+import io
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -109,6 +111,77 @@ def test_a_ban_is_ended(control: Control, tell: Tell) -> None:
     control.answer = {"address": "192.0.2.0/24"}
     assert tell("unban", "192.0.2.0/24") == ["192.0.2.0/24 is banned no more"]
     assert control.requests == [{"command": "unban", "address": "192.0.2.0/24"}]
+
+
+def test_bans_are_ended_by_network_and_all(control: Control, tell: Tell) -> None:
+    control.answer = {"address": "192.0.2.0/24", "count": 3}
+    assert tell("unban", "192.0.2.0/24") == ["192.0.2.0/24 is banned no more: 3 bans were ended"]
+    control.answer = {"address": "", "count": 1200}
+    assert tell("unban", "--all") == ["all bans were ended: 1,200"]
+    assert control.requests[1:] == [{"command": "unban", "all": True}]
+
+
+def test_a_source_is_updated(control: Control, tell: Tell) -> None:
+    control.answer = {"source": "drop", "download": "new", "entries": 1500, "fault": ""}
+    assert tell("update", "drop") == [
+        "drop: the download is new, and 1,500 entries are in the table"
+    ]
+    control.answer = {"source": "mine", "download": "", "entries": 1, "fault": "it is gone"}
+    assert tell("update", "--accept-shrink", "mine") == [
+        "mine: 1 entries are in the table; it is gone"
+    ]
+    assert control.requests == [
+        {"command": "update", "source": "drop"},
+        {"command": "update", "source": "mine", "accept-shrink": True},
+    ]
+
+
+class Stdin:
+    """Standard input with these bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        self.buffer = io.BytesIO(data)
+
+
+def test_many_addresses_come_from_standard_input(
+    control: Control,
+    tell: Tell,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    control.answer = lookup(score=10, rule="lowest", source="drop")
+    monkeypatch.setattr(sys, "stdin", Stdin(b"192.0.2.7\n\n# none\n 2001:db8::1 # one\n"))
+    line = f"{'192.0.2.7':<39}   10  lowest    drop"
+    assert tell("lookup", "-") == [line, line]
+    assert [request["address"] for request in control.requests] == ["192.0.2.7", "2001:db8::1"]
+    monkeypatch.setattr(sys, "stdin", Stdin(b"192.0.2.7"))
+    [line] = tell("lookup", "-", "--json")
+    assert json.loads(line) == control.answer
+    control.requests.clear()
+    control.answer = ban("192.0.2.7", 1e9)
+    monkeypatch.setattr(sys, "stdin", Stdin(b"192.0.2.7\nwrong\n\xff\n192.0.2.0/24\r\n"))
+    assert iprep.main(["ban", "-", "--for=90s", "--control", control.path]) == 1
+    shown = capsys.readouterr()
+    assert len(shown.out.splitlines()) == 2
+    assert [error.split("(")[0] for error in shown.err.splitlines()] == [
+        "ERROR: line 2: invalid address 'wrong' ",
+        "ERROR: line 3: invalid address '\ufffd' ",
+    ]
+    assert control.requests == [
+        {"command": "ban", "address": address, "seconds": 90.0, "score": 0, "reason": ""}
+        for address in ("192.0.2.7", "192.0.2.0/24")
+    ]
+
+
+def test_what_is_refused_of_many_leaves_the_others(
+    control: Control, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    control.error = "it is not banned"
+    monkeypatch.setattr(sys, "stdin", Stdin(b"192.0.2.7\n192.0.2.8\n"))
+    assert iprep.main(["unban", "-", "--control", control.path]) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert errors == [f"ERROR: line {number}: it is not banned" for number in (1, 2)]
+    assert len(control.requests) == 2
 
 
 def test_the_bans_are_listed_with_the_time_left(control: Control, tell: Tell) -> None:
@@ -316,6 +389,10 @@ def test_the_socket_is_that_of_the_file_or_of_the_environment(
     [
         (["ban"], "ADDRESS: give one address, not none"),
         (["ban", "192.0.2.7", "192.0.2.8"], "ADDRESS: give one address, not 2"),
+        (["unban"], "ADDRESS: give one address, not none"),
+        (["unban", "--all", "::1", "::2"], "ADDRESS: give one address, not 2"),
+        (["update"], "SOURCE: give one source, not none"),
+        (["bans", "-"], "unrecognized arguments: -"),
         (["bans", "192.0.2.7"], "unrecognized arguments: 192.0.2.7"),
         (["ban", "x"], "invalid address 'x' (ADDRESS: an address or a network such as"),
         (["unban", "192.0.2.7/24"], "invalid address '192.0.2.7/24' (ADDRESS: an address or a"),
@@ -357,7 +434,7 @@ def test_a_configuration_without_a_control_socket_is_named(
     assert (shown.err, shown.out) == (f"ERROR: {error}\n", "")
 
 
-@pytest.mark.parametrize("command", ["ban", "unban", "bans", "lookup", "sources"])
+@pytest.mark.parametrize("command", ["ban", "unban", "bans", "lookup", "sources", "update"])
 def test_each_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert iprep.main([command, "-h"]) == 0
     shown = capsys.readouterr().out

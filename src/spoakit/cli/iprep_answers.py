@@ -23,6 +23,7 @@ _RULES: Final = {
 _UNITS: Final = (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1))
 _SIZES: Final = ("B", "KiB", "MiB", "GiB")
 _MAX_TEXT: Final = 200
+_ADDRESS_WIDTH: Final = 39  # of the longest IPv6 address
 
 T = TypeVar("T")
 
@@ -40,6 +41,14 @@ class _Ban(msgspec.Struct, frozen=True):
 
 class _Unban(msgspec.Struct, frozen=True):
     address: str
+    count: int = 1
+
+
+class _Update(msgspec.Struct, frozen=True):
+    source: str
+    entries: int
+    download: str = ""
+    fault: str = ""
 
 
 class _Bans(msgspec.Struct, frozen=True):
@@ -74,6 +83,16 @@ class _Say(msgspec.Struct, frozen=True):
     state: str
     score: int | None = None
     category: str = ""
+    mode: str = "enforce"
+
+    @property
+    def shown_state(self) -> str:
+        return self.state if self.mode == "enforce" else f"{self.state} (observed)"
+
+
+class _Observed(msgspec.Struct, frozen=True):
+    source: str
+    score: int
 
 
 class _Lookup(msgspec.Struct, frozen=True):
@@ -87,6 +106,7 @@ class _Lookup(msgspec.Struct, frozen=True):
     asn: int | None = None
     country: str = ""
     ban: _Ban | None = None
+    observed: tuple[_Observed, ...] = ()
 
 
 class _Source(msgspec.Struct, frozen=True):
@@ -94,6 +114,7 @@ class _Source(msgspec.Struct, frozen=True):
     type: str
     place: str
     state: str
+    mode: str = "enforce"
     entries: int | None = None
     age: float | None = None
     failed_lines: int = 0
@@ -123,8 +144,20 @@ def show_ban(answer: Answer, now: float) -> str:
 
 
 def show_unban(answer: Answer, now: float) -> str:
-    """Show whose ban was ended."""
-    return f"{_clean(_read(answer, _Unban).address)} is banned no more"
+    """Show whose bans were ended."""
+    ended = _read(answer, _Unban)
+    if not ended.address:
+        return f"all bans were ended: {ended.count:,}"
+    count = f": {ended.count:,} bans were ended" if ended.count > 1 else ""
+    return f"{_clean(ended.address)} is banned no more{count}"
+
+
+def show_update(answer: Answer, now: float) -> str:
+    """Show a source that was updated."""
+    found = _read(answer, _Update)
+    download = f"the download is {found.download}, and " if found.download else ""
+    shown = f"{_clean(found.source)}: {download}{found.entries:,} entries are in the table"
+    return f"{shown}; {_clean(found.fault)}" if found.fault else shown
 
 
 def show_bans(answer: Answer, now: float) -> str:
@@ -146,9 +179,18 @@ def show_lookup(answer: Answer, now: float) -> str:
         "",
     ]
     if found.says:
-        rows = [(say.source, say.state, _number(say.score), say.category) for say in found.says]
+        rows = [
+            (say.source, say.shown_state, _number(say.score), say.category) for say in found.says
+        ]
         lines += [columns(("SOURCE", "SAYS", "SCORE", "CATEGORY"), rows, right=(2,)), ""]
     return "\n".join((*lines, found.table.show(now)))
+
+
+def show_lookup_line(answer: Answer, now: float) -> str:
+    """Show the score of an address and what decided, in one line of columns."""
+    found = _read(answer, _Lookup)
+    shown = f"{_clean(found.address):<{_ADDRESS_WIDTH}}  {found.score:>3}  {_clean(found.rule):<8}"
+    return f"{shown}  {_clean(found.source)}".rstrip()
 
 
 def _facts(found: _Lookup, now: float) -> Iterable[str]:
@@ -165,6 +207,8 @@ def _facts(found: _Lookup, now: float) -> Iterable[str]:
     for name, value in named:
         if value:
             yield f"{name}: {_clean(value)}"
+    for each in found.observed:
+        yield f"observed: with {_clean(each.source)} the score would be {each.score}"
 
 
 def show_sources(answer: Answer, now: float) -> str:
@@ -175,7 +219,7 @@ def show_sources(answer: Answer, now: float) -> str:
         (
             each.name,
             each.type,
-            each.state,
+            each.state if each.mode == "enforce" else f"{each.state} (observed)",
             _number(each.entries),
             "-" if each.age is None else duration(each.age),
             _number(each.asked),

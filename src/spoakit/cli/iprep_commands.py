@@ -1,15 +1,24 @@
 """The commands that speak to a running spoa-iprep over its control socket."""
 
 import json
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from spoakit.apps.iprep.config.loader import read_config
 from spoakit.apps.iprep.control.paths import CONTROL_VARIABLE, default_control, with_default
-from spoakit.apps.iprep.control.socket import Answer, ControlError, Request, ask
+from spoakit.apps.iprep.control.socket import (
+    Answer,
+    Connection,
+    ControlError,
+    RefusedError,
+    Request,
+    ask,
+)
 from spoakit.cli import iprep_answers as answers
 from spoakit.cli import values
 from spoakit.cli.common_options import HELP
@@ -49,46 +58,101 @@ _BAN: Final = (
 )
 
 
+_UNBAN: Final = (Option("--all", "", "End all bans."),)
+_UPDATE: Final = (
+    Option(
+        "--accept-shrink",
+        "",
+        "Take a list that lost more of its entries than max-shrink allows.",
+        name="accept-shrink",
+    ),
+)
+_STDIN: Final = "-"
+
+
 @dataclass(frozen=True, slots=True)
 class _Command:
     """A command.
 
     Attributes:
         help: what it does.
-        show: makes a text for people of its answer; the time is in seconds since the epoch.
-        check: raises a ConfigurationError for an address that it does not take; None for a
-            command that takes none.
+        show: makes a text for people of its response; the time is in seconds since the epoch.
+        operand: the key of a request that the operand is, as "address"; "" for a command without
+            one.
+        check: raises a ConfigurationError for an operand that it does not take.
         options: those that it alone has.
+        show_line: makes a line of the response to one of many operands of standard input; None for
+            a command that does not take them from there.
+        instead: the name of a switch that stands in for the operand.
+        has_timeout: whether the response has to come within seconds.
     """
 
     help: str
     show: Callable[[Answer, float], str]
+    operand: str = ""
     check: Callable[[str], None] | None = None
     options: tuple[Option, ...] = ()
+    show_line: Callable[[Answer, float], str] | None = None
+    instead: str = ""
+    has_timeout: bool = True
 
     def parser(self, name: str) -> OptionParser:
-        """Return the parser of its options, and of the address that it takes."""
-        operand = "" if self.check is None else "ADDRESS"
-        synopsis = f"Usage: spoa-iprep {name} {operand + ' ' if operand else ''}[OPTION]...\n"
+        """Return the parser of its options, and of the operand that it takes."""
+        operand = self.operand.upper()
+        words = [operand] if operand else []
+        if self.show_line is not None:
+            words.append("| -")
+        if self.instead:
+            words.append(f"| --{self.instead}")
+        shown = f"{{ {' '.join(words)} }}" if len(words) > 1 else "".join(words)
+        synopsis = f"Usage: spoa-iprep {name} {shown + ' ' if shown else ''}[OPTION]...\n"
         groups = (("Options are:", (*self.options, *_EVERYWHERE)),)
         notes = f"{self.help[0].upper()}{self.help[1:]}.\n"
+        if self.show_line is not None:
+            notes += (
+                "With - addresses come from standard input, one a line; # begins a comment.\n"
+                "Errors are shown with the line, the others go on, and the exit code is 1.\n"
+            )
         return OptionParser(f"spoa-iprep {name}", synopsis, groups, notes, operand)
 
+    def is_of_many(self, given: Mapping[str, Any]) -> bool:
+        """Return whether the operands are those of standard input."""
+        return self.show_line is not None and given["operands"] == [_STDIN]
+
     def request(self, given: Mapping[str, Any]) -> Request:
-        """Return what spoa-iprep is asked.
+        """Return the request that its options and its operand make.
 
         Raises:
-            ConfigurationError: the address is missing or wrong.
+            ConfigurationError: the operand is missing or wrong.
         """
-        request: Request = {}
-        if self.check is not None:
+        request = self.request_of_options(given)
+        if self.operand and not (self.instead and given[self.instead] and not given["operands"]):
             if len(given["operands"]) != 1:
                 count = len(given["operands"])
-                raise ConfigurationError(f"ADDRESS: give one address, not {count or 'none'}")
-            [address] = given["operands"]
-            self.check(address)
-            request["address"] = address
-        return request | {option.name: given[option.name] for option in self.options}
+                raise ConfigurationError(
+                    f"{self.operand.upper()}: give one {self.operand}, not {count or 'none'}"
+                )
+            [operand] = given["operands"]
+            request |= self.request_of_operand(operand)
+        return request
+
+    def request_of_options(self, given: Mapping[str, Any]) -> Request:
+        """Return what the options are of a request; switches only where they are on."""
+        return {
+            option.name: given[option.name]
+            for option in self.options
+            if given[option.name] is not False
+        }
+
+    def request_of_operand(self, operand: str) -> Request:
+        """Return what the operand is of a request.
+
+        Raises:
+            ConfigurationError: it is wrong.
+        """
+        if self.check is not None:
+            self.check(operand)
+        return {self.operand: operand}
 
 
 def _check_network(text: str) -> None:
@@ -110,14 +174,38 @@ def _check_address(text: str) -> None:
 
 COMMANDS: Final[Mapping[str, _Command]] = {
     "ban": _Command(
-        "give an address or a network a score for a time", answers.show_ban, _check_network, _BAN
+        "give addresses or networks a score for a time",
+        answers.show_ban,
+        "address",
+        _check_network,
+        _BAN,
+        show_line=answers.show_ban,
     ),
-    "unban": _Command("end the ban of an address or a network", answers.show_unban, _check_network),
+    "unban": _Command(
+        "end the bans of an address, of all that are within a network, or all",
+        answers.show_unban,
+        "address",
+        _check_network,
+        _UNBAN,
+        show_line=answers.show_unban,
+        instead="all",
+    ),
     "bans": _Command("list the bans, the next to end first", answers.show_bans),
     "lookup": _Command(
-        "show an address's score, and how it comes about", answers.show_lookup, _check_address
+        "show an address's score, and how it comes about",
+        answers.show_lookup,
+        "address",
+        _check_address,
+        show_line=answers.show_lookup_line,
     ),
     "sources": _Command("show the sources, and what is wrong with them", answers.show_sources),
+    "update": _Command(
+        "download a source now, and have it in a new table when this returns",
+        answers.show_update,
+        "source",
+        options=_UPDATE,
+        has_timeout=False,
+    ),
 }
 """The commands by their names."""
 
@@ -126,7 +214,7 @@ def run_command(arguments: Sequence[str]) -> int:
     """Run a command, whose name comes first; return its exit code.
 
     Returns:
-        0, or 1 where nobody answers or the answer is an error; a wrong command line is left with
+        0, or 1 where nobody responds or a response is an error; a wrong command line is left with
         64.
     """
     name = arguments[0]
@@ -135,8 +223,10 @@ def run_command(arguments: Sequence[str]) -> int:
     given = parser.read(arguments[1:])
     if given is None:
         return 0
+    request: Request = {"command": name}
     try:
-        request = {"command": name} | command.request(given)
+        is_of_many = command.is_of_many(given)
+        request |= command.request_of_options(given) if is_of_many else command.request(given)
     except ConfigurationError as error:
         parser.error(str(error))
     try:
@@ -145,12 +235,43 @@ def run_command(arguments: Sequence[str]) -> int:
         show_errors(str(error))
         return EX_USAGE
     try:
-        answer = ask(path, request)
+        if is_of_many:
+            return _run_for_each(command, path, request, given)
+        answer = ask(path, request) if command.has_timeout else ask(path, request, None)
         show(json.dumps(answer) if given["json"] else command.show(answer, time.time()))
     except ControlError as error:
         show_errors(str(error))
         return EX_FAILED
     return 0
+
+
+def _run_for_each(command: _Command, path: str, request: Request, given: Mapping[str, Any]) -> int:
+    """Run a command for each operand of standard input; return its exit code.
+
+    Raises:
+        ControlError: nobody responds.
+    """
+    assert command.show_line is not None
+    code = 0
+    with closing(Connection(path)) as connection:
+        for number, operand in _operands(sys.stdin.buffer):
+            try:
+                answer = connection.ask(request | command.request_of_operand(operand))
+                line = command.show_line(answer, time.time())
+            except (ConfigurationError, RefusedError) as error:
+                show_errors(f"line {number}: {error}")
+                code = EX_FAILED
+            else:
+                show(json.dumps(answer) if given["json"] else line)
+    return code
+
+
+def _operands(lines: BinaryIO) -> Iterator[tuple[int, str]]:
+    """Yield the operands of a file, one a line, with the numbers of the lines."""
+    for number, line in enumerate(lines, 1):
+        text = line.decode(errors="replace").partition("#")[0].strip()
+        if text:
+            yield number, text
 
 
 def _control_path(given: Mapping[str, Any]) -> str:

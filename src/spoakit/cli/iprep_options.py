@@ -10,7 +10,7 @@ _SYNOPSIS: Final = """\
 Usage: spoa-iprep { -h --help }
        spoa-iprep { -V --version }
        spoa-iprep [OPTION]...
-       spoa-iprep { ban | unban | bans | lookup | sources } [-h]
+       spoa-iprep { ban | unban | bans | lookup | sources | update } [-h]
 """
 _NOTES: Final = f"""\
 Commands speak to a running spoa-iprep; -h behind one explains it.

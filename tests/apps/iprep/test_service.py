@@ -1,4 +1,5 @@
 import asyncio
+import json
 import os
 import re
 import signal
@@ -193,6 +194,49 @@ def test_a_reload_adds_and_removes_sources(service: Service, path: Path) -> None
     service.signal(signal.SIGHUP)
     service.wait_until(lambda: service.score("8.8.8.8") == 100, "no more of the first list")
     assert service.score("9.9.9.9") == 0
+    assert service.stop() == 0
+
+
+def test_commands_update_a_source_and_see_all_workers(service: Service, path: Path) -> None:
+    with web_server() as page:
+        page.body = b"9.9.9.9\n" * 200
+        audit = path.with_name("audit.log")
+        feed = f'[[source]]\nname = "feed"\ntype = "list"\nurl = "{page.url}"\n'
+        config = (
+            f'cache = "cache"\nbans.path = "bans"\naudit.path = "audit.log"\n{a_list(path)}{feed}'
+        )
+        service.start(config).ready()
+        page.body = b"7.7.7.7\n"
+        with pytest.raises(SpoakitError, match="source feed: it shrank from 200 entries to 1"):
+            service.ask("update", source="feed")
+        answer = service.ask("update", source="feed", **{"accept-shrink": True})
+        assert answer == {"source": "feed", "download": "new", "entries": 1, "fault": ""}
+        put(path, "8.8.8.8\n6.6.6.6\n")
+        assert service.ask("update", source="mine")["entries"] == 2
+        service.wait_until(lambda: service.score("6.6.6.6") == 0, "the new table")
+        service.ask("ban", address="5.5.5.5", seconds=0.2)
+        service.wait_until(lambda: audit.read_text().count("\n") == 2, "the end of the ban")
+        ban, end = map(json.loads, audit.read_text().splitlines())
+        assert (ban["event"], ban["by"], ban["user"]) == ("ban", "command", os.geteuid())
+        assert (end["event"], end["by"], end["address"]) == ("unban", "expiry", "5.5.5.5")
+        assert service.stop() == 0
+
+
+def test_a_table_that_cannot_be_made_shows_in_the_sources(service: Service, path: Path) -> None:
+    service.start(a_list(path), workers=1).ready()
+    [folder] = service.folders
+    (folder / "build.lock").unlink()
+    (folder / "build.lock").mkdir()
+    with pytest.raises(
+        SpoakitError, match="source mine: no new table: .* Is a dir"
+    ):
+        service.ask("update", source="mine")
+    table = service.ask("sources")["table"]
+    assert "Is a directory" in table["error"]
+    assert table["failed"] <= time.time()
+    (folder / "build.lock").rmdir()
+    service.ask("update", source="mine")
+    assert "error" not in service.ask("sources")["table"]
     assert service.stop() == 0
 
 

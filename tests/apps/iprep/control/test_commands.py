@@ -325,6 +325,16 @@ def test_bans_are_ended_by_network_and_all_at_once(site: Site) -> None:
     site.run(scenario)
 
 
+def test_what_cannot_be_updated_is_refused(site: Site, path: Path) -> None:
+    async def scenario(ask: Ask) -> None:
+        with pytest.raises(SpoakitError, match="there is no source 'none'"):
+            await ask("update", source="none")
+        with pytest.raises(SpoakitError, match="the key 'source' is missing"):
+            await ask("update")
+
+    site.run(scenario, mine(path))
+
+
 def test_a_lookup_shows_what_is_observed(site: Site, path: Path) -> None:
     async def scenario(ask: Ask) -> None:
         found = await ask("lookup", address="8.8.8.8")

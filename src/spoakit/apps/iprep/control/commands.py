@@ -157,7 +157,7 @@ class Commands:
                     "source": asked.source,
                     "download": outcome,
                     "entries": report.entries,
-                    "error": report.error,
+                    "fault": report.error,
                 }
         raise ControlError(f"source {asked.source}: a reload has removed it")
 

@@ -51,6 +51,10 @@ class ControlError(SpoakitError):
     """A request that could not be made or was refused; the text says why."""
 
 
+class RefusedError(ControlError):
+    """A request whose response is an error; the connection can be used further."""
+
+
 @asynccontextmanager
 async def serve_control(settings: ControlSettings, handle: Handle) -> AsyncIterator[None]:
     """Answer requests on a Unix socket as long as the context lasts.
@@ -319,7 +323,8 @@ class Connection:
         """Make a request and return its response.
 
         Raises:
-            ControlError: nobody responds, or the response is an error.
+            RefusedError: the response is an error.
+            ControlError: nobody responds.
         """
         with self._explained():
             self._socket.sendall(json.dumps(request).encode() + b"\n")
@@ -335,7 +340,7 @@ class Connection:
         if not isinstance(answer, dict):
             raise ControlError(f"what answers at {self._path!r} is not a spoa-iprep")
         if "error" in answer:
-            raise ControlError(str(answer["error"]))
+            raise RefusedError(str(answer["error"]))
         return cast(Answer, answer)
 
     def close(self) -> None:
