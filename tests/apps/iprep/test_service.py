@@ -227,9 +227,7 @@ def test_a_table_that_cannot_be_made_shows_in_the_sources(service: Service, path
     [folder] = service.folders
     (folder / "build.lock").unlink()
     (folder / "build.lock").mkdir()
-    with pytest.raises(
-        SpoakitError, match="source mine: no new table: .* Is a dir"
-    ):
+    with pytest.raises(SpoakitError, match=r"source mine: no new table: .* Is a dir"):
         service.ask("update", source="mine")
     table = service.ask("sources")["table"]
     assert "Is a directory" in table["error"]

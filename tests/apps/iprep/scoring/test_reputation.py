@@ -330,7 +330,7 @@ def test_editions_are_swapped_whole(site: Site) -> None:
         assert len(seen) > 3
 
     async def _alternate() -> None:
-        for _ in range(12):
+        for _ in range(5):
             await asyncio.to_thread(build, next(states))
             await asyncio.sleep(0.12)
 

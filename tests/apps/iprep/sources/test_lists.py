@@ -124,7 +124,10 @@ def test_a_line_whose_prefix_is_cut_off_is_refused(line: bytes) -> None:
         (PlainReader(), b"8.8.8.8\n" + line),
         (PlainReader(), b"8.8.8.8\n" + line + b" # comment\r\n"),
         (CsvReader(Columns()), b"8.8.8.8,x\n" + line + b",x\n"),
-        (DropReader(), b'{"cidr":"8.8.8.8"}\n{"cidr":"%b"}\n' % line),
+        (
+            DropReader(),
+            b'{"cidr":"8.8.8.8"}\n{"cidr":"%b"}\n{"type":"metadata","records":2}\n' % line,
+        ),
     ):
         entries = reader.read(BytesIO(data))
         assert ranges(entries) == {"8.8.8.8-8.8.8.8"}

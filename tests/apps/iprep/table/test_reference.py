@@ -25,20 +25,24 @@ RANGES = [
     for key, kind, _, allowed, _ in ROWS
     if " to " in allowed and kind != "text"
 ]
-OF_THE_FILE = ("policy", "answers", "forwarded", "bans", "control", "cache")
+OF_THE_FILE = ("policy", "answers", "forwarded", "bans", "audit", "control", "cache")
 OF_A_TYPE = {
     "csv": ("columns", "best", "worst", "delimiter"),
     "dnsbl": ("deadline", "cache-size", "min-ttl", "max-ttl", "max-pending", "octet", "test"),
 }
 # What else it takes for a key to have any of its values.
-BESIDE = {"min-ttl": "max-ttl = '1d'\n", "max-ttl": "min-ttl = 0\n"}
+BESIDE = {
+    "min-ttl": "max-ttl = '1d'\n",
+    "max-ttl": "min-ttl = 0\n",
+    "audit.threshold": "audit.path = 'a'\n",
+}
 
 
 def settings(key: str, line: str) -> ReputationSettings:
     """Return the settings of a file that has a line with a key, where that belongs."""
     first = key.split(".")[0]
     if first in OF_THE_FILE:
-        return settings_of(parse_toml(line), Path("/"))
+        return settings_of(parse_toml(BESIDE.get(key, "") + line), Path("/"))
     kind = next((kind for kind, keys in OF_A_TYPE.items() if first in keys), "list")
     place = "zone = 'bl.example'" if kind == "dnsbl" else "url = 'http://h'"
     text = f"cache = 'c'\n[[source]]\nname = 'a'\ntype = '{kind}'\n{place}\n{BESIDE.get(key, '')}"
