@@ -445,6 +445,34 @@ def test_a_second_service_with_the_same_cache_does_without(
     assert service.stop() == 0
 
 
+def test_a_feeds_key_is_neither_logged_nor_shown_nor_on_a_command_line(
+    service: Service, path: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "key").write_text("hush-hush\n")
+    with web_server() as page:
+        page.trickles = True
+        feed = f'{a_feed(page.url)}headers = {{ Auth-Key = "@key" }}\nallow-html = true\n'
+        service.start(f'cache = "cache"\n{a_list(path)}{feed}', workers=1)
+        service.wait_until(lambda: page.asked, "the question")
+        assert page.asked[0]["Auth-Key"] == "hush-hush"
+        jobs = children_of(service.updater())
+        assert jobs
+        for process in (*service.workers(), *jobs):
+            assert b"hush" not in Path(f"/proc/{process}/cmdline").read_bytes()
+        page.trickles = False
+        service.configure(f'cache = "cache"\n{a_list(path)}{feed.replace("= 25", "= 24")}')
+        page.status = 403
+        service.signal(signal.SIGHUP)
+        service.wait_for("the server answered 403")
+        service.ready()
+        assert "hush" not in str(service.ask("sources"))
+        assert service.stop() == 0
+    assert "hush" not in service.log
+    public = [file for file in (tmp_path / "cache").iterdir() if file.is_file()]
+    assert public
+    assert all(b"hush" not in file.read_bytes() for file in public)
+
+
 class Kept:
     """A cache in which a service has left a snapshot."""
 
