@@ -439,11 +439,10 @@ def test_an_ended_ban_leaves_the_file_an_hour_later(path: Path) -> None:
     clocks = Clocks()
     store = clocks.store(path)
     done(store.ban(ban(until=clocks.wall + 10)))
-    clocks.pass_time(11)
-    done(follow_until(store, lambda: store.bans.ended))
     done(store.ban(ban("192.0.2.8")))
-    clocks.pass_time(20)
-    done(follow_until(store, lambda: store.find(IPv4Address("192.0.2.8"))))
+    clocks.pass_time(11)
+    done(store.refresh())  # so that it is not one that was held up
+    done(follow_until(store, partial(has_ended, store)))
     assert names(path) == {"192.0.2.7", "192.0.2.8"}
     clocks.pass_hour(store)
     done(follow_until(store, lambda: names(path) == {"192.0.2.8"}))

@@ -38,7 +38,9 @@ CREATE TABLE IF NOT EXISTS bans (
     reason TEXT NOT NULL
 );
 """
-_INSERT: Final = "INSERT OR {} INTO bans (network, score, until, reason) VALUES (?, ?, ?, ?)"
+# Python's lock goes to and fro for each statement, so that one is for many rows; older versions of
+# SQLite take 999 values.
+_MAX_ROWS: Final = 200
 
 T = TypeVar("T")
 
@@ -130,9 +132,13 @@ class BanFile:
             self._change = number
 
     def _remove(self, bans: Sequence[Ban]) -> None:
-        keys = [(str(ban.network), ban.until) for ban in bans]
         with self._transaction():
-            self._db.executemany("DELETE FROM bans WHERE network = ? AND until = ?", keys)
+            for group in _groups(bans):
+                values = [value for ban in group for value in (str(ban.network), ban.until)]
+                rows = ", ".join(["(?, ?)"] * len(group))
+                self._db.execute(
+                    f"DELETE FROM bans WHERE (network, until) IN (VALUES {rows})", values
+                )
 
     def _run(self, what: str, operation: Callable[[], T]) -> T:
         """Run an operation, again where the file is found removed, replaced or damaged.
@@ -221,12 +227,21 @@ class BanFile:
             except (BanError, ValueError, TypeError) as error:  # somebody else wrote it
                 throttle.warning("row", "bans: %s has a wrong row: %s", self._path, error)
 
-    def _insert(self, bans: Iterable[Ban], conflict: str = "REPLACE") -> int:
+    def _insert(self, bans: Sequence[Ban], conflict: str = "REPLACE") -> int:
         """Insert bans; return the number of the last change."""
         number = 0
-        for ban in bans:
-            row = (str(ban.network), ban.score, ban.until, ban.reason)
-            number = self._db.execute(_INSERT.format(conflict), row).lastrowid or 0
+        for group in _groups(bans):
+            values = [
+                value
+                for ban in group
+                for value in (str(ban.network), ban.score, ban.until, ban.reason)
+            ]
+            rows = ", ".join(["(?, ?, ?, ?)"] * len(group))
+            inserted = self._db.execute(
+                f"INSERT OR {conflict} INTO bans (network, score, until, reason) VALUES {rows}",
+                values,
+            )
+            number = inserted.lastrowid or 0
         return number
 
     def _inode_there(self) -> tuple[int, ...] | None:
@@ -252,3 +267,8 @@ class BanFile:
         with path.open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield path
+
+
+def _groups(bans: Sequence[Ban]) -> Iterator[Sequence[Ban]]:
+    for start in range(0, len(bans), _MAX_ROWS):
+        yield bans[start : start + _MAX_ROWS]
