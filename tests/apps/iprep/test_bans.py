@@ -496,6 +496,34 @@ def test_a_worker_that_was_held_up_still_sees_that_a_ban_was_ended(path: Path) -
     reader.close()
 
 
+def test_bans_that_come_while_all_are_read_anew_are_kept(path: Path) -> None:
+    clocks = Clocks()
+    store = clocks.store(path)
+
+    async def ban_and_refresh() -> None:
+        for number in range(1000):
+            store.ban_soon(ban(f"198.51.{number // 250}.{number % 250}"))
+        clocks.monotonic += 40  # it was held up
+        refreshed = asyncio.create_task(store.refresh())
+        number = 0
+        while not refreshed.done():
+            store.ban_soon(ban(str(IPv4Address(number))))
+            await store.ban(ban(str(IPv4Address(2**31 + number))))
+            number += 1
+        await refreshed
+        assert number > 2
+        assert len(store.bans) == 1000 + 2 * number
+        assert len(await store.current()) == 1000 + 2 * number
+
+    for _ in range(3):
+        done(ban_and_refresh())
+        for suffix in ("", "-wal", "-shm"):
+            path.with_name(f"{path.name}{suffix}").unlink(missing_ok=True)
+        store.close()
+        store = clocks.store(path)
+    store.close()
+
+
 def test_what_has_ended_is_bounded(path: Path) -> None:
     clocks = Clocks()
     store = clocks.store(path, limit=10)

@@ -76,6 +76,7 @@ class BanStore:
         """Called for each ban that has ended, by its time or by a command."""
         self.bans = self._new_list()
         """Those in memory; some may have just ended."""
+        self._added: list[Ban] | None = None
         self._file = BanFile(path, lambda: self.bans.copy())
         self._read_at = monotonic()
         self._read_all()
@@ -118,7 +119,7 @@ class BanStore:
         self._check_room(ban.network, self._limit - self._limit // 10)
         if len(self._pending) >= _MAX_PENDING:
             raise BanError(f"{len(self._pending)} bans wait to be written to {str(self._path)!r}")
-        self.bans.add(ban)
+        self._add(ban)
         self._submit(ban, None)
 
     async def unban(self, *networks: IPNetwork) -> list[Ban]:
@@ -143,21 +144,11 @@ class BanStore:
         """
         async with self._reading:
             now = self._monotonic()
-            bans = self.bans
             # A worker that was held up for long may have missed the end of a ban.
             if now - self._read_at > MIN_KEPT / 2:
-                bans = self._new_list()
-                await self._in_thread(self._file.restart)
-            more = True
-            while more:
-                changed, more = await self._in_thread(self._file.changes)
-                for ban in changed:
-                    bans.add(ban)
-            if bans is not self.bans:
-                for ban, command in self._pending:
-                    if command is None:
-                        bans.add(ban)
-                self.bans = bans
+                await self._read_anew()
+            else:
+                await self._read_changes(self.bans)
             self._read_at = now
 
     async def follow(self) -> None:
@@ -200,6 +191,31 @@ class BanStore:
                 self.bans.add(ban)
         self.bans.follow_clock(self._clock())
 
+    async def _read_changes(self, bans: BanList) -> None:
+        more = True
+        while more:
+            changed, more = await self._in_thread(self._file.changes)
+            for ban in changed:
+                bans.add(ban)
+
+    async def _read_anew(self) -> None:
+        """Read all bans into a new list, beside which those that come meanwhile are noted."""
+        self._added = [ban for ban, command in self._pending if command is None]
+        try:
+            bans = self._new_list()
+            await self._in_thread(self._file.restart)
+            await self._read_changes(bans)
+            for ban in self._added:
+                bans.add(ban)
+            self.bans = bans
+        finally:
+            self._added = None
+
+    def _add(self, ban: Ban) -> None:
+        self.bans.add(ban)
+        if self._added is not None:
+            self._added.append(ban)
+
     def _follow_clock(self) -> None:
         self._forgotten += self.bans.follow_clock(self._clock())
 
@@ -241,7 +257,7 @@ class BanStore:
                 continue
             for ban, command in group:
                 if command is not None:
-                    self.bans.add(ban)
+                    self._add(ban)
                     if not command.done():
                         command.set_result(None)
 

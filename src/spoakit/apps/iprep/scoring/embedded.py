@@ -31,11 +31,16 @@ class EmbeddedAddresses:
             (128 - each.prefixlen, int(each.network_address) >> (128 - each.prefixlen))
             for each in parse_nat64("policy.nat64", nat64)
         ]
+        # Nearly all addresses begin otherwise, and are done with at the first look.
+        self._beginnings = {_6TO4, *(prefix << free >> 112 for free, prefix in self._prefixes)}
 
     def ipv4_of(self, address: IPv6Address) -> IPv4Address | None:
         """Return the IPv4 address in an address, None where there is none."""
         number = int(address)
-        if number >> 112 == _6TO4:
+        beginning = number >> 112
+        if beginning not in self._beginnings:
+            return None
+        if beginning == _6TO4:
             return IPv4Address(number >> 80 & MAX_IPV4)
         for free, prefix in self._prefixes:
             if number >> free == prefix:
