@@ -41,7 +41,7 @@ SAME_IN_BOTH_FORMS = (
     "apps/iprep/config/test_loader.py",
     "apps/iprep/control/test_socket.py",
     "apps/iprep/sources/test_dnsbl.py",
-    "apps/iprep/scoring/test_forwarded.py",
+    "apps/iprep/scoring/test_embedded.py",
     "apps/iprep/sources/test_chunks.py",
     "apps/iprep/sources/test_json_list.py",
     "apps/iprep/sources/test_limits.py",

@@ -20,7 +20,7 @@ from spoakit.logs import Throttle
 from spoakit.server.watch import identity_of
 
 MAX_BATCH: Final = 200
-"""How many changes are read at once."""
+"""Number of changes read at once."""
 
 _BUSY_TIMEOUT: Final = 0.5
 _START_TIMEOUT: Final = 10.0  # while all workers make the file

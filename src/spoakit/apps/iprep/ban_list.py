@@ -24,7 +24,7 @@ MAX_REASON: Final = 200
 MAX_SCORE: Final = 100
 
 MIN_KEPT: Final = 60.0
-"""How long a ban that has ended is kept at least, in seconds, so that all workers see its end."""
+"""Shortest time, in seconds, that an ended ban is kept, so that all workers see its end."""
 
 _MAX_KEPT: Final = 3600.0
 # Bans that end within the same tick, a sixteenth of a second, are found together.
@@ -111,7 +111,7 @@ class BanList:
 
     @property
     def ended(self) -> int:
-        """How many bans are kept that have ended."""
+        """Number of ended bans that are kept."""
         return len(self._ended)
 
     def copy(self) -> list[Ban]:
