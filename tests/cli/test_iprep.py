@@ -305,3 +305,41 @@ def test_a_status_in_haproxys_disconnect_comes_back(
             engine.call("check-client-ip", IPv4Address("192.0.2.1"))
             assert engine.disconnect(status, message).status_code == status
             engine.wait_for_close()
+
+
+def test_check_has_a_line_for_each_source_and_writes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("192.0.2.7\n")
+    config = tmp_path / "iprep.toml"
+    config.write_text(
+        'cache = "cache"\nbans.path = "bans"\naudit.path = "${AUDIT:-audit.log}"\n'
+        '[[source]]\nname = "mine"\ntype = "list"\npath = "list.txt"\n'
+    )
+    before = sorted(tmp_path.iterdir())
+
+    def check(**environment: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-m", "spoakit.cli.iprep", "--check", "--config", "iprep.toml"],
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+
+    ended = check()
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout == "source mine: list.txt ok: 10 bytes\n"
+    ended = check(AUDIT="none/audit.log")
+    assert (ended.returncode, ended.stdout) == (64, "")
+    assert ended.stderr.startswith("ERROR: audit.path: 'none/audit.log' cannot be written: ")
+    with config.open("a") as file:
+        file.write('[[source]]\nname = "f"\ntype = "list"\nurl = "http://name.invalid/"\n')
+    ended = check()
+    assert ended.returncode == 1
+    assert ended.stdout.splitlines()[1].startswith("source f: http://name.invalid/ failed: it ")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_without_a_file_there_is_nothing_to_check(capsys: pytest.CaptureFixture[str]) -> None:
+    assert iprep.main(["--check"]) == 64
+    assert capsys.readouterr().err == "ERROR: --check: there is nothing to check without --config\n"

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from spoakit.apps.checks import check_writable
 from spoakit.cli import values
 from spoakit.cli.option_table import Group, Option
 from spoakit.cli.options import read_tls
@@ -26,6 +27,7 @@ from spoakit.server.settings import (
     parse_address,
     parse_network,
 )
+from spoakit.server.tls import server_context
 from spoakit.spop.constants import MIN_FRAME_SIZE
 
 MAX_WORKERS: Final = 1000
@@ -341,6 +343,20 @@ def server_settings(given: Mapping[str, Any]) -> ServerSettings:
         monitor=given["monitor_interval"],
         loop=given["loop"],
     )
+
+
+def check_server_files(settings: ServerSettings) -> None:
+    """Refuse files of a server that cannot be used, for --check; none is written.
+
+    Raises:
+        ConfigurationError: one cannot; the text names the option and the file.
+    """
+    if settings.listen.tls is not None:
+        server_context(settings.listen.tls)
+    if settings.logfile is not None:
+        check_writable("--logfile", settings.logfile.path)
+    if settings.pidfile is not None:
+        check_writable("--pidfile", settings.pidfile)
 
 
 def _addresses(given: Mapping[str, Any]) -> tuple[ListenAddress, ...]:

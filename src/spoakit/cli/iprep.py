@@ -1,5 +1,6 @@
 """spoa-iprep: the options of the C program and more, and commands for a running one."""
 
+import asyncio
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,18 +12,25 @@ from typing import Any
 
 from spoakit.agent import Agent
 from spoakit.apps.iprep.agent import create_agent
+from spoakit.apps.iprep.check import check_files, check_sources
 from spoakit.apps.iprep.config.loader import read_config
 from spoakit.apps.iprep.config.settings import ReputationSettings
 from spoakit.apps.iprep.control.paths import with_default
 from spoakit.apps.iprep.random_score import random_agent
 from spoakit.apps.iprep.service import live_settings, snapshots_folder
 from spoakit.apps.live import LiveSettings
-from spoakit.cli.common_options import begin_logging, server_settings, watching
+from spoakit.cli.common_options import (
+    begin_logging,
+    check_server_files,
+    server_settings,
+    watching,
+)
 from spoakit.cli.iprep_commands import COMMANDS, run_command
 from spoakit.cli.iprep_options import iprep_parser
-from spoakit.cli.options import fail, open_standard_streams
+from spoakit.cli.options import EX_FAILED, fail, open_standard_streams, show
 from spoakit.exceptions import ConfigurationError, SpoakitError
 from spoakit.server import Hooks, ServerSettings, TcpAddress, run
+from spoakit.server.event_loops import loop_factory
 
 logger = logging.getLogger("spoakit.iprep")
 
@@ -39,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with ExitStack() as stack:
         try:
             settings = watching(server_settings(given), given)
+            if given["check"]:
+                return _check(given, settings)
             live = _live_settings(given, settings)
             begin_logging(given)
             agent, hooks = _agent(given, live, stack)
@@ -49,6 +59,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return run([agent], settings, hooks)
         except SpoakitError as error:
             return fail(error)
+
+
+def _check(given: Mapping[str, Any], server: ServerSettings) -> int:
+    """Check files and sources, and print a line for each source; return the exit code.
+
+    Raises:
+        ConfigurationError: a file cannot be used.
+    """
+    path = given["config"]
+    if path is None:
+        raise ConfigurationError("--check: there is nothing to check without --config")
+    check_server_files(server)
+    settings = _read(path, given["control"], server)
+    check_files(settings)
+    with asyncio.Runner(loop_factory=loop_factory(server.loop)) as runner:
+        results = runner.run(check_sources(settings))
+    show("\n".join(map(str, results)) or "no source: all addresses have the score of unknown ones")
+    return EX_FAILED if any(result.error for result in results) else 0
 
 
 def _live_settings(

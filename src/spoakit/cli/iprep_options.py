@@ -30,6 +30,7 @@ _SCORES: Final = (
     Option("--config", "FILE", "Score as this TOML file says."),
     common.WATCH,
     Option("--control", "PATH", "Socket for the commands, instead of the file's control.path."),
+    Option("--check", "", "Check the file and all sources, and exit."),
     Option("--random", "", "Score by chance, as is done without a file."),
 )
 

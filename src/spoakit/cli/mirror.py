@@ -8,7 +8,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from spoakit.apps.checks import check_writable
 from spoakit.apps.mirror.agent import create_agent, live_settings
 from spoakit.apps.mirror.check import check_targets
 from spoakit.apps.mirror.config.loader import read_config
@@ -22,13 +21,17 @@ from spoakit.apps.mirror.config.settings import (
 )
 from spoakit.apps.mirror.url import TargetURL
 from spoakit.cli.command_line import hide_users
-from spoakit.cli.common_options import begin_logging, server_settings, watching
+from spoakit.cli.common_options import (
+    begin_logging,
+    check_server_files,
+    server_settings,
+    watching,
+)
 from spoakit.cli.mirror_options import OF_TARGETS, mirror_parser
 from spoakit.cli.options import EX_FAILED, fail, open_standard_streams, show
 from spoakit.exceptions import ConfigurationError, SpoakitError
 from spoakit.server import Hooks, ServerSettings, run
 from spoakit.server.event_loops import loop_factory
-from spoakit.server.tls import server_context
 
 logger = logging.getLogger("spoakit.mirror")
 
@@ -63,12 +66,7 @@ def _check(mirror: MirrorSettings, server: ServerSettings) -> int:
     Raises:
         ConfigurationError: a file cannot be used.
     """
-    if server.listen.tls is not None:
-        server_context(server.listen.tls)
-    if server.logfile is not None:
-        check_writable("--logfile", server.logfile.path)
-    if server.pidfile is not None:
-        check_writable("--pidfile", server.pidfile)
+    check_server_files(server)
     with asyncio.Runner(loop_factory=loop_factory(server.loop)) as runner:
         results = runner.run(check_targets(mirror))
     show("\n".join(map(str, results)) or "no target: requests are acknowledged and not mirrored")

@@ -23,6 +23,8 @@ class Page:
     headers: dict[str, str] = field(default_factory=dict)
     size: int | None = None
     asked: list[dict[str, str]] = field(default_factory=list)
+    methods: list[str] = field(default_factory=list)
+    has_head: bool = False
     pause: float = 0.0
     framing: Literal["length", "chunked", "close"] = "length"
     trickles: bool = False
@@ -33,8 +35,16 @@ class _Handler(BaseHTTPRequestHandler):
     page: Page
     released: threading.Event
 
+    def do_HEAD(self) -> None:
+        page = self.page
+        page.asked.append(dict(self.headers))
+        page.methods.append("HEAD")
+        self.send_response(page.status if page.has_head else 501)
+        self.end_headers()
+
     def do_GET(self) -> None:
         page = self.page
+        page.methods.append("GET")
         page.asked.append(dict(self.headers))
         etag = page.headers.get("ETag")
         status = 304 if etag and self.headers["If-None-Match"] == etag else page.status
@@ -85,7 +95,9 @@ def web_server(certificate: Pem | None = None) -> Iterator[Page]:
             page.url = page.url.replace("http:", "https:")
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
-        yield page
-        released.set()
-        server.shutdown()
-        thread.join()
+        try:
+            yield page
+        finally:
+            released.set()
+            server.shutdown()
+            thread.join()

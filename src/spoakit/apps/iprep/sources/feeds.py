@@ -41,6 +41,9 @@ _MIN_GUARDED: Final = 100
 _GZIP: Final = b"\x1f\x8b"
 _HTML: Final = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml", b"<!--")
 
+# Statuses by which servers refuse HEAD, and may respond to GET.
+_NO_HEAD: Final = (400, 403, 404, 405, 501)
+
 # Reads a file, and returns how many entries it has, or raises a SourceError.
 Count: TypeAlias = Callable[[Path], int]
 
@@ -167,6 +170,29 @@ class Feed:
         except OSError as error:
             raise SourceError(f"{self._folder}: {error.strerror or error}") from None
 
+    def probe(self) -> str:
+        """Ask the server for the headers alone, or for the list where it does not take that.
+
+        Returns:
+            The status of its response: "200 OK".
+
+        Raises:
+            SourceError: there was none, or it is an error.
+        """
+        opener = _opener(_trust(self._settings.ca_file))
+        for method in ("HEAD", "GET"):
+            request = self._request(FeedState(), method)
+            try:
+                with opener.open(request, timeout=self._settings.timeout) as response:
+                    return f"{response.status} {response.reason}"
+            except urllib.error.HTTPError as error:
+                error.close()
+                if method == "GET" or error.code not in _NO_HEAD:
+                    raise SourceError(f"the server answered {error.code} {error.reason}") from None
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                raise SourceError(f"it cannot be downloaded: {_reason(error)}") from None
+        raise AssertionError("GET has returned or raised")
+
     def _attempt(self, state: FeedState, accepts_shrink: bool) -> Outcome:
         try:
             return self._download(state, accepts_shrink)
@@ -209,7 +235,9 @@ class Feed:
         """Write the response's body to the new file; return its headers, None if unchanged."""
         opener = _opener(_trust(self._settings.ca_file))
         try:
-            with opener.open(self._request(state), timeout=self._settings.timeout) as response:
+            with opener.open(
+                self._request(state, "GET"), timeout=self._settings.timeout
+            ) as response:
                 if response.status != 200:
                     raise SourceError(f"the server answered {response.status} {response.reason}")
                 self._save(response)
@@ -227,8 +255,8 @@ class Feed:
                 raise _too_slow(self._settings.timeout) from None
             raise SourceError(f"it cannot be downloaded: {_reason(error)}") from None
 
-    def _request(self, state: FeedState) -> urllib.request.Request:
-        request = urllib.request.Request(self._url, headers=self._headers(state))
+    def _request(self, state: FeedState, method: str) -> urllib.request.Request:
+        request = urllib.request.Request(self._url, headers=self._headers(state), method=method)
         # Secrets go to this server, and not to another one that it redirects to.
         if self._authorization is not None:
             request.add_unredirected_header("Authorization", self._authorization)
