@@ -1,0 +1,91 @@
+"""Examples of spoa-iprep with other programs: their files are read, and their commands run."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from configparser import RawConfigParser
+from pathlib import Path
+
+import pytest
+from tests.apps.iprep.sources.web_server import web_server
+from tests.apps.iprep.test_service import Service
+
+import spoakit
+from spoakit.apps.iprep.config.loader import read_config
+
+EXAMPLES = Path(__file__).parents[3] / "examples" / "ip-reputation"
+ACTION = EXAMPLES / "fail2ban" / "action.d" / "spoa-iprep.conf"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(spoakit.__file__).parent.parent)}
+
+
+class Action:
+    """Action of fail2ban: its tags are replaced, and a shell runs it, as fail2ban does."""
+
+    def __init__(self, path: Path, **tags: str) -> None:
+        parser = RawConfigParser()
+        parser.read(path)
+        self._definition = dict(parser["Definition"])
+        self._tags = {**parser["Init"], **tags}
+
+    def run(self, name: str, **tags: str) -> "subprocess.CompletedProcess[str]":
+        command = self._definition[name]
+        for tag, value in {**self._tags, **tags}.items():
+            command = command.replace(f"<{tag}>", value)
+        assert "<" not in command.replace("</", "")
+        return subprocess.run(
+            ["/bin/sh", "-c", command], env=ENVIRONMENT, capture_output=True, text=True, timeout=30
+        )
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    service = Service(tmp_path)
+    yield service
+    service.kill()
+
+
+def test_fail2ban_bans_and_ends_bans(service: Service) -> None:
+    service.start('bans.path = "bans"\n', workers=1).ready()
+    action = Action(
+        ACTION,
+        name="sshd",
+        iprep=f"{sys.executable} -m spoakit.cli.iprep",
+        control=f"--control {service.control}",
+    )
+    for address in ("192.0.2.7", "2001:db8::7"):
+        assert action.run("actioncheck").returncode == 0
+        ended = action.run("actionban", ip=address, bantime="600")
+        assert (ended.returncode, ended.stderr) == (0, "")
+        [ban] = service.ask("bans")["bans"]
+        assert (ban["address"], ban["score"], ban["reason"]) == (address, 0, "fail2ban sshd")
+        assert action.run("actionunban", ip=address, bantime="600").returncode == 0
+        assert service.ask("bans")["bans"] == []
+        # It has ended by itself, as bans of spoa-iprep do.
+        assert action.run("actionunban", ip=address, bantime="600").returncode == 0
+    assert service.stop() == 0
+    ended = action.run("actionban", ip="192.0.2.7", bantime="600")
+    assert ended.returncode == 1
+    assert "is it running" in ended.stderr
+    assert action.run("actioncheck").returncode != 0
+
+
+def test_decisions_of_crowdsec_are_a_source(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with web_server() as page:
+        page.body = b"8.8.8.8\n9.9.9.0/24\n"
+        monkeypatch.setenv("CROWDSEC_URL", page.url)
+        config = (EXAMPLES / "crowdsec" / "iprep.toml").read_text()
+        service.start(config, workers=1).ready()
+        found = service.ask("lookup", address="9.9.9.9")
+        assert (found["score"], found["observed"]) == (100, [{"source": "crowdsec", "score": 0}])
+        page.body = b"8.8.8.8\n"
+        assert service.ask("update", source="crowdsec")["entries"] == 1
+        assert service.stop() == 0
+
+
+def test_without_its_variable_the_source_is_that_of_this_machine(tmp_path: Path) -> None:
+    (tmp_path / "iprep.toml").write_text((EXAMPLES / "crowdsec" / "iprep.toml").read_text())
+    [source] = read_config(tmp_path / "iprep.toml").sources
+    assert source.url == "http://127.0.0.1:41412/security/blocklist"
