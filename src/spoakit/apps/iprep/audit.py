@@ -26,7 +26,7 @@ AUDIT_LOG: Final = "audit log"
 """Its name in errors and reports."""
 
 Origin = Literal["command", "message", "expiry"]
-"""Where a ban or its end comes from."""
+"""Origin of a ban, or of its end."""
 
 _FLUSH_INTERVAL: Final = 0.1
 _STANDARD_ERROR: Final = 2

@@ -20,11 +20,12 @@ from spoakit.apps.iprep.config.settings import (
 )
 from spoakit.apps.iprep.control.commands import Commands
 from spoakit.apps.iprep.control.socket import ControlError, ask, serve_control
+from spoakit.apps.iprep.metrics import DNSBL_ANSWERS, DNSBL_FAILING, DNSBL_LOOKUPS
 from spoakit.apps.iprep.scoring.reputation import Reputation
 from spoakit.apps.iprep.snapshot.builder import build_snapshot
 from spoakit.apps.iprep.snapshot.updater import Updater
 from spoakit.exceptions import SpoakitError
-from spoakit.metrics.memory import SharedMetrics
+from spoakit.metrics.memory import SharedMetrics, WorkerMetrics
 
 Ask = Callable[..., Awaitable[dict[str, Any]]]
 Scenario = Callable[[Ask], Awaitable[None]]
@@ -32,6 +33,9 @@ Scenario = Callable[[Ask], Awaitable[None]]
 
 class Site:
     """A service of one process whose sources do not change."""
+
+    other: WorkerMetrics
+    """The counters of another worker."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -52,7 +56,8 @@ class Site:
             build_snapshot(self.folder, settings, None)
 
         async def answered() -> None:
-            row = SharedMetrics(1).worker(0)
+            metrics = SharedMetrics(2)
+            row, self.other = metrics.worker(0), metrics.worker(1)
             bans = BanStore(self.root / "bans") if with_bans else None
             reputation = Reputation(self.folder, bans, row)
             following = asyncio.create_task(reputation.follow())
@@ -305,6 +310,24 @@ def test_sources_tell_how_a_dnsbl_is(site: Site) -> None:
         assert told["error"]
 
     asyncio.run(serve())
+
+
+def test_sources_have_the_figures_of_all_workers(site: Site) -> None:
+    async def scenario(ask: Ask) -> None:
+        site.other.add(DNSBL_LOOKUPS, 3, "bl.example", "asked")
+        site.other.add(DNSBL_LOOKUPS, 5, "bl.example", "kept")
+        site.other.add(DNSBL_ANSWERS, 2, "bl.example", "failed")
+        site.other.set(DNSBL_FAILING, 1, "bl.example")
+        site.other.publish()
+        [told] = (await ask("sources"))["sources"]
+        assert (told["asked"], told["failures"], told["state"]) == (3, 2, "failed")
+        assert told["error"] == "no usable answer in 1 of the other workers"
+        site.other.set(DNSBL_FAILING, 0, "bl.example")
+        site.other.publish()
+        [told] = (await ask("sources"))["sources"]
+        assert (told["state"], told["error"]) == ("ok", "")
+
+    site.run(scenario, dnsbl("127.0.0.1:9"))
 
 
 def test_bans_are_ended_by_network_and_all_at_once(site: Site) -> None:

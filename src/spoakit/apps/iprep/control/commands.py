@@ -1,4 +1,4 @@
-"""What the control socket can be asked: bans, and explanations."""
+"""Commands of the control socket: bans, lookups, sources, updates."""
 
 import time
 from ipaddress import IPv4Network, IPv6Network
@@ -241,8 +241,8 @@ class Commands:
         error = "" if dnsbl is None else dnsbl.error
         failing = self._count(DNSBL_FAILING, zone)
         if error:
-            return error if failing < 2 else f"{error} (so in {failing} workers)"
-        return f"in {failing} other workers there was no usable answer" if failing else ""
+            return error if failing < 2 else f"{error} (no usable answer in {failing} workers)"
+        return f"no usable answer in {failing} of the other workers" if failing else ""
 
     def _count(self, family: Counter | Gauge, *values: str) -> int:
         """Return a figure of all workers together."""
