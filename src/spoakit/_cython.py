@@ -41,6 +41,21 @@ def cast(kind: Callable[[Any], T], value: object) -> T:
     return kind(value)
 
 
+def address(value: object) -> Any:
+    """Return the value; compiled, C's pointer to it."""
+    return value
+
+
+def memcpy(into: object, source: object, size: int) -> object:
+    """Copy bytes; C's function, of which uncompiled code has slices."""
+    raise NotImplementedError("for compiled code only")
+
+
+def memcmp(one: object, other: object, size: int) -> int:
+    """Compare bytes, and return 0 if they are the same; C's function, as above."""
+    raise NotImplementedError("for compiled code only")
+
+
 def cclass(decorated: T) -> T:
     """Return the class as it is; compiled, it becomes an extension type."""
     return decorated

@@ -22,6 +22,8 @@ from spoakit.apps.mirror.paths import TOKEN, PathRewriter, RefusedRequestError, 
 
 if TYPE_CHECKING:
     from spoakit import _cython as cython
+    from spoakit._cython import memcmp
+    from spoakit.apps.mirror._buffer_cy import Buffer
     from spoakit.apps.mirror.config.settings import Rewrite
     from spoakit.apps.mirror.url import TargetURL
 else:
@@ -29,6 +31,11 @@ else:
         import cython
     except ModuleNotFoundError:
         from spoakit import _cython as cython
+    if cython.compiled:
+        from cython.cimports.libc.string import memcmp
+        from cython.cimports.spoakit.apps.mirror._buffer_cy import Buffer
+    else:
+        from spoakit.apps.mirror._buffer_cy import Buffer
 
 COMPILED: bool = cython.compiled
 
@@ -85,13 +92,13 @@ _MAX_FIELDS = cython.declare(cython.Py_ssize_t, 4096)
 _MAX_NAME_SIZE = cython.declare(cython.Py_ssize_t, 64)
 _MAX_EXPECTED = cython.declare(cython.Py_ssize_t, 64)
 
+# Bytes of a head that are looked at together; a byte counts up to 255.
+_PIECE = cython.declare(cython.Py_ssize_t, 240)
+
 # A longer number is no length (and int() of a long enough one takes long).
 _MAX_DIGITS = cython.declare(cython.Py_ssize_t, 18)
 # Fields of up to 32 MiB.
 _MAX_SHIFT = cython.declare(cython.uint, 18)
-
-# The pieces of a request line.
-_FIRST = cython.declare(cython.Py_ssize_t, 5)
 
 
 # Reasons to suspect that a body is not all of it; see `OutgoingRequest.suspect`.
@@ -150,19 +157,23 @@ class IncomingRequest:
         request_id: the request's id, likewise.
         key: what makes samples coherent, likewise.
         max_frame_size: the bytes that the frame could have at most; 0 where that is not known.
+
+    Attributes:
+        has_body: whether bodies are asked for.
     """
 
-    _method: bytes
-    _target: bytes
-    _version: bytes
-    _headers: Any
-    _body: bytes
-    _has_body: cython.bint
-    _size: cython.longlong
-    _source: bytes
-    _request_id: bytes
-    _key: bytes
-    _max_frame_size: cython.Py_ssize_t
+    if not cython.compiled:
+        method: bytes
+        target: bytes
+        version: bytes
+        headers: Headers
+        body: bytes
+        has_body: bool
+        size: int
+        source: bytes
+        request_id: bytes
+        key: bytes
+        max_frame_size: int
 
     def __init__(
         self,
@@ -177,53 +188,22 @@ class IncomingRequest:
         key: bytes = b"",
         max_frame_size: int = 0,
     ) -> None:
-        self._method = method
-        self._target = target
-        self._version = version
-        self._headers = headers
-        self._body = b"" if body is None else body
-        self._has_body = body is not None
-        self._size = size
-        self._source = source
-        self._request_id = request_id
-        self._key = key
-        self._max_frame_size = max_frame_size
-
-    @property
-    def method(self) -> bytes:
-        """The method."""
-        return self._method
-
-    @property
-    def target(self) -> bytes:
-        """A path with its query, a complete URL, or ``*``."""
-        return self._target
-
-    @property
-    def version(self) -> bytes:
-        """The HTTP version."""
-        return self._version
+        self.method = method
+        self.target = target
+        self.version = version
+        self.headers = headers
+        self.body = b"" if body is None else body
+        self.has_body = body is not None
+        self.size = size
+        self.source = source
+        self.request_id = request_id
+        self.key = key
+        self.max_frame_size = max_frame_size
 
     @property
     def is_http2(self) -> bool:
         """Whether it came over HTTP/2, or a later version."""
-        return self._version >= b"2"
-
-    @property
-    def headers(self) -> Headers:
-        """The fields."""
-        headers: Headers = self._headers
-        return headers
-
-    @property
-    def source(self) -> bytes:
-        """The client's address as text; empty where HAProxy does not say it."""
-        return self._source
-
-    @property
-    def key(self) -> bytes:
-        """What makes samples coherent; empty where HAProxy does not say it."""
-        return self._key
+        return self.version >= b"2"
 
 
 @cython.final
@@ -237,18 +217,22 @@ class OutgoingRequest:
         head_size: the bytes before the body.
         method_size: the bytes of the method.
         target_size: the bytes of the target.
-        missing: the bytes that its body should have besides.
+        missing: the bytes that its body should have besides: HAProxy's buffer did not hold them.
         retried: whether it was sent once already, in vain.
         suspect: the reason to suspect that its body is not all of it; "" for none.
+            "not_waited_for": a Transfer-Encoding announces a body, and there is none.
+            "probably_cut": nothing states the size of its body, and the frame that it came in is
+            nearly full.
     """
 
-    _wire: bytes
-    _head_size: cython.Py_ssize_t
-    _method_size: cython.Py_ssize_t
-    _target_size: cython.Py_ssize_t
-    _missing: cython.longlong
-    _retried: cython.bint
-    _suspect: str
+    if not cython.compiled:
+        wire: bytes
+        head_size: int
+        method_size: int
+        target_size: int
+        missing: int
+        retried: bool
+        suspect: str
 
     def __init__(
         self,
@@ -260,73 +244,34 @@ class OutgoingRequest:
         retried: bool = False,
         suspect: str = "",
     ) -> None:
-        self._wire = wire
-        self._head_size = head_size
-        self._method_size = method_size
-        self._target_size = target_size
-        self._missing = missing
-        self._retried = retried
-        self._suspect = suspect
-
-    @property
-    def wire(self) -> bytes:
-        """The bytes to send."""
-        return self._wire
-
-    @property
-    def head_size(self) -> int:
-        """The size of all that comes before the body, in bytes."""
-        return self._head_size
-
-    @property
-    def method_size(self) -> int:
-        """The size of the method, in bytes."""
-        return self._method_size
-
-    @property
-    def target_size(self) -> int:
-        """The size of the target, in bytes."""
-        return self._target_size
+        self.wire = wire
+        self.head_size = head_size
+        self.method_size = method_size
+        self.target_size = target_size
+        self.missing = missing
+        self.retried = retried
+        self.suspect = suspect
 
     @property
     def body_size(self) -> int:
         """The size of the body in bytes."""
-        return len(self._wire) - self._head_size
-
-    @property
-    def missing(self) -> int:
-        """How many bytes its body should have besides: HAProxy's buffer did not hold them."""
-        return self._missing
-
-    @property
-    def suspect(self) -> str:
-        """The reason to suspect that its body is not all of it; "" for none.
-
-        "not_waited_for": a Transfer-Encoding announces a body, and there is none. "probably_cut":
-        nothing states the size of its body, and the frame that it came in is nearly full.
-        """
-        return self._suspect
-
-    @property
-    def retried(self) -> bool:
-        """Whether it was sent once already."""
-        return self._retried
+        return len(self.wire) - self.head_size
 
     @property
     def method(self) -> bytes:
         """The method, in the case it came in."""
-        return self._wire[: self._method_size]
+        return self.wire[: self.method_size]
 
     @property
     def target(self) -> bytes:
         """What is asked for: a path with its query, or ``*``."""
-        start: cython.Py_ssize_t = self._method_size + 1
-        return self._wire[start : start + self._target_size]
+        start: cython.Py_ssize_t = self.method_size + 1
+        return self.wire[start : start + self.target_size]
 
     @property
     def is_head(self) -> bool:
         """Whether its response has no body, whatever the response's fields say (RFC 9112, 6.3)."""
-        return self._wire.startswith(b"HEAD ")
+        return self.wire.startswith(b"HEAD ")
 
     @property
     def is_idempotent(self) -> bool:
@@ -336,13 +281,13 @@ class OutgoingRequest:
     def as_retried(self) -> OutgoingRequest:
         """Return the request marked as sent once already."""
         return OutgoingRequest(
-            self._wire,
-            self._head_size,
-            self._method_size,
-            self._target_size,
-            self._missing,
+            self.wire,
+            self.head_size,
+            self.method_size,
+            self.target_size,
+            self.missing,
             True,
-            self._suspect,
+            self.suspect,
         )
 
 
@@ -389,7 +334,7 @@ class RequestBuilder:
     _has_bodies: cython.bint
     # The largest body; -1 for any.
     _max_body: cython.longlong
-    # The kinds of fields by name, and the pieces that go behind all fields.
+    # The kinds of fields by name, and the fields that go behind all others.
     _kinds: dict[bytes, int]
     _tail: list[Any]
     # The marker's value, and the marker as it is configured.
@@ -400,9 +345,10 @@ class RequestBuilder:
     # The fields met so far, by name, and those of the last request in their order.
     _fields: dict[bytes, Any]
     _expected: list[Any]
-    # Of the request that is being made: its pieces, what its Connection fields name, what it has,
-    # where the value of its last X-Forwarded-For is.
-    _pieces: list[Any]
+    # Of the request that is being made: its head so far and how many fields that has, what its
+    # Connection fields name, what it has, where the value of its last X-Forwarded-For ends.
+    _head: Buffer
+    _count: cython.Py_ssize_t
     _body_size: cython.Py_ssize_t
     # The bytes that the whole body has at least, and those of them that did not come.
     _whole: cython.longlong
@@ -434,7 +380,7 @@ class RequestBuilder:
         own = (("Authorization", url.authorization),) if url.authorization else ()
         self._tail = []
         for name, value in (*rewrite.set, *own, *rewrite.add, *marker):
-            self._tail += (b"\r\n%b: " % name.encode(), value.encode())
+            self._tail.append((b"\r\n%b: " % name.encode(), value.encode()))
         left_out = [*rewrite.remove, *(name for name, _ in (*rewrite.set, *own, *marker))]
         self._kinds = _SPECIAL | {name.lower().encode(): _LEFT_OUT for name in left_out}
         if rewrite.strip_secrets:
@@ -453,7 +399,8 @@ class RequestBuilder:
             self._kinds.setdefault(b"x-request-id", _REQUEST_ID)
         self._fields = {}
         self._expected = []
-        self._pieces = []
+        self._head = Buffer()
+        self._count = 0
         self._body_size = self._whole = self._missing = self._forwarded_for = self._pos = 0
         self._options = b""
         self._has_length = self._states_length = self._has_host = self._has_id = False
@@ -469,9 +416,9 @@ class RequestBuilder:
             BodyTooLargeError: the body is larger than it may be.
             RefusedRequestError: a part is malformed, or the method is CONNECT.
         """
-        method: bytes = original._method
-        target: bytes = original._target
-        body: bytes = original._body
+        method: bytes = original.method
+        target: bytes = original.target
+        body: bytes = original.body
         if method not in _known_methods:
             _check_method(method)
         _check_target(target)
@@ -484,30 +431,34 @@ class RequestBuilder:
         elif self._rewriter is not None:
             target = self._rewriter.rewrite(target)
             _check_target(target)
-        # The request line, then two pieces for each field: its name, with what is around it, and
-        # its value.
-        pieces: list[Any] = [method, b" ", prefix, target, b" HTTP/1.1"]
-        self._pieces = pieces
+        head: Buffer = self._head
+        head.truncate(0)
+        head.add(method)
+        head.add(b" ")
+        head.add(prefix)
+        head.add(target)
+        fields: cython.Py_ssize_t = head.add(b" HTTP/1.1")
+        self._count = 0
         received: cython.Py_ssize_t = len(body)
         if not self._has_bodies:
             body = b""
         self._body_size = len(body)
-        self._whole = max(original._size, received)
+        self._whole = max(original.size, received)
         self._is_chunked = False
         self._options = b""
         self._has_length = self._states_length = self._has_host = self._has_id = False
         self._forwarded_for = 0
-        if original._headers.binary:
-            self._add_binary(original._headers.raw)
+        if original.headers.binary:
+            self._add_binary(original.headers.raw)
         else:
-            self._add_text(original._headers.raw)
+            self._add_text(original.headers.raw)
         if received and not self._has_length:
             # It came over HTTP/2, and HAProxy knows no more of its size than what there is.
-            if original._headers.get("content-type", "").startswith("application/grpc"):
+            if original.headers.get("content-type", "").startswith("application/grpc"):
                 self._whole = max(self._whole, received + _missing_of_grpc(body))
             self._add_length(b"\r\ncontent-length: ")
         if self._options:
-            pieces[_FIRST:] = _without(pieces[_FIRST:], self._options)
+            self._remove_options(fields)
         if self._max_body >= 0 and self._whole > self._max_body:
             raise BodyTooLargeError(
                 f"its body of {self._whole} bytes is larger than max-body, {self._max_body}"
@@ -515,27 +466,29 @@ class RequestBuilder:
         self._missing = 0
         suspect: str = ""
         # Where bodies are not asked for or not wanted, none is missing.
-        if original._has_body and self._has_bodies:
+        if original.has_body and self._has_bodies:
             self._missing = self._whole - received
             suspect = self._suspect(original)
-        self._add_rest(original, host)
-        lines: cython.Py_ssize_t = (len(pieces) - _FIRST) // 2 + 2
-        pieces.append(b"\r\n\r\n")
-        head: bytes = b"".join(pieces)
+        self._add_rest(original)
+        if not self._has_host:
+            head.insert(fields, b"\r\nhost: " + (self._host or host or self._authority))
+            self._count += 1
+        head.add(b"\r\n\r\n")
+        wire: bytes = head.copy()
         # Methods, targets and names are checked for what they may have; of values, only this
         # matters: that none has an end of line, or looks like one.
-        if not _is_head(head, lines):
+        if not _has_lines(wire, self._count + 2):
             raise RefusedRequestError("there is a CR, LF or NUL in its header fields")
         request: OutgoingRequest = OutgoingRequest.__new__(
             OutgoingRequest
         )  # without the cost of a call from Python
-        request._wire = head + body if body else head
-        request._head_size = len(head)
-        request._method_size = len(method)
-        request._target_size = len(prefix) + len(target)
-        request._missing = self._missing
-        request._retried = False
-        request._suspect = suspect
+        request.wire = wire + body if body else wire
+        request.head_size = len(wire)
+        request.method_size = len(method)
+        request.target_size = len(prefix) + len(target)
+        request.missing = self._missing
+        request.retried = False
+        request.suspect = suspect
         return request
 
     @cython.cfunc
@@ -560,29 +513,25 @@ class RequestBuilder:
 
         One that is far larger came in fragments, which say nothing about the buffer.
         """
-        if original._max_frame_size == 0:
+        if original.max_frame_size == 0:
             return False
-        size: cython.Py_ssize_t = len(original._method) + len(original._target) + _OVERHEAD
-        size += len(original._version) + len(original._headers.raw) + len(original._body)
-        size += len(original._source) + len(original._request_id) + len(original._key)
-        size += (len(self._pieces) - _FIRST) // 2 * _FIELD_OVERHEAD
-        return -_SLACK <= original._max_frame_size - size <= _SLACK
+        size: cython.Py_ssize_t = len(original.method) + len(original.target) + _OVERHEAD
+        size += len(original.version) + len(original.headers.raw) + len(original.body)
+        size += len(original.source) + len(original.request_id) + len(original.key)
+        size += self._count * _FIELD_OVERHEAD
+        return -_SLACK <= original.max_frame_size - size <= _SLACK
 
     @cython.cfunc
     @cython.inline
-    def _add_rest(self, original: IncomingRequest, host: bytes) -> object:
+    def _add_rest(self, original: IncomingRequest) -> object:
         """Add what the original does not have and the copy shall have."""
-        pieces: list[Any] = self._pieces
-        if not self._has_host:
-            pieces[_FIRST:_FIRST] = (b"\r\nhost: ", self._host or host or self._authority)
-            self._forwarded_for += 2 if self._forwarded_for else 0
-        if self._forwards_for and original._source:
+        if self._forwards_for and original.source:
             if self._forwarded_for and not self._options:
-                pieces[self._forwarded_for] += b", " + original._source
+                self._head.insert(self._forwarded_for, b", " + original.source)
             else:
-                pieces += (b"\r\nx-forwarded-for: ", original._source)
-        if self._adds_id and original._request_id and not self._has_id:
-            pieces += (b"\r\nx-request-id: ", original._request_id)
+                self._add_field(b"\r\nx-forwarded-for: ", original.source)
+        if self._adds_id and original.request_id and not self._has_id:
+            self._add_field(b"\r\nx-request-id: ", original.request_id)
         if self._missing > 0:
             if self._truncated == "skip":
                 raise TruncatedBodyError(
@@ -592,9 +541,36 @@ class RequestBuilder:
             if self._truncated == "mark":
                 # Without a Content-Length, only the chunk that was being received is known of.
                 missing: bytes = b"%d" % self._missing if self._states_length else b"unknown"
-                pieces += (b"\r\nx-mirror-truncated: ", missing)
-        if self._tail:
-            pieces += self._tail
+                self._add_field(b"\r\nx-mirror-truncated: ", missing)
+        for before, value in self._tail:
+            self._add_field(before, value)
+        return None
+
+    @cython.cfunc
+    @cython.inline
+    @cython.exceptval(-1, check=False)
+    def _add_field(self, before: bytes, value: bytes) -> cython.Py_ssize_t:
+        """Add a field, whose name comes with what is around it."""
+        self._count += 1
+        self._head.add(before)
+        return self._head.add(value)
+
+    @cython.cfunc
+    def _remove_options(self, first: cython.Py_ssize_t) -> object:
+        """Remove the fields that a Connection field names; they begin at an index."""
+        names: set[bytes] = set()
+        for option in self._options.lower().split(b","):
+            names.add(option.strip(b" \t"))
+        names -= _KEPT
+        fields: bytes = self._head.copy(first)
+        if not _has_lines(fields, self._count):
+            raise RefusedRequestError("there is a CR, LF or NUL in its header fields")
+        self._head.truncate(first)
+        self._count = 0
+        for field in fields.split(b"\r\n")[1:]:
+            name, _, _ = field.partition(b":")
+            if name.lower() not in names:
+                self._add_field(b"\r\n", field)
         return None
 
     @cython.cfunc
@@ -602,14 +578,22 @@ class RequestBuilder:
     def _add_binary(self, headers: bytes) -> cython.Py_ssize_t:
         self._pos = 0
         index: cython.Py_ssize_t = 0
+        head: Buffer = self._head
         while True:
             field = self._next_field(headers, index)
-            value: bytes = self._take(headers)
+            size: cython.Py_ssize_t = self._read_size(headers)
+            start: cython.Py_ssize_t = self._pos
+            self._pos += size
             if field is None:
                 break
-            self._add(field, value)
+            if field.kind == _ORDINARY:
+                self._count += 1
+                head.add(field.sent)
+                head.add_part(headers, start, self._pos)
+            else:
+                self._add_special(field, headers[start : self._pos])
             index += 1
-        if value or self._pos != len(headers):
+        if size or self._pos != len(headers):
             raise RefusedRequestError("its block of fields does not end with an empty one")
         return 0
 
@@ -621,11 +605,13 @@ class RequestBuilder:
         field: _Field
         if index < len(expected):
             field = expected[index]
-            if headers.startswith(field.received, self._pos):
+            if _stands_at(headers, self._pos, field.received):
                 self._pos += field.received_size
                 return field
             del expected[index:]
-        name: bytes = self._take(headers)
+        size: cython.Py_ssize_t = self._read_size(headers)
+        name: bytes = headers[self._pos : self._pos + size]
+        self._pos += size
         if not name:
             return None
         field = self._look_up(name)
@@ -635,8 +621,12 @@ class RequestBuilder:
 
     @cython.cfunc
     @cython.inline
-    def _take(self, headers: bytes) -> bytes:
-        """Read a name or value behind its length as a varint (SPOE.txt 3.1)."""
+    @cython.exceptval(-1, check=False)
+    def _read_size(self, headers: bytes) -> cython.Py_ssize_t:
+        """Read the length of a name or value, a varint (SPOE.txt 3.1), which is within the block.
+
+        It stands at the position then.
+        """
         pos: cython.Py_ssize_t = self._pos
         end: cython.Py_ssize_t = len(headers)
         if pos >= end:
@@ -656,10 +646,8 @@ class RequestBuilder:
                 more = octet >= 0x80
         if size > end - pos:
             raise RefusedRequestError("its block of fields ends within a field")
-        self._pos = pos + size
-        # A slice of this is not checked when compiled, and costs half: hence the check before it.
-        start_of: cython.p_char = headers
-        return start_of[pos : pos + size]
+        self._pos = pos
+        return size
 
     @cython.cfunc
     def _add_text(self, headers: bytes) -> object:
@@ -693,8 +681,7 @@ class RequestBuilder:
     @cython.inline
     def _add(self, field: _Field, value: bytes) -> object:
         if field.kind == _ORDINARY:
-            self._pieces.append(field.sent)
-            self._pieces.append(value)
+            self._add_field(field.sent, value)
         else:
             self._add_special(field, value)
         return None
@@ -708,7 +695,7 @@ class RequestBuilder:
                     return None
                 value = self._host
             self._has_host = True
-            self._pieces += (field.sent, value)
+            self._add_field(field.sent, value)
         elif kind == _CONNECTION:
             self._options += b"," + value
         elif kind == _CONTENT_LENGTH:
@@ -719,11 +706,10 @@ class RequestBuilder:
             self._is_chunked = True
             self._add_length(b"\r\ncontent-length: ")
         elif kind == _FORWARDED_FOR:
-            self._forwarded_for = len(self._pieces) + 1
-            self._pieces += (field.sent, value)
+            self._forwarded_for = self._add_field(field.sent, value)
         elif kind == _REQUEST_ID:
             self._has_id = True
-            self._pieces += (field.sent, value)
+            self._add_field(field.sent, value)
         elif kind == _MARKER and value.strip(b" \t") == self._marker:
             raise LoopedRequestError(f"has the marker {self._marker_text!r} already")
         return None
@@ -733,7 +719,9 @@ class RequestBuilder:
         """Frame the body, where the first field that did so stood."""
         if not self._has_length:
             self._has_length = True
-            self._pieces += (before, b"%d" % self._body_size)
+            self._count += 1
+            self._head.add(before)
+            self._head.add_number(self._body_size)
         return None
 
 
@@ -748,20 +736,49 @@ def _missing_of_grpc(body: bytes) -> cython.longlong:
 
 @cython.cfunc
 @cython.exceptval(check=False)
-def _is_head(head: bytes, lines: cython.Py_ssize_t) -> cython.bint:
+def _has_lines(head: bytes, lines: cython.Py_ssize_t) -> cython.bint:
     """Return whether it has that many ends of lines, no other CR or LF, and no NUL."""
     if not cython.compiled:
         return head.count(b"\n") == head.count(b"\r") == lines and b"\0" not in head
-    # Without branches, so that the C compiler looks at many bytes at a time.
-    returns: cython.uint = 0
-    feeds: cython.uint = 0
-    nulls: cython.uint = 0
-    octet: cython.uchar
-    for octet in head:
-        returns += octet == 0x0D
-        feeds += octet == 0x0A
-        nulls += octet == 0
-    return returns == feeds == lines and nulls == 0
+    # Without branches, and in pieces whose counts are bytes, so that the C compiler looks at many
+    # bytes at a time.
+    octets: cython.p_char = head
+    size: cython.Py_ssize_t = len(head)
+    all_returns: cython.Py_ssize_t = 0
+    all_feeds: cython.Py_ssize_t = 0
+    all_nulls: cython.Py_ssize_t = 0
+    at: cython.Py_ssize_t = 0
+    while at < size:
+        end: cython.Py_ssize_t = min(at + _PIECE, size)
+        returns: cython.uchar = 0
+        feeds: cython.uchar = 0
+        nulls: cython.uchar = 0
+        index: cython.Py_ssize_t
+        for index in range(at, end):
+            returns += octets[index] == 0x0D
+            feeds += octets[index] == 0x0A
+            nulls += octets[index] == 0
+        at = end
+        all_returns += returns
+        all_feeds += feeds
+        all_nulls += nulls
+    return all_returns == all_feeds == lines and all_nulls == 0
+
+
+@cython.cfunc
+@cython.inline
+@cython.exceptval(check=False)
+def _stands_at(data: bytes, pos: cython.Py_ssize_t, expected: bytes) -> cython.bint:
+    """Return what ``data.startswith(expected, pos)`` does, without making objects of numbers."""
+    if not cython.compiled:
+        return data.startswith(expected, pos)
+    size: cython.Py_ssize_t = len(expected)
+    if size > len(data) - pos:
+        return False
+    # Not checked when they are read: the comparison above is the check.
+    received: cython.p_char = data
+    known: cython.p_char = expected
+    return memcmp(cython.address(received[pos]), known, size) == 0
 
 
 @cython.cfunc
@@ -785,18 +802,3 @@ def _read_length(value: bytes) -> cython.longlong:
     if not value.isdigit() or len(value) > _MAX_DIGITS:
         raise RefusedRequestError(f"its Content-Length is {value[:40]!r}")
     return int(value)
-
-
-@cython.cfunc
-def _without(pieces: list[bytes], options: bytes) -> list[bytes]:
-    """Return the fields, two pieces each, without those that a Connection field names."""
-    names: set[bytes] = set()
-    for option in options.lower().split(b","):
-        names.add(option.strip(b" \t"))
-    names -= _KEPT
-    kept: list[bytes] = []
-    index: cython.Py_ssize_t
-    for index in range(0, len(pieces), 2):
-        if pieces[index].strip(b"\r\n: ").lower() not in names:
-            kept += pieces[index : index + 2]
-    return kept
