@@ -15,6 +15,7 @@ cdef class IncomingRequest:
     cdef readonly bytes request_id
     cdef readonly bytes key
     cdef readonly Py_ssize_t max_frame_size
+    cdef readonly bint is_http2
 
 
 @cython.final
@@ -26,3 +27,4 @@ cdef class OutgoingRequest:
     cdef readonly long long missing
     cdef readonly bint retried
     cdef readonly str suspect
+    cdef public double waiting_since

@@ -160,6 +160,7 @@ class IncomingRequest:
 
     Attributes:
         has_body: whether bodies are asked for.
+        is_http2: whether it came over HTTP/2, or a later version.
     """
 
     if not cython.compiled:
@@ -174,6 +175,7 @@ class IncomingRequest:
         request_id: bytes
         key: bytes
         max_frame_size: int
+        is_http2: bool
 
     def __init__(
         self,
@@ -199,11 +201,7 @@ class IncomingRequest:
         self.request_id = request_id
         self.key = key
         self.max_frame_size = max_frame_size
-
-    @property
-    def is_http2(self) -> bool:
-        """Whether it came over HTTP/2, or a later version."""
-        return self.version >= b"2"
+        self.is_http2 = version >= b"2"
 
 
 @cython.final
@@ -223,6 +221,9 @@ class OutgoingRequest:
             "not_waited_for": a Transfer-Encoding announces a body, and there is none.
             "probably_cut": nothing states the size of its body, and the frame that it came in is
             nearly full.
+
+    Attributes:
+        waiting_since: when it began to wait in its queue, on ``time.perf_counter()``'s clock.
     """
 
     if not cython.compiled:
@@ -233,6 +234,7 @@ class OutgoingRequest:
         missing: int
         retried: bool
         suspect: str
+        waiting_since: float
 
     def __init__(
         self,
@@ -251,6 +253,7 @@ class OutgoingRequest:
         self.missing = missing
         self.retried = retried
         self.suspect = suspect
+        self.waiting_since = 0.0
 
     @property
     def body_size(self) -> int:
@@ -489,6 +492,7 @@ class RequestBuilder:
         request.missing = self._missing
         request.retried = False
         request.suspect = suspect
+        request.waiting_since = 0.0
         return request
 
     @cython.cfunc

@@ -3,9 +3,9 @@ import json
 import os
 import re
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from tests.apps.mirror.conftest import until
@@ -17,18 +17,22 @@ from spoakit.apps.mirror.config.settings import LogSettings
 from spoakit.exceptions import ConfigurationError
 
 
-@dataclass(frozen=True)
-class Response:
-    version: bytes = b"1.1"
-    status: int = 200
-    received: int = 5
-    sent_at: float = field(default_factory=time.perf_counter)
-
-
 @pytest.fixture(scope="session")
 def logging(form: Form) -> ModuleType:
     """`spoakit.apps.mirror.access_log._lines_cy`, in each form."""
     return form("spoakit.apps.mirror.access_log._lines_cy")
+
+
+def response_of(
+    logging: ModuleType, version: bytes = b"1.1", status: int = 200, received: int = 5
+) -> Any:
+    """Return a response to a request that was sent just now."""
+    response = logging.Response()
+    response.version = version
+    response.status = status
+    response.received = received
+    response.sent_at = time.perf_counter()
+    return response
 
 
 def test_lines_appear_soon_and_in_the_form_of_the_c_program(
@@ -40,7 +44,7 @@ def test_lines_appear_soon_and_in_the_form_of_the_c_program(
         with path.open("wb") as file:
             log = logging.AccessLog(LogWriter(file.fileno()), worker=3)
             get = OutgoingRequest(b"GET /a HTTP/1.1\r\n\r\n", 19, 3, 2)
-            response = Response()
+            response = response_of(logging)
             log.write(
                 response,
                 get,
@@ -50,7 +54,8 @@ def test_lines_appear_soon_and_in_the_form_of_the_c_program(
             )
             await until(lambda: path.stat().st_size > 0)
             post = OutgoingRequest(b"POST /\xe9?b HTTP/1.1\r\n\r\nhello", 22, 4, 4)
-            none = Response(b"???", 0, 0, response.sent_at)
+            none = response_of(logging, b"???", 0, 0)
+            none.sent_at = response.sent_at
             log.write(
                 none,
                 post,
@@ -78,7 +83,7 @@ def test_many_lines_are_written_without_waiting_for_the_time(
             writer = LogWriter(file.fileno())
             log = logging.AccessLog(writer)
             get = OutgoingRequest(b"GET /a HTTP/1.1\r\n\r\n", 19, 3, 2)
-            response = Response()
+            response = response_of(logging)
             for _ in range(2000):
                 log.write(
                     response, get, logging.TargetLabel("name", "http://h"), b"ok", response.sent_at
@@ -101,7 +106,7 @@ def lines(
         with path.open("wb") as file:
             log = logging.AccessLog(LogWriter(file.fileno()), 2, settings)
             get = OutgoingRequest(b"GET /a\xe9 HTTP/1.1\r\n\r\n", 20, 3, 3)
-            response = Response()
+            response = response_of(logging)
             for result in results:
                 log.write(
                     response,
@@ -155,7 +160,7 @@ def test_a_log_that_is_not_buffered_writes_each_line_at_once(
     async def scenario() -> None:
         with path.open("wb") as file:
             log = logging.AccessLog(LogWriter(file.fileno()), 1, LogSettings(buffered=False))
-            response = Response()
+            response = response_of(logging)
             get = OutgoingRequest(b"GET /a HTTP/1.1\r\n\r\n", 19, 3, 2)
             log.write(
                 response, get, logging.TargetLabel("name", "http://h"), b"ok", response.sent_at
@@ -188,7 +193,7 @@ def test_a_line_of_text_can_be_taken_apart_whatever_the_path(
         with file.open("wb") as stream:
             log = logging.AccessLog(LogWriter(stream.fileno()), names_targets=True)
             label = logging.TargetLabel('a "b" \u00e9', "http://h")
-            log.write(Response(), request, label, b"ok", time.perf_counter())
+            log.write(response_of(logging), request, label, b"ok", time.perf_counter())
             log.close()
 
     asyncio.run(scenario())
@@ -211,7 +216,7 @@ def test_its_settings_change_under_way(logging: ModuleType, tmp_path: Path) -> N
         label = logging.TargetLabel("name", "http://h")
 
         def write(result: bytes) -> None:
-            log.write(Response(), get, label, result, time.perf_counter())
+            log.write(response_of(logging), get, label, result, time.perf_counter())
 
         with one.open("ab") as file:
             log = logging.AccessLog(LogWriter(file.fileno()))

@@ -12,21 +12,28 @@ import asyncio
 import json
 from datetime import UTC, datetime
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from spoakit.apps.line_output import BATCH_SIZE, open_lines
 from spoakit.apps.line_writer import LogWriter
-from spoakit.apps.mirror._request_cy import OutgoingRequest
 from spoakit.apps.mirror.access_log import LOG_NAME
 from spoakit.apps.mirror.config.settings import LogSettings
 
 if TYPE_CHECKING:
     from spoakit import _cython as cython
+    from spoakit.apps.mirror._buffer_cy import Buffer
+    from spoakit.apps.mirror._request_cy import OutgoingRequest
 else:
     try:
         import cython
     except ModuleNotFoundError:
         from spoakit import _cython as cython
+    if cython.compiled:
+        from cython.cimports.spoakit.apps.mirror._buffer_cy import Buffer
+        from cython.cimports.spoakit.apps.mirror._request_cy import OutgoingRequest
+    else:
+        from spoakit.apps.mirror._buffer_cy import Buffer
+        from spoakit.apps.mirror._request_cy import OutgoingRequest
 
 COMPILED: bool = cython.compiled
 
@@ -35,7 +42,6 @@ FLUSH_INTERVAL: float = 0.1
 _DEFAULT_SETTINGS: LogSettings = LogSettings()
 
 _BATCH_SIZE = cython.declare(cython.Py_ssize_t, BATCH_SIZE)
-_ZERO = cython.declare(cython.uint, 0x30)
 # What a byte of a quoted text is in a line of text, as nginx does it: printable ASCII as it is, but
 # for the quotation mark and the backslash, and \\xNN for all others.
 _ESCAPED: tuple[bytes, ...] = tuple(
@@ -46,24 +52,30 @@ _ESCAPED: tuple[bytes, ...] = tuple(
 _LINE = cython.declare(cython.longlong, 100_000)
 
 
-class Response(Protocol):
-    """What a line tells of a response; a connection that awaits or has read one is this."""
+@cython.cclass
+class Response:
+    """What there is of a response, and its line tells.
 
-    @property
-    def version(self) -> bytes:
-        """The HTTP version, as b"1.1"; b"???" before there is a response."""
+    Attributes:
+        version: the HTTP version, as b"1.1"; b"???" before there is a response.
+        status: the status, 0 for no response.
+        received: the size of the body in bytes.
+        sent_at: when the request was sent, on ``time.perf_counter()``'s clock.
+        first_byte_at: when its first byte came; 0 if that was when all of it came.
+    """
 
-    @property
-    def status(self) -> int:
-        """The status, 0 for no response."""
+    if not cython.compiled:
+        version: bytes
+        status: int
+        received: int
+        sent_at: float
+        first_byte_at: float
 
-    @property
-    def received(self) -> int:
-        """The size of the body in bytes."""
-
-    @property
-    def sent_at(self) -> float:
-        """When the request was sent, on ``time.perf_counter()``'s clock."""
+    def __init__(self) -> None:
+        self.version = b"???"
+        self.status = 0
+        self.received = 0
+        self.sent_at = self.first_byte_at = 0.0
 
 
 @cython.final
@@ -76,10 +88,11 @@ class TargetLabel:
         origin: its scheme and authority.
     """
 
-    _name: str
-    _origin: bytes
-    # The name in the text form, with what is around it.
-    _quoted: bytes
+    if not cython.compiled:
+        _name: str
+        _origin: bytes
+        # The name in the text form, with what is around it.
+        _quoted: bytes
 
     def __init__(self, name: str, origin: str) -> None:
         self._name = name
@@ -101,28 +114,29 @@ class AccessLog:
         names_targets: whether lines of text name the target.
     """
 
-    _writer: Any
-    _worker: cython.uint
-    _quiet: cython.bint
-    _buffered: cython.bint
-    _json: cython.bint
-    _names_targets: cython.bint
-    # The file; None for the writer's first one.
-    _path: Any
-    # How many thousandths of a percent of a line there are to a response, and how many are due.
-    _share: cython.longlong
-    _credit: cython.longlong
-    _prefix: bytes
-    _started_at: cython.double
-    # What the last line had, and this one most likely has as well: its start up to the fraction of
-    # the second, and what stands between the target and the sizes.
-    _second: cython.ulonglong
-    _start: bytes
-    _status: cython.uint
-    _version: bytes
-    _middle: bytes
-    _lines: bytearray
-    _timer: Any
+    if not cython.compiled:
+        _writer: Any
+        _worker: int
+        _quiet: bool
+        _buffered: bool
+        _json: bool
+        _names_targets: bool
+        # The file; None for the writer's first one.
+        _path: Any
+        # How many thousandths of a percent of a line there are to a response, and how many are due.
+        _share: int
+        _credit: int
+        _prefix: bytes
+        _started_at: float
+        # What the last line had, and this one most likely has as well: its start up to the
+        # fraction of the second, and what stands between the target and the sizes.
+        _second: int
+        _start: bytes
+        _status: int
+        _version: bytes
+        _middle: bytes
+        _lines: Buffer
+        _timer: Any
 
     def __init__(
         self,
@@ -140,7 +154,7 @@ class AccessLog:
         self._second = self._status = 0
         self._start = b"%b%5d." % (self._prefix, 0)
         self._version = self._middle = b""
-        self._lines = bytearray()
+        self._lines = Buffer()
         self._timer = None
 
     def configure(self, settings: LogSettings, names_targets: bool) -> None:
@@ -175,14 +189,15 @@ class AccessLog:
         self._path = settings.path
         self._names_targets = names_targets
 
+    @cython.ccall
     def write(
         self,
         response: Response,
         request: OutgoingRequest,
         target: TargetLabel,
         result: bytes,
-        now: float,
-    ) -> None:
+        now: cython.double,
+    ) -> object:
         """Add a request's line, if it is to have one.
 
         Args:
@@ -193,16 +208,16 @@ class AccessLog:
             now: ``time.perf_counter()``.
         """
         if self._quiet or (self._share < _LINE and result == b"ok" and not self._is_due()):
-            return
-        time: cython.double = now
+            return None
         if self._json:
-            self._add_json(response, request, target, result, time)
+            self._add_json(response, request, target, result, now)
         else:
-            self._add_text(response, request, target, result, time)
-        if not self._buffered or len(self._lines) >= _BATCH_SIZE:
+            self._add_text(response, request, target, result, now)
+        if not self._buffered or self._lines.size >= _BATCH_SIZE:
             self.flush()
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_INTERVAL, self.flush)
+        return None
 
     @cython.cfunc
     @cython.inline
@@ -219,57 +234,55 @@ class AccessLog:
     @cython.exceptval(-1, check=False)
     def _add_text(
         self,
-        response: Any,
+        response: Response,
         request: OutgoingRequest,
         target: TargetLabel,
         result: bytes,
         time: cython.double,
     ) -> cython.Py_ssize_t:
         """Add a line in the form of the C program."""
-        out: bytearray = self._lines
+        out: Buffer = self._lines
         wire: bytes = request.wire
-        # Slices of this are not checked when compiled, and cost half; the sizes are the request's.
-        start_of: cython.p_char = wire
-        method_size: cython.Py_ssize_t = request.method_size
+        start: cython.Py_ssize_t = request.method_size + 1
+        end: cython.Py_ssize_t = start + request.target_size
         at: cython.ulonglong = _microseconds(time - self._started_at)
         took: cython.ulonglong = _microseconds(time - response.sent_at)
         if at // 1_000_000 != self._second:
             self._second = at // 1_000_000
             self._start = b"%b%5d." % (self._prefix, self._second)
-        out += self._start
-        _add_number(out, at % 1_000_000, 6)
-        out += target._quoted if self._names_targets else b'] "'
-        out += start_of[: method_size + 1]
-        out += target._origin
-        path: bytes = start_of[method_size + 1 : method_size + 1 + request.target_size]
-        # White space and control characters are in none.
-        if b'"' in path or b"\\" in path or not path.isascii():
-            path = _escape(path)
-        out += path
+        out.add(self._start)
+        out.add_number(at % 1_000_000, 6)
+        out.add(target._quoted if self._names_targets else b'] "')
+        out.add_part(wire, 0, start)
+        out.add(target._origin)
+        if _is_plain(wire, start, end):
+            out.add_part(wire, start, end)
+        else:
+            out.add(_escape(wire[start:end]))
         status: cython.uint = response.status
         version: bytes = response.version
         if status != self._status or version is not self._version:
             self._status = status
             self._version = version
             self._middle = b' HTTP/%b" %d ' % (version, status)
-        out += self._middle
-        _add_number(out, request.body_size, 1)
-        out.append(0x2F)
-        _add_number(out, response.received, 1)
-        out.append(0x20)
-        _add_number(out, took // 1000, 1)
-        out.append(0x2E)
-        _add_number(out, took % 1000, 3)
-        out.append(0x20)
-        out += result
-        out.append(0x0A)
+        out.add(self._middle)
+        out.add_number(len(wire) - request.head_size)
+        out.add(b"/")
+        out.add_number(response.received)
+        out.add(b" ")
+        out.add_number(took // 1000)
+        out.add(b".")
+        out.add_number(took % 1000, 3)
+        out.add(b" ")
+        out.add(result)
+        out.add(b"\n")
         return 0
 
     @cython.cfunc
     @cython.exceptval(-1, check=False)
     def _add_json(
         self,
-        response: Any,
+        response: Response,
         request: OutgoingRequest,
         target: TargetLabel,
         result: bytes,
@@ -290,7 +303,7 @@ class AccessLog:
             "ms": round((time - response.sent_at) * 1000, 3),
             "result": result.decode("latin-1"),
         }
-        self._lines += json.dumps(line).encode() + b"\n"
+        self._lines.add(json.dumps(line).encode() + b"\n")
         return 0
 
     def flush(self) -> None:
@@ -298,15 +311,28 @@ class AccessLog:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._lines:
-            self._writer.put(bytes(self._lines))
-            self._lines.clear()
+        if self._lines.size:
+            self._writer.put(self._lines.copy())
+            self._lines.truncate(0)
         self._writer.report()
 
     def close(self) -> None:
         """Have what is left written, and end the writer."""
         self.flush()
         self._writer.close()
+
+
+@cython.cfunc
+@cython.exceptval(check=False)
+def _is_plain(text: bytes, start: cython.Py_ssize_t, end: cython.Py_ssize_t) -> cython.bint:
+    """Return whether ``text[start:end]``, without white space and controls, is as a line has it."""
+    found: cython.bint = False
+    octets: cython.p_char = text
+    at: cython.Py_ssize_t
+    for at in range(start, end):
+        octet: cython.uchar = octets[at]
+        found |= octet == 0x22 or octet == 0x5C or octet >= 0x7F
+    return not found
 
 
 @cython.cfunc
@@ -319,20 +345,3 @@ def _escape(text: bytes) -> bytes:
 @cython.exceptval(check=False)
 def _microseconds(seconds: cython.double) -> cython.ulonglong:
     return int(seconds * 1_000_000) if seconds > 0 else 0
-
-
-@cython.cfunc
-@cython.exceptval(-1, check=False)
-def _add_number(
-    out: bytearray, number: cython.ulonglong, width: cython.Py_ssize_t
-) -> cython.Py_ssize_t:
-    """Append a number in decimal, with zeros in front up to a width."""
-    unit: cython.ulonglong = 1
-    width -= 1
-    while width > 0 or number // unit >= 10:
-        unit *= 10
-        width -= 1
-    while unit > 0:
-        out.append(_ZERO + number // unit % 10)
-        unit //= 10
-    return 0

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-from spoakit.apps.mirror._request_cy import OutgoingRequest
 from spoakit.apps.mirror.http._response_cy import read_plain_response
 from spoakit.apps.mirror.http.odd_heads import OddHeadError, tidy
 from spoakit.apps.mirror.http.outcome import STOPPING, Outcome, Retry, Trouble, timed_out
@@ -22,13 +21,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from spoakit import _cython as cython
-    from spoakit.apps.mirror.http._queue_cy import RequestQueue
+    from spoakit.apps.mirror._request_cy import OutgoingRequest
+    from spoakit.apps.mirror.http._queue_cy import RequestQueue, RequestSlot
     from spoakit.apps.mirror.http.interfaces import ConnectionListener
 else:
     try:
         import cython
     except ModuleNotFoundError:
         from spoakit import _cython as cython
+    if cython.compiled:
+        from cython.cimports.spoakit.apps.mirror._request_cy import OutgoingRequest
+        from cython.cimports.spoakit.apps.mirror.http._queue_cy import RequestQueue, RequestSlot
+    else:
+        from spoakit.apps.mirror._request_cy import OutgoingRequest
+        from spoakit.apps.mirror.http._queue_cy import RequestQueue, RequestSlot
 
 # A response's head, interim ones included; none needs as much. Neither do trailers or a chunk's
 # extensions, and the parser would gather a field without end.
@@ -43,24 +49,19 @@ _EARLY: Final = 1.0
 
 @cython.final
 @cython.cclass
-class Connection:
+class Connection(RequestSlot):
     """Send requests one at a time, and read the responses, whose bodies are counted and not kept.
 
     An `asyncio.Protocol` in all but its base class, which a class of C cannot have.
     """
 
     _listener: Any
-    _queue: Any
+    _queue: RequestQueue
     _forward: Any
     _transport: Any
     _parser: Any
-    _request: Any
-    _status: cython.Py_ssize_t
-    _version: bytes
-    _received: cython.longlong
+    _request: OutgoingRequest | None
     _opened_at: cython.double
-    _sent_at: cython.double
-    _first_byte_at: cython.double
     _idle_since: cython.double
     _idle_limit: cython.double
     _retires: cython.bint
@@ -85,16 +86,14 @@ class Connection:
         queue: RequestQueue,
         forward: Callable[[OutgoingRequest], bytes] | None = None,
     ) -> None:
+        super().__init__()
         self._listener = listener
         self._queue = queue
         self._forward = forward
         self._transport = None
         self._parser = None
         self._request = None
-        self._status = 0
-        self._version = b"???"
-        self._received = 0
-        self._opened_at = self._sent_at = self._first_byte_at = self._idle_since = 0.0
+        self._opened_at = self._idle_since = 0.0
         self._idle_limit = inf
         self._is_odd = self._says_close = self._says_keep_alive = False
         self._retires = False
@@ -125,50 +124,26 @@ class Connection:
         """The seconds that it may be unused, by what the target says; infinite if it is silent."""
         return self._idle_limit
 
-    @property
-    def sent_at(self) -> float:
-        """When it was sent, on ``time.perf_counter()``'s clock."""
-        return self._sent_at
-
-    @property
-    def first_byte_at(self) -> float:
-        """When its response's first byte came; 0 if that was when all of it came."""
-        return self._first_byte_at
-
-    @property
-    def status(self) -> int:
-        """Its response's status; 0 before there is one."""
-        return self._status
-
-    @property
-    def version(self) -> bytes:
-        """Its response's HTTP version, as b"1.1"; b"???" before there is one."""
-        return self._version
-
-    @property
-    def received(self) -> int:
-        """The bytes of its response's body so far."""
-        return self._received
-
-    def send(self, request: OutgoingRequest) -> None:
+    @cython.ccall
+    def send(self, request: OutgoingRequest) -> object:
         """Send a request; `on_response` or `on_failure` will follow."""
-        self._send(request, perf_counter())
+        return self._send(request, perf_counter())
 
     @cython.cfunc
     def _send(self, request: OutgoingRequest, now: cython.double) -> object:
         wire: bytes = request.wire
         self._request = request
-        self._status = 0
-        self._version = b"???"
-        self._received = 0
+        self.status = 0
+        self.version = b"???"
+        self.received = 0
         self._is_head = wire.startswith(b"HEAD ")
         self._complete = self._head_done = self._length_known = self._keep_alive = False
         self._is_odd = self._says_close = self._says_keep_alive = False
         self._raw.clear()
         self._oddity = ""
         self._size = 0
-        self._first_byte_at = 0.0
-        self._sent_at = now
+        self.first_byte_at = 0.0
+        self.sent_at = now
         self._transport.write(wire if self._forward is None else self._forward(request))
         return None
 
@@ -182,7 +157,7 @@ class Connection:
         """
         if self._request is None:
             return
-        waited = now - self._sent_at
+        waited = now - self.sent_at
         if waited > total:
             self._fail(timed_out(f"no whole response within {total:g} s"))
         elif waited > first_byte and not self._size:
@@ -206,7 +181,7 @@ class Connection:
     def connection_made(self, transport: BaseTransport) -> None:
         """Offer the connection to the queue."""
         self._transport = transport
-        self._opened_at = self._sent_at = self._idle_since = perf_counter()
+        self._opened_at = self.sent_at = self._idle_since = perf_counter()
         self._listener.on_open(self)
 
     def data_received(self, data: bytes) -> None:
@@ -218,17 +193,17 @@ class Connection:
         if self._size == 0 and not self._is_head:
             plain = read_plain_response(data)
             if plain is not None:
-                self._status = plain[0]
-                self._received = plain[1]
-                self._version = b"1.1"
+                self.status = plain[0]
+                self.received = plain[1]
+                self.version = b"1.1"
                 self._keep_alive = True
                 if self._responses == 0:  # it says the same each time
                     self._heed(_KEEP_ALIVE.search(data))
                 self._finish(request)
                 return
-        received: cython.longlong = self._received
+        received: cython.longlong = self.received
         if self._size == 0:
-            self._first_byte_at = perf_counter()
+            self.first_byte_at = perf_counter()
         self._size += len(data)
         if not self._head_done:
             self._raw += data
@@ -246,7 +221,7 @@ class Connection:
             self._raw.clear()  # which may have much of the body
         if self._complete:
             self._finish(request)
-        elif self._received > received:
+        elif self.received > received:
             self._size = len(data)
         elif self._size > _MAX_HEAD_SIZE:
             what = "trailers are" if self._head_done else "head is"
@@ -283,7 +258,7 @@ class Connection:
             return  # the rest of the head is to come
         self._count_odd(self._oddity)
         self._complete = self._head_done = self._length_known = self._keep_alive = False
-        self._received = 0
+        self.received = 0
         self._closes = tidied[1]
         self._parser = HttpResponseParser(self)
         try:
@@ -345,20 +320,20 @@ class Connection:
         status = self._parser.get_status_code()
         if status >= 200:
             self._head_done = True
-            self._status = status
-            self._version = self._parser.get_http_version().encode()
+            self.status = status
+            self.version = self._parser.get_http_version().encode()
             if self._is_head:
                 # The parser waits for a body now, which does not come, and takes one without a
                 # length for a reason to close.
                 self._complete = True
                 self._keep_alive = not self._says_close and (
-                    self._version == b"1.1" or self._says_keep_alive
+                    self.version == b"1.1" or self._says_keep_alive
                 )
 
     def on_body(self, data: bytes) -> None:
         """Count the body."""
         if not self._complete:
-            self._received += len(data)
+            self.received += len(data)
 
     def on_message_complete(self) -> None:
         """Learn whether the connection stays."""
@@ -382,7 +357,7 @@ class Connection:
         self._responses += 1
         if self._is_head:
             self._parser = None
-            if self._received:
+            if self.received:
                 self._keep_alive = False
         # A target that responds before it has read the request may not read on.
         ready: cython.bint = (
@@ -407,9 +382,9 @@ class Connection:
             self._keep_alive = False
             self._finish(request)
         else:
-            self._fail(self._closed_by_target(reason))
+            self._fail(self._closed_by_target(request, reason))
 
-    def _closed_by_target(self, text: str) -> Outcome:
+    def _closed_by_target(self, request: OutgoingRequest, text: str) -> Outcome:
         """Return the outcome of a request that met the end of its connection.
 
         A connection that was used before and sent nothing of a response was most likely closed
@@ -418,7 +393,7 @@ class Connection:
         """
         if self._responses == 0 or self._size:
             return Outcome(text, "closed", Trouble.REFUSING)
-        retry = Retry.ONCE if self._request.is_idempotent else Retry.NEVER
+        retry = Retry.ONCE if request.is_idempotent else Retry.NEVER
         return Outcome(text, "closed", retry=retry)
 
     def _fail(self, outcome: Outcome) -> None:

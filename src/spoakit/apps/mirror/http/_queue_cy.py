@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections import deque
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
-
-from spoakit.apps.mirror._request_cy import OutgoingRequest
-from spoakit.apps.mirror.access_log._lines_cy import AccessLog, TargetLabel
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from spoakit import _cython as cython
-    from spoakit.apps.mirror.http.interfaces import QueueListener, RequestSlot
+    from spoakit.apps.mirror._request_cy import OutgoingRequest
+    from spoakit.apps.mirror.access_log._lines_cy import AccessLog, Response, TargetLabel
+    from spoakit.apps.mirror.http.interfaces import QueueListener
     from spoakit.metrics._histogram_cy import HistogramCells
 else:
     try:
@@ -23,17 +22,42 @@ else:
     except ModuleNotFoundError:
         from spoakit import _cython as cython
     if cython.compiled:
+        from cython.cimports.spoakit.apps.mirror._request_cy import OutgoingRequest
+        from cython.cimports.spoakit.apps.mirror.access_log._lines_cy import (
+            AccessLog,
+            Response,
+            TargetLabel,
+        )
         from cython.cimports.spoakit.metrics._histogram_cy import HistogramCells
     else:
+        from spoakit.apps.mirror._request_cy import OutgoingRequest
+        from spoakit.apps.mirror.access_log._lines_cy import AccessLog, Response, TargetLabel
         from spoakit.metrics._histogram_cy import HistogramCells
 
 COMPILED: bool = cython.compiled
 
 
+@cython.cclass
+class RequestSlot(Response):
+    """Room for one request at a time, and what there is of its response.
+
+    That is a connection of HTTP/1.1, or a stream of HTTP/2.
+    """
+
+    @cython.ccall
+    def send(self, request: OutgoingRequest) -> object:
+        """Send a request."""
+        raise NotImplementedError("what derives from it sends")
+
+    def close(self) -> None:
+        """Close the connection, unless others use it."""
+        raise NotImplementedError("what derives from it closes")
+
+
 @cython.final
 @cython.cclass
 class RequestQueue:
-    """Give each request to a free place, or have it wait for one in a bounded queue.
+    """Give each request to a free slot, or have it wait for one in a bounded queue.
 
     Args:
         max_length: how many requests may wait.
@@ -45,31 +69,35 @@ class RequestQueue:
         listener: is told what happens.
         first_byte: counts the time to the first byte of each response.
         response: counts the time to the end of each response.
+
+    Attributes:
+        calls_for_connections: whether the listener is told of requests that wait, since there may
+            be more connections.
     """
 
-    _max_length: cython.Py_ssize_t
-    _max_bytes: cython.longlong
-    _drops_newest: cython.bint
-    _max_age: cython.double
-    _access_log: AccessLog
-    _label: TargetLabel
-    _listener: Any
-    _queue: Any
-    # Those that met the end of their connections, and are not to meet that of another one.
-    _again: Any
-    _queue_bytes: cython.longlong
-    # When each of the queue began to wait.
-    _since: Any
-    _idle: list[Any]
-    _first_byte: HistogramCells
-    _response: HistogramCells
-    _by_class: list[int]
-    _queue_full: cython.ulonglong
-    _too_old: cython.ulonglong
-    _answered: cython.ulonglong
-    _answered_at: cython.double
-    _dropped: cython.ulonglong
-    _watched: cython.bint
+    if not cython.compiled:
+        calls_for_connections: bool
+        _max_length: int
+        _max_bytes: int
+        _drops_newest: bool
+        _max_age: float
+        _access_log: AccessLog
+        _label: TargetLabel
+        _listener: QueueListener
+        _queue: deque[OutgoingRequest]
+        # Those that met the end of their connections, and are not to meet that of another one.
+        _again: deque[OutgoingRequest]
+        _queue_bytes: int
+        _idle: list[RequestSlot]
+        _first_byte: HistogramCells
+        _response: HistogramCells
+        _by_class: list[int]
+        _queue_full: int
+        _too_old: int
+        _answered: int
+        _answered_at: float
+        _dropped: int
+        _watched: bool
 
     def __init__(
         self,
@@ -87,7 +115,7 @@ class RequestQueue:
         self._response = response
         self._by_class = [0] * 10
         self._queue_full = self._too_old = 0
-        self._since = deque()
+        self.calls_for_connections = True
         self._watched = False
         self._max_length = max_length
         self._max_bytes = max_bytes
@@ -130,7 +158,7 @@ class RequestQueue:
 
     def oldest(self, now: float) -> float:
         """Return how many seconds the oldest request of the queue has waited."""
-        return now - self._since[0] if self._since else 0.0
+        return now - self._queue[0].waiting_since if self._queue else 0.0
 
     @property
     def answered(self) -> int:
@@ -151,62 +179,70 @@ class RequestQueue:
         """Let the connector know of the next response."""
         self._watched = True
 
-    def put(self, request: OutgoingRequest) -> None:
+    @cython.ccall
+    def put(self, request: OutgoingRequest) -> object:
         """Send a request now, or when its turn comes."""
+        slot: RequestSlot
         if self._idle:
-            self._idle.pop().send(request)
-            return
+            slot = self._idle.pop()
+            slot.send(request)
+            return None
         size: cython.longlong = len(request.wire)
         if size > self._max_bytes and self._queue:
             # Room for it would cost all others, and not be enough.
             self._count_drop(True)
-            return
+            return None
+        request.waiting_since = perf_counter()
         self._queue.append(request)
-        self._since.append(perf_counter())
         self._queue_bytes += size
-        while len(self._queue) > 1 and (
-            len(self._queue) > self._max_length or self._queue_bytes > self._max_bytes
-        ):
+        while (len(self._queue) > self._max_length or self._queue_bytes > self._max_bytes) and len(
+            self._queue
+        ) > 1:
             self._drop()
-        self._listener.on_waiting()
+        if self.calls_for_connections:
+            self._listener.on_waiting()
+        return None
 
     def put_back(self, request: OutgoingRequest) -> None:
-        """Have a request wait for a new place, which it gets before all others.
+        """Have a request wait for a new slot, which it gets before all others.
 
-        There are no more of these than there were places, and they count for no limit.
+        There are no more of these than there were slots, and they count for no limit.
         """
         self._again.append(request)
 
-    def use(self, place: RequestSlot) -> None:
-        """Send the next request in a new place, or keep it for one."""
+    def use(self, slot: RequestSlot) -> None:
+        """Send the next request in a new slot, or keep it for one."""
         self.expire(perf_counter())
         if self._again:
-            place.send(self._again.popleft())
+            slot.send(self._again.popleft())
         elif self._queue:
-            place.send(self._take())
+            slot.send(self._take())
         else:
-            self._idle.append(place)
+            self._idle.append(slot)
 
-    def forget(self, place: RequestSlot) -> None:
-        """Use a place no more."""
-        if place in self._idle:
-            self._idle.remove(place)
+    def forget(self, slot: RequestSlot) -> None:
+        """Use a slot no more."""
+        if slot in self._idle:
+            self._idle.remove(slot)
 
     def close_idle(self) -> None:
         """Close the connections that are free."""
-        for place in self._idle[:]:
-            place.close()
+        for slot in self._idle[:]:
+            slot.close()
 
-    def expire(self, now: float) -> None:
+    @cython.ccall
+    def expire(self, now: cython.double) -> object:
         """Drop the requests that have waited for longer than they may."""
-        if self._max_age > 0 and self._since and now - self._since[0] > self._max_age:
-            count: cython.Py_ssize_t = 0
-            while self._since and now - self._since[0] > self._max_age:
+        count: cython.Py_ssize_t = 0
+        if self._max_age > 0:
+            while self._queue and now - self._queue[0].waiting_since > self._max_age:
                 self._take()
                 count += 1
+        if count > 0:
             self._too_old += count
             self._dropped += count
             self._listener.on_too_old(count)
+        return None
 
     def drop_all(self) -> int:
         """Drop what waits; return how many requests that were."""
@@ -214,38 +250,34 @@ class RequestQueue:
         self._dropped += count
         self._queue.clear()
         self._again.clear()
-        self._since.clear()
         self._queue_bytes = 0
         return count
 
+    @cython.ccall
     def on_response(
-        self, place: RequestSlot, request: OutgoingRequest, now: float, ready: bool
+        self, slot: RequestSlot, request: OutgoingRequest, now: cython.double, ready: cython.bint
     ) -> OutgoingRequest | None:
         """Log a response, which also shows that the target works.
 
         Returns:
-            Where the place is ready for it, the request to send next; with None the place is
+            Where the slot is ready for it, the request to send next; with None the slot is
             kept for one that comes later.
         """
         self._answered += 1
         self._answered_at = now
-        status: cython.Py_ssize_t = place.status
-        self._by_class[status // 100 % 10] += 1
-        sent_at: cython.double = place.sent_at
-        first_byte_at: cython.double = place.first_byte_at
-        time: cython.double = now
-        self._first_byte._observe((first_byte_at or time) - sent_at, 1)
-        self._response._observe(time - sent_at, 1)
+        self._by_class[slot.status // 100 % 10] += 1
+        self._first_byte._observe((slot.first_byte_at or now) - slot.sent_at, 1)
+        self._response._observe(now - slot.sent_at, 1)
         if self._watched:
-            self._recover(time)
-        self._access_log.write(place, request, self._label, b"ok", now)
+            self._recover(now)
+        self._access_log.write(slot, request, self._label, b"ok", now)
         if not ready:
             return None
         if self._queue:
-            self.expire(time)
+            self.expire(now)
         if self._queue:
             return self._take()
-        self._idle.append(place)
+        self._idle.append(slot)
         return None
 
     def record_alive(self, now: float) -> None:
@@ -264,7 +296,6 @@ class RequestQueue:
     def _drop(self) -> object:
         if self._drops_newest:
             request: OutgoingRequest = self._queue.pop()
-            self._since.pop()
             self._queue_bytes -= len(request.wire)
         else:
             self._take()
@@ -281,6 +312,5 @@ class RequestQueue:
     @cython.cfunc
     def _take(self) -> OutgoingRequest:
         request: OutgoingRequest = self._queue.popleft()
-        self._since.popleft()
         self._queue_bytes -= len(request.wire)
         return request

@@ -6,24 +6,22 @@ from math import inf
 from typing import Final
 
 from spoakit.apps.mirror._request_cy import OutgoingRequest
-from spoakit.apps.mirror.http._queue_cy import RequestQueue
+from spoakit.apps.mirror.http._queue_cy import RequestQueue, RequestSlot
 from spoakit.apps.mirror.http.http2 import Http2Connection
 from spoakit.apps.mirror.http.http2_response import Http2Response
 from spoakit.apps.mirror.http.interfaces import ConnectionListener
 from spoakit.apps.mirror.http.outcome import Outcome
 
 
-class StreamSlot:
+class StreamSlot(RequestSlot):
     """Room for one request on a connection, and what there is of its response.
 
     To a queue it is what a connection of HTTP/1.1 is.
     """
 
-    __slots__ = ("_session", "response")
-
     def __init__(self, session: "Http2Session") -> None:
+        super().__init__()
         self._session = session
-        self.response: Http2Response | None = None
 
     def send(self, request: OutgoingRequest) -> None:
         """Send a request as a stream of the connection."""
@@ -32,30 +30,13 @@ class StreamSlot:
     def close(self) -> None:
         """Do nothing: other streams use the connection."""
 
-    @property
-    def version(self) -> bytes:
-        """The response's HTTP version."""
-        return b"???" if self.response is None else self.response.version
-
-    @property
-    def status(self) -> int:
-        """The response's status; 0 for none."""
-        return 0 if self.response is None else self.response.status
-
-    @property
-    def first_byte_at(self) -> float:
-        """When the response's first byte came, on ``time.perf_counter()``'s clock."""
-        return 0.0 if self.response is None else self.response.first_byte_at
-
-    @property
-    def received(self) -> int:
-        """The size of the response's body in bytes."""
-        return 0 if self.response is None else self.response.received
-
-    @property
-    def sent_at(self) -> float:
-        """When the request was sent, on ``time.perf_counter()``'s clock."""
-        return 0.0 if self.response is None else self.response.sent_at
+    def show(self, response: Http2Response) -> None:
+        """Be seen as a response."""
+        self.version = response.version
+        self.status = response.status
+        self.received = response.received
+        self.sent_at = response.sent_at
+        self.first_byte_at = response.first_byte_at
 
 
 class Http2Session:
@@ -116,7 +97,6 @@ class Http2Session:
             self._listener.on_waiting()
             return
         self._used[request] = slot
-        slot.response = None
         self.protocol.send(request)
 
     # Called by the connection.
@@ -132,7 +112,7 @@ class Http2Session:
         """Pass on a response, and send the next request in its slot."""
         request = response.request
         slot = self._used.pop(request)
-        slot.response = response
+        slot.show(response)
         self._has_responded = True
         self.idle_since = now
         is_free = self.protocol.room > len(self._free)
@@ -166,7 +146,7 @@ class Http2Session:
     ) -> None:
         """Pass on that a request failed."""
         slot = self._used.pop(request)
-        slot.response = response
+        slot.show(response)
         if outcome.is_response:
             self._has_responded = True
             self.idle_since = time.perf_counter()

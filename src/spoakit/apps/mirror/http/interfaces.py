@@ -8,20 +8,6 @@ from spoakit.apps.mirror.http.http2_response import Http2Response
 from spoakit.apps.mirror.http.outcome import Outcome
 
 
-class RequestSlot(Response, Protocol):
-    """Room for one request at a time: a connection of HTTP/1.1, or a stream of HTTP/2."""
-
-    @property
-    def first_byte_at(self) -> float:
-        """When the response's first byte came; 0 if that was when all of it came."""
-
-    def send(self, request: OutgoingRequest) -> None:
-        """Send a request."""
-
-    def close(self) -> None:
-        """Close the connection, unless others use it."""
-
-
 class PooledConnection(Protocol):
     """Open connection, as its pool watches over it."""
 

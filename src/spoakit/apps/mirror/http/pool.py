@@ -149,6 +149,7 @@ class ConnectionPool:
     def on_open(self, connection: PooledConnection) -> None:
         """Use a new connection."""
         self._connections.add(connection)
+        self._count_connections()
         if self._closed:
             connection.close()
         elif isinstance(connection, Connection):
@@ -157,6 +158,7 @@ class ConnectionPool:
     def on_closed(self, connection: PooledConnection, outcome: Outcome | None) -> None:
         """Replace a connection, if there is something to send."""
         self._connections.discard(connection)
+        self._count_connections()
         if isinstance(connection, Connection):
             self._queue.forget(connection)
         if outcome is not None and outcome.trouble is not None:
@@ -252,6 +254,11 @@ class ConnectionPool:
             attempt = self._loop.create_task(self._connect())
             self._attempts.add(attempt)
             attempt.add_done_callback(self._end_attempt)
+
+    def _count_connections(self) -> None:
+        """Hear of requests that wait only while there may be one more: each costs a call."""
+        limit = self._settings.pool.connections
+        self._queue.calls_for_connections = len(self._connections) < limit
 
     def _count(self) -> int:
         return len(self._attempts) + len(self._connections)
