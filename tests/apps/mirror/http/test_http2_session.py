@@ -285,6 +285,25 @@ def test_a_silent_target_is_given_up_and_tried_by_one_connection(
     assert caplog.text.count("; copies wait\n") == 1
 
 
+def test_of_requests_to_a_silent_target_the_first_alone_may_be_overdue(
+    run: Run, copying: Copying
+) -> None:
+    async def scenario() -> None:
+        timeouts = Timeouts(first_byte=0.2, min_backoff=5, max_backoff=5)
+        async with (
+            listening(answer_nothing) as server,
+            copying(server.port, http="2", timeouts=timeouts, drain=0) as mirror,
+        ):
+            mirror.get()
+            await until(lambda: len(server.requests()) == 1)
+            await asyncio.sleep(0.1)  # the others are overdue that much later
+            mirror.get()
+            mirror.get()
+            await until(lambda: mirror.target.counters.failed == 3)
+
+    run(scenario())
+
+
 def test_connections_end_when_they_are_unused_or_old(run: Run, copying: Copying) -> None:
     async def scenario(pool: PoolSettings) -> None:
         async with listening() as server, copying(server.port, http="2", pool=pool) as mirror:

@@ -161,5 +161,6 @@ class Http2Session:
         self._listener.on_closed(self, None if self._has_responded else outcome)
 
     def _remove_slots(self, count: int) -> None:
-        for _ in range(count):
+        # Those in use are in no queue, and end with their responses.
+        for _ in range(min(count, len(self._free))):
             self._queue.forget(self._free.pop())
