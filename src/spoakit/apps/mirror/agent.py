@@ -8,13 +8,12 @@ from random import randrange
 from typing import Final
 
 from spoakit.agent.agent import Agent
-from spoakit.agent.context import MaxFrameSize
-from spoakit.agent.headers import Headers
 from spoakit.agent.parameters import IPAddress
 from spoakit.apps.delay import DEADLINE, delayed
 from spoakit.apps.line_output import check_lines
 from spoakit.apps.line_writer import LogWriter
 from spoakit.apps.live import LiveSettings
+from spoakit.apps.mirror._copying_cy import Copiers, copy
 from spoakit.apps.mirror._request_cy import IncomingRequest
 from spoakit.apps.mirror.access_log import LOG_NAME
 from spoakit.apps.mirror.access_log._lines_cy import AccessLog
@@ -54,6 +53,7 @@ class Mirror:
 
     Attributes:
         targets: in the order of the settings.
+        copiers: theirs.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class Mirror:
         self._applying: asyncio.Task[None] | None = None
         self._is_closed = False
         self.targets = tuple(self._make(target) for target in settings.targets)
+        self.copiers: Final = Copiers(target.copier for target in self.targets)
         row.on_publish(self._collect)
         self._report(settings)
 
@@ -92,8 +93,7 @@ class Mirror:
 
     def copy(self, original: IncomingRequest) -> None:
         """Copy a request to the targets that are to get it."""
-        for target in self.targets:
-            target.copy(original)
+        self.copiers.copy(original)
 
     async def reconfigure(self, settings: MirrorSettings) -> None:
         """Copy to other targets and log as these settings say from now on; lose nothing that waits.
@@ -120,6 +120,7 @@ class Mirror:
             self._close_behind(new)
             raise
         self.targets = tuple(targets)
+        self.copiers.use(target.copier for target in targets)
         self._report(settings)
         self._close_behind(removed)
         logger.info(
@@ -239,7 +240,7 @@ def create_agent(settings: MirrorSettings | LiveSettings[MirrorSettings]) -> Age
     agent = Agent("mirror")
 
     @agent.resource
-    async def mirror(row: WorkerMetrics) -> AsyncIterator[Mirror]:
+    async def copiers(row: WorkerMetrics) -> AsyncIterator[Copiers]:
         settings = live.current
         access_log = AccessLog(
             LogWriter(name=LOG_NAME, logger=logger),
@@ -256,36 +257,9 @@ def create_agent(settings: MirrorSettings | LiveSettings[MirrorSettings]) -> Age
         live.follow(mirror.apply)
         live.on_reopen(mirror.reopen_log)
         try:
-            yield mirror
+            yield mirror.copiers
         finally:
             await mirror.aclose()
-
-    def copy(
-        arg_method: bytes,
-        arg_path: bytes,
-        arg_ver: bytes,
-        arg_hdrs: Headers,
-        mirror: Mirror,
-        max_frame_size: MaxFrameSize,
-        arg_body: bytes | None = None,
-        arg_size: int = -1,
-        arg_src: IPAddress | None = None,
-        arg_id: bytes = b"",
-        arg_key: bytes = b"",
-    ) -> None:
-        original = IncomingRequest(
-            arg_method,
-            arg_path,
-            arg_ver,
-            arg_hdrs,
-            arg_body,
-            arg_size,
-            b"" if arg_src is None else str(arg_src).encode(),
-            arg_id,
-            arg_key,
-            max_frame_size,
-        )
-        mirror.copy(original)
 
     delay = live.current.processing_delay
     if delay:

@@ -5,11 +5,11 @@ import logging
 from collections import Counter as Tally
 from typing import Final
 
+from spoakit.apps.mirror._copying_cy import Copier
 from spoakit.apps.mirror._request_cy import (
     NOT_WAITED_FOR,
     PROBABLY_CUT,
     BodyTooLargeError,
-    IncomingRequest,
     LoopedRequestError,
     OutgoingRequest,
     RequestBuilder,
@@ -73,10 +73,8 @@ class Target:
         self._throttle = Throttle(logger)
         self._reminders = Throttle(logger, _REMINDER_INTERVAL)
         selector = Selector(settings.selection)
-        self._selector = None if selector.takes_all else selector
         rate = settings.queue.rate
         self._rate_limit = None if rate is None else RateLimit(rate)
-        self._builder = RequestBuilder(settings.url, settings.rewrite)
         budget = budget or ConnectionBudget.of_process()
         self._own_names = Names() if names is None else None
         names = names or self._own_names
@@ -85,9 +83,15 @@ class Target:
             ConnectionPool(settings, access_log, self._counters, self._metrics, budget, names, http)
             for http in alpn_groups(settings)
         )
-        self._put = self._pools[0].put
-        # Where there are two, the last is for what came over HTTP/2.
-        self._put_2 = self._pools[-1].put
+        self.copier: Final = Copier(
+            None if selector.takes_all else selector,
+            rate is not None,
+            RequestBuilder(settings.url, settings.rewrite),
+            self._pools[0].queue,
+            self._pools[-1].queue,  # where there are two, it is for what came over HTTP/2
+            self,
+        )
+        self.copy: Final = self.copier.copy
         self._loop = asyncio.get_running_loop()
         timeouts = settings.timeouts
         shortest = min(timeouts.first_byte, timeouts.total, settings.pool.idle)
@@ -100,6 +104,9 @@ class Target:
     def counters(self) -> Counters:
         """The figures as they are now."""
         queues = [pool.queue for pool in self._pools]
+        self._counters.received = self.copier.received
+        self._counters.not_selected = self.copier.not_selected
+        self._counters.rate_limited = self.copier.rate_limited
         self._counters.answered = sum(queue.answered for queue in queues)
         self._counters.dropped = sum(queue.dropped for queue in queues)
         return self._counters
@@ -117,43 +124,39 @@ class Target:
     def collect(self) -> None:
         """Count what has been counted since the last time."""
         pauses = sum((pool.health.pauses for pool in self._pools), Tally())
-        self._metrics.collect(self._counters, [pool.queue for pool in self._pools], pauses)
+        self._metrics.collect(self.counters, [pool.queue for pool in self._pools], pauses)
 
-    def copy(self, original: IncomingRequest) -> None:
-        """Send a copy of a request, now or when its turn comes, if the target is to get one."""
+    # Called by the copier.
+
+    def takes_rate(self) -> bool:
+        """Return whether the rate limit allows one more copy."""
+        return self._rate_limit is None or self._rate_limit.takes(self._loop.time())
+
+    def on_refused(self, error: RefusedRequestError) -> None:
+        """Count and log a request that is not copied."""
         counters = self._counters
-        counters.received += 1
-        if self._selector is not None and not self._selector.takes(
-            original.method, original.target, original.headers, original.key, original.source
-        ):
-            counters.not_selected += 1
-            return
-        if self._rate_limit is not None and not self._rate_limit.takes(self._loop.time()):
-            counters.rate_limited += 1
-            return
-        try:
-            request = self._builder.build(original)
-        except LoopedRequestError as error:
-            self._on_looped(error)
-        except TruncatedBodyError as error:
-            self._on_truncated(f"a request is not copied: {error}")
-            counters.body_cut += 1
-        except SuspectBodyError as error:
-            self._on_suspect(error.reason, "not copied")
-            counters.body_suspect += 1
-        except BodyTooLargeError as error:
-            self._on_refused("too large", error)
-            counters.body_too_large += 1
-        except RefusedRequestError as error:
-            self._on_refused("malformed", error)
-            counters.malformed += 1
+        match error:
+            case LoopedRequestError():
+                self._on_looped(error)
+            case TruncatedBodyError():
+                self._on_truncated(f"a request is not copied: {error}")
+                counters.body_cut += 1
+            case SuspectBodyError():
+                self._on_suspect(error.reason, "not copied")
+                counters.body_suspect += 1
+            case BodyTooLargeError():
+                self._log_refused("too large", error)
+                counters.body_too_large += 1
+            case _:
+                self._log_refused("malformed", error)
+                counters.malformed += 1
+
+    def on_incomplete(self, request: OutgoingRequest) -> None:
+        """Count and log a copy whose body is cut, or suspect."""
+        if request.missing:
+            self._on_missing(request)
         else:
-            if request.missing:
-                self._on_missing(request)
-            elif request.suspect:
-                self._on_suspect(request.suspect, "copied as far as its body is there")
-            put = self._put_2 if original.is_http2 else self._put
-            put(request)
+            self._on_suspect(request.suspect, "copied as far as its body is there")
 
     def _on_looped(self, error: LoopedRequestError) -> None:
         self._counters.looped += 1
@@ -167,7 +170,7 @@ class Target:
             extra={"target": self.settings.name},
         )
 
-    def _on_refused(self, kind: str, error: RefusedRequestError) -> None:
+    def _log_refused(self, kind: str, error: RefusedRequestError) -> None:
         self._throttle.warning(
             kind,
             "%s: a request is not copied: %s",

@@ -78,7 +78,6 @@ class ConnectionPool:
             metrics.first_byte,
             metrics.response,
         )
-        self.put: Final = self._queue.put
         self.health: Final = Health(settings.name, settings.timeouts, self._open)
         self._connections: set[PooledConnection] = set()
         self._attempts: set[asyncio.Task[None]] = set()
