@@ -112,6 +112,7 @@ def test_connections_to_https_targets_are_tunnels(
                 for _ in range(3):
                     mirror.get(b"/path")
                 await mirror.answered(3)
+            await until(lambda: server.open == 0)  # through the proxy, TLS ends later
             assert server.requests[0].startswith(b"GET /path HTTP/1.1\r\n")
 
     with tinyproxy(tmp_path) as (port, log):
