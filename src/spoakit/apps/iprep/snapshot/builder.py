@@ -83,7 +83,8 @@ def _kept_name(source: SourceSettings, cache: str | None) -> str:
     """Return what the names of a source's files in the snapshot's folder begin with."""
     path = str(file_of(source, cache))
     reading = source.columns, source.select, source.limits, source.allow
-    return f"source-{_digest(source.type, path, *reading)}"
+    # What another version kept may have another form.
+    return f"source-{_digest(Entries.__slots__, source.type, path, *reading)}"
 
 
 def _digest(*what: object) -> str:

@@ -29,7 +29,7 @@ def feed_of(source: SourceSettings, cache: str | None) -> Feed | None:
         Path(cache),
         _counter(source),
         reading,
-        has_lines=source.type in ("list", "drop", "csv"),
+        has_lines=source.type in ("list", "csv"),
     )
 
 
