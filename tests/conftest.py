@@ -6,6 +6,7 @@ The Makefile's two legs say with SPOAKIT_EXPECT (compiled or pure) which form is
 import importlib
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from importlib.util import module_from_spec, spec_from_file_location
@@ -27,6 +28,9 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 # All is on this machine, whatever proxies the environment names.
 os.environ["no_proxy"] = os.environ["NO_PROXY"] = "*"
+
+# A spoa-iprep without control.path does not listen where one of this machine does.
+os.environ["SPOA_IPREP_CONTROL"] = f"{tempfile.gettempdir()}/tests-{os.getpid()}.sock"
 
 LEG = os.environ.get("SPOAKIT_EXPECT")
 if LEG == "pure":
