@@ -102,7 +102,9 @@ class Buffer:
         """Return the bytes from an index on."""
         if not 0 <= start <= self.size:
             raise IndexError(f"bytes from {start} on of {self.size}")
-        # A slice of this is not checked when compiled, and is bytes at once.
+        if not cython.compiled:
+            return bytes(self._room[start : self.size])
+        # A slice of this is not checked, and is bytes at once.
         room = cython.declare(cython.p_char, self._room)
         return cython.cast(bytes, room[start : self.size])
 
