@@ -36,7 +36,7 @@ $(PURE)/.ready: pyproject.toml setup.py $(shell find src -name '*.py')
 	$(PYTHON) -m venv $(PURE)
 	$(PURE)/bin/python -m pip install -q --upgrade 'pip>=25.1'
 	rm -rf build
-	SPOAKIT_EXT=disable $(PURE)/bin/pip install -q '.[all]' hypothesis grpcio mmdb-writer prometheus-client pytest-xdist
+	SPOAKIT_EXT=disable $(PURE)/bin/pip install -q '.[all]' --group test
 	touch $@
 
 # The HAProxy versions that are tested with, fetched once into .cache/haproxy.
