@@ -26,6 +26,7 @@ _BUSY_TIMEOUT: Final = 0.5
 _START_TIMEOUT: Final = 10.0  # while all workers make the file
 _START_INTERVAL: Final = 0.01
 _ATTEMPTS: Final = 5
+_NONE_IN_USE: Final = ()  # the number of no file
 _DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 # A change of a ban is a new row in the place of its old one, and no number comes twice.
@@ -72,7 +73,7 @@ class BanFile:
                 raise
         except (OSError, sqlite3.Error) as error:
             raise StartupError(f"bans: {str(path)!r} cannot be used: {error}") from None
-        self._inode = self._inode_there()
+        self._inode: tuple[int, ...] | None = self._inode_there()
 
     def restart(self) -> None:
         """Have all bans be changes again."""
@@ -171,8 +172,11 @@ class BanFile:
         """
         with self._locked() as in_use:
             self._db.close()
+            # A new file may get the number of one that is not open any more.
+            self._inode = _NONE_IN_USE
             is_first = in_use.read_text() != str(self._inode_there())
             if is_first:
+                in_use.write_text("")
                 # What belongs to the old file would damage the new one.
                 for suffix in ("-wal", "-shm"):
                     Path(f"{self._path}{suffix}").unlink(missing_ok=True)
