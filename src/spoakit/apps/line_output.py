@@ -7,8 +7,14 @@ from typing import Final
 
 from spoakit.exceptions import ConfigurationError
 
-BATCH_SIZE: Final = 64 * 1024
-"""The most bytes that are written at once, but for a longer line."""
+BATCH_SIZE: Final = 128 * 1024
+"""The bytes of lines that are handed to the writing thread together, which wakes for each batch.
+
+With half of it a mirror at full speed spends 4 % more CPU.
+"""
+
+# What is written to a file at once, but for a longer line: a batch, and the line that filled it.
+_FILE_SIZE: Final = 2 * BATCH_SIZE
 
 # What Linux and macOS write to a pipe in one piece, not mixed with the lines of other workers
 # (POSIX: PIPE_BUF). Lines longer than that are written alone.
@@ -36,7 +42,7 @@ class Output:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         is_regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
-        self.write_size = BATCH_SIZE if is_regular else _PIPE_SIZE
+        self.write_size = _FILE_SIZE if is_regular else _PIPE_SIZE
         self.has_failed = False
         self.reason = ""
 

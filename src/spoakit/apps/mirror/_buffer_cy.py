@@ -27,7 +27,7 @@ COMPILED: bool = cython.compiled
 _ZERO = cython.declare(cython.uint, 0x30)
 # Bytes that an empty one has room for, and those that an emptied one keeps at most.
 _ROOM = cython.declare(cython.Py_ssize_t, 1024)
-_MAX_KEPT = cython.declare(cython.Py_ssize_t, 256 * 1024)
+_MAX_KEPT = cython.declare(cython.Py_ssize_t, 512 * 1024)
 
 
 @cython.final

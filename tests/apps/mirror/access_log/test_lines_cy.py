@@ -11,6 +11,7 @@ import pytest
 from tests.apps.mirror.conftest import until
 from tests.conftest import Form
 
+from spoakit.apps.line_output import BATCH_SIZE
 from spoakit.apps.line_writer import LogWriter
 from spoakit.apps.mirror._request_cy import OutgoingRequest
 from spoakit.apps.mirror.config.settings import LogSettings
@@ -84,17 +85,19 @@ def test_many_lines_are_written_without_waiting_for_the_time(
             log = logging.AccessLog(writer)
             get = OutgoingRequest(b"GET /a HTTP/1.1\r\n\r\n", 19, 3, 2)
             response = response_of(logging)
-            for _ in range(2000):
+            for _ in range(4000):
                 log.write(
                     response, get, logging.TargetLabel("name", "http://h"), b"ok", response.sent_at
                 )
-            while path.stat().st_size < 60_000:  # without giving the event loop its turn
+            deadline = time.monotonic() + 30
+            while path.stat().st_size < BATCH_SIZE:  # without giving the event loop its turn
+                assert time.monotonic() < deadline
                 time.sleep(0.001)
             log.close()
             assert writer.dropped == 0
 
     asyncio.run(scenario())
-    assert path.read_bytes().count(b" ok\n") == 2000
+    assert path.read_bytes().count(b" ok\n") == 4000
 
 
 def lines(

@@ -103,7 +103,7 @@ class TargetLabel:
 @cython.final
 @cython.cclass
 class AccessLog:
-    """Gather lines and hand them over in batches: after 100 ms, or when 64 KiB are together.
+    """Gather lines and hand them over in batches: after 100 ms, or when 128 KiB are together.
 
     To be used in a running event loop.
 
