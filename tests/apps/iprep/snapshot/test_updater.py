@@ -494,6 +494,37 @@ def test_a_list_that_shrank_is_taken_where_that_is_accepted(site: Site, page: Pa
     run(scenario)
 
 
+@pytest.mark.parametrize(("left", "content"), [(1, "8.8.8.8\n"), (0, "# none\n")])
+def test_a_file_that_shrank_is_taken_where_that_is_accepted(
+    site: Site, left: int, content: str
+) -> None:
+    many = "".join(f"8.8.{number}.8\n" for number in range(100))
+
+    async def scenario() -> None:
+        other = site.root / "other.txt"
+        put(site.list, many)
+        put(other, many)
+        sources = mine(site.list), mine(other, name="other")
+        async with site.kept(*sources) as kept:
+            await until(lambda: kept.entries == [100, 100])
+            put(site.list, content)
+            put(other, content)
+            assert await kept.updater.update("mine") == ""
+            assert kept.entries == [100, 100]
+            assert "update takes it" in kept.errors[0] or "so does the command" in kept.errors[0]
+            assert await kept.updater.update("mine", accepts_shrink=True) == ""
+            assert kept.entries == [left, 100]
+            assert kept.errors[0] == ""
+            assert "it shrank from 100 entries" in kept.errors[1]
+            # That was for once.
+            put(site.list, many)
+            await until(lambda: kept.entries == [100, 100])
+            put(site.list, content)
+            await until(lambda: "it shrank from 100 entries" in kept.errors[0])
+
+    run(scenario)
+
+
 def test_an_update_that_cannot_be_is_refused_with_the_reason(
     site: Site, page: Page, monkeypatch: pytest.MonkeyPatch
 ) -> None:

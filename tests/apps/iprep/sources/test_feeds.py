@@ -360,7 +360,7 @@ def test_a_long_list_may_not_become_empty_unless_it_may_be(page: Page, tmp_path:
     feed.fetch()
     make_due(feed)
     page.body = entries(0)
-    refused(feed, "it shrank from 100 entries to none; may-be-empty = true takes it as it is")
+    refused(feed, "it shrank from 100 entries to none; may-be-empty = true takes it, and so does")
     make_due(feed)
     assert feed_of(page, tmp_path, may_be_empty=True).fetch() is Outcome.NEW
 

@@ -10,7 +10,7 @@ import pickle
 import shutil
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -41,7 +41,12 @@ class _Kept(NamedTuple):
     entries: Entries
 
 
-def build_snapshot(folder: Path, settings: ReputationSettings, before: Snapshot | None) -> Snapshot:
+def build_snapshot(
+    folder: Path,
+    settings: ReputationSettings,
+    before: Snapshot | None,
+    may_shrink: Collection[str] = (),
+) -> Snapshot:
     """Make a snapshot of what the sources' files have now.
 
     Of a file that cannot be used, what was read of it before is used again. It may be killed at
@@ -51,6 +56,7 @@ def build_snapshot(folder: Path, settings: ReputationSettings, before: Snapshot 
         folder: where snapshots are.
         settings: the sources and the policy.
         before: the snapshot that is there.
+        may_shrink: names of sources whose files may have lost more entries than `max-shrink`.
 
     Raises:
         TableError: the table cannot be built.
@@ -60,7 +66,9 @@ def build_snapshot(folder: Path, settings: ReputationSettings, before: Snapshot 
     builder = TableBuilder()
     copies = () if before is None else before.files
     reports = tuple(
-        _Reading(folder, source, settings.cache, before).add_to(builder, number)
+        _Reading(folder, source, settings.cache, before, source.name in may_shrink).add_to(
+            builder, number
+        )
         for number, source in enumerate(settings.sources)
     )
     _add_ranges(builder, ALLOWED, parse_ranges("policy.allow", settings.policy.allow))
@@ -95,9 +103,16 @@ class _Reading:
     """Reads one source."""
 
     def __init__(
-        self, folder: Path, source: SourceSettings, cache: str | None, before: Snapshot | None
+        self,
+        folder: Path,
+        source: SourceSettings,
+        cache: str | None,
+        before: Snapshot | None,
+        may_shrink: bool,
     ) -> None:
         self._folder = folder
+        # Of a feed, that was judged when it was downloaded.
+        self._may_shrink = may_shrink or source.url is not None
         self._before = before
         self._source = source
         self._path = file_of(source, cache)
@@ -136,7 +151,7 @@ class _Reading:
             return kept, ""
         try:
             entries = read_entries(self._source, path)
-            if kept is not None and self._feed is None:  # a feed's download was judged already
+            if kept is not None and not self._may_shrink:
                 refuse_shrunk(len(kept.entries), len(entries), self._source.feed)
         except SourceError as error:
             return kept, self._problem(path, error, kept is not None)

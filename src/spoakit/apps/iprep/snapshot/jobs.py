@@ -63,10 +63,12 @@ class Build(msgspec.Struct, frozen=True, tag=True):
     Attributes:
         folder: where snapshots are.
         settings: what it is made with.
+        may_shrink: names of sources whose files may have lost more entries than `max-shrink`.
     """
 
     folder: str
     settings: ReputationSettings
+    may_shrink: frozenset[str] = frozenset()
 
 
 class Fetched(msgspec.Struct, frozen=True):
@@ -167,7 +169,7 @@ def _build(job: Build) -> Snapshot:
             before = read_snapshot(folder)
         except SourceError:
             before = None  # it is damaged, and replaced
-        return build_snapshot(folder, job.settings, before)
+        return build_snapshot(folder, job.settings, before, job.may_shrink)
 
 
 def main() -> int:

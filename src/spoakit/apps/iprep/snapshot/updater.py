@@ -93,6 +93,8 @@ class Updater:
         self._woken = asyncio.Event()
         # Of those that wait for the next snapshot: the reason why it failed, "" if it did not.
         self._waiting: list[asyncio.Future[str]] = []
+        # Names of the sources whose files may have shrunk by any number for the next snapshot.
+        self._may_shrink: frozenset[str] = frozenset()
         self.reporter = Reporter(row)
         self.snapshot: Snapshot | None = None
         self.failure: Failure | None = None
@@ -143,6 +145,8 @@ class Updater:
         if source.dnsbl is not None:
             raise UpdateError(f"source {name}: a DNSBL is asked, and has nothing to download")
         outcome: Outcome | None = None
+        if source.url is None and accepts_shrink:
+            self._may_shrink |= {name}
         if source.url is not None:
             outcome, error = await self._downloader.download_now(
                 source, self._settings.cache or "", accepts_shrink=accepts_shrink
@@ -182,10 +186,11 @@ class Updater:
         # What is forced meanwhile is for the snapshot behind this one.
         self._state = msgspec.structs.replace(self._state, is_forced=False)
         waiting, self._waiting = self._waiting, []
+        may_shrink, self._may_shrink = self._may_shrink, frozenset()
         start = time.monotonic()
         reason = "the updater has ended; try again"
         try:
-            snapshot = await jobs.build(jobs.Build(str(self._folder), self._settings))
+            snapshot = await jobs.build(jobs.Build(str(self._folder), self._settings, may_shrink))
             reason = ""
         except JobError as error:
             reason = str(error)

@@ -344,12 +344,14 @@ def refuse_shrunk(before: int, now: int, settings: FeedSettings) -> None:
         return
     if not now:
         raise SourceError(
-            f"it shrank from {before} entries to none; may-be-empty = true takes it as it is"
+            f"it shrank from {before} entries to none; may-be-empty = true takes it, and so does "
+            "the command update with --accept-shrink"
         )
     if now < before * (1 - settings.max_shrink / 100):
         raise SourceError(
             f"it shrank from {before} entries to {now}, "
-            f"by more than {settings.max_shrink:g} percent (max-shrink)"
+            f"by more than {settings.max_shrink:g} percent (max-shrink); "
+            "the command update takes it with --accept-shrink"
         )
 
 
