@@ -85,6 +85,29 @@ def test_decisions_of_crowdsec_are_a_source(
         assert service.stop() == 0
 
 
+def test_decisions_that_cscli_writes_are_a_source(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decisions = tmp_path / "decisions.csv"
+    decisions.write_text(
+        "id,source,ip,reason,action,country,as,events_count,expiration,simulated,alert_id\n"
+        "1,crowdsec,Ip:8.8.8.8,crowdsecurity/ssh-bf,ban,US,15169 GOOGLE,6,3h28m24s,false,1\n"
+        "2,crowdsec,Range:9.9.9.0/24,crowdsecurity/http-crawl-non_statics,ban,,,6,1h,false,2\n"
+        "3,crowdsec,Ip:9.9.8.1,crowdsecurity/ssh-bf,captcha,,,6,1h,false,3\n"
+        "4,crowdsec,Ip:9.9.8.2,crowdsecurity/ssh-bf,ban,,,6,1h,true,4\n"
+        '5,cscli,Ip:2620:fe::9,"manual ban, by hand",ban,,,1,1h,false,5\n'
+    )
+    monkeypatch.setenv("CROWDSEC_DECISIONS", str(decisions))
+    config = (EXAMPLES / "crowdsec" / "decisions.toml").read_text()
+    service.start(config.replace('mode = "observe"\n', ""), workers=1).ready()
+    scores = {
+        address: service.ask("lookup", address=address)["score"]
+        for address in ("8.8.8.8", "9.9.9.200", "9.9.8.1", "9.9.8.2", "2620:fe::9", "9.9.7.1")
+    }
+    assert list(scores.values()) == [0, 30, 100, 100, 0, 100]
+    assert service.stop() == 0
+
+
 def test_without_its_variable_the_source_is_that_of_this_machine(tmp_path: Path) -> None:
     (tmp_path / "iprep.toml").write_text((EXAMPLES / "crowdsec" / "iprep.toml").read_text())
     [source] = read_config(tmp_path / "iprep.toml").sources
