@@ -58,7 +58,7 @@ def _measure(bench: Bench, only: list[str], rounds: int) -> Results:
 
 def _report(results: Results, others: list[Subject], *, whole_list: bool) -> None:
     print("Figures are medians (lowest-highest) of the rounds.\n\nGoals:")
-    references = [other.name for other in others if not other.is_mirror]
+    references = [each.name for each in others if not each.is_mirror and not each.has_lists]
     for goal in goals(results, references, whole_list=whole_list):
         print(goal)
     if results.problems:
@@ -75,7 +75,8 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME=COMMAND",
         help="measure another agent in the same run; {port} in the command is its port, and"
-        " {target}, for a mirror, the port to copy to; may be repeated",
+        " {target}, for a mirror, the port to copy to, or {config} the file of a spoa-iprep; may be"
+        " repeated",
     )
     parser.add_argument("--others-only", action="store_true", help="leave spoakit's own agents out")
     parser.add_argument(
@@ -83,8 +84,9 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME",
-        help="scenarios whose names start so (reputation, churn, iprep, mirror, mirror-full,"
-        " dead-target, http2, production, production-500, production-2000); may be repeated",
+        help="scenarios whose names start so (reputation, reputation-table, churn, iprep, mirror,"
+        " mirror-full, dead-target, http2, production, production-500, production-2000); may be"
+        " repeated",
     )
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each scenario (3)")
     parser.add_argument("--quick", action="store_true", help="one round, a fifth of the load")

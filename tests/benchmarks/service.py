@@ -5,9 +5,9 @@ goes where the kernel puts it.
 """
 
 import re
+import shlex
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,13 +25,15 @@ from tests.benchmarks.measure import (
     wait_until,
 )
 from tests.benchmarks.results import Case, Measurement, Scenario
-from tests.benchmarks.subjects import OWN, Bench
+from tests.benchmarks.subjects import Bench, Subject
 from tests.benchmarks.tables import Inputs
 from tests.ports import free_port
 
 from spoakit.testing import EngineClient
 
-CONNECTIONS, DEPTH = 8, 64
+# Connections, and NOTIFYs in flight on each.
+SHAPES = ((8, 64), (4, 20), (300, 1))
+CONNECTIONS, DEPTH = SHAPES[0]
 SECONDS = 2.0
 WARM_UP = 5_000
 RELOAD_RATE = 20_000
@@ -51,36 +53,41 @@ path = "blocklist.txt"
 
 
 def scenarios(bench: Bench) -> list[Scenario]:
-    """Return both scenarios, or none where spoakit's own agents are left out."""
-    if not bench.has_own:
-        return []
+    """Return a scenario for each shape of load, and one for reloads."""
     inputs = Inputs(bench.directory, Blocklist().scaled(bench.scale))
     entries = f"{len(inputs.blocklist):,} entries"
-    return [
+    found = [
         Scenario(
-            "reputation-table",
-            f"spoa-iprep with a table of {entries}; {CONNECTIONS} connections, {DEPTH} NOTIFYs in"
+            f"reputation-table-{connections}x{depth}",
+            f"spoa-iprep with a table of {entries}; {connections} connections, {depth} NOTIFYs in"
             " flight on each",
-            [Case(OWN, partial(_frames, bench, inputs))],
-        ),
-        Scenario(
-            "iprep-reload",
-            f"the same at {RELOAD_RATE:,}/s, while its list is changed and read again {RELOADS}"
-            " times",
-            [Case(OWN, partial(_reloads, bench, inputs))],
-        ),
+            [
+                Case(each.name, partial(_frames, bench, inputs, each, connections, depth))
+                for each in bench.with_lists()
+            ],
+        )
+        for connections, depth in SHAPES
     ]
+    reloads = Scenario(
+        "iprep-reload",
+        f"the same at {RELOAD_RATE:,}/s over ({CONNECTIONS},{DEPTH}), while its list is changed and"
+        f" read again {RELOADS} times",
+        [Case(each.name, partial(_reloads, bench, inputs, each)) for each in bench.with_lists()],
+    )
+    return [*found, reloads]
 
 
-def _frames(bench: Bench, inputs: Inputs) -> Measurement:
+def _frames(
+    bench: Bench, inputs: Inputs, subject: Subject, connections: int, depth: int
+) -> Measurement:
     with ExitStack() as stack:
         with on_core(0):
-            port, process, _ = stack.enter_context(_service(bench, inputs))
+            port, process, _ = stack.enter_context(_service(inputs, subject))
         stack.enter_context(on_core(1))
-        bench.tools.engine_load(port, CONNECTIONS, DEPTH, count=WARM_UP, wide=True)
+        bench.tools.engine_load(port, connections, depth, count=WARM_UP, wide=True)
         before = process.usage()
         load = bench.tools.engine_load(
-            port, CONNECTIONS, DEPTH, seconds=SECONDS * bench.scale, expect=VARIABLE, wide=True
+            port, connections, depth, seconds=SECONDS * bench.scale, expect=VARIABLE, wide=True
         )
         used = process.usage()
         values = {
@@ -91,10 +98,10 @@ def _frames(bench: Bench, inputs: Inputs) -> Measurement:
     return Measurement(values, load.problems)
 
 
-def _reloads(bench: Bench, inputs: Inputs) -> Measurement:
+def _reloads(bench: Bench, inputs: Inputs, subject: Subject) -> Measurement:
     seconds = RELOAD_SECONDS * bench.scale
     with ExitStack() as stack:
-        port, process, path = stack.enter_context(_service(bench, inputs))
+        port, process, path = stack.enter_context(_service(inputs, subject))
         pool = stack.enter_context(ThreadPoolExecutor(1))
         bench.tools.engine_load(port, CONNECTIONS, DEPTH, count=WARM_UP, wide=True)
         resting = process.memory()
@@ -153,15 +160,14 @@ def _reload(process: Process, path: Path, engine: EngineClient, number: int) -> 
 
 
 @contextmanager
-def _service(bench: Bench, inputs: Inputs) -> Iterator[tuple[int, Process, Path]]:
-    """Run spoa-iprep with a copy of the list, which may be changed, until it has its table."""
+def _service(inputs: Inputs, subject: Subject) -> Iterator[tuple[int, Process, Path]]:
+    """Run a subject with a copy of the list, which may be changed, until it has its table."""
     port = free_port()
     with inputs.folder() as folder:
         path, config = Path(folder, "blocklist.txt"), Path(folder, "iprep.toml")
         shutil.copyfile(inputs.list, path)
         config.write_text(_CONFIG, encoding="utf-8")
-        command = [str(Path(sys.executable).with_name("spoa-iprep")), "--config", str(config)]
-        command += ["-n", "1", "-a", "127.0.0.1", "-p", str(port)]
+        command = shlex.split(subject.command.format(port=port, config=shlex.quote(str(config))))
         log = Path(folder, "log")
         with running(command, port=port, log=log, timeout=TABLE_LIMIT) as process:
             _wait(process, lambda: _tables(process) > 0)

@@ -32,8 +32,9 @@ HAPROXY_VERSIONS = ("3.4", "3.2", "3.0", "2.8", "2.6")
 class Subject:
     """An agent to measure.
 
-    The command names its port as ``{port}``; with a ``{target}``, the port that copies go to, it
-    is a mirror, else it answers ``check-client-ip`` by setting ``ip_score``.
+    The command names its port as ``{port}``. With a ``{target}``, the port that copies go to, it
+    is a mirror; else it answers ``check-client-ip`` by setting ``ip_score``, with a ``{config}`` by
+    the lists of that file, one of spoa-iprep's.
     """
 
     name: str
@@ -43,6 +44,10 @@ class Subject:
     @property
     def is_mirror(self) -> bool:
         return "{target}" in self.command
+
+    @property
+    def has_lists(self) -> bool:
+        return "{config}" in self.command
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +67,10 @@ class Bench:
         return [subject for subject in self.subjects if subject.is_mirror]
 
     def reputations(self) -> list[Subject]:
-        return [subject for subject in self.subjects if not subject.is_mirror]
+        return [each for each in self.subjects if not each.is_mirror and not each.has_lists]
+
+    def with_lists(self) -> list[Subject]:
+        return [subject for subject in self.subjects if subject.has_lists]
 
     def handlers(self) -> list[Subject]:
         """Return agents of spoakit's whose handlers are of other kinds, for each that is one."""
@@ -110,6 +118,7 @@ def own_subjects() -> tuple[Subject, ...]:
             OWN,
             f"{programs}/spoa-mirror -r0 -n1 -a 127.0.0.1 -p {{port}} -u http://127.0.0.1:{{target}}/",
         ),
+        Subject(OWN, f"{programs}/spoa-iprep --config {{config}} -n1 -a 127.0.0.1 -p {{port}}"),
     )
 
 
