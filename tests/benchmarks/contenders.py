@@ -44,15 +44,18 @@ class OwnTable:
     """spoakit's table as a worker has it: built before in another process, here only mapped."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def load(self, path: Path) -> Lookup:
+        # Here, before memory is measured: a worker has the modules however many tables there are.
         from spoakit.apps.iprep.snapshot.manifest import read_snapshot
         from spoakit.apps.iprep.table._table_cy import Table
 
-        snapshot = read_snapshot(self._folder)
+        self._folder = folder
+        self._read_snapshot = read_snapshot
+        self._open = Table.open
+
+    def load(self, path: Path) -> Lookup:
+        snapshot = self._read_snapshot(self._folder)
         assert snapshot is not None
-        return Table.open(self._folder / snapshot.table).lookup
+        return self._open(self._folder / snapshot.table).lookup
 
     def question(self, address: Address) -> object:
         return address

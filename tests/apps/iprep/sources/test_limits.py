@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spoakit.apps.iprep.addresses import PRIVATE, parse_range
+from spoakit.apps.iprep.sources import limits
 from spoakit.apps.iprep.sources.entries import Entries
 from spoakit.apps.iprep.sources.limits import ListLimits
 from spoakit.exceptions import ConfigurationError
@@ -108,6 +109,18 @@ def test_each_public_address_counts_once() -> None:
     assert ListLimits().excess(entries(*doubled)) == ""
     special = ("10.0.0.0/8", "224.0.0.0/3", "100.64.0.0/10", "4000::/2", "e000::/3")
     assert ListLimits(max_share=0).excess(entries(*special)) == ""
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 20)), min_size=1, max_size=12))
+def test_the_size_of_ranges_is_that_of_the_set_of_their_addresses(
+    ranges: list[tuple[int, int]],
+) -> None:
+    firsts = [first for first, _ in ranges]
+    lasts = [first + more for first, more in ranges]
+    addresses = {
+        a for first, last in zip(firsts, lasts, strict=True) for a in range(first, last + 1)
+    }
+    assert limits._size(firsts, lasts) == len(addresses)
 
 
 def test_everything_is_a_hundred_percent() -> None:

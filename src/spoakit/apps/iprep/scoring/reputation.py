@@ -285,7 +285,9 @@ class Reputation:
             ipv4 = self._snapshot.embedded.ipv4_of(address)
             if ipv4 is not None:
                 return min(self._find(ipv4), self._find(address), key=_severity)
-        return self._find(address)
+        # As `_find`: a call less is 4 % of an answer.
+        finding = self._snapshot.find(address)
+        return finding if self._bans is None else self._with_ban(address, finding)
 
     async def ask(self, address: IPAddress) -> LookupResult:
         """Return what is known of an address and what DNSBLs say of it, within their deadlines.

@@ -1,7 +1,9 @@
 """Limits of lists: a line that is cut off or mistaken must not list a quarter of the Internet."""
 
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final
 
 from spoakit.apps.checks import check_range
@@ -66,12 +68,11 @@ class ListLimits:
     def excess(self, entries: Entries) -> str:
         """Return in words that a list has too many of the public addresses, "" if it has not."""
         for version, most in ((4, _most4(entries)), (6, _most6(entries))):
-            special = _SPECIAL[version]
-            public = 2 ** (32 if version == 4 else 128) - _size(special)
+            public = 2 ** (32 if version == 4 else 128) - _size(*_SPECIAL[version])
             # The sum of sizes costs little; only where that is too large ranges are sorted.
             if most * 100 <= self.max_share * public:
                 continue
-            share = 100 * (_size((*_ranges(entries, version), *special)) - _size(special)) / public
+            share = 100 * _public_size(entries, version) / public
             if share > self.max_share:
                 return (
                     f"it has {share:.3g} percent of all public IPv{version} addresses, more than "
@@ -80,31 +81,46 @@ class ListLimits:
         return ""
 
 
+# The first and the last addresses of the ranges that are not of the public Internet.
 _SPECIAL: Final = {
-    family: tuple((first, last) for version, first, last, _ in PRIVATE if version == family)
+    family: (
+        [first for version, first, _, _ in PRIVATE if version == family],
+        [last for version, _, last, _ in PRIVATE if version == family],
+    )
     for family in (4, 6)
 }
 
 
 def _is_special(version: int, first: int, last: int) -> bool:
-    return any(low <= first and last <= high for low, high in _SPECIAL[version])
+    return any(low <= first and last <= high for low, high in zip(*_SPECIAL[version], strict=True))
 
 
-def _size(ranges: Iterable[tuple[int, int]]) -> int:
-    """Return the number of addresses of ranges, each counted once."""
-    size, end = 0, -1
-    for first, last in sorted(ranges):
-        if last > end:
-            size += last - max(first - 1, end)
-            end = last
-    return size
+def _size(firsts: Iterable[int], lasts: Iterable[int]) -> int:
+    """Return the number of addresses of ranges, each counted once.
+
+    Args:
+        firsts: the first address of each, in any order; there is at least one.
+        lasts: the last address of each, in any order.
+    """
+    begins, ends = sorted(firsts), sorted(lasts)
+    # An address that as many ranges end before as begin before it is in none of them: the gaps are
+    # between the n-th end and the beginning behind the n-th, where that is greater.
+    gaps = sum(begin - end - 1 for begin, end in zip(begins[1:], ends, strict=False) if begin > end)
+    return ends[-1] - begins[0] + 1 - gaps
 
 
-def _ranges(entries: Entries, version: int) -> Iterable[tuple[int, int]]:
+def _public_size(entries: Entries, version: int) -> int:
+    """Return the number of public addresses of one version that a list has."""
+    firsts, lasts = _SPECIAL[version]
     if version == 4:
-        return zip(entries.first4, entries.last4, strict=True)
-    halves = zip(*entries.first6, *entries.last6, strict=True)
-    return ((a << 64 | b, c << 64 | d) for a, b, c, d in halves)
+        both = _size(chain(entries.first4, firsts), chain(entries.last4, lasts))
+    else:
+        both = _size(chain(_joined(entries.first6), firsts), chain(_joined(entries.last6), lasts))
+    return both - _size(firsts, lasts)
+
+
+def _joined(halves: "tuple[array[int], array[int]]") -> Iterable[int]:
+    return (upper << 64 | lower for upper, lower in zip(*halves, strict=True))
 
 
 def _most4(entries: Entries) -> int:
