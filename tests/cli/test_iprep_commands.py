@@ -384,6 +384,21 @@ def test_the_socket_is_that_of_the_file_or_of_the_environment(
     assert "/absent/control" in capsys.readouterr().err
 
 
+def test_a_command_uses_the_control_table_of_the_file_alone(
+    control: Control, tmp_path: Path
+) -> None:
+    # Whoever may use the socket need not be able to read the secrets of the service.
+    control.answer = {"bans": []}
+    file = tmp_path / "iprep.toml"
+    file.write_text(
+        'cache = "${UNSET_HERE}"\n[control]\npath = "control"\n'
+        '[[source]]\nname = "feed"\ntype = "list"\nurl = "http://127.0.0.1/"\n'
+        'headers = { Auth-Key = "@/absent/key" }\n'
+    )
+    assert iprep.main(["bans", f"--config={file}"]) == 0
+    assert len(control.requests) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [

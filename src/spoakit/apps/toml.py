@@ -29,7 +29,9 @@ class Table(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tru
 
 
 def read_settings(
-    path: str | os.PathLike[str], settings_of: Callable[[dict[str, Any], Path], S]
+    path: str | os.PathLike[str],
+    settings_of: Callable[[dict[str, Any], Path], S],
+    only: str | None = None,
 ) -> S:
     """Return the settings that are in a file.
 
@@ -37,13 +39,18 @@ def read_settings(
         path: the file, of 1 MiB at most.
         settings_of: makes them of what is in it, with the environment's variables replaced, and
             the folder that names of files are relative to: the file's.
+        only: the one key of the file to use, where the others may need what only the service has:
+            files that it may read, its environment.
 
     Raises:
         ConfigurationError: it cannot be read, is not TOML, or says what cannot be; the text names
             the file, the line or the key, and the reason. Places in lists are counted from 1.
     """
     with Prefix(f"{os.fspath(path)}: "):
-        return settings_of(expand_variables(parse_toml(_read(path))), Path(path).parent)
+        document = parse_toml(_read(path))
+        if only is not None:
+            document = {key: value for key, value in document.items() if key == only}
+        return settings_of(expand_variables(document), Path(path).parent)
 
 
 def _read(path: str | os.PathLike[str]) -> str:

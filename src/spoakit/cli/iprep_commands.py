@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Any, BinaryIO, Final
 
-from spoakit.apps.iprep.config.loader import read_config
+from spoakit.apps.iprep.config.loader import read_control
 from spoakit.apps.iprep.control.paths import CONTROL_VARIABLE, default_control, with_default
 from spoakit.apps.iprep.control.socket import (
     Answer,
@@ -279,7 +279,7 @@ def _control_path(given: Mapping[str, Any]) -> str:
         return str(given["control"])
     if given["config"] is None:
         return default_control()
-    path = with_default(read_config(given["config"]).control).path
+    path = with_default(read_control(given["config"])).path
     if path is None:
         raise ConfigurationError(f"{given['config']}: control.path is false: there is no socket")
     return path

@@ -6,7 +6,12 @@ from typing import Any
 
 from spoakit.apps.checks import choice
 from spoakit.apps.iprep.config.schema import SOURCES, File
-from spoakit.apps.iprep.config.settings import SOURCE_TYPES, ReputationSettings, SourceSettings
+from spoakit.apps.iprep.config.settings import (
+    SOURCE_TYPES,
+    ControlSettings,
+    ReputationSettings,
+    SourceSettings,
+)
 from spoakit.apps.toml import Prefix, convert, read_settings, readable_file
 from spoakit.exceptions import ConfigurationError
 
@@ -18,6 +23,17 @@ def read_config(path: str | os.PathLike[str]) -> ReputationSettings:
         ConfigurationError: see `spoakit.apps.toml.read_settings`.
     """
     return read_settings(path, settings_of)
+
+
+def read_control(path: str | os.PathLike[str]) -> ControlSettings:
+    """Read the table `control` of a configuration file, for a command to a service that runs.
+
+    The sources of the service, their secrets and its environment are not needed for that.
+
+    Raises:
+        ConfigurationError: as `read_config`, of this table and of what is not TOML.
+    """
+    return read_settings(path, settings_of, only="control").control
 
 
 def settings_of(document: dict[str, Any], folder: Path) -> ReputationSettings:
