@@ -29,7 +29,6 @@ from spoakit.apps.iprep.sources.lists import Columns
 from spoakit.exceptions import ConfigurationError
 
 REFERENCE = Path(__file__).parents[4] / "docs" / "iprep-configuration.md"
-TUTORIAL = REFERENCE.with_name("iprep-tutorial.md")
 FILES = ("ca.pem", "blocked.txt", "partners.txt", "abuse.csv", "GeoLite2-Country.mmdb")
 
 Read = Callable[[str], ReputationSettings]
@@ -434,13 +433,6 @@ def test_the_examples_of_the_reference_are_right(
 ) -> None:
     monkeypatch.setenv("HTTPBL_KEY", "secret")
     assert read(text).sources
-
-
-@pytest.mark.parametrize(
-    "text", re.findall(r"^```toml\n(.*?)^```", TUTORIAL.read_text(), re.M | re.S)
-)
-def test_those_of_the_tutorial_are_right(read: Read, text: str) -> None:
-    assert read(text) != ReputationSettings()
 
 
 def keys_of(table: dict[str, Any], prefix: str = "") -> set[str]:
