@@ -1,6 +1,6 @@
-"""Write docs/metrics.md from the declarations of all metrics.
+"""Write docs/reference/metrics.md from the declarations of all metrics.
 
-    python scripts/metrics_page.py [FILE]        default: docs/metrics.md
+    python scripts/metrics_page.py [FILE]        default: docs/reference/metrics.md
 
 Run it after a metric was declared, changed or removed; a test holds the page to the declarations.
 """
@@ -85,5 +85,5 @@ def _line(family: Family) -> str:
 
 
 if __name__ == "__main__":
-    default = Path(__file__).parent.parent / "docs/metrics.md"
+    default = Path(__file__).parent.parent / "docs/reference/metrics.md"
     (Path(sys.argv[1]) if len(sys.argv) > 1 else default).write_text(page())

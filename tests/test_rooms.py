@@ -1,4 +1,4 @@
-"""The rooms of the house: imports point downward only (docs/architecture.md)."""
+"""The rooms of the house: imports point downward only (docs/explanation/architecture.md)."""
 
 import ast
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What docs/iprep-tutorial.md says works as it is written, but for ports and a patient HAProxy."""
+"""What docs/tutorials/iprep.md says works as it is written, but for ports and a patient HAProxy."""
 
 import re
 import shlex
@@ -18,7 +18,7 @@ from tests.e2e.reputation import CLI, command, is_let_in
 from spoakit.testing.haproxy import HAProxy, haproxy_version
 from spoakit.testing.pytest_plugin import StartHAProxy
 
-TUTORIAL = Path(__file__).parents[2] / "docs/iprep-tutorial.md"
+TUTORIAL = Path(__file__).parents[2] / "docs/tutorials/iprep.md"
 Edit: TypeAlias = Callable[[str], str]
 Configured: TypeAlias = Callable[..., tuple[Program, HAProxy]]
 MODE = """\

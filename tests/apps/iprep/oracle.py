@@ -24,7 +24,7 @@ LISTS: Final = 50
 _ADDRESSES: Final = 100
 _STARTS: Final = {4: int(IPv4Address("8.8.0.0")), 6: int(IPv6Address("2a00::"))}
 _BITS: Final = {4: 32, 6: 128}
-# The rules of docs/iprep-configuration.md, which are all that is known of the limits here.
+# By docs/reference/iprep-configuration.md, which is all that is known of the limits here.
 _SHORTEST: Final = {4: 6, 6: 12}
 _WHOLE: Final = {4: 16, 6: 32}
 # A line that every list has, so that none is without a line that can be used.

@@ -14,7 +14,7 @@ from spoakit.apps.mirror.url import TargetURL
 
 Fields = Sequence[tuple[bytes, bytes]]
 
-REFERENCE = Path(__file__).parents[3] / "docs" / "mirror-configuration.md"
+REFERENCE = Path(__file__).parents[3] / "docs" / "reference" / "mirror-configuration.md"
 
 
 def varint(number: int) -> bytes:

@@ -28,7 +28,7 @@ from spoakit.apps.iprep.sources.limits import ListLimits
 from spoakit.apps.iprep.sources.lists import Columns
 from spoakit.exceptions import ConfigurationError
 
-REFERENCE = Path(__file__).parents[4] / "docs" / "iprep-configuration.md"
+REFERENCE = Path(__file__).parents[4] / "docs" / "reference" / "iprep-configuration.md"
 FILES = ("ca.pem", "blocked.txt", "partners.txt", "abuse.csv", "GeoLite2-Country.mmdb")
 
 Read = Callable[[str], ReputationSettings]

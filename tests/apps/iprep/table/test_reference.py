@@ -1,4 +1,4 @@
-"""docs/iprep-configuration.md says of each key what it is by default and what it may be."""
+"""Tests of docs/reference/iprep-configuration.md: each key, its default and its range."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from spoakit.apps.toml import parse_toml
 from spoakit.apps.values import parse_seconds, parse_size
 from spoakit.exceptions import ConfigurationError
 
-REFERENCE = Path(__file__).parents[4] / "docs" / "iprep-configuration.md"
+REFERENCE = Path(__file__).parents[4] / "docs" / "reference" / "iprep-configuration.md"
 ROWS = [
     [cell.strip() for cell in line.strip("|").split("|")]
     for line in REFERENCE.read_text().splitlines()

@@ -24,7 +24,7 @@ from spoakit.apps.mirror.config.settings import (
 from spoakit.apps.mirror.url import TargetURL
 from spoakit.exceptions import ConfigurationError
 
-REFERENCE = Path(__file__).parents[4] / "docs" / "mirror-configuration.md"
+REFERENCE = Path(__file__).parents[4] / "docs" / "reference" / "mirror-configuration.md"
 HEAD = '[[target]]\nurl = "http://h"\n'
 
 Read = Callable[[str], MirrorSettings]

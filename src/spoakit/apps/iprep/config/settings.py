@@ -2,7 +2,7 @@
 
 Times are in seconds, sizes in bytes, scores 0 (worst) to 100. A value out of its range is a
 `ConfigurationError` that names the option, the value and the range. Options have the names of the
-configuration file's keys (docs/iprep-configuration.md).
+configuration file's keys (docs/reference/iprep-configuration.md).
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The configuration file: TOML in, settings out. docs/mirror-configuration.md describes it."""
+"""Configuration file: TOML in, settings out; see docs/reference/mirror-configuration.md."""
 
 import os
 from pathlib import Path

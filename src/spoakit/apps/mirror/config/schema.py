@@ -1,7 +1,7 @@
 """The tables of the configuration file, and the settings that they are.
 
 What they do not name is an error; what the values may be, the settings say.
-docs/mirror-configuration.md describes the file.
+docs/reference/mirror-configuration.md describes the file.
 """
 
 import os

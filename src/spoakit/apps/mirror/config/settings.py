@@ -2,7 +2,7 @@
 
 Times are in seconds, sizes in bytes. A value out of its range is a `ConfigurationError` that names
 the option, the value and the range. Options have the names of the configuration file's keys
-(docs/mirror-configuration.md).
+(docs/reference/mirror-configuration.md).
 """
 
 import os
