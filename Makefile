@@ -94,15 +94,15 @@ bench-system:
 bench: bench-system venv
 	-$(BIN)/python -m pip install -q --group bench
 	-$(BIN)/python scripts/fetch_haproxy.py
-	$(BIN)/python -m tests.benchmarks.run $(BENCH)
+	$(BIN)/python -m benchmarks.run $(BENCH)
 
 fuzz: venv
-	$(BIN)/python -m tests.fuzz $(FUZZ)
+	$(BIN)/python -m fuzz $(FUZZ)
 
 # An hour, unless told otherwise: make soak SOAK='--minutes 5'.
 soak: venv
 	-$(BIN)/python scripts/fetch_haproxy.py
-	$(BIN)/python -m tests.soak $(SOAK)
+	$(BIN)/python -m soak $(SOAK)
 
 # A wheel and a source distribution in dist/, each tried in a fresh environment.
 wheel: venv

@@ -1,6 +1,6 @@
 """Load a list into memory and look addresses up in it, in a process that does nothing else.
 
-``python -m tests.benchmarks.contenders NAME LIST QUESTIONS FOLDER`` prints its figures as JSON.
+``python -m benchmarks.contenders NAME LIST QUESTIONS FOLDER`` prints its figures as JSON.
 """
 
 import gc
@@ -18,8 +18,8 @@ from socket import AF_INET, AF_INET6, inet_pton
 from types import ModuleType
 from typing import Any, Protocol, TypeAlias, cast
 
-from tests.benchmarks.blocklist import Address
-from tests.benchmarks.measure import peak_rss, proportional_set_size
+from benchmarks.blocklist import Address
+from benchmarks.measure import peak_rss, proportional_set_size
 
 Figures: TypeAlias = dict[str, float]
 # What looks a question up; each contender gets its questions in the form it takes.

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tests.benchmarks.mirroring import BARE, COST
-from tests.benchmarks.production import PACES as PRODUCTION_PACES
-from tests.benchmarks.production import TROUBLED, UNFILTERED, paced_name
-from tests.benchmarks.reputation import HANDLERS
-from tests.benchmarks.results import Results
-from tests.benchmarks.subjects import ACKNOWLEDGING, KINDS, OWN
-from tests.benchmarks.tables import UNCOMPILED
+from benchmarks.mirroring import BARE, COST
+from benchmarks.production import PACES as PRODUCTION_PACES
+from benchmarks.production import TROUBLED, UNFILTERED, paced_name
+from benchmarks.reputation import HANDLERS
+from benchmarks.results import Results
+from benchmarks.subjects import ACKNOWLEDGING, KINDS, OWN
+from benchmarks.tables import UNCOMPILED
 
 FRAME_COST = "CPU us/frame"
 CHURN_COST = "CPU us/connection"

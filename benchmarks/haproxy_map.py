@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
 
-from tests.benchmarks.blocklist import Address
-from tests.benchmarks.contenders import Figures
-from tests.benchmarks.measure import (
+from benchmarks.blocklist import Address
+from benchmarks.contenders import Figures
+from benchmarks.measure import (
     BenchmarkError,
     Process,
     proportional_set_size,

@@ -8,10 +8,10 @@ import shutil
 from dataclasses import replace
 from functools import partial
 
-from tests.benchmarks.measure import BenchmarkError, running, stop, wait_until
-from tests.benchmarks.mirroring import CONNECTIONS, COST, DEPTH, WARM_UP
-from tests.benchmarks.results import Case, Measurement, Scenario
-from tests.benchmarks.subjects import OWN, Bench, Subject
+from benchmarks.measure import BenchmarkError, running, stop, wait_until
+from benchmarks.mirroring import CONNECTIONS, COST, DEPTH, WARM_UP
+from benchmarks.results import Case, Measurement, Scenario
+from benchmarks.subjects import OWN, Bench, Subject
 from tests.ports import free_port
 
 PACES = {"2000": (2_000, 8_000), "full": (0, 30_000)}

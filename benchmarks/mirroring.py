@@ -5,9 +5,9 @@ import time
 from contextlib import ExitStack
 from functools import partial
 
-from tests.benchmarks.measure import stop
-from tests.benchmarks.results import Case, Measurement, Scenario
-from tests.benchmarks.subjects import Bench, Subject
+from benchmarks.measure import stop
+from benchmarks.results import Case, Measurement, Scenario
+from benchmarks.subjects import Bench, Subject
 from tests.ports import free_port
 
 CONNECTIONS, DEPTH = 8, 16

@@ -15,11 +15,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 
-from tests.benchmarks.measure import BenchmarkError, wait_until
-from tests.benchmarks.mirroring import WARM_UP
-from tests.benchmarks.resetting import resetting
-from tests.benchmarks.results import Case, Measurement, Scenario
-from tests.benchmarks.subjects import (
+from benchmarks.measure import BenchmarkError, wait_until
+from benchmarks.mirroring import WARM_UP
+from benchmarks.resetting import resetting
+from benchmarks.results import Case, Measurement, Scenario
+from benchmarks.subjects import (
     ACKNOWLEDGING,
     HAPROXY_VERSIONS,
     OWN,
@@ -28,10 +28,9 @@ from tests.benchmarks.subjects import (
     acknowledging_agent,
     newest_haproxy,
 )
-from tests.benchmarks.tools import MARGIN
-from tests.ports import free_port
-
+from benchmarks.tools import MARGIN
 from spoakit.testing.haproxy import HAProxy, haproxy_version
+from tests.ports import free_port
 
 WANTED = HAPROXY_VERSIONS[0]
 CONNECTIONS = 32

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
-from tests.benchmarks.measure import Process, on_core
-from tests.benchmarks.results import Case, Measurement, Scenario
-from tests.benchmarks.subjects import Bench, Subject
+from benchmarks.measure import Process, on_core
+from benchmarks.results import Case, Measurement, Scenario
+from benchmarks.subjects import Bench, Subject
 
 LOADS = ((1, 1), (16, 1), (4, 20), (8, 64))
 HANDLERS_LOAD = (4, 20)

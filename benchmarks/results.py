@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 
-from tests.benchmarks.measure import BenchmarkError
+from benchmarks.measure import BenchmarkError
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Measure spoakit's agents, and any others beside them: ``python -m tests.benchmarks.run``.
+"""Measure spoakit's agents, and any others beside them: ``python -m benchmarks.run``.
 
 Everything is bounded in count and time, and ends with this process. Exit status: 1 when one of
 spoakit's own agents failed or lost something, whatever the others did; missed goals are only told.
@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.benchmarks import http2, mirroring, production, reputation, service, tables
-from tests.benchmarks.goals import goals
-from tests.benchmarks.measure import BenchmarkError
-from tests.benchmarks.results import Results
-from tests.benchmarks.subjects import OWN, REPOSITORY, Bench, Subject, compared, own_subjects
-from tests.benchmarks.tools import build
+from benchmarks import http2, mirroring, production, reputation, service, tables
+from benchmarks.goals import goals
+from benchmarks.measure import BenchmarkError
+from benchmarks.results import Results
+from benchmarks.subjects import OWN, REPOSITORY, Bench, Subject, compared, own_subjects
+from benchmarks.tools import build
 
 QUICK_SCALE = 0.2
 

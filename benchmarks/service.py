@@ -16,20 +16,19 @@ from functools import partial
 from ipaddress import IPv6Address
 from pathlib import Path
 
-from tests.benchmarks.blocklist import Blocklist
-from tests.benchmarks.measure import (
+from benchmarks.blocklist import Blocklist
+from benchmarks.measure import (
     BenchmarkError,
     Process,
     on_core,
     running,
     wait_until,
 )
-from tests.benchmarks.results import Case, Measurement, Scenario
-from tests.benchmarks.subjects import Bench, Subject
-from tests.benchmarks.tables import Inputs
-from tests.ports import free_port
-
+from benchmarks.results import Case, Measurement, Scenario
+from benchmarks.subjects import Bench, Subject
+from benchmarks.tables import Inputs
 from spoakit.testing import EngineClient
+from tests.ports import free_port
 
 # Connections, and NOTIFYs in flight on each.
 SHAPES = ((8, 64), (4, 20), (300, 1))

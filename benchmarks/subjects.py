@@ -8,15 +8,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-from tests.benchmarks.measure import BenchmarkError, Process, running
-from tests.benchmarks.tools import Tools
+from benchmarks.measure import BenchmarkError, Process, running
+from benchmarks.tools import Tools
+from spoakit.testing.haproxy import find_haproxy
 from tests.ports import free_port
 
-from spoakit.testing.haproxy import find_haproxy
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[1]
 OWN = "spoakit"
-AGENTS = "tests.benchmarks.agents"
+AGENTS = "benchmarks.agents"
 OWN_AGENT = f"{AGENTS}:agent"
 ACKNOWLEDGING = "acknowledging agent"
 KINDS = {

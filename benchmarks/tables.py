@@ -14,13 +14,12 @@ from ipaddress import ip_address
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.benchmarks.blocklist import QUESTIONS, Blocklist
-from tests.benchmarks.contenders import Figures
-from tests.benchmarks.haproxy_map import RULES, measure
-from tests.benchmarks.measure import BenchmarkError
-from tests.benchmarks.results import Case, Measurement, Scenario
-from tests.benchmarks.subjects import OWN, REPOSITORY, Bench, newest_haproxy
-
+from benchmarks.blocklist import QUESTIONS, Blocklist
+from benchmarks.contenders import Figures
+from benchmarks.haproxy_map import RULES, measure
+from benchmarks.measure import BenchmarkError
+from benchmarks.results import Case, Measurement, Scenario
+from benchmarks.subjects import OWN, REPOSITORY, Bench, newest_haproxy
 from spoakit.testing.haproxy import haproxy_version
 
 UNCOMPILED = f"{OWN}, uncompiled"
@@ -124,7 +123,7 @@ def _run(name: str, inputs: Inputs, folder: str) -> Figures:
     Raises:
         BenchmarkError: it failed; the text is the last line it printed.
     """
-    command = [sys.executable, "-m", "tests.benchmarks.contenders", name]
+    command = [sys.executable, "-m", "benchmarks.contenders", name]
     command += [str(inputs.list), str(inputs.questions), folder]
     try:
         ended = subprocess.run(

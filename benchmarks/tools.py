@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
-from tests.benchmarks.measure import POLL, BenchmarkError, running
+from benchmarks.measure import POLL, BenchmarkError, running
 from tests.ports import free_port
 
 SOURCES = Path(__file__).parent

@@ -1,6 +1,6 @@
 """Serve HAProxy's clients for a long time, while all kinds of things happen to the agents.
 
-    python -m tests.soak [--minutes 60] [--rate 1000] [--seconds 10]
+    python -m soak [--minutes 60] [--rate 1000] [--seconds 10]
 
 spoa-mirror (with a healthy, a slow, a dead and a resetting target, and one that is restarted) and
 spoa-iprep, both with two workers, behind one HAProxy. Each round has a HAProxy of its own and goes
@@ -27,11 +27,11 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from threading import Event
 
-from tests.benchmarks.measure import BenchmarkError
-from tests.benchmarks.subjects import REPOSITORY
-from tests.benchmarks.tools import Sent, build
-from tests.soak.incidents import LOST_COPIES, UNSCORED, Incident, incidents
-from tests.soak.scene import Scene, has_worker_timeout
+from benchmarks.measure import BenchmarkError
+from benchmarks.subjects import REPOSITORY
+from benchmarks.tools import Sent, build
+from soak.incidents import LOST_COPIES, UNSCORED, Incident, incidents
+from soak.scene import Scene, has_worker_timeout
 
 MOST_MEMORY = 8.0  # MB that an agent may hold beyond what it held after the first round
 MOST_FILES = 250  # of an agent: with two workers, 160 connections to five targets among them
@@ -133,7 +133,7 @@ def soak(
 def main() -> int:
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = "*"  # all is on this machine
     parser = argparse.ArgumentParser(
-        prog="python -m tests.soak",
+        prog="python -m soak",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from ipaddress import IPv4Address
 
-from tests.fuzz.mutations import HELLO
-from tests.soak.scene import WORKERS, Agent, Scene, wait
-
+from fuzz.mutations import HELLO
+from soak.scene import WORKERS, Agent, Scene, wait
 from spoakit.testing import EngineClient
 
 Incident = Callable[[Scene], None]

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tests.benchmarks.measure import BenchmarkError, Process, running, stop, wait_until
-from tests.benchmarks.resetting import resetting
-from tests.benchmarks.subjects import newest_haproxy
-from tests.benchmarks.tools import Sent, Tools
+from benchmarks.measure import BenchmarkError, Process, running, stop, wait_until
+from benchmarks.resetting import resetting
+from benchmarks.subjects import newest_haproxy
+from benchmarks.tools import Sent, Tools
+from spoakit.testing.haproxy import HAProxy, haproxy_version
 from tests.ports import free_port
 from tests.processes import children_of
-
-from spoakit.testing.haproxy import HAProxy, haproxy_version
 
 WORKERS = 2
 CONNECTIONS = 16  # of each worker to each target

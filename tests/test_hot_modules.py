@@ -11,9 +11,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from tests.conftest import SAME_IN_BOTH_FORMS, Form
 
 import spoakit
+from tests.conftest import SAME_IN_BOTH_FORMS, Form
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(spoakit.__file__).parent

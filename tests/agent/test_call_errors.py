@@ -12,8 +12,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, NoReturn
 
 import pytest
-from tests.agent.frames import bound_handler
-from tests.ports import free_port
 
 from spoakit import Action, Agent, Argument, Message, PerFrame
 from spoakit.agent.call_errors import throttle
@@ -22,6 +20,8 @@ from spoakit.logs import forget_throttled
 from spoakit.server import Listen, ServerSettings
 from spoakit.server.server_state import CALL_FAILURES
 from spoakit.testing import AgentServer, Engine, EngineClient
+from tests.agent.frames import bound_handler
+from tests.ports import free_port
 
 FRAMEWORK = "spoakit/agent/"
 

@@ -8,7 +8,6 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 import pytest
-from tests.agent.frames import EngineLink, notify, raw_notify
 
 from spoakit import (
     Action,
@@ -37,6 +36,7 @@ from spoakit.spop import (
     encode_messages,
 )
 from spoakit.testing import Engine
+from tests.agent.frames import EngineLink, notify, raw_notify
 
 SRC = IPv4Address("192.0.2.1")
 

@@ -6,7 +6,6 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-from tests.agent.frames import EngineLink, notify
 
 from spoakit import Action, Agent, Argument, Message
 from spoakit.agent.runtime import Runtime
@@ -16,6 +15,7 @@ from spoakit.exceptions import (
     RegistrationError,
     StartupError,
 )
+from tests.agent.frames import EngineLink, notify
 
 NOTHING: Mapping[Any, object] = MappingProxyType({})
 

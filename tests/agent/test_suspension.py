@@ -10,7 +10,6 @@ from contextvars import ContextVar
 from typing import Any
 
 import pytest
-from tests.agent.frames import bound_handler
 
 from spoakit import Action, Agent, Argument, Context, Message, PerFrame
 from spoakit.agent._calls_cy import EndedCalls, PendingCall
@@ -23,6 +22,7 @@ from spoakit.exceptions import DeadlineError, InvalidFrameError, ProtocolError, 
 from spoakit.logs import forget_throttled
 from spoakit.spop import Notify, encode_messages
 from spoakit.testing import Engine
+from tests.agent.frames import bound_handler
 
 BOUND = 10.0
 

@@ -4,12 +4,13 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
-from tests.benchmarks.blocklist import Blocklist, text_of
-from tests.benchmarks.contenders import OwnTable, PlainBisect, build, measured
-from tests.benchmarks.goals import goals
-from tests.benchmarks.haproxy_map import parsed_pools
-from tests.benchmarks.measure import BenchmarkError
-from tests.benchmarks.results import Case, Measurement, Results, Scenario
+
+from benchmarks.blocklist import Blocklist, text_of
+from benchmarks.contenders import OwnTable, PlainBisect, build, measured
+from benchmarks.goals import goals
+from benchmarks.haproxy_map import parsed_pools
+from benchmarks.measure import BenchmarkError
+from benchmarks.results import Case, Measurement, Results, Scenario
 
 SMALL = Blocklist(addresses=300, networks=200, networks6=500)
 

@@ -14,10 +14,9 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
-from tests.benchmarks.measure import running, wait_until
-from tests.benchmarks.tools import Sink, Tools, build
-from tests.ports import free_port
 
+from benchmarks.measure import running, wait_until
+from benchmarks.tools import Sink, Tools, build
 from spoakit.spop import (
     AgentConnection,
     DataType,
@@ -27,6 +26,7 @@ from spoakit.spop import (
     VariableEncoder,
     decode_messages,
 )
+from tests.ports import free_port
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 

@@ -16,9 +16,6 @@ from pathlib import Path
 from threading import Event, Thread
 
 import pytest
-from tests.certificates import make_authority, make_certificate
-from tests.ports import free_port
-from tests.processes import children_of
 
 import spoakit
 from spoakit.agent import Agent
@@ -37,6 +34,9 @@ from spoakit.cli import common_options, mirror
 from spoakit.exceptions import ConfigurationError
 from spoakit.server import Drain, Hooks, ListenTls, Logfile, ServerSettings, TcpAddress, UnixAddress
 from spoakit.testing import EngineClient
+from tests.certificates import make_authority, make_certificate
+from tests.ports import free_port
+from tests.processes import children_of
 
 USAGE = """
 Usage: spoa-mirror { -h --help }

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.processes import children_of
 
 import spoakit
 from spoakit.cli import spoakit as command
 from spoakit.testing import EngineClient
+from tests.processes import children_of
 
 AGENT = """
 from spoakit import Action, Agent

@@ -7,9 +7,8 @@ from time import monotonic
 from types import TracebackType
 from typing import Self
 
-from tests.e2e.programs import BOUND, ask, connect, wait_until
-
 from spoakit.testing.haproxy import HAProxy
+from tests.e2e.programs import BOUND, ask, connect, wait_until
 
 PAUSE = 0.002
 CLIENTS = 2

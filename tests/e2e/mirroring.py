@@ -5,12 +5,12 @@ from pathlib import Path
 
 from h2.connection import H2Connection
 from h2.events import ResponseReceived, StreamEnded, StreamReset
-from tests.e2e.configuration import haproxy_cfg, show, spoe_cfg
-from tests.e2e.programs import BOUND, Program, Start
-from tests.ports import free_port
 
 from spoakit.testing.haproxy import HAProxy
 from spoakit.testing.pytest_plugin import StartHAProxy
+from tests.e2e.configuration import haproxy_cfg, show, spoe_cfg
+from tests.e2e.programs import BOUND, Program, Start
+from tests.ports import free_port
 
 Field = tuple[bytes, bytes]
 

@@ -12,10 +12,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
-from tests.processes import children_of
-
 import spoakit
 from spoakit.testing.haproxy import HAProxy
+from tests.processes import children_of
 
 BOUND = 10.0  # seconds, for whatever is waited for
 

@@ -6,9 +6,8 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-from tests.e2e.programs import BOUND
-
 from spoakit.testing.haproxy import HAProxy
+from tests.e2e.programs import BOUND
 
 CLI = "spoakit.cli.iprep"
 LISTEN = ("-a", "127.0.0.1", "-p", "0")

@@ -7,10 +7,10 @@ from pathlib import Path
 from time import monotonic
 
 import pytest
-from tests.e2e.configuration import haproxy_cfg, show, spoe_cfg
-from tests.e2e.programs import BOUND, Serve, ask, connect, get
 
 from spoakit.testing.pytest_plugin import StartHAProxy
+from tests.e2e.configuration import haproxy_cfg, show, spoe_cfg
+from tests.e2e.programs import BOUND, Serve, ask, connect, get
 
 REQUEST = """
 spoe-message request

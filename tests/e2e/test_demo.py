@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.e2e.conftest import CACHE
 
 DEMO = Path(__file__).parents[2] / "examples" / "mirror" / "demo.py"

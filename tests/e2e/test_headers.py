@@ -3,10 +3,10 @@
 from http.client import HTTPConnection
 
 import pytest
-from tests.e2e.configuration import haproxy_cfg, spoe_cfg
-from tests.e2e.programs import BOUND, Serve
 
 from spoakit.testing.pytest_plugin import StartHAProxy
+from tests.e2e.configuration import haproxy_cfg, spoe_cfg
+from tests.e2e.programs import BOUND, Serve
 
 AGENT = """
 from typing import Annotated

@@ -10,10 +10,10 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from tests.e2e.programs import Program, Start, ask, connect, wait_until
 
 from spoakit.testing.haproxy import HAProxy
 from spoakit.testing.pytest_plugin import StartHAProxy
+from tests.e2e.programs import Program, Start, ask, connect, wait_until
 
 EXAMPLE = Path(__file__).parents[2] / "examples/ip-reputation"
 

@@ -8,13 +8,13 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+
+from spoakit.testing import EngineClient
 from tests.apps.iprep.making import write_database
 from tests.apps.iprep.sources.web_server import Page, web_server
 from tests.certificates import make_authority, make_certificate
 from tests.e2e.programs import Start
 from tests.e2e.reputation import CLI, LISTEN, command
-
-from spoakit.testing import EngineClient
 
 CONFIG = """
 cache = "cache"

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TypeAlias
 
 import pytest
-from tests.apps.iprep.sources.web_server import web_server
-from tests.e2e.programs import BOUND, Program, Start, connect, wait_until
-from tests.e2e.reputation import CLI, command, is_let_in
 
 from spoakit.testing.haproxy import HAProxy, haproxy_version
 from spoakit.testing.pytest_plugin import StartHAProxy
+from tests.apps.iprep.sources.web_server import web_server
+from tests.e2e.programs import BOUND, Program, Start, connect, wait_until
+from tests.e2e.reputation import CLI, command, is_let_in
 
 TUTORIAL = Path(__file__).parents[2] / "docs/tutorials/iprep.md"
 Edit: TypeAlias = Callable[[str], str]

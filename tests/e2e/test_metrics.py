@@ -12,11 +12,10 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 
+from spoakit.testing import EngineClient
 from tests.e2e.capture import Capture
 from tests.e2e.programs import Program, Serve, Start, wait_until
 from tests.ports import free_port
-
-from spoakit.testing import EngineClient
 
 LOGINS = """
 from spoakit import Action, Agent, metrics

@@ -7,12 +7,12 @@ from pathlib import Path
 from time import monotonic
 
 import pytest
+
+from spoakit.testing.pytest_plugin import StartHAProxy
 from tests.e2e.capture import Capture
 from tests.e2e.mirroring import Mirror, request, send
 from tests.e2e.programs import ask, connect
 from tests.ports import free_port
-
-from spoakit.testing.pytest_plugin import StartHAProxy
 
 EXAMPLE = Path(__file__).parents[2] / "examples/mirror"
 

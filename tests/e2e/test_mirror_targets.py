@@ -13,7 +13,10 @@ from pathlib import Path
 from time import monotonic
 
 import pytest
-from tests.benchmarks.resetting import resetting
+
+from benchmarks.resetting import resetting
+from spoakit.testing.haproxy import HAProxy
+from spoakit.testing.pytest_plugin import StartHAProxy
 from tests.certificates import make_authority, make_certificate
 from tests.dns_server import name_server_in_thread
 from tests.e2e.capture import Capture, Received, answer_ok
@@ -23,9 +26,6 @@ from tests.e2e.mirroring import Mirror, request, send
 from tests.e2e.programs import Program, ask, connect, wait_until
 from tests.ports import free_port
 from tests.processes import children_of
-
-from spoakit.testing.haproxy import HAProxy
-from spoakit.testing.pytest_plugin import StartHAProxy
 
 # Where nothing depends on the version.
 with_one_haproxy = pytest.mark.parametrize("haproxy_binary", [REQUIRED], indirect=True)

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from tests.fuzz.__main__ import fuzz
-from tests.fuzz.mutations import HELLO, Mutator, recorded_streams
-from tests.fuzz.target import Target
 
+from fuzz.__main__ import fuzz
+from fuzz.mutations import HELLO, Mutator, recorded_streams
+from fuzz.target import Target
 from spoakit.exceptions import StatusCode
 
 

@@ -15,11 +15,11 @@ from selectors import EVENT_READ, EVENT_WRITE
 from types import FrameType
 
 import pytest
-from tests.ports import free_port
 
 from spoakit.exceptions import ConfigurationError
 from spoakit.server import aio_selector
 from spoakit.server.aio_selector import AioSelector
+from tests.ports import free_port
 
 Pair = tuple[socket.socket, socket.socket]
 

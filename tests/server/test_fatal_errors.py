@@ -7,11 +7,11 @@ from contextlib import suppress
 from time import monotonic
 
 import pytest
-from tests.ports import free_port
 
 from spoakit import Message
 from spoakit.server.fatal_errors import EXIT_CODE
 from spoakit.testing import EngineClient
+from tests.ports import free_port
 
 TIMEOUT = 30.0
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.processes import children_of
 
 from spoakit.exceptions import StartupError
 from spoakit.server.logfile import OpenLogfile
 from spoakit.server.settings import Logfile
+from tests.processes import children_of
 
 if TYPE_CHECKING:
     from tests.server.conftest import Service

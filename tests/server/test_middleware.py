@@ -6,12 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.benchmarks.measure import wait_until
-from tests.ports import free_port
-from tests.processes import children_of
-
+from benchmarks.measure import wait_until
 from spoakit.exceptions import SpoakitError
 from spoakit.testing import EngineClient
+from tests.ports import free_port
+from tests.processes import children_of
 
 PROGRAM = """
 import os, sys

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
 from tests.processes import children_of, is_running
 
 if TYPE_CHECKING:

@@ -12,9 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.certificates import Pem, make_authority, make_certificate
-from tests.ports import free_port
-from tests.processes import children_of
 
 import spoakit
 from spoakit import Action, Agent
@@ -42,6 +39,9 @@ from spoakit.spop import (
 )
 from spoakit.testing import AgentServer
 from spoakit.testing.agent_server import DEFAULT_SETTINGS
+from tests.certificates import Pem, make_authority, make_certificate
+from tests.ports import free_port
+from tests.processes import children_of
 
 BOUND = 10.0
 

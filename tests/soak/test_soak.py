@@ -8,10 +8,11 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
-from tests.benchmarks.subjects import REPOSITORY
-from tests.benchmarks.tools import build
-from tests.soak.__main__ import Soak, soak
-from tests.soak.scene import Scene
+
+from benchmarks.subjects import REPOSITORY
+from benchmarks.tools import build
+from soak.__main__ import Soak, soak
+from soak.scene import Scene
 
 
 def test_a_short_round_finds_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

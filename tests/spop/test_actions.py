@@ -1,12 +1,12 @@
 from typing import Any
 
 import pytest
-from tests.spop.test_decode import VALUES
 
 from spoakit.exceptions import InvalidFrameError
 from spoakit.spop import VariableEncoder
 from spoakit.spop.actions import decode_actions
 from spoakit.spop.constants import DataType, Scope
+from tests.spop.test_decode import VALUES
 
 
 @pytest.mark.parametrize("scope", Scope)

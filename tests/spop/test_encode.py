@@ -5,9 +5,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from tests.spop.test_decode import VALUES, VARINTS
 
 from spoakit.spop.constants import ActionType, DataType, Scope
+from tests.spop.test_decode import VALUES, VARINTS
 
 # --- varints and values ----------------------------------------------------------------
 

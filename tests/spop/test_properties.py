@@ -7,19 +7,6 @@ from typing import Any, TypeAlias
 
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from tests.spop.strategies import (
-    ACTIONS,
-    AGENT_HELLOS,
-    CUTS,
-    ENGINE_HELLOS,
-    MESSAGES,
-    NUMBERS,
-    TEXTS,
-    TO_AGENT,
-    TO_ENGINE,
-    VALUES,
-    cut,
-)
 
 from spoakit.exceptions import InvalidFrameError, ProtocolError
 from spoakit.spop import (
@@ -39,6 +26,19 @@ from spoakit.spop import (
     decode_actions,
     decode_messages,
     encode_messages,
+)
+from tests.spop.strategies import (
+    ACTIONS,
+    AGENT_HELLOS,
+    CUTS,
+    ENGINE_HELLOS,
+    MESSAGES,
+    NUMBERS,
+    TEXTS,
+    TO_AGENT,
+    TO_ENGINE,
+    VALUES,
+    cut,
 )
 
 # --- round trips -----------------------------------------------------------------------

@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.apps.iprep.making import until
 
 from spoakit.apps.iprep import ban_file
 from spoakit.apps.iprep.bans import Ban, BanError, BanList, BanStore
 from spoakit.exceptions import StartupError
+from tests.apps.iprep.making import until
 
 T = TypeVar("T")
 

@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.apps.iprep.making import BOUND, dnsbl, feed, mine
-from tests.apps.iprep.sources.web_server import web_server
-from tests.dns_server import name_server
 
 from spoakit.apps.iprep.check import check_files, check_sources
 from spoakit.apps.iprep.config.settings import (
@@ -20,6 +17,9 @@ from spoakit.apps.iprep.config.settings import (
     SourceSettings,
 )
 from spoakit.exceptions import ConfigurationError
+from tests.apps.iprep.making import BOUND, dnsbl, feed, mine
+from tests.apps.iprep.sources.web_server import web_server
+from tests.dns_server import name_server
 
 
 def checked(folder: Path, *sources: SourceSettings) -> list[str]:

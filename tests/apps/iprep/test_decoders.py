@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.apps.iprep.making import mine
 
 from spoakit.apps.iprep.config.settings import ReputationSettings
 from spoakit.apps.iprep.snapshot.builder import build_snapshot
+from tests.apps.iprep.making import mine
 
 # Forks a process for each attempt, since a first decoding happens once in a process; the interval
 # makes threads take turns in the middle of it. Prints how the processes ended.

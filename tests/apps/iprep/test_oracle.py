@@ -1,9 +1,9 @@
 """Scores are those that Python's `ipaddress` leads to. `make fuzz` compares many more."""
 
 import pytest
-from tests.apps.iprep.oracle import LISTS, check_lists
 
 from spoakit.apps.iprep.snapshot import builder
+from tests.apps.iprep.oracle import LISTS, check_lists
 
 
 @pytest.mark.parametrize("seed", range(1000 // LISTS))

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.apps.iprep.making import BOUND, database, dnsbl, mine, put, write_database
-from tests.dns_server import NameServer, name_server
 
 from spoakit import Headers
 from spoakit.agent import Agent
@@ -34,6 +32,8 @@ from spoakit.spop.messages import Argument, Message
 from spoakit.testing import AgentServer, EngineClient, Reply
 from spoakit.testing.calls import make_message
 from spoakit.testing.pytest_plugin import ConnectEngine, ServeAgents
+from tests.apps.iprep.making import BOUND, database, dnsbl, mine, put, write_database
+from tests.dns_server import NameServer, name_server
 
 BAD = IPv4Address("8.8.8.8")
 GOOD = IPv4Address("9.9.9.9")

@@ -14,9 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.apps.iprep.making import BOUND, put
-from tests.apps.iprep.sources.web_server import web_server
-from tests.processes import children_of, is_running
 
 import spoakit
 from spoakit.apps.iprep.config.settings import (
@@ -35,6 +32,9 @@ from spoakit.apps.iprep.snapshot.builder import build_snapshot
 from spoakit.apps.iprep.snapshot.manifest import manifest_of, read_snapshot
 from spoakit.exceptions import ConfigurationError, SpoakitError, StartupError
 from spoakit.metrics.memory import SharedMetrics
+from tests.apps.iprep.making import BOUND, put
+from tests.apps.iprep.sources.web_server import web_server
+from tests.processes import children_of, is_running
 
 PROGRAM = """
 import sys

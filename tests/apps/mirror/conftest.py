@@ -9,7 +9,6 @@ from typing import Any, TypeAlias
 
 import pytest
 import uvloop
-from tests.conftest import Form
 
 from spoakit.agent.headers import Headers
 from spoakit.apps.line_writer import LogWriter
@@ -19,6 +18,7 @@ from spoakit.apps.mirror.config.settings import TargetSettings
 from spoakit.apps.mirror.target import Target
 from spoakit.apps.mirror.url import TargetURL
 from spoakit.metrics.memory import SharedMetrics
+from tests.conftest import Form
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 

@@ -8,8 +8,6 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 import pytest
-from tests.apps.mirror.conftest import Run, origin, until
-from tests.ports import free_port
 
 from spoakit.apps.live import LiveSettings
 from spoakit.apps.mirror.agent import Mirror, create_agent, live_settings
@@ -36,6 +34,8 @@ from spoakit.spop import (
     Scope,
     VariableEncoder,
 )
+from tests.apps.mirror.conftest import Run, origin, until
+from tests.ports import free_port
 
 HEADERS = b"\4host\5x.org\3x-a\1b\0\0"
 COPY = b" HTTP/1.1\r\nhost: x.org\r\nx-a: b\r\n"

@@ -3,6 +3,7 @@ from types import ModuleType
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tests.conftest import Form
 
 

@@ -12,9 +12,6 @@ from typing import Any, cast
 
 import pytest
 from h2.settings import SettingCodes
-from tests.apps.mirror.conftest import Origin, Run, origin, until
-from tests.apps.mirror.http.http2_peer import Peer, Target, listening
-from tests.certificates import Pem, make_authority, make_certificate
 
 from spoakit.apps.mirror.check import CheckResult, check_targets
 from spoakit.apps.mirror.config.settings import (
@@ -24,6 +21,9 @@ from spoakit.apps.mirror.config.settings import (
     TlsSettings,
 )
 from spoakit.apps.mirror.url import TargetURL
+from tests.apps.mirror.conftest import Origin, Run, origin, until
+from tests.apps.mirror.http.http2_peer import Peer, Target, listening
+from tests.certificates import Pem, make_authority, make_certificate
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.apps.mirror.conftest import OK, Run, origin, until
 
 from spoakit.agent.headers import Headers
 from spoakit.apps.line_writer import LogWriter
@@ -30,6 +29,7 @@ from spoakit.apps.mirror.url import TargetURL
 from spoakit.metrics.memory import SharedMetrics
 from spoakit.metrics.snapshot import Snapshot
 from spoakit.server.stats_log import describe
+from tests.apps.mirror.conftest import OK, Run, origin, until
 
 ENDS = (
     "spoakit_mirror_responses_total",

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.apps.iprep.making import BOUND, database, dnsbl, mine, write_database
-from tests.dns_server import SERVFAIL, name_server
 
 from spoakit.apps.iprep.bans import BanError, BanStore
 from spoakit.apps.iprep.config.settings import (
@@ -26,6 +24,8 @@ from spoakit.apps.iprep.snapshot.builder import build_snapshot
 from spoakit.apps.iprep.snapshot.updater import Updater
 from spoakit.exceptions import SpoakitError
 from spoakit.metrics.memory import SharedMetrics, WorkerMetrics
+from tests.apps.iprep.making import BOUND, database, dnsbl, mine, write_database
+from tests.dns_server import SERVFAIL, name_server
 
 Ask = Callable[..., Awaitable[dict[str, Any]]]
 Scenario = Callable[[Ask], Awaitable[None]]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.apps.iprep.making import BOUND, until
 
 from spoakit.apps.iprep.config.settings import ControlSettings
 from spoakit.apps.iprep.control import socket as control_socket
@@ -23,6 +22,7 @@ from spoakit.apps.iprep.control.socket import (
     serve_control,
 )
 from spoakit.exceptions import SpoakitError, StartupError
+from tests.apps.iprep.making import BOUND, until
 
 
 async def echo(request: Request, user: int) -> Answer:

@@ -10,16 +10,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.apps.iprep.making import (
-    BOUND,
-    database,
-    dnsbl,
-    mine,
-    put,
-    until,
-    write_database,
-)
-from tests.dns_server import name_server
 
 from spoakit.apps.iprep.bans import Ban, BanStore
 from spoakit.apps.iprep.config.settings import PolicySettings, ReputationSettings, SourceSettings
@@ -30,6 +20,16 @@ from spoakit.apps.iprep.snapshot.builder import build_snapshot
 from spoakit.apps.iprep.snapshot.manifest import Snapshot, encode, manifest_of
 from spoakit.apps.iprep.sources.lists import Columns
 from spoakit.metrics.memory import SharedMetrics
+from tests.apps.iprep.making import (
+    BOUND,
+    database,
+    dnsbl,
+    mine,
+    put,
+    until,
+    write_database,
+)
+from tests.dns_server import name_server
 
 NAME = "8.8.8.8.bl.example"
 

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.apps.iprep.making import database, dnsbl, feed, mine, put, write_database
-from tests.apps.iprep.sources.web_server import Page, web_server
 
 from spoakit.apps.iprep.config.settings import (
     FeedSettings,
@@ -32,6 +30,8 @@ from spoakit.apps.iprep.sources.files import feed_of
 from spoakit.apps.iprep.sources.limits import ListLimits
 from spoakit.apps.iprep.sources.lists import Columns
 from spoakit.apps.iprep.table._table_cy import Table, TableError
+from tests.apps.iprep.making import database, dnsbl, feed, mine, put, write_database
+from tests.apps.iprep.sources.web_server import Page, web_server
 
 
 class Shop:

@@ -11,9 +11,6 @@ from typing import Any
 
 import pytest
 import uvloop
-from tests.apps.iprep.making import BOUND, feed, mine, until
-from tests.apps.iprep.sources.web_server import web_server
-from tests.processes import children_of
 
 from spoakit.apps.iprep.config.settings import ReputationSettings
 from spoakit.apps.iprep.snapshot import jobs
@@ -21,6 +18,9 @@ from spoakit.apps.iprep.snapshot.jobs import Build, Fetch, Fetched, JobError
 from spoakit.apps.iprep.snapshot.manifest import encode, manifest_of, read_snapshot
 from spoakit.apps.iprep.sources.feeds import Outcome
 from spoakit.apps.iprep.sources.files import file_of
+from tests.apps.iprep.making import BOUND, feed, mine, until
+from tests.apps.iprep.sources.web_server import web_server
+from tests.processes import children_of
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 

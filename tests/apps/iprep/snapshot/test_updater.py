@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.apps.iprep.making import BOUND, dnsbl, feed, mine, put, until
-from tests.apps.iprep.sources.web_server import Page, web_server
 
 from spoakit.apps.iprep.config.settings import PolicySettings, ReputationSettings, SourceSettings
 from spoakit.apps.iprep.metrics import DOWNLOADS, ENTRIES, FAILED, STALE, TABLES
@@ -24,6 +22,8 @@ from spoakit.metrics.families import Counter, Gauge
 from spoakit.metrics.memory import SharedMetrics
 from spoakit.metrics.snapshot import Snapshot as MetricsSnapshot
 from spoakit.server.watch import identity_of
+from tests.apps.iprep.making import BOUND, dnsbl, feed, mine, put, until
+from tests.apps.iprep.sources.web_server import Page, web_server
 
 
 class Kept:

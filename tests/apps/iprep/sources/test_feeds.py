@@ -10,15 +10,15 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.apps.iprep.making import write_database
-from tests.apps.iprep.sources.web_server import LIST, Page, web_server
-from tests.certificates import Pem, make_authority, make_certificate
 
 from spoakit.apps.iprep.config.settings import DatabaseSettings, FeedSettings, SourceSettings
 from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.sources import files
 from spoakit.apps.iprep.sources.feeds import Feed, Outcome
 from spoakit.apps.iprep.sources.lists import Columns, PlainReader
+from tests.apps.iprep.making import write_database
+from tests.apps.iprep.sources.web_server import LIST, Page, web_server
+from tests.certificates import Pem, make_authority, make_certificate
 
 
 @pytest.fixture

@@ -5,13 +5,13 @@ from ipaddress import IPv4Address, IPv6Address
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.conftest import Form
 
 from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.sources import lists
 from spoakit.apps.iprep.sources.entries import Entries, Value
 from spoakit.apps.iprep.sources.limits import ListLimits
 from spoakit.apps.iprep.sources.lists import Columns, CsvReader, DropReader, ListReader, PlainReader
+from tests.conftest import Form
 
 
 @pytest.fixture(autouse=True)

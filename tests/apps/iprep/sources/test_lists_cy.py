@@ -5,9 +5,9 @@ from typing import TypeAlias
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tests.conftest import Form
 
 from spoakit.apps.iprep.addresses import parse_range
+from tests.conftest import Form
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,9 @@ from types import ModuleType
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tests.conftest import Form
 
 from spoakit.apps.iprep.table._table_cy import VALUE_BITS
+from tests.conftest import Form
 
 
 @pytest.fixture(scope="session")

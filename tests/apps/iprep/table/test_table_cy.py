@@ -13,9 +13,9 @@ from typing import Any, TypeAlias
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.conftest import Form
 
 from spoakit.apps.iprep.table.builder import Family, TableBuilder
+from tests.conftest import Form
 
 Address: TypeAlias = IPv4Address | IPv6Address
 MODULE = "spoakit.apps.iprep.table._table_cy"

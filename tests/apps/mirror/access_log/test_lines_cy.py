@@ -8,14 +8,14 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from tests.apps.mirror.conftest import until
-from tests.conftest import Form
 
 from spoakit.apps.line_output import BATCH_SIZE
 from spoakit.apps.line_writer import LogWriter
 from spoakit.apps.mirror._request_cy import OutgoingRequest
 from spoakit.apps.mirror.config.settings import LogSettings
 from spoakit.exceptions import ConfigurationError
+from tests.apps.mirror.conftest import until
+from tests.conftest import Form
 
 
 @pytest.fixture(scope="session")

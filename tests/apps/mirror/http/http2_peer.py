@@ -11,7 +11,6 @@ from h2.connection import H2Connection
 from h2.events import DataReceived, Event, PingAckReceived, RequestReceived, StreamEnded
 from h2.exceptions import StreamClosedError
 from h2.settings import SettingCodes, Settings
-from tests.apps.mirror.conftest import until
 
 from spoakit.agent.headers import Headers
 from spoakit.apps.mirror._request_cy import IncomingRequest, OutgoingRequest, RequestBuilder
@@ -20,6 +19,7 @@ from spoakit.apps.mirror.http.http2 import Http2Connection
 from spoakit.apps.mirror.http.http2_response import Http2Response
 from spoakit.apps.mirror.http.outcome import Outcome
 from spoakit.apps.mirror.url import TargetURL
+from tests.apps.mirror.conftest import until
 
 Fields = list[tuple[bytes, bytes]]
 

@@ -15,6 +15,8 @@ from h2.events import ConnectionTerminated, SettingsAcknowledged, StreamReset
 from h2.settings import SettingCodes
 from hypothesis import given
 from hypothesis import strategies as st
+
+from spoakit.apps.mirror.http.http2 import Http2Connection
 from tests.apps.mirror.conftest import Run, until
 from tests.apps.mirror.http.http2_peer import (
     Listener,
@@ -26,8 +28,6 @@ from tests.apps.mirror.http.http2_peer import (
     listening,
 )
 from tests.ports import free_port
-
-from spoakit.apps.mirror.http.http2 import Http2Connection
 
 # Frame types (RFC 9113, 6).
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY = range(8)

@@ -7,6 +7,8 @@ import pytest
 from h2.errors import ErrorCodes
 from h2.events import StreamReset
 from h2.settings import SettingCodes
+
+from spoakit.apps.mirror.config.settings import PoolSettings
 from tests.apps.mirror.conftest import Run, until
 from tests.apps.mirror.http.http2_peer import (
     OK,
@@ -18,8 +20,6 @@ from tests.apps.mirror.http.http2_peer import (
     get,
     listening,
 )
-
-from spoakit.apps.mirror.config.settings import PoolSettings
 
 Copying = Callable[..., Any]
 

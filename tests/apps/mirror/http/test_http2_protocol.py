@@ -11,7 +11,6 @@ from h2.settings import SettingCodes, Settings
 from hpack import Decoder, Encoder, OversizedHeaderListError
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.apps.mirror.http.http2_peer import Fields, frame, get
 
 from spoakit.apps.mirror.http.http2_head import read_head
 from spoakit.apps.mirror.http.http2_protocol import (
@@ -26,6 +25,7 @@ from spoakit.apps.mirror.http.http2_response import (
     RepeatingDecoder,
     read_response_head,
 )
+from tests.apps.mirror.http.http2_peer import Fields, frame, get
 
 DATA, HEADERS, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 4, 6, 7, 8, 9
 END_STREAM, ACK, END_HEADERS, PADDED, PRIORITY = 1, 1, 4, 8, 32

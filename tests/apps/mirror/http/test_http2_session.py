@@ -10,10 +10,10 @@ import pytest
 from h2.errors import ErrorCodes
 from h2.events import SettingsAcknowledged
 from h2.settings import SettingCodes
-from tests.apps.mirror.conftest import OK, Run, origin, until
-from tests.apps.mirror.http.http2_peer import Peer, Target, answer_nothing, frame, listening
 
 from spoakit.apps.mirror.config.settings import PoolSettings, Timeouts, TlsSettings
+from tests.apps.mirror.conftest import OK, Run, origin, until
+from tests.apps.mirror.http.http2_peer import Peer, Target, answer_nothing, frame, listening
 
 Copying = Callable[..., Any]
 

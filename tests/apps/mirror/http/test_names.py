@@ -11,14 +11,14 @@ from time import monotonic
 from typing import Any
 
 import pytest
-from tests.apps.mirror.conftest import OK, Origin, Run, origin, until
-from tests.dns_server import SERVFAIL, NameServer, name_server
 
 from spoakit.apps.mirror.config.settings import PoolSettings, TargetSettings, Timeouts
 from spoakit.apps.mirror.http import names
 from spoakit.apps.mirror.http.names import HostAddresses, LookupFailedError, Names, Resolver
 from spoakit.apps.mirror.http.source_address import SourceAddress
 from spoakit.apps.mirror.url import TargetURL
+from tests.apps.mirror.conftest import OK, Origin, Run, origin, until
+from tests.dns_server import SERVFAIL, NameServer, name_server
 
 Copying = Callable[..., Any]
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from tests.apps.mirror.conftest import OK, Run, origin, until
 
 from spoakit.apps.mirror.config.settings import PoolSettings
 from spoakit.apps.mirror.http.odd_heads import OddHeadError, tidy
+from tests.apps.mirror.conftest import OK, Run, origin, until
 
 Copying = Callable[..., Any]
 START = b"HTTP/1.1 200 OK\r\n"

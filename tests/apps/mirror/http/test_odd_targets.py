@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from tests.apps.mirror.conftest import OK, Copier, Run, until
 
 from spoakit.apps.mirror.config.settings import PoolSettings, Timeouts
 from spoakit.apps.mirror.http.outcome import Trouble
+from tests.apps.mirror.conftest import OK, Copier, Run, until
 
 Copying = Callable[..., Any]
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

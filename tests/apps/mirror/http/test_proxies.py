@@ -11,9 +11,6 @@ from time import monotonic, sleep
 from typing import Any
 
 import pytest
-from tests.apps.mirror.conftest import OK, Run, origin, until
-from tests.apps.mirror.http.http2_peer import listening
-from tests.ports import free_port
 
 from spoakit.agent.headers import Headers
 from spoakit.apps.mirror._request_cy import IncomingRequest, RequestBuilder
@@ -22,6 +19,9 @@ from spoakit.apps.mirror.http import proxies
 from spoakit.apps.mirror.http.proxies import Proxy, proxy_for
 from spoakit.apps.mirror.url import TargetURL
 from spoakit.exceptions import ConfigurationError
+from tests.apps.mirror.conftest import OK, Run, origin, until
+from tests.apps.mirror.http.http2_peer import listening
+from tests.ports import free_port
 
 Copying = Callable[..., Any]
 
