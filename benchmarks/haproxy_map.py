@@ -28,7 +28,7 @@ from benchmarks.measure import (
     running,
     wait_until,
 )
-from tests.ports import free_port
+from tests.support.ports import free_port
 
 RULES = 10_000
 REQUESTS = 10

@@ -12,7 +12,7 @@ from benchmarks.measure import BenchmarkError, running, stop, wait_until
 from benchmarks.mirroring import CONNECTIONS, COST, DEPTH, WARM_UP
 from benchmarks.results import Case, Measurement, Scenario
 from benchmarks.subjects import OWN, Bench, Subject
-from tests.ports import free_port
+from tests.support.ports import free_port
 
 PACES = {"2000": (2_000, 8_000), "full": (0, 30_000)}
 FINISH = 30.0

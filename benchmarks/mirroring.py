@@ -8,7 +8,7 @@ from functools import partial
 from benchmarks.measure import stop
 from benchmarks.results import Case, Measurement, Scenario
 from benchmarks.subjects import Bench, Subject
-from tests.ports import free_port
+from tests.support.ports import free_port
 
 CONNECTIONS, DEPTH = 8, 16
 # Of the scenarios' names: the size of the body; requests a second and how many. Without a pace they

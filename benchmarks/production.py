@@ -30,7 +30,7 @@ from benchmarks.subjects import (
 )
 from benchmarks.tools import MARGIN
 from spoakit.testing.haproxy import HAProxy, haproxy_version
-from tests.ports import free_port
+from tests.support.ports import free_port
 
 WANTED = HAPROXY_VERSIONS[0]
 CONNECTIONS = 32

@@ -28,7 +28,7 @@ from benchmarks.results import Case, Measurement, Scenario
 from benchmarks.subjects import Bench, Subject
 from benchmarks.tables import Inputs
 from spoakit.testing import EngineClient
-from tests.ports import free_port
+from tests.support.ports import free_port
 
 # Connections, and NOTIFYs in flight on each.
 SHAPES = ((8, 64), (4, 20), (300, 1))

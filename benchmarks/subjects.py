@@ -11,7 +11,7 @@ from tempfile import NamedTemporaryFile
 from benchmarks.measure import BenchmarkError, Process, running
 from benchmarks.tools import Tools
 from spoakit.testing.haproxy import find_haproxy
-from tests.ports import free_port
+from tests.support.ports import free_port
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OWN = "spoakit"

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.request import urlopen
 
 from benchmarks.measure import POLL, BenchmarkError, running
-from tests.ports import free_port
+from tests.support.ports import free_port
 
 SOURCES = Path(__file__).parent
 NAMES = ("engine_load", "bare_sender", "http_sink")

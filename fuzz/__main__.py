@@ -18,7 +18,7 @@ from random import SystemRandom
 from fuzz.mutations import Mutator
 from fuzz.target import Target
 from spoakit.spop import COMPILED
-from tests.apps.iprep.oracle import LISTS, check_lists
+from tests.support.iprep_oracle import LISTS, check_lists
 
 
 async def fuzz(

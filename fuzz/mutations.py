@@ -18,7 +18,7 @@ from spoakit.spop import (
     encode_messages,
 )
 
-STREAMS = Path(__file__).parents[1] / "tests" / "streams"
+STREAMS = Path(__file__).parents[1] / "tests" / "data" / "streams"
 HELLO = encode_frame(
     FrameType.HAPROXY_HELLO,
     EngineHello(4096, capabilities=frozenset(("pipelining", "async")), engine_id="id").encode(),

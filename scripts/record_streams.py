@@ -4,7 +4,7 @@
 
 The agent at HOST:PORT must be running, recorded_agent.py or any other that acknowledges whatever it
 is sent. Each version of HAProxy plays each scenario against it through a tee, which writes
-tests/streams/<version>/<scenario>.json:
+tests/data/streams/<version>/<scenario>.json:
 
     {"haproxy": "3.0.11", "about": ..., "connections": [["engine:00000...", "agent:0000...", ...]]}
 
@@ -361,7 +361,9 @@ def main() -> int:
     parser.add_argument("agent", metavar="HOST:PORT", help="a running agent")
     parser.add_argument("--version", nargs="+", choices=VERSIONS, default=VERSIONS)
     parser.add_argument("--scenario", nargs="+", choices=SCENARIOS, default=SCENARIOS)
-    parser.add_argument("--to", type=Path, default=REPOSITORY / "tests/streams", metavar="FOLDER")
+    parser.add_argument(
+        "--to", type=Path, default=REPOSITORY / "tests/data/streams", metavar="FOLDER"
+    )
     options = parser.parse_args()
     host, _, port = options.agent.rpartition(":")
     agent = (host, int(port))

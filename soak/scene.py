@@ -16,8 +16,8 @@ from benchmarks.resetting import resetting
 from benchmarks.subjects import newest_haproxy
 from benchmarks.tools import Sent, Tools
 from spoakit.testing.haproxy import HAProxy, haproxy_version
-from tests.ports import free_port
-from tests.processes import children_of
+from tests.support.ports import free_port
+from tests.support.processes import children_of
 
 WORKERS = 2
 CONNECTIONS = 16  # of each worker to each target

@@ -20,8 +20,8 @@ from spoakit.logs import forget_throttled
 from spoakit.server import Listen, ServerSettings
 from spoakit.server.server_state import CALL_FAILURES
 from spoakit.testing import AgentServer, Engine, EngineClient
-from tests.agent.frames import bound_handler
-from tests.ports import free_port
+from tests.support.agent_frames import bound_handler
+from tests.support.ports import free_port
 
 FRAMEWORK = "spoakit/agent/"
 

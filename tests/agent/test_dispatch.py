@@ -36,7 +36,7 @@ from spoakit.spop import (
     encode_messages,
 )
 from spoakit.testing import Engine
-from tests.agent.frames import EngineLink, notify, raw_notify
+from tests.support.agent_frames import EngineLink, notify, raw_notify
 
 SRC = IPv4Address("192.0.2.1")
 

@@ -9,7 +9,7 @@ import pytest
 from spoakit import Agent, Argument, Message
 from spoakit.agent._dispatch_cy import MANY_OBSERVATIONS
 from spoakit.agent.runtime import Runtime
-from tests.agent.frames import EngineLink, notify
+from tests.support.agent_frames import EngineLink, notify
 
 # What waits for so long waits longer than a test takes, or than anything else in it.
 NEVER = 60.0

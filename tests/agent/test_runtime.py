@@ -15,7 +15,7 @@ from spoakit.exceptions import (
     RegistrationError,
     StartupError,
 )
-from tests.agent.frames import EngineLink, notify
+from tests.support.agent_frames import EngineLink, notify
 
 NOTHING: Mapping[Any, object] = MappingProxyType({})
 

@@ -22,7 +22,7 @@ from spoakit.exceptions import DeadlineError, InvalidFrameError, ProtocolError, 
 from spoakit.logs import forget_throttled
 from spoakit.spop import Notify, encode_messages
 from spoakit.testing import Engine
-from tests.agent.frames import bound_handler
+from tests.support.agent_frames import bound_handler
 
 BOUND = 10.0
 

@@ -26,7 +26,7 @@ from spoakit.spop import (
     VariableEncoder,
     decode_messages,
 )
-from tests.ports import free_port
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 

@@ -34,9 +34,9 @@ from spoakit.cli import common_options, mirror
 from spoakit.exceptions import ConfigurationError
 from spoakit.server import Drain, Hooks, ListenTls, Logfile, ServerSettings, TcpAddress, UnixAddress
 from spoakit.testing import EngineClient
-from tests.certificates import make_authority, make_certificate
-from tests.ports import free_port
-from tests.processes import children_of
+from tests.support.certificates import make_authority, make_certificate
+from tests.support.ports import free_port
+from tests.support.processes import children_of
 
 USAGE = """
 Usage: spoa-mirror { -h --help }

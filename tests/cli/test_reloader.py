@@ -12,7 +12,7 @@ import pytest
 import spoakit
 from spoakit.cli import spoakit as command
 from spoakit.testing import EngineClient
-from tests.processes import children_of
+from tests.support.processes import children_of
 
 AGENT = """
 from spoakit import Action, Agent

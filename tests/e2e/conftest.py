@@ -8,9 +8,9 @@ import pytest
 
 from spoakit.testing.haproxy import find_haproxy
 from spoakit.testing.pytest_plugin import StartHAProxy
-from tests.e2e.capture import Capture
-from tests.e2e.mirroring import Mirror
-from tests.e2e.programs import Program, Serve, Start
+from tests.support.capture import Capture
+from tests.support.mirror import Mirror
+from tests.support.programs import Program, Serve, Start
 
 CACHE = Path(os.environ.get("SPOAKIT_CACHE", Path(__file__).parents[2] / ".cache"))
 REQUIRED = "2.6"

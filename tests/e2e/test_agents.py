@@ -9,8 +9,8 @@ from time import monotonic
 import pytest
 
 from spoakit.testing.pytest_plugin import StartHAProxy
-from tests.e2e.configuration import haproxy_cfg, show, spoe_cfg
-from tests.e2e.programs import BOUND, Serve, ask, connect, get
+from tests.support.haproxy_configuration import haproxy_cfg, show, spoe_cfg
+from tests.support.programs import BOUND, Serve, ask, connect, get
 
 REQUEST = """
 spoe-message request

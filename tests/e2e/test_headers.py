@@ -5,8 +5,8 @@ from http.client import HTTPConnection
 import pytest
 
 from spoakit.testing.pytest_plugin import StartHAProxy
-from tests.e2e.configuration import haproxy_cfg, spoe_cfg
-from tests.e2e.programs import BOUND, Serve
+from tests.support.haproxy_configuration import haproxy_cfg, spoe_cfg
+from tests.support.programs import BOUND, Serve
 
 AGENT = """
 from typing import Annotated

@@ -13,7 +13,7 @@ import pytest
 
 from spoakit.testing.haproxy import HAProxy
 from spoakit.testing.pytest_plugin import StartHAProxy
-from tests.e2e.programs import Program, Start, ask, connect, wait_until
+from tests.support.programs import Program, Start, ask, connect, wait_until
 
 EXAMPLE = Path(__file__).parents[2] / "examples/ip-reputation"
 

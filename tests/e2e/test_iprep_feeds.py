@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from spoakit.testing import EngineClient
-from tests.apps.iprep.making import write_database
-from tests.apps.iprep.sources.web_server import Page, web_server
-from tests.certificates import make_authority, make_certificate
-from tests.e2e.programs import Start
-from tests.e2e.reputation import CLI, LISTEN, command
+from tests.support.certificates import make_authority, make_certificate
+from tests.support.iprep_sources import write_database
+from tests.support.programs import Start
+from tests.support.reputation import CLI, LISTEN, command
+from tests.support.web_server import Page, web_server
 
 CONFIG = """
 cache = "cache"

@@ -14,9 +14,9 @@ import pytest
 
 from spoakit.testing.haproxy import HAProxy, haproxy_version
 from spoakit.testing.pytest_plugin import StartHAProxy
-from tests.apps.iprep.sources.web_server import web_server
-from tests.e2e.programs import BOUND, Program, Start, connect, wait_until
-from tests.e2e.reputation import CLI, command, is_let_in
+from tests.support.programs import BOUND, Program, Start, connect, wait_until
+from tests.support.reputation import CLI, command, is_let_in
+from tests.support.web_server import web_server
 
 TUTORIAL = Path(__file__).parents[2] / "docs/tutorials/iprep.md"
 Edit: TypeAlias = Callable[[str], str]

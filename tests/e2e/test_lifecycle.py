@@ -13,9 +13,9 @@ from spoakit.spop import Message
 from spoakit.testing import EngineClient
 from spoakit.testing.haproxy import HAProxy
 from spoakit.testing.pytest_plugin import StartHAProxy
-from tests.e2e.configuration import haproxy_cfg, show, spoe_cfg
-from tests.e2e.load import CLIENTS, Load
-from tests.e2e.programs import Program, Serve, get, wait_until
+from tests.support.haproxy_configuration import haproxy_cfg, show, spoe_cfg
+from tests.support.load import CLIENTS, Load
+from tests.support.programs import Program, Serve, get, wait_until
 
 PROCESSING = 1.0  # seconds that HAProxy waits for an agent, in these tests
 UNHARMED = PROCESSING / 2  # what took less has not waited for that

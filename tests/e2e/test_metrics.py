@@ -13,9 +13,9 @@ from pathlib import Path
 from threading import Thread
 
 from spoakit.testing import EngineClient
-from tests.e2e.capture import Capture
-from tests.e2e.programs import Program, Serve, Start, wait_until
-from tests.ports import free_port
+from tests.support.capture import Capture
+from tests.support.ports import free_port
+from tests.support.programs import Program, Serve, Start, wait_until
 
 LOGINS = """
 from spoakit import Action, Agent, metrics

@@ -9,10 +9,10 @@ from time import monotonic
 import pytest
 
 from spoakit.testing.pytest_plugin import StartHAProxy
-from tests.e2e.capture import Capture
-from tests.e2e.mirroring import Mirror, request, send
-from tests.e2e.programs import ask, connect
-from tests.ports import free_port
+from tests.support.capture import Capture
+from tests.support.mirror import Mirror, request, send
+from tests.support.ports import free_port
+from tests.support.programs import ask, connect
 
 EXAMPLE = Path(__file__).parents[2] / "examples/mirror"
 

@@ -12,11 +12,11 @@ import pytest
 
 from spoakit.testing.haproxy import HAProxy
 from spoakit.testing.pytest_plugin import StartHAProxy
-from tests.certificates import make_authority, make_certificate
-from tests.e2e.capture import Capture, Received, answer_ok
 from tests.e2e.conftest import REQUIRED
-from tests.e2e.mirroring import SIZE, Mirror, request, send, send_over_http2
-from tests.e2e.programs import BOUND, wait_until
+from tests.support.capture import Capture, Received, answer_ok
+from tests.support.certificates import make_authority, make_certificate
+from tests.support.mirror import SIZE, Mirror, request, send, send_over_http2
+from tests.support.programs import BOUND, wait_until
 
 # Where nothing depends on the version.
 with_one_haproxy = pytest.mark.parametrize("haproxy_binary", [REQUIRED], indirect=True)

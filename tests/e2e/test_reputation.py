@@ -17,11 +17,11 @@ from netaddr import IPSet
 
 from spoakit.testing.haproxy import HAProxy
 from spoakit.testing.pytest_plugin import StartHAProxy
-from tests.dns_server import name_server_in_thread
-from tests.e2e.configuration import haproxy_cfg, show, spoe_cfg
-from tests.e2e.programs import BOUND, Program, Start, ask, wait_until
-from tests.e2e.reputation import CLI, LISTEN, command, is_let_in
-from tests.ports import free_port
+from tests.support.dns_server import name_server_in_thread
+from tests.support.haproxy_configuration import haproxy_cfg, show, spoe_cfg
+from tests.support.ports import free_port
+from tests.support.programs import BOUND, Program, Start, ask, wait_until
+from tests.support.reputation import CLI, LISTEN, command, is_let_in
 
 EXAMPLE = Path(__file__).parents[2] / "examples/ip-reputation"
 CONTROL = '[control]\npath = "control.sock"\n'

@@ -7,11 +7,11 @@ import pytest
 
 from spoakit.testing.haproxy import HAProxy
 from spoakit.testing.pytest_plugin import StartHAProxy
-from tests.certificates import Pem, make_authority, make_certificate
-from tests.e2e.capture import Capture
-from tests.e2e.configuration import haproxy_cfg, show, spoe_cfg
-from tests.e2e.mirroring import Mirror
-from tests.e2e.programs import Program, Serve, ask, connect, get, wait_until
+from tests.support.capture import Capture
+from tests.support.certificates import Pem, make_authority, make_certificate
+from tests.support.haproxy_configuration import haproxy_cfg, show, spoe_cfg
+from tests.support.mirror import Mirror
+from tests.support.programs import Program, Serve, ask, connect, get, wait_until
 
 AGENT = """
 import os

@@ -12,9 +12,9 @@ import pytest
 
 from spoakit.testing.haproxy import HAProxy
 from spoakit.testing.pytest_plugin import StartHAProxy
-from tests.e2e.capture import Capture
-from tests.e2e.programs import BOUND, Program, Start, ask, connect, get, wait_until
-from tests.ports import free_port
+from tests.support.capture import Capture
+from tests.support.ports import free_port
+from tests.support.programs import BOUND, Program, Start, ask, connect, get, wait_until
 
 EXAMPLE = Path(__file__).parents[2] / "examples/mirror"
 

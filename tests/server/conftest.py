@@ -67,7 +67,7 @@ class Service:
             self.process = subprocess.Popen(
                 [
                     sys.executable,
-                    str(Path(__file__).with_name("stand_in.py")),
+                    str(Path(__file__).parents[1] / "support" / "stand_in.py"),
                     json.dumps(settings),
                 ],
                 stdin=subprocess.DEVNULL,

@@ -19,7 +19,7 @@ import pytest
 from spoakit.exceptions import ConfigurationError
 from spoakit.server import aio_selector
 from spoakit.server.aio_selector import AioSelector
-from tests.ports import free_port
+from tests.support.ports import free_port
 
 Pair = tuple[socket.socket, socket.socket]
 

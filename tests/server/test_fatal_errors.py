@@ -11,7 +11,7 @@ import pytest
 from spoakit import Message
 from spoakit.server.fatal_errors import EXIT_CODE
 from spoakit.testing import EngineClient
-from tests.ports import free_port
+from tests.support.ports import free_port
 
 TIMEOUT = 30.0
 

@@ -14,7 +14,7 @@ import pytest
 from spoakit.exceptions import StartupError
 from spoakit.server.logfile import OpenLogfile
 from spoakit.server.settings import Logfile
-from tests.processes import children_of
+from tests.support.processes import children_of
 
 if TYPE_CHECKING:
     from tests.server.conftest import Service

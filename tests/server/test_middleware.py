@@ -9,8 +9,8 @@ from pathlib import Path
 from benchmarks.measure import wait_until
 from spoakit.exceptions import SpoakitError
 from spoakit.testing import EngineClient
-from tests.ports import free_port
-from tests.processes import children_of
+from tests.support.ports import free_port
+from tests.support.processes import children_of
 
 PROGRAM = """
 import os, sys

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.processes import children_of, is_running
+from tests.support.processes import children_of, is_running
 
 if TYPE_CHECKING:
     from tests.server.conftest import Service

@@ -39,9 +39,9 @@ from spoakit.spop import (
 )
 from spoakit.testing import AgentServer
 from spoakit.testing.agent_server import DEFAULT_SETTINGS
-from tests.certificates import Pem, make_authority, make_certificate
-from tests.ports import free_port
-from tests.processes import children_of
+from tests.support.certificates import Pem, make_authority, make_certificate
+from tests.support.ports import free_port
+from tests.support.processes import children_of
 
 BOUND = 10.0
 

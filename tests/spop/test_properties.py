@@ -27,7 +27,7 @@ from spoakit.spop import (
     decode_messages,
     encode_messages,
 )
-from tests.spop.strategies import (
+from tests.support.spop_strategies import (
     ACTIONS,
     AGENT_HELLOS,
     CUTS,

@@ -1,4 +1,4 @@
-"""What real HAProxys and an agent said to each other (tests/streams) means what it meant.
+"""What real HAProxys and an agent said to each other (tests/data/streams) means what it meant.
 
 `scripts/record_streams.py` made the recordings, and tells their format.
 """
@@ -36,7 +36,7 @@ from spoakit.spop import (
     decode_messages,
 )
 
-STREAMS = Path(__file__).parents[1] / "streams"
+STREAMS = Path(__file__).parents[1] / "data" / "streams"
 
 Frames: TypeAlias = tuple[tuple[str, bytes], ...]
 Split: TypeAlias = Callable[[bytes], Iterable[bytes]]

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from spoakit.testing.haproxy import HAProxy
-from tests.e2e.programs import BOUND, ask, connect, wait_until
+from tests.support.programs import BOUND, ask, connect, wait_until
 
 PAUSE = 0.002
 CLIENTS = 2

@@ -8,9 +8,9 @@ from h2.events import ResponseReceived, StreamEnded, StreamReset
 
 from spoakit.testing.haproxy import HAProxy
 from spoakit.testing.pytest_plugin import StartHAProxy
-from tests.e2e.configuration import haproxy_cfg, show, spoe_cfg
-from tests.e2e.programs import BOUND, Program, Start
-from tests.ports import free_port
+from tests.support.haproxy_configuration import haproxy_cfg, show, spoe_cfg
+from tests.support.ports import free_port
+from tests.support.programs import BOUND, Program, Start
 
 Field = tuple[bytes, bytes]
 

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import spoakit
 from spoakit.testing.haproxy import HAProxy
-from tests.processes import children_of
+from tests.support.processes import children_of
 
 BOUND = 10.0  # seconds, for whatever is waited for
 

@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 from spoakit.testing.haproxy import HAProxy
-from tests.e2e.programs import BOUND
+from tests.support.programs import BOUND
 
 CLI = "spoakit.cli.iprep"
 LISTEN = ("-a", "127.0.0.1", "-p", "0")

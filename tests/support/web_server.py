@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 
-from tests.certificates import Pem
+from tests.support.certificates import Pem
 
 LIST = b"192.0.2.1\n" * 100
 

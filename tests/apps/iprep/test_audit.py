@@ -18,7 +18,7 @@ from spoakit.apps.iprep.metrics import AUDIT_LOST
 from spoakit.apps.iprep.scoring.policy import Rule, Verdict
 from spoakit.exceptions import ConfigurationError
 from spoakit.metrics.memory import SharedMetrics, WorkerMetrics
-from tests.apps.iprep.making import BOUND, until
+from tests.support.iprep_sources import BOUND, until
 
 Scenario = Callable[[AuditLog, WorkerMetrics], Awaitable[None]]
 ADDRESS = IPv4Address("192.0.2.7")

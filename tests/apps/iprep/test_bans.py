@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from spoakit.apps.iprep import ban_file
 from spoakit.apps.iprep.bans import Ban, BanError, BanList, BanStore
 from spoakit.exceptions import StartupError
-from tests.apps.iprep.making import until
+from tests.support.iprep_sources import until
 
 T = TypeVar("T")
 

@@ -17,9 +17,9 @@ from spoakit.apps.iprep.config.settings import (
     SourceSettings,
 )
 from spoakit.exceptions import ConfigurationError
-from tests.apps.iprep.making import BOUND, dnsbl, feed, mine
-from tests.apps.iprep.sources.web_server import web_server
-from tests.dns_server import name_server
+from tests.support.dns_server import name_server
+from tests.support.iprep_sources import BOUND, dnsbl, feed, mine
+from tests.support.web_server import web_server
 
 
 def checked(folder: Path, *sources: SourceSettings) -> list[str]:

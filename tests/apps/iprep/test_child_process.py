@@ -1,7 +1,7 @@
 import subprocess
 import sys
 
-from tests.apps.iprep.making import BOUND
+from tests.support.iprep_sources import BOUND
 
 PROGRAM = f"""
 import time

@@ -8,7 +8,7 @@ import pytest
 
 from spoakit.apps.iprep.config.settings import ReputationSettings
 from spoakit.apps.iprep.snapshot.builder import build_snapshot
-from tests.apps.iprep.making import mine
+from tests.support.iprep_sources import mine
 
 # Forks a process for each attempt, since a first decoding happens once in a process; the interval
 # makes threads take turns in the middle of it. Prints how the processes ended.

@@ -3,7 +3,7 @@
 import pytest
 
 from spoakit.apps.iprep.snapshot import builder
-from tests.apps.iprep.oracle import LISTS, check_lists
+from tests.support.iprep_oracle import LISTS, check_lists
 
 
 @pytest.mark.parametrize("seed", range(1000 // LISTS))

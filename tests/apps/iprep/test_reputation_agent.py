@@ -32,8 +32,8 @@ from spoakit.spop.messages import Argument, Message
 from spoakit.testing import AgentServer, EngineClient, Reply
 from spoakit.testing.calls import make_message
 from spoakit.testing.pytest_plugin import ConnectEngine, ServeAgents
-from tests.apps.iprep.making import BOUND, database, dnsbl, mine, put, write_database
-from tests.dns_server import NameServer, name_server
+from tests.support.dns_server import NameServer, name_server
+from tests.support.iprep_sources import BOUND, database, dnsbl, mine, put, write_database
 
 BAD = IPv4Address("8.8.8.8")
 GOOD = IPv4Address("9.9.9.9")

@@ -32,9 +32,9 @@ from spoakit.apps.iprep.snapshot.builder import build_snapshot
 from spoakit.apps.iprep.snapshot.manifest import manifest_of, read_snapshot
 from spoakit.exceptions import ConfigurationError, SpoakitError, StartupError
 from spoakit.metrics.memory import SharedMetrics
-from tests.apps.iprep.making import BOUND, put
-from tests.apps.iprep.sources.web_server import web_server
-from tests.processes import children_of, is_running
+from tests.support.iprep_sources import BOUND, put
+from tests.support.processes import children_of, is_running
+from tests.support.web_server import web_server
 
 PROGRAM = """
 import sys

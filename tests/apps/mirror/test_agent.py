@@ -35,7 +35,7 @@ from spoakit.spop import (
     VariableEncoder,
 )
 from tests.apps.mirror.conftest import Run, origin, until
-from tests.ports import free_port
+from tests.support.ports import free_port
 
 HEADERS = b"\4host\5x.org\3x-a\1b\0\0"
 COPY = b" HTTP/1.1\r\nhost: x.org\r\nx-a: b\r\n"

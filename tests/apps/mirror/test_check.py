@@ -22,8 +22,8 @@ from spoakit.apps.mirror.config.settings import (
 )
 from spoakit.apps.mirror.url import TargetURL
 from tests.apps.mirror.conftest import Origin, Run, origin, until
-from tests.apps.mirror.http.http2_peer import Peer, Target, listening
-from tests.certificates import Pem, make_authority, make_certificate
+from tests.support.certificates import Pem, make_authority, make_certificate
+from tests.support.http2_peer import Peer, Target, listening
 
 
 @pytest.fixture

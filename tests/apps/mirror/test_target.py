@@ -27,8 +27,8 @@ from spoakit.apps.mirror.config.settings import (
 from spoakit.apps.mirror.metrics import Counters
 from spoakit.exceptions import ConfigurationError
 from tests.apps.mirror.conftest import OK, Origin, Run, origin, until
-from tests.apps.mirror.http.http2_peer import listening
-from tests.ports import free_port
+from tests.support.http2_peer import listening
+from tests.support.ports import free_port
 
 Response = Sequence[bytes | None]
 Copying = Callable[..., Any]

@@ -24,8 +24,8 @@ from spoakit.apps.iprep.snapshot.builder import build_snapshot
 from spoakit.apps.iprep.snapshot.updater import Updater
 from spoakit.exceptions import SpoakitError
 from spoakit.metrics.memory import SharedMetrics, WorkerMetrics
-from tests.apps.iprep.making import BOUND, database, dnsbl, mine, write_database
-from tests.dns_server import SERVFAIL, name_server
+from tests.support.dns_server import SERVFAIL, name_server
+from tests.support.iprep_sources import BOUND, database, dnsbl, mine, write_database
 
 Ask = Callable[..., Awaitable[dict[str, Any]]]
 Scenario = Callable[[Ask], Awaitable[None]]

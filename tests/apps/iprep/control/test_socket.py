@@ -22,7 +22,7 @@ from spoakit.apps.iprep.control.socket import (
     serve_control,
 )
 from spoakit.exceptions import SpoakitError, StartupError
-from tests.apps.iprep.making import BOUND, until
+from tests.support.iprep_sources import BOUND, until
 
 
 async def echo(request: Request, user: int) -> Answer:

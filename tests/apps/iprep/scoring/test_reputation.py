@@ -20,7 +20,8 @@ from spoakit.apps.iprep.snapshot.builder import build_snapshot
 from spoakit.apps.iprep.snapshot.manifest import Snapshot, encode, manifest_of
 from spoakit.apps.iprep.sources.lists import Columns
 from spoakit.metrics.memory import SharedMetrics
-from tests.apps.iprep.making import (
+from tests.support.dns_server import name_server
+from tests.support.iprep_sources import (
     BOUND,
     database,
     dnsbl,
@@ -29,7 +30,6 @@ from tests.apps.iprep.making import (
     until,
     write_database,
 )
-from tests.dns_server import name_server
 
 NAME = "8.8.8.8.bl.example"
 

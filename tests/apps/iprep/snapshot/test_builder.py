@@ -30,8 +30,8 @@ from spoakit.apps.iprep.sources.files import feed_of
 from spoakit.apps.iprep.sources.limits import ListLimits
 from spoakit.apps.iprep.sources.lists import Columns
 from spoakit.apps.iprep.table._table_cy import Table, TableError
-from tests.apps.iprep.making import database, dnsbl, feed, mine, put, write_database
-from tests.apps.iprep.sources.web_server import Page, web_server
+from tests.support.iprep_sources import database, dnsbl, feed, mine, put, write_database
+from tests.support.web_server import Page, web_server
 
 
 class Shop:

@@ -18,9 +18,9 @@ from spoakit.apps.iprep.snapshot.jobs import Build, Fetch, Fetched, JobError
 from spoakit.apps.iprep.snapshot.manifest import encode, manifest_of, read_snapshot
 from spoakit.apps.iprep.sources.feeds import Outcome
 from spoakit.apps.iprep.sources.files import file_of
-from tests.apps.iprep.making import BOUND, feed, mine, until
-from tests.apps.iprep.sources.web_server import web_server
-from tests.processes import children_of
+from tests.support.iprep_sources import BOUND, feed, mine, until
+from tests.support.processes import children_of
+from tests.support.web_server import web_server
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 

@@ -22,8 +22,8 @@ from spoakit.metrics.families import Counter, Gauge
 from spoakit.metrics.memory import SharedMetrics
 from spoakit.metrics.snapshot import Snapshot as MetricsSnapshot
 from spoakit.server.watch import identity_of
-from tests.apps.iprep.making import BOUND, dnsbl, feed, mine, put, until
-from tests.apps.iprep.sources.web_server import Page, web_server
+from tests.support.iprep_sources import BOUND, dnsbl, feed, mine, put, until
+from tests.support.web_server import Page, web_server
 
 
 class Kept:

@@ -18,7 +18,7 @@ from spoakit.apps.iprep.scoring.policy import Listing, Policy, SourceResult, sco
 from spoakit.apps.iprep.sources import dnsbl as dnsbl_module
 from spoakit.apps.iprep.sources.dnsbl import Dnsbl, reversed_name
 from spoakit.metrics.memory import SharedMetrics
-from tests.dns_server import SERVFAIL, NameServer, name_server
+from tests.support.dns_server import SERVFAIL, NameServer, name_server
 
 Run: TypeAlias = Callable[[Coroutine[Any, Any, None]], None]
 ADDRESS = ip_address("192.0.2.7")

@@ -16,9 +16,9 @@ from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.sources import files
 from spoakit.apps.iprep.sources.feeds import Feed, Outcome
 from spoakit.apps.iprep.sources.lists import Columns, PlainReader
-from tests.apps.iprep.making import write_database
-from tests.apps.iprep.sources.web_server import LIST, Page, web_server
-from tests.certificates import Pem, make_authority, make_certificate
+from tests.support.certificates import Pem, make_authority, make_certificate
+from tests.support.iprep_sources import write_database
+from tests.support.web_server import LIST, Page, web_server
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from spoakit.apps.mirror.http.http2 import Http2Connection
 from tests.apps.mirror.conftest import Run, until
-from tests.apps.mirror.http.http2_peer import (
+from tests.support.http2_peer import (
     Listener,
     Peer,
     answer_nothing,
@@ -27,7 +27,7 @@ from tests.apps.mirror.http.http2_peer import (
     get,
     listening,
 )
-from tests.ports import free_port
+from tests.support.ports import free_port
 
 # Frame types (RFC 9113, 6).
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY = range(8)

@@ -10,7 +10,7 @@ from h2.settings import SettingCodes
 
 from spoakit.apps.mirror.config.settings import PoolSettings
 from tests.apps.mirror.conftest import Run, until
-from tests.apps.mirror.http.http2_peer import (
+from tests.support.http2_peer import (
     OK,
     Fields,
     Peer,

@@ -25,7 +25,7 @@ from spoakit.apps.mirror.http.http2_response import (
     RepeatingDecoder,
     read_response_head,
 )
-from tests.apps.mirror.http.http2_peer import Fields, frame, get
+from tests.support.http2_peer import Fields, frame, get
 
 DATA, HEADERS, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 4, 6, 7, 8, 9
 END_STREAM, ACK, END_HEADERS, PADDED, PRIORITY = 1, 1, 4, 8, 32

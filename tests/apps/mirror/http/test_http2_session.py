@@ -13,7 +13,7 @@ from h2.settings import SettingCodes
 
 from spoakit.apps.mirror.config.settings import PoolSettings, Timeouts, TlsSettings
 from tests.apps.mirror.conftest import OK, Run, origin, until
-from tests.apps.mirror.http.http2_peer import Peer, Target, answer_nothing, frame, listening
+from tests.support.http2_peer import Peer, Target, answer_nothing, frame, listening
 
 Copying = Callable[..., Any]
 

@@ -18,7 +18,7 @@ from spoakit.apps.mirror.http.names import HostAddresses, LookupFailedError, Nam
 from spoakit.apps.mirror.http.source_address import SourceAddress
 from spoakit.apps.mirror.url import TargetURL
 from tests.apps.mirror.conftest import OK, Origin, Run, origin, until
-from tests.dns_server import SERVFAIL, NameServer, name_server
+from tests.support.dns_server import SERVFAIL, NameServer, name_server
 
 Copying = Callable[..., Any]
 

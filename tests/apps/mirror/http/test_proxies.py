@@ -20,8 +20,8 @@ from spoakit.apps.mirror.http.proxies import Proxy, proxy_for
 from spoakit.apps.mirror.url import TargetURL
 from spoakit.exceptions import ConfigurationError
 from tests.apps.mirror.conftest import OK, Run, origin, until
-from tests.apps.mirror.http.http2_peer import listening
-from tests.ports import free_port
+from tests.support.http2_peer import listening
+from tests.support.ports import free_port
 
 Copying = Callable[..., Any]
 
