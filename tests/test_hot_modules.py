@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 import spoakit
-from tests.conftest import SAME_IN_BOTH_FORMS, Form
+from tests.support.forms import SAME_IN_BOTH_FORMS, Form
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(spoakit.__file__).parent

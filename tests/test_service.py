@@ -17,6 +17,7 @@ from spoakit import Action, Agent, server
 from spoakit.exceptions import ConfigurationError
 from spoakit.server import Drain, Limits, Listen, ServerSettings, TcpAddress, UnixAddress
 from spoakit.testing import EngineClient
+from tests.support.waiting import until
 
 PROGRAM = """
 import logging, sys
@@ -105,8 +106,7 @@ def test_an_agent_is_served_until_it_is_cancelled(agent: Agent, tmp_path: Path) 
     async def live() -> None:
         serving = asyncio.create_task(spoakit.serve(agent, unix=str(path)))
         async with asyncio.timeout(10):
-            while not path.is_socket() and not serving.done():
-                await asyncio.sleep(0.001)
+            await until(lambda: path.is_socket() or serving.done())
             _, writer = await asyncio.open_unix_connection(path)
             serving.cancel()
             with pytest.raises(asyncio.CancelledError):

@@ -7,6 +7,7 @@ import pytest
 import uvloop
 
 from spoakit.agent._deadlines_cy import Deadlines
+from tests.support.waiting import until
 
 
 @dataclass
@@ -23,12 +24,7 @@ def loop(request: pytest.FixtureRequest) -> Iterator[asyncio.AbstractEventLoop]:
 
 
 def run_until(loop: asyncio.AbstractEventLoop, condition: Callable[[], bool]) -> None:
-    async def wait() -> None:
-        async with asyncio.timeout(5):
-            while not condition():
-                await asyncio.sleep(0.001)
-
-    loop.run_until_complete(wait())
+    loop.run_until_complete(until(condition))
 
 
 def test_what_is_not_done_at_its_deadline_expires_once(loop: asyncio.AbstractEventLoop) -> None:

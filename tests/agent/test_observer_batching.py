@@ -10,6 +10,7 @@ from spoakit import Agent, Argument, Message
 from spoakit.agent._dispatch_cy import MANY_OBSERVATIONS
 from spoakit.agent.runtime import Runtime
 from tests.support.agent_frames import EngineLink, notify
+from tests.support.waiting import until
 
 # What waits for so long waits longer than a test takes, or than anything else in it.
 NEVER = 60.0
@@ -59,12 +60,6 @@ async def next_round() -> None:
 
 def numbers(count: int) -> list[int]:
     return list(range(count))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 async def _one_by_one(send: Send, seen: list[int], runtime: Runtime) -> None:

@@ -23,20 +23,12 @@ from spoakit.logs import forget_throttled
 from spoakit.spop import Notify, encode_messages
 from spoakit.testing import Engine
 from tests.support.agent_frames import bound_handler
-
-BOUND = 10.0
+from tests.support.waiting import TIMEOUT, until, wait_until
 
 
 def pool() -> list[threading.Thread]:
     """Return the threads of threaded handlers."""
     return [each for each in threading.enumerate() if each.name.startswith("spoakit-")]
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + BOUND
-    while not condition():
-        assert time.monotonic() < end, "it did not come true"
-        time.sleep(0.002)
 
 
 @pytest.fixture(autouse=True)
@@ -135,7 +127,7 @@ def test_an_answer_after_the_deadline_is_ignored(
 
     @agent.message("thread", timeout=0.01, threaded=True, fallback=number.set(-1))
     def block() -> Action:
-        blocked.wait(BOUND)
+        blocked.wait(TIMEOUT)
         ended.release()
         return number.set(1)
 
@@ -144,7 +136,7 @@ def test_an_answer_after_the_deadline_is_ignored(
             assert engine.call(name) == {"txn.number": -1}
         blocked.set()
         for _ in range(3):
-            assert ended.acquire(timeout=BOUND)
+            assert ended.acquire(timeout=TIMEOUT)
         assert engine.call("stubborn") == {"txn.number": -1}
     assert "too late" not in caplog.text
     assert len(caplog.messages) == 3
@@ -314,7 +306,7 @@ def running(agent: Agent, use: Callable[[Runtime, EngineLink], Awaitable[None]])
     async def live() -> None:
         runtime = Runtime([agent])
         await runtime.start()
-        await asyncio.wait_for(use(runtime, EngineLink()), BOUND)
+        await asyncio.wait_for(use(runtime, EngineLink()), TIMEOUT)
         await runtime.aclose()
 
     asyncio.run(live())
@@ -334,8 +326,7 @@ def test_a_frame_that_turns_out_broken_behind_what_waits_fails_its_connection(
 
     async def use(runtime: Runtime, link: EngineLink) -> None:
         dispatch(runtime, link, encode_messages([Message("async")]) + b"\x07a")
-        while not link.failed:
-            await asyncio.sleep(0)
+        await until(lambda: link.failed)
 
     link = EngineLink()
     running(agent, lambda runtime, _: use(runtime, link))
@@ -362,8 +353,7 @@ def test_a_cancelled_frame_answers_nothing_and_shows_observers_nothing(agent: Ag
         dispatch(runtime, link, encode_messages([Message("async")]))
         await asyncio.sleep(0)
         link.waiting[0].cancel()
-        while not ends:
-            await asyncio.sleep(0)
+        await until(lambda: ends)
         await asyncio.sleep(0)
         assert (link.finished, link.failed) == ([], [])
 
@@ -386,14 +376,13 @@ def test_a_frame_that_waits_does_not_keep_the_read_it_came_in(agent: Agent) -> N
         assert link.waiting != []
         assert notify.payload == b""
         assert link.waiting[0].size == len(payload)
-        while not link.finished:
-            await asyncio.sleep(0)
+        await until(lambda: link.finished)
 
     running(agent, use)
 
 
 def test_an_ended_call_does_not_keep_its_frame(agent: Agent) -> None:
-    @agent.message("async", timeout=BOUND)
+    @agent.message("async", timeout=TIMEOUT)
     async def handle() -> None:
         await asyncio.Event().wait()
 
@@ -457,8 +446,7 @@ def test_a_call_runs_in_a_task_and_in_a_context_of_its_own(agent: Agent) -> None
             argument = Argument.of("wait", wait)
             dispatch(runtime, link, encode_messages([Message("async", (argument,))]))
             assert asyncio.current_task() is outer
-        while len(seen) < 6:
-            await asyncio.sleep(0)
+        await until(lambda: len(seen) == 6)
         assert variable.get() == 0
 
     running(agent, use)
@@ -469,7 +457,7 @@ def test_a_call_runs_in_a_task_and_in_a_context_of_its_own(agent: Agent) -> None
 def test_timeouts_of_a_handlers_own_work_in_its_first_step(agent: Agent, wait: bool) -> None:
     number = agent.variable("txn.number", int)
 
-    @agent.message("async", timeout=BOUND)
+    @agent.message("async", timeout=TIMEOUT)
     async def handle() -> Action:
         if wait:
             await asyncio.sleep(0)
@@ -535,8 +523,7 @@ def test_observers_see_a_message_after_the_ack_of_a_call_that_does_not_wait(agen
         for wait in (False, True):
             argument = Argument.of("wait", wait)
             dispatch(runtime, link, encode_messages([Message("async", (argument,))]))
-        while len(events) < 4:
-            await asyncio.sleep(0)
+        await until(lambda: len(events) == 4)
 
     running(agent, use)
     assert sorted(events) == ["handled", "handled", "observed False", "observed True"]
@@ -557,7 +544,7 @@ class Submitted:
     def __init__(self, threads: ThreadPool, bound: BoundHandler) -> None:
         loop = asyncio.get_running_loop()
         self.outcome: asyncio.Future[Any] = loop.create_future()
-        self.call = PendingCall(bound, loop.time() + BOUND)
+        self.call = PendingCall(bound, loop.time() + TIMEOUT)
         self.call.frame = self
         self.call.ended = EndedCalls(loop, self.resume)
         threads.submit(self.call, [])
@@ -579,7 +566,7 @@ def test_calls_over_the_threads_and_their_queue_are_refused(
     agent: Agent, blocked: threading.Event
 ) -> None:
     def block() -> str:
-        blocked.wait(BOUND)
+        blocked.wait(TIMEOUT)
         return threading.current_thread().name
 
     async def live() -> None:
@@ -593,7 +580,7 @@ def test_calls_over_the_threads_and_their_queue_are_refused(
             with pytest.raises(RefusedError, match="2 threads are busy, and 3 calls wait"):
                 Submitted(threads, blocking)
         blocked.set()
-        async with asyncio.timeout(BOUND):
+        async with asyncio.timeout(TIMEOUT):
             outcomes = await asyncio.gather(*(each.outcome for each in waiting[1:4]))
             assert set(outcomes) <= {"spoakit-0", "spoakit-1"}
             outcome = await submit_when_free(threads, blocking)
@@ -623,12 +610,12 @@ def test_nobody_waits_for_a_thread_that_hangs(
 ) -> None:
     @agent.message("message", threaded=True, timeout=0.01)
     def hang() -> None:
-        blocked.wait(BOUND)
+        blocked.wait(TIMEOUT)
 
     start = time.monotonic()
     with Engine(agent, raise_errors=False) as engine:
         assert isinstance(engine.call("message").error, DeadlineError)
-    assert time.monotonic() - start < BOUND / 2
+    assert time.monotonic() - start < TIMEOUT / 2
     [thread] = pool()
     # Nor does the interpreter, when it exits.
     assert thread.daemon
@@ -660,8 +647,7 @@ def test_calls_that_end_in_one_round_are_acknowledged_together(agent: Agent) -> 
         for link in links:
             for _ in range(20):
                 dispatch(runtime, link, encode_messages([Message("async")]))
-        while not all(link.sizes for link in links):
-            await asyncio.sleep(0)
+        await until(lambda: all(link.sizes for link in links))
         assert [link.sizes for link in links] == [[20], [20]]
 
     running(agent, use)

@@ -12,6 +12,7 @@ import pytest
 
 from spoakit.apps.line_output import BATCH_SIZE
 from spoakit.apps.line_writer import LogWriter
+from tests.support.waiting import wait_until
 
 LINE = b"x" * 99 + b"\n"
 
@@ -26,13 +27,6 @@ def room_for(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def wait_until_lost(writer: LogWriter, count: int) -> None:
-    deadline = time.monotonic() + 10
-    while writer.dropped < count:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def test_batches_are_written_whole_and_in_their_order(tmp_path: Path) -> None:
@@ -98,13 +92,10 @@ def test_a_line_that_a_full_disk_tore_is_lost_alone(tmp_path: Path, waits: bool)
         writer = LogWriter(file.fileno())
         with room_for(250):
             writer.put(LINE * 4)
-            wait_until_lost(writer, 2)
+            wait_until(lambda: writer.dropped >= 2)
             assert path.read_bytes() == LINE * 2 + b"x" * 50
         if waits:  # the torn line is ended without another one
-            deadline = time.monotonic() + 10
-            while path.stat().st_size < 251:
-                assert time.monotonic() < deadline
-                time.sleep(0.001)
+            wait_until(lambda: path.stat().st_size >= 251)
         writer.put(LINE)
         writer.close()
     assert path.read_bytes() == LINE * 2 + b"x" * 50 + b"\n" + LINE
@@ -117,9 +108,9 @@ def test_a_torn_line_of_another_worker_is_not_continued(tmp_path: Path) -> None:
         writers = [LogWriter(file.fileno()) for file in (one, two)]
         with room_for(250):
             writers[0].put(LINE * 3)
-            wait_until_lost(writers[0], 1)
+            wait_until(lambda: writers[0].dropped >= 1)
             writers[1].put(LINE)
-            wait_until_lost(writers[1], 1)
+            wait_until(lambda: writers[1].dropped >= 1)
         writers[1].put(LINE)
         writers[1].close()
         writers[0].close()
@@ -138,7 +129,7 @@ def test_a_full_file_system_tears_no_line_of_later_ones(tmp_path: Path) -> None:
             writer = LogWriter(file.fileno())
             for line in lines[:-1]:
                 writer.put(line + b"\n")
-            wait_until_lost(writer, 1000)
+            wait_until(lambda: writer.dropped >= 1000)
             larger = ["mount", "-o", "remount,size=1m", str(tmp_path)]
             subprocess.run(larger, check=True)
             writer.put(lines[-1] + b"\n")

@@ -26,6 +26,7 @@ from spoakit.server import (
 )
 from spoakit.spop import DataType
 from spoakit.testing import Engine, EngineClient
+from tests.support.processes import wait_for_line
 
 USAGE = """
 Usage: spoa-iprep { -h --help }
@@ -254,15 +255,9 @@ def start(folder: Path, *arguments: str) -> "Iterator[subprocess.Popen[str]]":
             process.kill()
 
 
-def wait_for(process: "subprocess.Popen[str]", text: str) -> str:
-    """Return the line of its log that has a text."""
-    assert process.stderr is not None
-    return next(line for line in process.stderr if text in line)
-
-
 def test_it_scores_addresses_and_shows_frames_in_debug_mode(tmp_path: Path) -> None:
     with start(tmp_path, "-d", "-a", "127.0.0.1", "-p0", "-n2") as process:
-        line = wait_for(process, "listening on 127.0.0.1:")
+        line = wait_for_line(process, "listening on 127.0.0.1:")
         with EngineClient(port=int(line.split("127.0.0.1:")[1].split()[0])) as engine:
             engine.hello()
             reply = engine.call("check-client-ip", IPv6Address("2001:db8::7"))
@@ -280,7 +275,7 @@ def test_it_scores_addresses_and_shows_frames_in_debug_mode(tmp_path: Path) -> N
 
 def test_on_a_unix_socket_it_closes_connections_after_so_many_frames(tmp_path: Path) -> None:
     with start(tmp_path, "--unix=i.sock", "-n1", "-f2", "-t1ms") as process:
-        wait_for(process, "listening on")
+        wait_for_line(process, "listening on")
         for _ in range(3):
             with EngineClient(unix=str(tmp_path / "i.sock")) as engine:
                 engine.hello()
@@ -299,7 +294,7 @@ def test_a_status_in_haproxys_disconnect_comes_back(
     tmp_path: Path, status: int, message: str
 ) -> None:
     with start(tmp_path, "--unix=i.sock", "-n1") as process:
-        wait_for(process, "listening on")
+        wait_for_line(process, "listening on")
         with EngineClient(unix=str(tmp_path / "i.sock")) as engine:
             engine.hello()
             engine.call("check-client-ip", IPv4Address("192.0.2.1"))

@@ -37,6 +37,7 @@ from spoakit.testing import EngineClient
 from tests.support.certificates import make_authority, make_certificate
 from tests.support.ports import free_port
 from tests.support.processes import children_of
+from tests.support.waiting import wait_until
 
 USAGE = """
 Usage: spoa-mirror { -h --help }
@@ -479,13 +480,6 @@ def stop(process: "subprocess.Popen[str]") -> str:
     return err
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 15
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def send(port: int, path: str) -> None:
     """Send a request of this path to the mirror."""
     with EngineClient(port=port) as engine:
@@ -565,23 +559,23 @@ def test_a_reload_changes_the_targets_and_a_bad_one_does_not(
     port = free_port()
     options = ["-r0", "-a127.0.0.1", f"-p{port}", f"--config={file}", f"-l{log}", workers]
     with start(*options, *(["--watch"] if how == "watch" else [])) as process:
-        wait_for(lambda: log.exists() and "listening on" in log.read_text())
+        wait_until(lambda: log.exists() and "listening on" in log.read_text())
         send(port, "/first")
-        wait_for(lambda: one.paths == ["/first"])
+        wait_until(lambda: one.paths == ["/first"])
         write(two.port, rest="[[target]\n")
         reload("reload refused, going on as before: ")
         assert str(file) in log.read_text()
         send(port, "/second")
-        wait_for(lambda: one.paths == ["/first", "/second"])
+        wait_until(lambda: one.paths == ["/first", "/second"])
         write(two.port)
         reload("reloaded: 1 targets, 1 new, 1 removed")
-        wait_for(
+        wait_until(
             lambda: (
                 log.read_text().count("reloaded: 1 targets, 1 new, 1 removed") == int(workers[2])
             )
         )
         send(port, "/third")
-        wait_for(lambda: two.paths == ["/third"])
+        wait_until(lambda: two.paths == ["/third"])
         stop(process)
     assert one.paths == ["/first", "/second"]
     one.close()
@@ -597,15 +591,15 @@ def test_a_successor_of_a_worker_has_the_settings_in_force(tmp_path: Path) -> No
     with start(
         *("-r0", "-a127.0.0.1", f"-p{port}", f"--config={file}", f"-l{log}", "-n2")
     ) as process:
-        wait_for(lambda: log.exists() and "listening on" in log.read_text())
+        wait_until(lambda: log.exists() and "listening on" in log.read_text())
         file.write_text(f'[[target]]\nurl = "http://127.0.0.1:{two.port}/"\n')
         process.send_signal(signal.SIGHUP)
-        wait_for(lambda: log.read_text().count("1 new, 1 removed") == 2)
+        wait_until(lambda: log.read_text().count("1 new, 1 removed") == 2)
         for worker in children_of(process.pid):
             os.kill(worker, signal.SIGKILL)
-        wait_for(lambda: log.read_text().count("ended unexpectedly") == 2)
+        wait_until(lambda: log.read_text().count("ended unexpectedly") == 2)
         send(port, "/after")
-        wait_for(lambda: two.paths == ["/after"])
+        wait_until(lambda: two.paths == ["/after"])
         stop(process)
     assert one.paths == []
     one.close()
@@ -620,12 +614,12 @@ def test_access_lines_and_the_programs_go_to_one_file_in_whole_lines(tmp_path: P
         *("-r0", "-a127.0.0.1", f"-p{port}", f"-uhttp://127.0.0.1:{target.port}/", "-n2"),
         *("-l", f"w:{log}", "-i1s"),
     ) as process:
-        wait_for(lambda: log.exists() and "listening on" in log.read_text())
+        wait_until(lambda: log.exists() and "listening on" in log.read_text())
         for number in range(20):
             send(port, f"/{number}")
-        wait_for(lambda: log.read_text().count(" ok\n") == 20)
+        wait_until(lambda: log.read_text().count(" ok\n") == 20)
         process.send_signal(signal.SIGUSR2)
-        wait_for(
+        wait_until(
             lambda: re.search(r"target .*: .*responses 2xx \d+ \(", log.read_text()) is not None
         )
         assert stop(process) == ""
@@ -663,7 +657,7 @@ class Service:
         return self.file.read_text() if self.file.exists() else ""
 
     def wait_for_log(self, text: str, count: int = 1) -> None:
-        wait_for(lambda: self.log.count(text) >= count)
+        wait_until(lambda: self.log.count(text) >= count)
 
 
 def test_an_access_log_may_be_moved_while_it_is_written_to(tmp_path: Path) -> None:
@@ -678,11 +672,11 @@ def test_an_access_log_may_be_moved_while_it_is_written_to(tmp_path: Path) -> No
             sender.start()
         try:
             for new in moved:
-                wait_for(lambda: file.exists() and file.stat().st_size > 2000)
+                wait_until(lambda: file.exists() and file.stat().st_size > 2000)
                 file.rename(new)
                 # Signals of the same meaning within half a second are one.
                 service.process.send_signal(signal.SIGUSR1)
-                wait_for(file.exists)
+                wait_until(file.exists)
         finally:
             ended.set()
             for sender in senders:
@@ -711,7 +705,7 @@ def test_an_access_log_that_cannot_be_reopened_goes_on_where_it_was(tmp_path: Pa
             "opened: No such file or directory"
         )
         send(service.port, "/after")
-        wait_for(lambda: "/after HTTP" in (tmp_path / "moved" / "access").read_text())
+        wait_until(lambda: "/after HTTP" in (tmp_path / "moved" / "access").read_text())
     target.close()
 
 
@@ -729,9 +723,9 @@ def test_a_successor_of_a_worker_copies_without_its_access_log(tmp_path: Path) -
         service.wait_for_log("/after HTTP")
         logs.mkdir()
         service.process.send_signal(signal.SIGUSR1)
-        wait_for((logs / "access").exists)
+        wait_until((logs / "access").exists)
         send(service.port, "/reopened")
-        wait_for(lambda: "/reopened HTTP" in (logs / "access").read_text())
+        wait_until(lambda: "/reopened HTTP" in (logs / "access").read_text())
     target.close()
 
 
@@ -773,20 +767,20 @@ def test_a_reload_changes_the_access_log(tmp_path: Path) -> None:
 
     with serve(tmp_path, f"[log]\npath = 'a'\n{targets}", "-n1", "--watch") as service:
         send(service.port, "/1")
-        wait_for(lambda: len(lines("a")) == 1)
+        wait_until(lambda: len(lines("a")) == 1)
         reload("path = 'b'\nformat = 'json'", targets, service)
         send(service.port, "/2")
-        wait_for(lambda: len(lines("b")) == 1)
+        wait_until(lambda: len(lines("b")) == 1)
         reload("path = 'absent/c'", targets, service, "reload refused, going on as before: ")
         assert "access log" in service.log
         send(service.port, "/3")
-        wait_for(lambda: len(lines("b")) == 2)
+        wait_until(lambda: len(lines("b")) == 2)
         reload("path = 'b'", targets + f"[[target]]\nname = 'two'\nurl = '{target.url}'", service)
         send(service.port, "/4")
-        wait_for(lambda: len(lines("b")) == 4)
+        wait_until(lambda: len(lines("b")) == 4)
         reload("path = 'b'\nquiet = true", targets, service)
         send(service.port, "/5")
-        wait_for(lambda: "/5" in target.paths)
+        wait_until(lambda: "/5" in target.paths)
         reload("", targets, service)
         send(service.port, "/6")
         service.wait_for_log("/6 HTTP")
@@ -815,7 +809,7 @@ def test_writing_beside_a_watched_file_reloads_nothing(tmp_path: Path) -> None:
             number += 1
             send(service.port, f"/{number}")
             (tmp_path / "beside").write_text(str(number))
-        wait_for(lambda: len((tmp_path / "access").read_text().splitlines()) == number)
+        wait_until(lambda: len((tmp_path / "access").read_text().splitlines()) == number)
         assert "reload" not in service.log
         before = service.file.stat().st_size
         cpu = cpu_of(service.process.pid)
@@ -888,7 +882,7 @@ def test_linuxaio_is_really_that() -> None:
         finally:
             ended.set()
             sending.join()
-        wait_for(lambda: bool(target.paths))
+        wait_until(lambda: bool(target.paths))
         stop(process)
     target.close()
 

@@ -12,7 +12,7 @@ import pytest
 import spoakit
 from spoakit.cli import spoakit as command
 from spoakit.testing import EngineClient
-from tests.support.processes import children_of
+from tests.support.processes import children_of, wait_for_line
 
 AGENT = """
 from spoakit import Action, Agent
@@ -50,11 +50,6 @@ def running(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
         process.communicate(timeout=30)
 
 
-def wait_for(process: "subprocess.Popen[str]", text: str) -> str:
-    assert process.stderr is not None
-    return next(line for line in process.stderr if text in line)
-
-
 def ask(folder: Path) -> object:
     with EngineClient(unix=str(folder / "agent.sock")) as engine:
         engine.hello()
@@ -64,17 +59,17 @@ def ask(folder: Path) -> object:
 def test_a_change_restarts_it_and_a_broken_module_waits_for_the_next(
     running: "subprocess.Popen[str]", tmp_path: Path
 ) -> None:
-    wait_for(running, "listening on")
+    wait_for_line(running, "listening on")
     assert ask(tmp_path) == 1
     replace(tmp_path / "agents.py", AGENT.format(2))
-    wait_for(running, "agents.py changed: restarting")
-    wait_for(running, "listening on")
+    wait_for_line(running, "agents.py changed: restarting")
+    wait_for_line(running, "listening on")
     assert ask(tmp_path) == 2
     replace(tmp_path / "agents.py", "def :\n")
-    wait_for(running, "SyntaxError")
+    wait_for_line(running, "SyntaxError")
     assert running.poll() is None
     replace(tmp_path / "agents.py", AGENT.format(3))
-    wait_for(running, "listening on")
+    wait_for_line(running, "listening on")
     assert ask(tmp_path) == 3
     [child] = children_of(running.pid)
     running.send_signal(signal.SIGTERM)

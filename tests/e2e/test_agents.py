@@ -10,7 +10,8 @@ import pytest
 
 from spoakit.testing.pytest_plugin import StartHAProxy
 from tests.support.haproxy_configuration import haproxy_cfg, show, spoe_cfg
-from tests.support.programs import BOUND, Serve, ask, connect, get
+from tests.support.programs import Serve, ask, connect, get
+from tests.support.waiting import TIMEOUT
 
 REQUEST = """
 spoe-message request
@@ -419,6 +420,6 @@ def test_the_fallback_is_answered_where_a_handler_cannot(
         before = monotonic()
         answer = get(running, f"/{name}")
         assert (answer["x-allowed"], answer["x-error"]) == (name, "")
-        assert monotonic() - before < BOUND
+        assert monotonic() - before < TIMEOUT
     program.wait_for("LookupError: no such thing")
     program.wait_for("argument 'path' is STRING, not INT32 or UINT32 or INT64 or UINT64")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import CACHE
+from tests.support.haproxy_versions import CACHE
 
 DEMO = Path(__file__).parents[2] / "examples" / "mirror" / "demo.py"
 

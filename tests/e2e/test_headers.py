@@ -6,7 +6,8 @@ import pytest
 
 from spoakit.testing.pytest_plugin import StartHAProxy
 from tests.support.haproxy_configuration import haproxy_cfg, spoe_cfg
-from tests.support.programs import BOUND, Serve
+from tests.support.programs import Serve
+from tests.support.waiting import TIMEOUT
 
 AGENT = """
 from typing import Annotated
@@ -38,7 +39,7 @@ def test_a_block_of_headers_is_set_and_an_injection_refused(
     )
 
     def headers(user: str) -> list[tuple[str, str]]:
-        connection = HTTPConnection("127.0.0.1", running.ports["FRONTEND"], timeout=BOUND)
+        connection = HTTPConnection("127.0.0.1", running.ports["FRONTEND"], timeout=TIMEOUT)
         connection.request("GET", f"/?user={user}")
         response = connection.getresponse()
         response.read()

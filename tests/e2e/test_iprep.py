@@ -13,7 +13,8 @@ import pytest
 
 from spoakit.testing.haproxy import HAProxy
 from spoakit.testing.pytest_plugin import StartHAProxy
-from tests.support.programs import Program, Start, ask, connect, wait_until
+from tests.support.programs import Program, Start, ask, connect
+from tests.support.waiting import wait_until
 
 EXAMPLE = Path(__file__).parents[2] / "examples/ip-reputation"
 

@@ -14,8 +14,9 @@ import pytest
 
 from spoakit.testing.haproxy import HAProxy, haproxy_version
 from spoakit.testing.pytest_plugin import StartHAProxy
-from tests.support.programs import BOUND, Program, Start, connect, wait_until
+from tests.support.programs import Program, Start, connect
 from tests.support.reputation import CLI, command, is_let_in
+from tests.support.waiting import TIMEOUT, wait_until
 from tests.support.web_server import web_server
 
 TUTORIAL = Path(__file__).parents[2] / "docs/tutorials/iprep.md"
@@ -162,6 +163,6 @@ def sources(folder: Path) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=BOUND,
+        timeout=TIMEOUT,
     )
     return done.stdout

@@ -15,7 +15,8 @@ from spoakit.testing.haproxy import HAProxy
 from spoakit.testing.pytest_plugin import StartHAProxy
 from tests.support.haproxy_configuration import haproxy_cfg, show, spoe_cfg
 from tests.support.load import CLIENTS, Load
-from tests.support.programs import Program, Serve, get, wait_until
+from tests.support.programs import Program, Serve, get
+from tests.support.waiting import wait_until
 
 PROCESSING = 1.0  # seconds that HAProxy waits for an agent, in these tests
 UNHARMED = PROCESSING / 2  # what took less has not waited for that

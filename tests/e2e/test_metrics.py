@@ -15,7 +15,8 @@ from threading import Thread
 from spoakit.testing import EngineClient
 from tests.support.capture import Capture
 from tests.support.ports import free_port
-from tests.support.programs import Program, Serve, Start, wait_until
+from tests.support.programs import Program, Serve, Start
+from tests.support.waiting import wait_until
 
 LOGINS = """
 from spoakit import Action, Agent, metrics

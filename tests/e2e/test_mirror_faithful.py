@@ -12,11 +12,11 @@ import pytest
 
 from spoakit.testing.haproxy import HAProxy
 from spoakit.testing.pytest_plugin import StartHAProxy
-from tests.e2e.conftest import REQUIRED
 from tests.support.capture import Capture, Received, answer_ok
 from tests.support.certificates import make_authority, make_certificate
+from tests.support.haproxy_versions import REQUIRED
 from tests.support.mirror import SIZE, Mirror, request, send, send_over_http2
-from tests.support.programs import BOUND, wait_until
+from tests.support.waiting import TIMEOUT, wait_until
 
 # Where nothing depends on the version.
 with_one_haproxy = pytest.mark.parametrize("haproxy_binary", [REQUIRED], indirect=True)
@@ -33,7 +33,7 @@ def test_a_body_for_which_the_client_waited_to_be_asked_is_there(
     program, running = mirror(target.address)
     head = request("PATCH /item", "Expect: 100-continue", f"Content-Length: {len(JSON)}")
     with (
-        socket.create_connection(("127.0.0.1", running.ports["FRONTEND"]), BOUND) as client,
+        socket.create_connection(("127.0.0.1", running.ports["FRONTEND"]), TIMEOUT) as client,
         client.makefile("rb") as stream,
     ):
         client.sendall(head)
@@ -288,7 +288,7 @@ def test_a_chunked_body_that_haproxy_does_not_wait_for_is_told_of(
     program = mirror.serve(target.address)
     running = mirror.balance(program, "no option http-buffer-request", **SIZE)
     with (
-        socket.create_connection(("127.0.0.1", running.ports["FRONTEND"]), BOUND) as client,
+        socket.create_connection(("127.0.0.1", running.ports["FRONTEND"]), TIMEOUT) as client,
         client.makefile("rb") as stream,
     ):
         client.sendall(request("PUT /late", "Transfer-Encoding: chunked"))
@@ -311,7 +311,7 @@ def test_a_chunked_body_that_haproxy_does_not_wait_for_may_be_left_out(
     program = mirror.serve(target.address, "--truncated-suspect", "skip")
     running = mirror.balance(program, "no option http-buffer-request", **SIZE)
     with (
-        socket.create_connection(("127.0.0.1", running.ports["FRONTEND"]), BOUND) as client,
+        socket.create_connection(("127.0.0.1", running.ports["FRONTEND"]), TIMEOUT) as client,
         client.makefile("rb") as stream,
     ):
         client.sendall(request("PUT /late", "Transfer-Encoding: chunked"))
@@ -328,7 +328,7 @@ def test_a_chunked_body_that_haproxy_waits_for_is_copied_without_a_warning(
 ) -> None:
     program, running = mirror(target.address, **SIZE)
     with (
-        socket.create_connection(("127.0.0.1", running.ports["FRONTEND"]), BOUND) as client,
+        socket.create_connection(("127.0.0.1", running.ports["FRONTEND"]), TIMEOUT) as client,
         client.makefile("rb") as stream,
     ):
         client.sendall(request("PUT /late", "Transfer-Encoding: chunked"))
@@ -534,7 +534,7 @@ def test_unary_grpc_calls_arrive_intact(mirror: Mirror) -> None:
             reverse = channel.unary_unary("/test.Test/Reverse")
 
             def call(message: bytes) -> bytes:
-                answer: bytes = reverse(message, metadata=[("x-key", "k")], timeout=BOUND)
+                answer: bytes = reverse(message, metadata=[("x-key", "k")], timeout=TIMEOUT)
                 return answer
 
             messages = (b"hello", b"", bytes(range(256)) * 40)

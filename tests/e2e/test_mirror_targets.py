@@ -17,15 +17,16 @@ import pytest
 from benchmarks.resetting import resetting
 from spoakit.testing.haproxy import HAProxy
 from spoakit.testing.pytest_plugin import StartHAProxy
-from tests.e2e.conftest import REQUIRED
 from tests.support.capture import Capture, Received, answer_ok
 from tests.support.certificates import make_authority, make_certificate
 from tests.support.dns_server import name_server_in_thread
+from tests.support.haproxy_versions import REQUIRED
 from tests.support.load import Load
 from tests.support.mirror import Mirror, request, send
 from tests.support.ports import free_port
 from tests.support.processes import children_of
-from tests.support.programs import Program, ask, connect, wait_until
+from tests.support.programs import Program, ask, connect
+from tests.support.waiting import wait_until
 
 # Where nothing depends on the version.
 with_one_haproxy = pytest.mark.parametrize("haproxy_binary", [REQUIRED], indirect=True)

@@ -10,7 +10,8 @@ import pytest
 
 from spoakit.testing.haproxy import HAProxy, haproxy_version
 from spoakit.testing.pytest_plugin import StartHAProxy
-from tests.support.programs import Start, connect, wait_until
+from tests.support.programs import Start, connect
+from tests.support.waiting import wait_until
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 FIRST_AGENT = README.partition("\n## A first agent\n")[2].partition("\n## ")[0]

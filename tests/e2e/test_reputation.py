@@ -20,8 +20,9 @@ from spoakit.testing.pytest_plugin import StartHAProxy
 from tests.support.dns_server import name_server_in_thread
 from tests.support.haproxy_configuration import haproxy_cfg, show, spoe_cfg
 from tests.support.ports import free_port
-from tests.support.programs import BOUND, Program, Start, ask, wait_until
+from tests.support.programs import Program, Start, ask
 from tests.support.reputation import CLI, LISTEN, command, is_let_in
+from tests.support.waiting import TIMEOUT, wait_until
 
 EXAMPLE = Path(__file__).parents[2] / "examples/ip-reputation"
 CONTROL = '[control]\npath = "control.sock"\n'
@@ -33,7 +34,7 @@ def shown(haproxy: HAProxy, address: str, headers: Mapping[str, str]) -> Mapping
     """Return the headers of the answer to a request from an address of this machine."""
     port = haproxy.ports["FRONTEND"]
     client = http.client.HTTPConnection(
-        "127.0.0.1", port, timeout=BOUND, source_address=(address, 0)
+        "127.0.0.1", port, timeout=TIMEOUT, source_address=(address, 0)
     )
     with closing(client):
         return ask(client, "/", headers)
@@ -156,7 +157,7 @@ class Hanging(BaseHTTPRequestHandler):
     may = threading.Event()
 
     def do_GET(self) -> None:
-        self.may.wait(BOUND)
+        self.may.wait(TIMEOUT)
         self.send_response(200)
         self.end_headers()
         self.wfile.write(b"127.0.0.2\n")
@@ -283,7 +284,7 @@ def test_all_variables_of_the_client_behind_trusted_proxies(
 def answer(haproxy: HAProxy, address: str, *headers: tuple[str, str]) -> tuple[str, str]:
     """Return the score and the list of a request with header lines, from this machine's address."""
     client = http.client.HTTPConnection(
-        "127.0.0.1", haproxy.ports["FRONTEND"], timeout=BOUND, source_address=(address, 0)
+        "127.0.0.1", haproxy.ports["FRONTEND"], timeout=TIMEOUT, source_address=(address, 0)
     )
     with closing(client):
         client.putrequest("GET", "/")
@@ -379,7 +380,7 @@ def test_the_fetches_give_what_the_documentation_says(haproxy: StartHAProxy) -> 
     shown = show(**{name: f"var(txn.{name})" for name in expressions})
     running = haproxy(haproxy_cfg(*rules, *shown, agents=()), variables={"AGENT": "127.0.0.1:1"})
     port = running.ports["FRONTEND"]
-    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=BOUND)) as client:
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)) as client:
         client.putrequest("GET", "/")
         for line in ("a, b", "c, d"):
             client.putheader(XFF, line)
@@ -416,7 +417,7 @@ def test_a_message_bans_the_client_behind_proxies_and_not_the_proxy(
 ) -> None:
     running = behind_proxies(start, haproxy, folder, "src xff=req.hdrs_bin")
     port = running.ports["FRONTEND"]
-    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=BOUND)) as client:
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)) as client:
         ask(client, "/wp-login.php", {XFF: "2001:db8:7::1"})
         ask(client, "/wp-login.php", {})  # from the proxy itself, which is trusted
     wait_until(lambda: "2001:db8:7::/64" in command(folder, "bans"), "the ban")
@@ -448,7 +449,7 @@ def test_haproxys_own_rules_ban(start: Start, haproxy: StartHAProxy, folder: Pat
     )
     assert is_let_in(running, "127.0.0.2")
     port = running.ports["FRONTEND"]
-    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=BOUND)) as client:
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)) as client:
         ask(client, "/wp-login.php")
     wait_until(lambda: not any(is_let_in(running, "127.0.0.1") for _ in range(4)), "the ban")
     assert is_let_in(running, "127.0.0.2")

@@ -11,7 +11,8 @@ from tests.support.capture import Capture
 from tests.support.certificates import Pem, make_authority, make_certificate
 from tests.support.haproxy_configuration import haproxy_cfg, show, spoe_cfg
 from tests.support.mirror import Mirror
-from tests.support.programs import Program, Serve, ask, connect, get, wait_until
+from tests.support.programs import Program, Serve, ask, connect, get
+from tests.support.waiting import wait_until
 
 AGENT = """
 import os

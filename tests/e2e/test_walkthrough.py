@@ -14,7 +14,8 @@ from spoakit.testing.haproxy import HAProxy
 from spoakit.testing.pytest_plugin import StartHAProxy
 from tests.support.capture import Capture
 from tests.support.ports import free_port
-from tests.support.programs import BOUND, Program, Start, ask, connect, get, wait_until
+from tests.support.programs import Program, Start, ask, connect, get
+from tests.support.waiting import TIMEOUT, wait_until
 
 EXAMPLE = Path(__file__).parents[2] / "examples/mirror"
 
@@ -140,7 +141,7 @@ def over_tls(haproxy: HAProxy, method: str, path: str, body: bytes = b"") -> int
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     port = haproxy.ports["FRONTEND_TLS"]
-    client = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=BOUND)
+    client = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=TIMEOUT)
     with closing(client):
         client.request(method, path, body)
         with client.getresponse() as answer:

@@ -12,8 +12,7 @@ from spoakit import Message
 from spoakit.server.fatal_errors import EXIT_CODE
 from spoakit.testing import EngineClient
 from tests.support.ports import free_port
-
-TIMEOUT = 30.0
+from tests.support.waiting import TIMEOUT
 
 # An agent served in a process, and an engine in a thread of it. What takes all memory at once
 # fails at once, as everything does where none is left. "own" stands for spoakit's code: the

@@ -15,9 +15,10 @@ from spoakit.exceptions import StartupError
 from spoakit.server.logfile import OpenLogfile
 from spoakit.server.settings import Logfile
 from tests.support.processes import children_of
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from tests.server.conftest import Service
+    from tests.support.stand_in_service import Service
 
     Start = Callable[..., Service]
 
@@ -31,9 +32,7 @@ def workers(request: pytest.FixtureRequest) -> int:
 
 
 def wait_for(service: Service, file: Path, text: str, times: int = 1) -> None:
-    service.wait_until(
-        lambda: file.exists() and file.read_text().count(text) >= times, f"{text} in {file}"
-    )
+    wait_until(lambda: file.exists() and file.read_text().count(text) >= times, f"{text} in {file}")
 
 
 def test_all_output_goes_to_the_file_between_marks(
@@ -76,7 +75,7 @@ def test_a_file_that_was_moved_away_is_made_anew_on_sigusr1(
     wait_for(service, file, "listening on")
     file.rename(tmp_path / "r.log.1")
     service.signal(signal.SIGUSR1)
-    service.wait_until(file.exists, "a new file")
+    wait_until(file.exists, "a new file")
     service.signal(signal.SIGTERM)
     assert service.wait() == 0
     assert "--- start" in (tmp_path / "r.log.1").read_text()
@@ -160,6 +159,6 @@ def test_a_file_that_is_emptied_keeps_what_the_start_has_logged(
 
 def test_a_file_that_cannot_be_emptied_is_written_to(start: Start) -> None:
     service = start(workers=1, logfile={"path": "/dev/null", "truncate": True})
-    service.wait_until(lambda: len(children_of(service.process.pid)) == 1, "a worker")
+    wait_until(lambda: len(children_of(service.process.pid)) == 1, "a worker")
     service.signal(signal.SIGTERM)
     assert service.wait() == 0

@@ -33,8 +33,8 @@ from spoakit.spop import (
     encode_ids,
     encode_messages,
 )
+from tests.support.waiting import TIMEOUT
 
-TIMEOUT = 10.0
 CUT = b"\x05ab"
 """The beginning of a message: its payload cannot be read."""
 

@@ -8,7 +8,7 @@ import time
 import tracemalloc
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -39,8 +39,7 @@ from spoakit.spop import (
 from spoakit.testing import AgentServer, EngineClient
 from spoakit.testing.agent_server import DEFAULT_SETTINGS
 from spoakit.testing.pytest_plugin import ConnectEngine, ServeAgents
-
-BOUND = 10.0
+from tests.support.waiting import TIMEOUT, wait_until
 
 
 class Subject:
@@ -63,7 +62,7 @@ class Subject:
         def repeat(word: str, times: int = 1) -> Action:
             return text.set(word * times)
 
-        @self.agent.message("wait", timeout=BOUND, fallback=number.set(-1))
+        @self.agent.message("wait", timeout=TIMEOUT, fallback=number.set(-1))
         async def wait(n: int) -> Action:
             self.started.append(n)
             try:
@@ -124,13 +123,6 @@ def wait(n: int) -> Message:
     return Message("wait", (Argument("n", DataType.INT64, n),))
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + BOUND
-    while not condition():
-        assert time.monotonic() < end, "it did not come true"
-        time.sleep(0.002)
-
-
 def connections(server: AgentServer) -> list[SpopProtocol]:
     state = server.server._state
     assert state is not None
@@ -150,7 +142,7 @@ def open_gates(server: AgentServer, subject: Subject, *numbers: int) -> None:
 
 
 def connected(server: AgentServer, connect: ConnectEngine, **hello: Any) -> EngineClient:
-    engine = connect(port=server.port, timeout=BOUND)
+    engine = connect(port=server.port, timeout=TIMEOUT)
     engine.hello(**hello)
     return engine
 
@@ -487,7 +479,7 @@ def test_an_engine_that_does_not_read_is_not_read_either(
     wait_until(lambda: connection._is_write_paused)
     assert server.call(connection._transport.get_write_buffer_size) < 1_000_000
     # The last batch went in part; what went is answered, once it is read.
-    engine._socket.settimeout(BOUND)
+    engine._socket.settimeout(TIMEOUT)
     for _ in range(frames):
         _, reply = engine.next_ack()
         assert len(str(reply["txn.text"])) == 16000

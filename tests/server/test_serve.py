@@ -23,6 +23,7 @@ from spoakit.spop import (
     encode_ids,
     encode_messages,
 )
+from tests.support.waiting import until
 
 
 def make_agent() -> Agent:
@@ -63,8 +64,7 @@ def test_it_serves_in_a_running_loop_and_drains_when_cancelled(
         serving = asyncio.create_task(
             serve([agent], ServerSettings(listen=Listen.at(unix=str(path)), drain=Drain(timeout=5)))
         )
-        while not path.exists() and not serving.done():
-            await asyncio.sleep(0.001)
+        await until(lambda: path.exists() or serving.done())
         reader, writer = await asyncio.wait_for(handshake(path), 10)
         serving.cancel()
         while await reader.read(65536):
@@ -126,8 +126,7 @@ class Serving:
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-        while not self.path.exists():
-            await asyncio.sleep(0.001)
+        await until(self.path.exists)
         reader, writer = await asyncio.wait_for(handshake(self.path), 10)
         try:
             yield reader, writer
@@ -213,8 +212,7 @@ def test_cancelled_again_it_waits_no_longer_for_resources_than_they_may_take(
             pass
         await serving.cancel()
         # The drain is over as soon as nobody is connected.
-        while not serving.stopping.is_set():
-            await asyncio.sleep(0.001)
+        await until(serving.stopping.is_set)
         begin = time.monotonic()
         await serving.cancel()
         await serving.ended()
@@ -231,8 +229,7 @@ def test_cancelled_while_it_starts_it_leaves_nothing_behind(
     async def main() -> None:
         serving = Serving(tmp_path / "agent.sock")
         serving.may_start.clear()
-        while not serving.events:
-            await asyncio.sleep(0)
+        await until(lambda: serving.events)
         serving.may_stop.clear()
         await serving.cancel(times)
         serving.may_stop.set()

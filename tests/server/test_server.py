@@ -23,8 +23,7 @@ from spoakit.spop import Argument, Disconnected, Message
 from spoakit.testing import AgentServer, EngineClient
 from spoakit.testing.agent_server import DEFAULT_SETTINGS
 from spoakit.testing.pytest_plugin import ConnectEngine, ServeAgents
-
-BOUND = 10.0
+from tests.support.waiting import TIMEOUT, until, wait_until
 
 
 class Gate(asyncio.Event):
@@ -56,7 +55,7 @@ class Subject:
         def fail() -> Action:
             raise RuntimeError("on purpose")
 
-        @self.agent.message(f"{name}-wait", timeout=BOUND, fallback=number.set(-1))
+        @self.agent.message(f"{name}-wait", timeout=TIMEOUT, fallback=number.set(-1))
         async def wait(n: int, gate: Gate) -> Action:
             self.waiting += 1
             await gate.wait()
@@ -66,9 +65,11 @@ class Subject:
         async def late(gate: Gate) -> None:
             await gate.wait()
 
-        @self.agent.message(f"{name}-block", threaded=True, timeout=BOUND, fallback=number.set(-3))
+        @self.agent.message(
+            f"{name}-block", threaded=True, timeout=TIMEOUT, fallback=number.set(-3)
+        )
         def block() -> Action:
-            self.released.wait(BOUND)
+            self.released.wait(TIMEOUT)
             return number.set(3)
 
         self.released = threading.Event()
@@ -94,19 +95,12 @@ def settings(request: pytest.FixtureRequest) -> ServerSettings:
     return replace(DEFAULT_SETTINGS, loop=loop)
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + BOUND
-    while not condition():
-        assert time.monotonic() < end, "it did not come true"
-        time.sleep(0.002)
-
-
 def message(name: str, n: int) -> Message:
     return Message(name, (Argument.of("n", n),))
 
 
 def connected(server: AgentServer, connect: ConnectEngine) -> EngineClient:
-    engine = connect(port=server.port, timeout=BOUND)
+    engine = connect(port=server.port, timeout=TIMEOUT)
     engine.hello()
     return engine
 
@@ -176,8 +170,7 @@ def test_each_adopted_connection_is_told_closed_once(subject: Subject) -> None:
         assert server.connection_count == 4
         await asyncio.sleep(0)
         ends[0][1].close()
-        while closed < 1:
-            await asyncio.sleep(0.001)
+        await until(lambda: closed >= 1)
         # Two end with the server, one of which it has not begun to serve.
         late = socket.socketpair()
         late[0].setblocking(False)
@@ -187,12 +180,11 @@ def test_each_adopted_connection_is_told_closed_once(subject: Subject) -> None:
         assert Snapshot.take(counters).value("spoakit_connections") == 0
         after = socket.socketpair()
         server.adopt(after[0])
-        while closed < 6:
-            await asyncio.sleep(0.001)
+        await until(lambda: closed >= 6)
         for _, theirs in [*ends, late, after]:
             theirs.close()
 
-    asyncio.run(asyncio.wait_for(live(), BOUND))
+    asyncio.run(asyncio.wait_for(live(), TIMEOUT))
 
 
 def test_what_happened_is_counted(
@@ -319,7 +311,7 @@ def draining(server: AgentServer, timeout: float) -> Iterator[Callable[[], bool]
     """Drain a server meanwhile; give what tells whether it is done."""
     drain = asyncio.run_coroutine_threadsafe(server.server.drain(timeout), server._loop)
     yield drain.done
-    drain.result(BOUND)
+    drain.result(TIMEOUT)
 
 
 def test_a_drain_closes_what_is_quiet_and_waits_for_what_is_busy(
@@ -333,7 +325,7 @@ def test_a_drain_closes_what_is_quiet_and_waits_for_what_is_busy(
     new = connect_engine(port=server.port)
     ids = busy.notify(message("subject-wait", 1))
     wait_until(lambda: subject.waiting == 1)
-    with draining(server, BOUND) as is_done:
+    with draining(server, TIMEOUT) as is_done:
         for engine in (quiet, new):
             assert engine.wait_for_disconnect() == Disconnected(0, "the agent is stopping")
             engine.wait_for_close()
@@ -452,10 +444,11 @@ def test_a_connection_that_is_never_quiet_is_closed_all_the_same(
     engine = connected(server, connect_engine)
     engine.notify(message("subject-wait", 1))
     wait_until(lambda: subject.waiting == 1)
+    # The connection ends with its last ACK, well after its age.
+    server.call(lambda: asyncio.get_running_loop().call_later(3, subject.open_gate))
     with contextlib.suppress(AgentDisconnected, OSError):
         for number in range(1_000_000):
             assert engine.call("subject-echo", number) == {"txn.number": number}
-    server.call(subject.open_gate)
     wait_until(lambda: connection_count(server) == 0)
     assert server.metrics.value("spoakit_connections_retired_total") == 1
 

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.waiting import wait_until
+
 if TYPE_CHECKING:
-    from tests.server.conftest import Service
+    from tests.support.stand_in_service import Service
 
     Start = Callable[..., Service]
 
@@ -67,7 +69,7 @@ def test_a_second_signal_ends_at_once(start: Start, workers: int) -> None:
     first = time.monotonic()
     service.signal(signal.SIGTERM)
     service.wait_for("draining", times=workers)
-    service.wait_until(lambda: time.monotonic() - first > 0.6, "a pause between the signals")
+    wait_until(lambda: time.monotonic() - first > 0.6, "a pause between the signals")
     service.signal(signal.SIGTERM)
     assert service.wait() == 128 + signal.SIGTERM
     assert time.monotonic() - first < 3
@@ -108,7 +110,7 @@ def test_health_checks_are_refused_while_service_goes_on(start: Start, workers: 
     assert old.ask("checks") == "accepted"
     before = time.monotonic()
     service.signal(signal.SIGTERM)
-    service.wait_until(lambda: old.ask("checks") == "refused", "refused health checks")
+    wait_until(lambda: old.ask("checks") == "refused", "refused health checks")
     for _ in range(workers):
         assert service.connect().ask("checks") == "refused"
     assert "draining" not in service.log
@@ -167,7 +169,7 @@ def test_a_change_of_the_watched_file_is_a_reload(
         time.sleep(0.05)
         return service.log.count("reloading") >= processes
 
-    service.wait_until(change, "a reload")
+    wait_until(change, "a reload")
 
 
 def test_sigusr2_asks_for_all_counters(start: Start, workers: int) -> None:
@@ -180,7 +182,7 @@ def test_sigusr2_asks_for_all_counters(start: Start, workers: int) -> None:
         return "stand in lines 1 (+" in service.log
 
     # What is counted is published with the next answer to a ping.
-    service.wait_until(shown, "the line counted")
+    wait_until(shown, "the line counted")
 
 
 def test_the_monitor_logs_what_there_is_to_tell(start: Start, workers: int) -> None:
@@ -245,7 +247,7 @@ def test_connections_over_the_limit_are_turned_away(start: Start, workers: int) 
     assert service.connect().read() == ""
     service.wait_for("connection closed: 3 are open, which is the limit")
     clients.pop().close()
-    service.wait_until(lambda: service.connect().ask("checks") == "accepted", "a free place")
+    wait_until(lambda: service.connect().ask("checks") == "accepted", "a free place")
 
 
 def test_it_listens_on_a_unix_socket_and_removes_it(
@@ -308,7 +310,7 @@ def test_a_daemon_lets_its_starter_go_when_it_is_ready(
         assert {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in (0, 1, 2)} == {"/dev/null"}
     finally:
         os.kill(pid, signal.SIGTERM)
-    starter.wait_until(lambda: not pidfile.exists(), "the daemon's end")
+    wait_until(lambda: not pidfile.exists(), "the daemon's end")
 
 
 def test_a_daemon_that_fails_tells_its_starter_why(

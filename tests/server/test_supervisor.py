@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.processes import children_of, is_running
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from tests.server.conftest import Service
+    from tests.support.stand_in_service import Service
 
     Start = Callable[..., Service]
 
@@ -65,7 +66,7 @@ def test_a_new_connection_goes_to_the_worker_that_lost_some(start: Start) -> Non
             client.close()
         return here
 
-    service.wait_until(goes_to_the_emptied_one, "reports of closed connections")
+    wait_until(goes_to_the_emptied_one, "reports of closed connections")
     assert [service.connect().ask("pid") for _ in range(3)] == [emptied] * 3
 
 
@@ -101,10 +102,10 @@ def test_what_a_killed_worker_had_in_its_hands_is_told_and_counted(
         service.signal(signal.SIGUSR2)
         return text in service.log
 
-    service.wait_until(lambda: shown("frames in flight 1"), "a published frame in flight")
+    wait_until(lambda: shown("frames in flight 1"), "a published frame in flight")
     os.kill(int(pid), signal.SIGKILL)
     service.wait_for(f"(process {pid}) had in its hands, as it last published: frames in flight 1")
-    service.wait_until(lambda: shown("frames lost 1 (+"), "the frame that was lost")
+    wait_until(lambda: shown("frames lost 1 (+"), "the frame that was lost")
     service.signal(signal.SIGTERM)
     assert service.wait() == 0
 
@@ -144,9 +145,7 @@ def test_a_worker_that_dies_is_restarted_and_the_others_serve_on(start: Start) -
     assert first.read() == ""
     service.wait_for(f"worker 1 (process {dying}) ended unexpectedly: exit code 3")
     assert second.ask("pid") == surviving
-    service.wait_until(
-        lambda: service.connect().ask("pid") not in (surviving, str(dying)), "a successor"
-    )
+    wait_until(lambda: service.connect().ask("pid") not in (surviving, str(dying)), "a successor")
     os.kill(int(surviving), signal.SIGKILL)
     service.wait_for("ended unexpectedly: signal 9 (Killed)")
     service.signal(signal.SIGTERM)
@@ -158,7 +157,7 @@ def test_restarts_of_a_worker_that_keeps_dying_are_spaced_out(start: Start) -> N
     kept = service.connect()
     survivor = kept.ask("pid")
     for delay in ("0.1", "0.2", "0.4"):
-        service.wait_until(
+        wait_until(
             lambda: (
                 (client := service.connect()).ask("pid") != survivor and client.ask("die") == ""
             ),
@@ -192,7 +191,7 @@ def test_workers_leave_when_their_supervisor_is_killed(start: Start) -> None:
     service.signal(signal.SIGKILL)
     service.wait()
     assert [client.read() for client in clients] == ["", "", ""]
-    service.wait_until(lambda: not any(map(is_running, pids)), "the workers' end")
+    wait_until(lambda: not any(map(is_running, pids)), "the workers' end")
     assert service.log.count("the supervisor is gone; leaving") == 3
 
 
@@ -229,7 +228,7 @@ def test_a_worker_that_hangs_does_not_outlive_a_second_signal(start: Start) -> N
     stuck.send("block")
     first = time.monotonic()
     service.signal(signal.SIGINT)
-    service.wait_until(lambda: time.monotonic() - first > 0.6, "a pause between the signals")
+    wait_until(lambda: time.monotonic() - first > 0.6, "a pause between the signals")
     service.signal(signal.SIGINT)
     assert service.wait() == 128 + signal.SIGINT
     assert not is_running(pid)
@@ -267,7 +266,7 @@ def test_workers_keep_only_descriptors_of_their_own(start: Start) -> None:
     os.kill(int(service.connect().ask("pid")), signal.SIGKILL)  # its successor is forked last
     service.wait_for("ended unexpectedly")
     others = {"", *map(str, earlier)}
-    service.wait_until(lambda: service.connect().ask("pid") not in others, "a successor")
+    wait_until(lambda: service.connect().ask("pid") not in others, "a successor")
 
     def none_is_shared() -> bool:
         processes = [service.process.pid, *children_of(service.process.pid)]
@@ -275,7 +274,7 @@ def test_workers_keep_only_descriptors_of_their_own(start: Start) -> None:
         return len(processes) == 4 and set(opened.values()) == {1}
 
     # A connection that is on its way to a worker is open here and there for a moment.
-    service.wait_until(none_is_shared, "descriptors of their own")
+    wait_until(none_is_shared, "descriptors of their own")
 
 
 @pytest.mark.parametrize("workers", [2, 4])
@@ -288,7 +287,7 @@ def test_workers_are_ready_before_the_service_is(start: Start, workers: int) -> 
 def wait_longer_than(seconds: float, service: Service) -> None:
     """Wait until a time is over in which something must not happen."""
     since = time.monotonic()
-    service.wait_until(lambda: time.monotonic() - since > seconds, "a time")
+    wait_until(lambda: time.monotonic() - since > seconds, "a time")
 
 
 HANG = {"worker_timeout": 1.0}
@@ -329,7 +328,7 @@ def test_a_worker_that_hangs_gets_no_connections(start: Start) -> None:
     assert [service.connect().ask("pid") for _ in range(20)] == [other] * 20
     os.kill(int(pid), signal.SIGCONT)
     service.wait_for(f"worker 1 (process {pid}) answers again")
-    service.wait_until(lambda: service.connect().ask("pid") == pid, "its share")
+    wait_until(lambda: service.connect().ask("pid") == pid, "its share")
     assert hanging.ask("pid") == pid
 
 
@@ -373,7 +372,7 @@ def test_an_orphan_that_hangs_ends_itself(start: Start, workers: int, how: str) 
     service.wait_for("blocking")
     service.signal(signal.SIGKILL)
     service.wait()
-    service.wait_until(lambda: not is_running(pid), "the orphan's end")
+    wait_until(lambda: not is_running(pid), "the orphan's end")
     assert "Timeout (0:00:06)!" in service.log
     assert "in _answer" in service.log
 
@@ -384,7 +383,7 @@ def test_a_long_reload_is_not_a_hang(start: Start) -> None:
     service.signal(signal.SIGHUP)
     service.wait_for("reloading", times=3)
     service.wait_for("answers again", times=2)
-    assert {service.connect().ask("pid") for _ in range(2)} == pids
+    wait_until(lambda: {service.connect().ask("pid") for _ in range(2)} == pids, "both workers")
     assert "killing it" not in service.log
 
 
@@ -439,7 +438,7 @@ def test_a_successor_that_fails_leaves_the_service_alone(
     assert path.exists()
     assert len(service.log.split("ended unexpectedly")) == 2
     service.directory.joinpath("fail").unlink()
-    service.wait_until(lambda: len(children_of(service.process.pid)) == 2, "both workers")
+    wait_until(lambda: len(children_of(service.process.pid)) == 2, "both workers")
     service.signal(signal.SIGTERM)
     assert service.wait() == 0
     assert not path.exists()
@@ -455,7 +454,7 @@ def test_a_supervisor_without_descriptors_tries_again(start: Start) -> None:
     service.wait_for("cannot fork worker 1: Too many open files; the limit of")
     assert len(children_of(service.process.pid)) == 2
     resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE, limits)
-    service.wait_until(lambda: len(children_of(service.process.pid)) == 3, "the successor")
+    wait_until(lambda: len(children_of(service.process.pid)) == 3, "the successor")
     service.signal(signal.SIGTERM)
     assert service.wait() == 0
 
@@ -536,7 +535,7 @@ def test_an_orphan_that_blocks_at_its_stop_ends_itself(start: Start) -> None:
     service.signal(signal.SIGKILL)
     service.wait()
     service.wait_for("blocking")
-    service.wait_until(lambda: not is_running(pid), "the orphan's end")
+    wait_until(lambda: not is_running(pid), "the orphan's end")
 
 
 @pytest.mark.parametrize("signals", [1, 2])
@@ -578,7 +577,7 @@ def test_an_orphan_that_hangs_ends_although_nobody_reads_its_log(start: Start, k
             log.extend(os.read(reader, 4096))
         return b"listening on" in log and log.endswith(b"\n")
 
-    service.wait_until(is_ready, "a start")
+    wait_until(is_ready, "a start")
     [pid] = children_of(service.process.pid)
     found = re.search(rb"listening on 127.0.0.1:(\d+)", log)
     assert found is not None
@@ -592,7 +591,7 @@ def test_an_orphan_that_hangs_ends_although_nobody_reads_its_log(start: Start, k
         wait_longer_than(0.5, service)
         service.signal(signal.SIGKILL)
         service.wait()
-        service.wait_until(lambda: not is_running(pid), "the orphan's end")
+        wait_until(lambda: not is_running(pid), "the orphan's end")
     os.close(reader)
     os.close(writer)
 

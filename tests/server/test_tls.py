@@ -42,8 +42,7 @@ from spoakit.testing.agent_server import DEFAULT_SETTINGS
 from tests.support.certificates import Pem, make_authority, make_certificate
 from tests.support.ports import free_port
 from tests.support.processes import children_of
-
-BOUND = 10.0
+from tests.support.waiting import TIMEOUT, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +72,9 @@ def settings(request: pytest.FixtureRequest, pem: Pem) -> ServerSettings:
     loop: LoopName = request.param
     tls = ListenTls(str(pem.certificate), str(pem.key))
     return ServerSettings(
-        listen=Listen((TcpAddress("127.0.0.1", 0),), tls=tls), drain=Drain(timeout=BOUND), loop=loop
+        listen=Listen((TcpAddress("127.0.0.1", 0),), tls=tls),
+        drain=Drain(timeout=TIMEOUT),
+        loop=loop,
     )
 
 
@@ -89,7 +90,7 @@ class TlsEngine:
         context = ssl.create_default_context(cafile=str(authority.certificate))
         if own is not None:
             context.load_cert_chain(own.certificate, own.key)
-        plain = socket.create_connection(("127.0.0.1", port), BOUND)
+        plain = socket.create_connection(("127.0.0.1", port), TIMEOUT)
         try:
             self.socket = context.wrap_socket(plain, server_hostname="127.0.0.1")
         except BaseException:
@@ -143,10 +144,7 @@ def failures(server: AgentServer) -> float:
 
 
 def wait_for_failures(server: AgentServer, count: int) -> None:
-    end = time.monotonic() + BOUND
-    while failures(server) < count:
-        assert time.monotonic() < end
-        time.sleep(0.005)
+    wait_until(lambda: failures(server) >= count)
 
 
 def test_frames_go_over_tls_and_the_end_is_told(
@@ -171,10 +169,7 @@ def test_an_engine_that_leaves_is_let_go(
     with AgentServer(agent, settings=settings) as server:
         with closing(TlsEngine(server.port, authority)) as engine:
             engine.hello()
-        end = time.monotonic() + BOUND
-        while server.call(lambda: server.server.connection_count):
-            assert time.monotonic() < end
-            time.sleep(0.005)
+        wait_until(lambda: server.call(lambda: not server.server.connection_count))
 
 
 def test_a_connection_that_has_had_its_frames_is_closed(
@@ -187,10 +182,7 @@ def test_a_connection_that_has_had_its_frames_is_closed(
             assert isinstance(answer, Acknowledged)
             assert isinstance(farewell, Disconnected)
             assert engine.socket.recv(1) == b""
-        end = time.monotonic() + BOUND
-        while server.call(lambda: server.server.connection_count):
-            assert time.monotonic() < end
-            time.sleep(0.005)
+        wait_until(lambda: server.call(lambda: not server.server.connection_count))
 
 
 def test_plain_spop_costs_its_connection_alone_and_is_told_of(
@@ -203,16 +195,13 @@ def test_plain_spop_costs_its_connection_alone_and_is_told_of(
         with closing(TlsEngine(server.port, authority)) as engine:
             engine.hello()
             for _ in range(3):
-                with socket.create_connection(("127.0.0.1", server.port), BOUND) as plain:
+                with socket.create_connection(("127.0.0.1", server.port), TIMEOUT) as plain:
                     plain.sendall(b"\0\0\0\x7f" + bytes(127))
                     while plain.recv(100):
                         pass
             wait_for_failures(server, 3)
             assert isinstance(engine.ask(), Acknowledged)
-        end = time.monotonic() + BOUND
-        while server.call(lambda: server.server.connection_count):
-            assert time.monotonic() < end
-            time.sleep(0.005)
+        wait_until(lambda: server.call(lambda: not server.server.connection_count))
     told = [message for message in caplog.messages if "TLS with 127.0.0.1:" in message]
     assert 1 <= len(told) <= 2
 
@@ -223,7 +212,7 @@ def test_a_handshake_that_does_not_come_is_not_waited_for(
     limited = replace(settings, limits=Limits(hello_timeout=0.2))
     with (
         AgentServer(agent, settings=limited) as server,
-        socket.create_connection(("127.0.0.1", server.port), BOUND) as silent,
+        socket.create_connection(("127.0.0.1", server.port), TIMEOUT) as silent,
     ):
         assert silent.recv(1) == b""
         wait_for_failures(server, 1)
@@ -231,10 +220,8 @@ def test_a_handshake_that_does_not_come_is_not_waited_for(
 
 def test_a_drain_does_not_wait_for_handshakes(agent: Agent, settings: ServerSettings) -> None:
     with AgentServer(agent, settings=settings) as server:
-        silent = socket.create_connection(("127.0.0.1", server.port), BOUND)
-        end = time.monotonic() + BOUND
-        while not server.call(lambda: server.server.connection_count):
-            assert time.monotonic() < end
+        silent = socket.create_connection(("127.0.0.1", server.port), TIMEOUT)
+        wait_until(lambda: server.call(lambda: server.server.connection_count))
         before = time.monotonic()
     assert time.monotonic() - before < 2
     silent.close()
@@ -266,7 +253,7 @@ def test_each_server_has_the_certificate_that_is_in_its_file(
         tls = ListenTls(str(live))
         listen = Listen((TcpAddress("127.0.0.1", 0),), tls=tls)
         with AgentServer(agent, settings=replace(DEFAULT_SETTINGS, listen=listen)) as server:
-            served = ssl.get_server_certificate(("127.0.0.1", server.port), timeout=BOUND)
+            served = ssl.get_server_certificate(("127.0.0.1", server.port), timeout=TIMEOUT)
         assert served in own.certificate.read_text()
 
 
@@ -303,20 +290,22 @@ def test_workers_share_the_context_that_was_made_before_they_were_forked(
             [worker, _] = children_of(process.pid)
             os.kill(worker, signal.SIGKILL)
             # Its successor reads no file either.
-            while worker in children_of(process.pid) or len(children_of(process.pid)) < 2:
-                time.sleep(0.01)
+            wait_until(
+                lambda: worker not in (now := children_of(process.pid)) and len(now) == 2,
+                "a successor",
+            )
             for _ in range(2):
                 handshake_with(port, context, None).close()
         finally:
             process.terminate()
-            process.wait(BOUND)
+            process.wait(TIMEOUT)
 
 
 def handshake_with(
     port: int, context: ssl.SSLContext, session: ssl.SSLSession | None
 ) -> ssl.SSLSocket:
     """Return a connection whose HELLO has been answered, and so whose session is known."""
-    plain = socket.create_connection(("127.0.0.1", port), BOUND)
+    plain = socket.create_connection(("127.0.0.1", port), TIMEOUT)
     engine = context.wrap_socket(plain, server_hostname="127.0.0.1", session=session)
     hello = EngineConnection(EngineHello(16380))
     hello.send_hello()

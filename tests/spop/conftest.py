@@ -2,7 +2,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.conftest import Form
+from tests.support.forms import Form
 
 
 @pytest.fixture(scope="session")

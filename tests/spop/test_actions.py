@@ -6,7 +6,7 @@ from spoakit.exceptions import InvalidFrameError
 from spoakit.spop import VariableEncoder
 from spoakit.spop.actions import decode_actions
 from spoakit.spop.constants import DataType, Scope
-from tests.spop.test_decode import VALUES
+from tests.support.spop_values import VALUES
 
 
 @pytest.mark.parametrize("scope", Scope)

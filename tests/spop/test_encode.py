@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from spoakit.spop.constants import ActionType, DataType, Scope
-from tests.spop.test_decode import VALUES, VARINTS
+from tests.support.spop_values import VALUES, VARINTS
 
 # --- varints and values ----------------------------------------------------------------
 

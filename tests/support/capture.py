@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from tests.support.programs import wait_until
+from tests.support.waiting import wait_until
 
 # What concerns one connection only and is made anew for each (RFC 9110, 7.6.1), and a body's
 # framing, which is compared by comparing bodies.

@@ -19,7 +19,7 @@ from spoakit.apps.mirror.http.http2 import Http2Connection
 from spoakit.apps.mirror.http.http2_response import Http2Response
 from spoakit.apps.mirror.http.outcome import Outcome
 from spoakit.apps.mirror.url import TargetURL
-from tests.apps.mirror.conftest import until
+from tests.support.waiting import until
 
 Fields = list[tuple[bytes, bytes]]
 

@@ -1,8 +1,7 @@
-"""What the tests of the service make: sources, databases, and the conditions they wait for."""
+"""What the tests of the service make: sources and databases."""
 
-import asyncio
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,6 @@ from spoakit.apps.iprep.config.settings import (
     Provides,
     SourceSettings,
 )
-
-BOUND = 30.0
-"""Seconds, for whatever is waited for."""
 
 
 def mine(path: Path, name: str = "mine", **more: Any) -> SourceSettings:
@@ -67,10 +63,3 @@ def write_database(path: Path, values: Mapping[str, object]) -> None:
     new = path.with_name(f".{path.name}.put")
     writer.to_db_file(str(new))
     os.replace(new, path)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for a condition."""
-    async with asyncio.timeout(BOUND):
-        while not condition():
-            await asyncio.sleep(0.005)

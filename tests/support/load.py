@@ -8,7 +8,8 @@ from types import TracebackType
 from typing import Self
 
 from spoakit.testing.haproxy import HAProxy
-from tests.support.programs import BOUND, ask, connect, wait_until
+from tests.support.programs import ask, connect
+from tests.support.waiting import TIMEOUT, wait_until
 
 PAUSE = 0.002
 CLIENTS = 2
@@ -52,7 +53,7 @@ class Load:
     ) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(BOUND)
+            thread.join(TIMEOUT)
         if self._failures:
             raise self._failures[0]
 

@@ -10,7 +10,8 @@ from spoakit.testing.haproxy import HAProxy
 from spoakit.testing.pytest_plugin import StartHAProxy
 from tests.support.haproxy_configuration import haproxy_cfg, show, spoe_cfg
 from tests.support.ports import free_port
-from tests.support.programs import BOUND, Program, Start
+from tests.support.programs import Program, Start
+from tests.support.waiting import TIMEOUT
 
 Field = tuple[bytes, bytes]
 
@@ -107,7 +108,7 @@ def request(line: str, *fields: str, body: bytes = b"", version: str = "1.1") ->
 def send(haproxy: HAProxy, message: bytes) -> bytes:
     """Send a request, and return the answer's status line."""
     with (
-        socket.create_connection(("127.0.0.1", haproxy.ports["FRONTEND"]), BOUND) as client,
+        socket.create_connection(("127.0.0.1", haproxy.ports["FRONTEND"]), TIMEOUT) as client,
         client.makefile("rb") as stream,
     ):
         client.sendall(message)
@@ -121,7 +122,7 @@ def send_over_http2(haproxy: HAProxy, *fields: Field, body: bytes = b"") -> byte
     h2.send_headers(1, fields, end_stream=not body)
     rest = _send_window(h2, body)
     status = b""
-    with socket.create_connection(("127.0.0.1", haproxy.ports["FRONTEND"]), BOUND) as client:
+    with socket.create_connection(("127.0.0.1", haproxy.ports["FRONTEND"]), TIMEOUT) as client:
         client.sendall(h2.data_to_send())
         while data := client.recv(65536):
             events = h2.receive_data(data)

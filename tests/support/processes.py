@@ -1,5 +1,6 @@
-"""What Linux tells of processes in /proc, read while they and their threads come and go."""
+"""Processes: their children and state in Linux' /proc, and the lines that they log."""
 
+import subprocess
 from pathlib import Path
 
 
@@ -38,3 +39,12 @@ def is_running(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return "\nState:\tZ" not in status
+
+
+def wait_for_line(process: "subprocess.Popen[str]", text: str) -> str:
+    """Read a process' standard error up to the line with a text, and return that line."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if text in line:
+            return line
+    raise AssertionError(f"its standard error ended before a line with {text!r}")

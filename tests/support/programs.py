@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Protocol
@@ -15,17 +15,7 @@ from typing import Protocol
 import spoakit
 from spoakit.testing.haproxy import HAProxy
 from tests.support.processes import children_of
-
-BOUND = 10.0  # seconds, for whatever is waited for
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for a condition; `what` it is says the error."""
-    end = time.monotonic() + BOUND
-    while not condition():
-        if time.monotonic() > end:
-            raise TimeoutError(f"not within {BOUND:g} s: {what}")
-        time.sleep(0.005)
+from tests.support.waiting import TIMEOUT, wait_until
 
 
 class Start(Protocol):
@@ -94,7 +84,7 @@ class Program:
     def stop(self) -> int:
         """Let it drain and end; return its exit code."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(BOUND)
+        return self.process.wait(TIMEOUT)
 
     def kill(self) -> None:
         """End it and its workers at once; harmless when it has ended."""
@@ -112,7 +102,7 @@ def get(
 
 
 def connect(haproxy: HAProxy, host: str = "127.0.0.1") -> http.client.HTTPConnection:
-    return http.client.HTTPConnection(host, haproxy.ports["FRONTEND"], timeout=BOUND)
+    return http.client.HTTPConnection(host, haproxy.ports["FRONTEND"], timeout=TIMEOUT)
 
 
 def ask(

@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 from spoakit.testing.haproxy import HAProxy
-from tests.support.programs import BOUND
+from tests.support.waiting import TIMEOUT
 
 CLI = "spoakit.cli.iprep"
 LISTEN = ("-a", "127.0.0.1", "-p", "0")
@@ -21,7 +21,7 @@ def command(folder: Path, *arguments: str) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=BOUND,
+        timeout=TIMEOUT,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -31,7 +31,7 @@ def is_let_in(haproxy: HAProxy, address: str) -> bool:
     """Return whether a request from an address of this machine is answered."""
     port = haproxy.ports["FRONTEND"]
     client = http.client.HTTPConnection(
-        "127.0.0.1", port, timeout=BOUND, source_address=(address, 0)
+        "127.0.0.1", port, timeout=TIMEOUT, source_address=(address, 0)
     )
     with closing(client):
         try:

@@ -3,7 +3,6 @@
 import asyncio
 import socket
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv6Address
@@ -33,6 +32,7 @@ from spoakit.spop import (
 )
 from spoakit.testing import AgentServer, EngineClient
 from spoakit.testing.pytest_plugin import ConnectEngine, ServeAgents
+from tests.support.waiting import wait_until
 
 agent = Agent("iprep")
 score = agent.variable("sess.ip_score", DataType.UINT32)
@@ -294,10 +294,7 @@ def test_a_reset_is_seen_by_the_agent_at_once(server: AgentServer) -> None:
     engine = EngineClient(port=server.port)
     engine.hello()
     engine.reset()
-    end = time.monotonic() + 5
-    while server.call(lambda: server.server.connection_count):
-        assert time.monotonic() < end
-        time.sleep(0.002)
+    wait_until(lambda: server.call(lambda: not server.server.connection_count))
     engine.close()
 
 

@@ -18,7 +18,7 @@ from spoakit.apps.iprep.metrics import AUDIT_LOST
 from spoakit.apps.iprep.scoring.policy import Rule, Verdict
 from spoakit.exceptions import ConfigurationError
 from spoakit.metrics.memory import SharedMetrics, WorkerMetrics
-from tests.support.iprep_sources import BOUND, until
+from tests.support.waiting import TIMEOUT, until
 
 Scenario = Callable[[AuditLog, WorkerMetrics], Awaitable[None]]
 ADDRESS = IPv4Address("192.0.2.7")
@@ -39,7 +39,7 @@ def run(path: Path, scenario: Scenario, **settings: Any) -> list[dict[str, Any]]
         row = SharedMetrics(2).worker(1)
         audit = AuditLog(AuditSettings(str(path), **settings), row)
         try:
-            await asyncio.wait_for(scenario(audit, row), BOUND)
+            await asyncio.wait_for(scenario(audit, row), TIMEOUT)
         finally:
             audit.close()
 

@@ -18,13 +18,14 @@ from spoakit.apps.iprep.config.settings import (
 )
 from spoakit.exceptions import ConfigurationError
 from tests.support.dns_server import name_server
-from tests.support.iprep_sources import BOUND, dnsbl, feed, mine
+from tests.support.iprep_sources import dnsbl, feed, mine
+from tests.support.waiting import TIMEOUT
 from tests.support.web_server import web_server
 
 
 def checked(folder: Path, *sources: SourceSettings) -> list[str]:
     settings = ReputationSettings(sources, cache=str(folder / "cache"))
-    results = asyncio.run(asyncio.wait_for(check_sources(settings), BOUND))
+    results = asyncio.run(asyncio.wait_for(check_sources(settings), TIMEOUT))
     assert not (folder / "cache").exists()
     return list(map(str, results))
 
@@ -102,7 +103,7 @@ def test_dnsbls_are_asked_for_the_address_that_each_has(tmp_path: Path) -> None:
         [result] = await check_sources(ReputationSettings((dnsbl(server.address, 0.05),)))
         assert str(result).startswith("source bl: bl.example failed: ")
 
-    asyncio.run(asyncio.wait_for(scenario(), BOUND))
+    asyncio.run(asyncio.wait_for(scenario(), TIMEOUT))
 
 
 @pytest.mark.parametrize(

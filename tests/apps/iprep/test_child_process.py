@@ -1,7 +1,7 @@
 import subprocess
 import sys
 
-from tests.support.iprep_sources import BOUND
+from tests.support.waiting import TIMEOUT
 
 PROGRAM = f"""
 import time
@@ -9,7 +9,7 @@ from spoakit.apps.iprep.child_process import end_with_input
 
 end_with_input()
 print("ready", flush=True)
-time.sleep({2 * BOUND})
+time.sleep({2 * TIMEOUT})
 """
 
 
@@ -22,4 +22,4 @@ def test_a_process_ends_with_the_input_of_the_one_it_works_for() -> None:
         assert process.stdout.readline() == b"ready\n"
         assert process.poll() is None
         process.stdin.close()
-        assert process.wait(BOUND) == 1
+        assert process.wait(TIMEOUT) == 1

@@ -11,7 +11,7 @@ import pytest
 
 import spoakit
 from spoakit.apps.iprep.config.loader import read_config
-from tests.apps.iprep.test_service import Service
+from tests.support.iprep_service import Service
 from tests.support.web_server import web_server
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "ip-reputation"

@@ -4,7 +4,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -33,7 +33,8 @@ from spoakit.testing import AgentServer, EngineClient, Reply
 from spoakit.testing.calls import make_message
 from spoakit.testing.pytest_plugin import ConnectEngine, ServeAgents
 from tests.support.dns_server import NameServer, name_server
-from tests.support.iprep_sources import BOUND, database, dnsbl, mine, put, write_database
+from tests.support.iprep_sources import database, dnsbl, mine, put, write_database
+from tests.support.waiting import TIMEOUT, wait_until
 
 BAD = IPv4Address("8.8.8.8")
 GOOD = IPv4Address("9.9.9.9")
@@ -86,20 +87,13 @@ def answering() -> Iterator[NameServer]:
 
     thread = threading.Thread(target=asyncio.run, args=(serve(),))
     thread.start()
-    assert started.wait(BOUND)
+    assert started.wait(TIMEOUT)
     server, loop, ended = found
     try:
         yield server
     finally:
         loop.call_soon_threadsafe(ended.set)
         thread.join()
-
-
-def wait(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + BOUND
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def check(engine: EngineClient, address: IPv4Address | IPv6Address, **more: Any) -> Reply:
@@ -151,7 +145,7 @@ def test_a_list_that_changes_is_used_without_losing_a_frame(site: Site) -> None:
     engine = site.serve(mine(site.list))
     assert check(engine, GOOD) == {"sess.ip_score": 100}
     put(site.list, "9.9.9.9\n")
-    wait(lambda: check(engine, GOOD) == {"sess.ip_score": 0})
+    wait_until(lambda: check(engine, GOOD) == {"sess.ip_score": 0})
     assert check(engine, BAD) == {"sess.ip_score": 100}
 
 
@@ -291,10 +285,8 @@ def test_answers_are_counted_by_what_decided_and_by_the_score(site: Site) -> Non
         assert counted.value("spoakit_iprep_dnsbl_lookups_total", how="kept", **zone) >= 2
         assert counted.value("spoakit_iprep_dnsbl_kept", **zone) >= 2
         # The updater tells of its sources a moment after the table is in use.
-        end = time.monotonic() + BOUND
-        while site.server.metrics.value("spoakit_iprep_entries", source="mine") != 2:
-            assert time.monotonic() < end
-            time.sleep(0.01)
+        served = site.server
+        wait_until(lambda: served.metrics.value("spoakit_iprep_entries", source="mine") == 2)
         counted = site.server.metrics
         assert counted.value("spoakit_iprep_source_failed", source="mine") == 0
         assert counted.value("spoakit_iprep_source_age_seconds", source="mine") > 0
@@ -337,7 +329,7 @@ def test_haproxy_may_ban_where_it_is_told_so(site: Site) -> None:
         reply = check(engine, address)
         assert (reply["sess.ip_score"], reply["sess.ip_list"]) == (0, "ban")
     store = BanStore(site.root / "bans")
-    wait(lambda: len(asyncio.run(store.current())) == 3)  # they are written some ms later
+    wait_until(lambda: len(asyncio.run(store.current())) == 3)  # they are written some ms later
     store.close()
 
 
@@ -397,7 +389,7 @@ def test_a_ban_of_another_process_is_seen_soon_and_survives_a_kill(site: Site) -
         process.stdout.readline()
         start = time.monotonic()
         process.kill()
-    wait(lambda: check(engine, BAD) == {"sess.ip_score": 7})
+    wait_until(lambda: check(engine, BAD) == {"sess.ip_score": 7})
     assert time.monotonic() - start < 2  # 0.1 s on a machine that has time
     another = site.serve(bans=banning(site))
     assert check(another, BAD) == {"sess.ip_score": 7}
@@ -408,7 +400,7 @@ def test_a_ban_ends_when_it_is_to_end(site: Site) -> None:
     start = time.monotonic()
     engine.call("ban-client-ip", BAD, 1)
     assert check(engine, BAD)["sess.ip_score"] == 0 or time.monotonic() - start > 1
-    wait(lambda: check(engine, BAD)["sess.ip_score"] == 100)
+    wait_until(lambda: check(engine, BAD)["sess.ip_score"] == 100)
     assert 0.99 <= time.monotonic() - start < 3
 
 
@@ -439,7 +431,8 @@ def test_what_a_source_that_is_observed_would_change_is_counted(site: Site) -> N
     def observed(**labels: str) -> float:
         return metrics.value("spoakit_iprep_observed_total", source="new", **labels)
 
-    wait(lambda: observed(score="0-19") == 4)  # not that of 8.8.8.8: its score is in that range
+    # Not that of 8.8.8.8: its score is in that range.
+    wait_until(lambda: observed(score="0-19") == 4)
     assert metrics.value("spoakit_iprep_answers_total", source="third", score="20-39") == 3
     assert metrics.value("spoakit_iprep_answers_total", source="mine", score="0-19") == 1
 
@@ -457,7 +450,7 @@ def test_low_scores_and_bans_are_in_the_audit_log(site: Site) -> None:
     for _ in range(2):  # the second one is as good as the first, and is not made
         engine.call("ban-client-ip", GOOD, 3600)
     check(engine, GOOD)
-    wait(lambda: path.read_text().count("\n") == 4)
+    wait_until(lambda: path.read_text().count("\n") == 4)
     facts = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(fact["event"], fact["address"], fact.get("rule", "")) for fact in facts] == [
         ("verdict", str(BAD), "lowest"),

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-import spoakit
 from spoakit.apps.iprep.config.settings import (
     AnswerSettings,
     BanSettings,
@@ -26,128 +25,16 @@ from spoakit.apps.iprep.config.settings import (
     ReputationSettings,
     SourceSettings,
 )
-from spoakit.apps.iprep.control.socket import ask
 from spoakit.apps.iprep.service import live_settings, open_reputation, snapshots_folder
 from spoakit.apps.iprep.snapshot.builder import build_snapshot
 from spoakit.apps.iprep.snapshot.manifest import manifest_of, read_snapshot
 from spoakit.exceptions import ConfigurationError, SpoakitError, StartupError
 from spoakit.metrics.memory import SharedMetrics
-from tests.support.iprep_sources import BOUND, put
+from tests.support.iprep_service import Service
+from tests.support.iprep_sources import put
 from tests.support.processes import children_of, is_running
+from tests.support.waiting import TIMEOUT, wait_until
 from tests.support.web_server import web_server
-
-PROGRAM = """
-import sys
-from spoakit.apps.iprep.agent import create_agent
-from spoakit.apps.iprep.config.loader import read_config
-from spoakit.apps.iprep.service import snapshots_folder, live_settings
-from spoakit.log_output import configure_logging
-from spoakit.server import Hooks, Listen, ServerSettings, run
-
-configure_logging()
-live = live_settings(lambda: read_config(sys.argv[1]))
-with snapshots_folder(live.current) as folder:
-    settings = ServerSettings(listen=Listen.at("127.0.0.1", 0), workers=int(sys.argv[2]))
-    code = run([create_agent(live, folder)], settings, Hooks(reload=live.reload))
-sys.exit(code)
-"""
-
-
-class Service:
-    """The service as processes of its own, with what it leaves in a folder of its own."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.temporary = root / "tmp"
-        self.temporary.mkdir(exist_ok=True)
-        self.control = str(root / "control")
-        self._log = root / "log"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self, config: str, workers: int = 2) -> "Service":
-        self.configure(config)
-        source = str(Path(spoakit.__file__).parent.parent)
-        with self._log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, str(self.root / "iprep.toml"), str(workers)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, "PYTHONPATH": source, "TMPDIR": str(self.temporary)},
-                start_new_session=True,
-            )
-        return self
-
-    def configure(self, config: str) -> None:
-        put(self.root / "iprep.toml", f'control.path = "{self.control}"\n{config}')
-
-    @property
-    def log(self) -> str:
-        return self._log.read_text()
-
-    @property
-    def folders(self) -> list[Path]:
-        return list(self.temporary.iterdir())
-
-    def ready(self) -> "Service":
-        return self.wait_for("listening on")
-
-    def wait_for(self, text: str, times: int = 1) -> "Service":
-        self.wait_until(lambda: self.log.count(text) >= times, text)
-        return self
-
-    def wait_until(self, condition: Callable[[], object], what: str) -> None:
-        end = time.monotonic() + BOUND
-        while not condition():
-            assert self.process is not None
-            if time.monotonic() > end or self.process.poll() is not None:
-                pytest.fail(f"not within {BOUND:g} s: {what}\n{self.log}")
-            time.sleep(0.01)
-
-    def ask(self, command: str, **request: Any) -> dict[str, Any]:
-        return ask(self.control, {"command": command, **request})
-
-    def score(self, address: str) -> int | None:
-        """Return the score that whoever is the updater has; None where nobody is at present."""
-        try:
-            score: int = self.ask("lookup", address=address)["score"]
-        except SpoakitError:
-            return None
-        return score
-
-    def workers(self) -> list[int]:
-        assert self.process is not None
-        return children_of(self.process.pid)
-
-    def updater(self) -> int:
-        """Wait until a process has the updater's lock, and return it."""
-        self.wait_until(self._find_keeper, "an updater")
-        return self._keeper
-
-    def _find_keeper(self) -> bool:
-        folders = (*self.folders, self.root / "cache" / "snapshots")
-        locks = [lock for folder in folders for lock in folder.glob("updater.lock")]
-        inodes = {str(lock.stat().st_ino) for lock in locks}
-        for line in Path("/proc/locks").read_text().splitlines():
-            fields = line.split()
-            if "FLOCK" in fields and fields[5].rpartition(":")[2] in inodes:
-                self._keeper = int(fields[4])
-                return True
-        return False
-
-    def signal(self, signum: int) -> None:
-        assert self.process is not None
-        self.process.send_signal(signum)
-
-    def stop(self) -> int:
-        self.signal(signal.SIGTERM)
-        assert self.process is not None
-        return self.process.wait(BOUND)
-
-    def kill(self) -> None:
-        if self.process is not None and self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
 
 
 @pytest.fixture
@@ -155,6 +42,7 @@ def service(tmp_path: Path) -> Iterator[Service]:
     service = Service(tmp_path)
     yield service
     service.kill()
+    print(service.log)  # shown if the test fails
 
 
 def a_list(path: Path, name: str = "mine") -> str:
@@ -175,7 +63,7 @@ def test_it_serves_follows_its_files_and_leaves_nothing(service: Service, path: 
     service.start(a_list(path)).ready()
     assert service.score("8.8.8.8") == 0
     put(path, "9.9.9.9\n")
-    service.wait_until(lambda: service.score("9.9.9.9") == 0, "the new list")
+    wait_until(lambda: service.score("9.9.9.9") == 0, "the new list")
     assert service.score("8.8.8.8") == 100
     assert service.stop() == 0
     assert service.folders == []
@@ -189,10 +77,10 @@ def test_a_reload_adds_and_removes_sources(service: Service, path: Path) -> None
     other.write_text("9.9.9.9\n")
     service.configure(a_list(path) + a_list(other, "other"))
     service.signal(signal.SIGHUP)
-    service.wait_until(lambda: service.score("9.9.9.9") == 0, "the other list")
+    wait_until(lambda: service.score("9.9.9.9") == 0, "the other list")
     service.configure(a_list(other, "other"))
     service.signal(signal.SIGHUP)
-    service.wait_until(lambda: service.score("8.8.8.8") == 100, "no more of the first list")
+    wait_until(lambda: service.score("8.8.8.8") == 100, "no more of the first list")
     assert service.score("9.9.9.9") == 0
     assert service.stop() == 0
 
@@ -213,9 +101,9 @@ def test_commands_update_a_source_and_see_all_workers(service: Service, path: Pa
         assert answer == {"source": "feed", "download": "new", "entries": 1, "fault": ""}
         put(path, "8.8.8.8\n6.6.6.6\n")
         assert service.ask("update", source="mine")["entries"] == 2
-        service.wait_until(lambda: service.score("6.6.6.6") == 0, "the new table")
+        wait_until(lambda: service.score("6.6.6.6") == 0, "the new table")
         service.ask("ban", address="5.5.5.5", seconds=0.2)
-        service.wait_until(lambda: audit.read_text().count("\n") == 2, "the end of the ban")
+        wait_until(lambda: audit.read_text().count("\n") == 2, "the end of the ban")
         ban, end = map(json.loads, audit.read_text().splitlines())
         assert (ban["event"], ban["by"], ban["user"]) == ("ban", "command", os.geteuid())
         assert (end["event"], end["by"], end["address"]) == ("unban", "expiry", "5.5.5.5")
@@ -269,7 +157,7 @@ def test_a_file_that_is_missing_at_the_start_is_a_failed_source_until_it_is_ther
     assert service.ask("ban", address="1.1.1.1", seconds=60.0, score=7)["score"] == 7
     assert service.score("1.1.1.1") == 7
     put(late, "9.9.9.8\n")
-    service.wait_until(
+    wait_until(
         lambda: [service.score(address) for address in ("9.9.9.8", "9.9.9.9")] == [0, 100],
         "the list that came late",
     )
@@ -281,10 +169,10 @@ def test_a_keeper_that_is_killed_has_a_successor(service: Service, path: Path) -
     first = service.updater()
     assert first in service.workers()
     os.kill(first, signal.SIGKILL)
-    service.wait_until(lambda: service.updater() not in (0, first), "another updater")
+    wait_until(lambda: service.updater() not in (0, first), "another updater")
     put(path, "9.9.9.9\n")
-    service.wait_until(lambda: service.score("9.9.9.9") == 0, "the new list")
-    service.wait_until(lambda: len(service.workers()) == 2, "the successor")
+    wait_until(lambda: service.score("9.9.9.9") == 0, "the new list")
+    wait_until(lambda: len(service.workers()) == 2, "the successor")
     assert service.stop() == 0
     assert service.folders == []
 
@@ -303,10 +191,7 @@ def test_what_is_killed_leaves_no_process_and_its_folder_is_the_next_starts(
         service.signal(signal.SIGKILL)
         assert service.process is not None
         service.process.wait()
-        end = time.monotonic() + BOUND
-        while any(map(is_running, (*workers, *jobs))):
-            assert time.monotonic() < end
-            time.sleep(0.01)
+        wait_until(lambda: not any(map(is_running, (*workers, *jobs))))
         connection.close()
     assert service.folders == []
     log = len(service.log)
@@ -323,7 +208,7 @@ def test_it_ends_at_once_while_it_waits_for_a_feed(service: Service, path: Path)
             f'cache = "cache"\n{a_list(path)}[[source]]\nname = "f"\ntype = "list"\n'
             f'url = "{page.url}"\n'
         )
-        service.wait_until(lambda: page.asked, "the question")
+        wait_until(lambda: page.asked, "the question")
         jobs = children_of(service.updater())
         assert service.stop() == 0
         assert not any(map(is_running, jobs))
@@ -342,7 +227,7 @@ def test_what_cannot_be_had_is_an_error_at_the_start(
 ) -> None:
     service.start(config)
     assert service.process is not None
-    assert service.process.wait(BOUND) == 1
+    assert service.process.wait(TIMEOUT) == 1
     assert reason in service.log
     assert service.folders == []
 
@@ -357,7 +242,7 @@ def test_a_control_socket_that_is_in_use_is_an_error_at_the_start(
     try:
         second.start(a_list(path))
         assert second.process is not None
-        assert second.process.wait(BOUND) == 1
+        assert second.process.wait(TIMEOUT) == 1
         assert "control socket" in second.log
     finally:
         second.kill()
@@ -412,12 +297,12 @@ def test_a_start_without_a_network_begins_with_the_last_table_at_once(
     with socket.create_server(("127.0.0.1", port)):  # and that never comes
         start = len(service.log)
         service.start(config)
-        service.wait_until(lambda: "listening on" in service.log[start:], "the start")
+        wait_until(lambda: "listening on" in service.log[start:], "the start")
         assert USED in service.log[start:]
         assert "it took longer" not in service.log[start:]
         assert [service.score(address) for address in ADDRESSES] == before
         put(path, "8.8.8.8\n6.6.6.6\n")
-        service.wait_until(lambda: service.score("6.6.6.6") == 0, "what has changed since")
+        wait_until(lambda: service.score("6.6.6.6") == 0, "what has changed since")
         assert [service.score(address) for address in ADDRESSES] == before
         assert service.stop() == 0
     kept = cache / "snapshots"
@@ -453,7 +338,7 @@ def test_a_feeds_key_is_neither_logged_nor_shown_nor_on_a_command_line(
         page.trickles = True
         feed = f'{a_feed(page.url)}headers = {{ Auth-Key = "@key" }}\nallow-html = true\n'
         service.start(f'cache = "cache"\n{a_list(path)}{feed}', workers=1)
-        service.wait_until(lambda: page.asked, "the question")
+        wait_until(lambda: page.asked, "the question")
         assert page.asked[0]["Auth-Key"] == "hush-hush"
         jobs = children_of(service.updater())
         assert jobs
@@ -690,7 +575,7 @@ def test_many_that_start_at_the_same_time_get_along(temporary: Path) -> None:
         )
         for _ in range(3)
     ]
-    assert [process.wait(BOUND) for process in processes] == [0, 0, 0]
+    assert [process.wait(TIMEOUT) for process in processes] == [0, 0, 0]
     with snapshots_folder(ReputationSettings()):
         pass
     assert list(temporary.iterdir()) == []

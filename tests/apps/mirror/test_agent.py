@@ -34,8 +34,10 @@ from spoakit.spop import (
     Scope,
     VariableEncoder,
 )
-from tests.apps.mirror.conftest import Run, origin, until
+from tests.support.copier import Run
+from tests.support.origin import origin
 from tests.support.ports import free_port
+from tests.support.waiting import until
 
 HEADERS = b"\4host\5x.org\3x-a\1b\0\0"
 COPY = b" HTTP/1.1\r\nhost: x.org\r\nx-a: b\r\n"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.conftest import Form
+from tests.support.forms import Form
 
 
 @pytest.fixture(scope="session")

@@ -21,9 +21,11 @@ from spoakit.apps.mirror.config.settings import (
     TlsSettings,
 )
 from spoakit.apps.mirror.url import TargetURL
-from tests.apps.mirror.conftest import Origin, Run, origin, until
 from tests.support.certificates import Pem, make_authority, make_certificate
+from tests.support.copier import Run
 from tests.support.http2_peer import Peer, Target, listening
+from tests.support.origin import Origin, origin
+from tests.support.waiting import until
 
 
 @pytest.fixture

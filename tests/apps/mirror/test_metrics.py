@@ -29,7 +29,9 @@ from spoakit.apps.mirror.url import TargetURL
 from spoakit.metrics.memory import SharedMetrics
 from spoakit.metrics.snapshot import Snapshot
 from spoakit.server.stats_log import describe
-from tests.apps.mirror.conftest import OK, Run, origin, until
+from tests.support.copier import Run
+from tests.support.origin import OK, origin
+from tests.support.waiting import until
 
 ENDS = (
     "spoakit_mirror_responses_total",

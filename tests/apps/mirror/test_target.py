@@ -26,9 +26,11 @@ from spoakit.apps.mirror.config.settings import (
 )
 from spoakit.apps.mirror.metrics import Counters
 from spoakit.exceptions import ConfigurationError
-from tests.apps.mirror.conftest import OK, Origin, Run, origin, until
+from tests.support.copier import Run
 from tests.support.http2_peer import listening
+from tests.support.origin import OK, Origin, origin
 from tests.support.ports import free_port
+from tests.support.waiting import until
 
 Response = Sequence[bytes | None]
 Copying = Callable[..., Any]

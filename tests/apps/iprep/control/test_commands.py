@@ -25,7 +25,8 @@ from spoakit.apps.iprep.snapshot.updater import Updater
 from spoakit.exceptions import SpoakitError
 from spoakit.metrics.memory import SharedMetrics, WorkerMetrics
 from tests.support.dns_server import SERVFAIL, name_server
-from tests.support.iprep_sources import BOUND, database, dnsbl, mine, write_database
+from tests.support.iprep_sources import database, dnsbl, mine, write_database
+from tests.support.waiting import TIMEOUT
 
 Ask = Callable[..., Awaitable[dict[str, Any]]]
 Scenario = Callable[[Ask], Awaitable[None]]
@@ -70,7 +71,7 @@ class Site:
                 return answer
 
             try:
-                async with asyncio.timeout(BOUND):
+                async with asyncio.timeout(TIMEOUT):
                     if ready:
                         await reputation.wait()
                     await scenario(ask)

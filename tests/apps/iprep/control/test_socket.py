@@ -22,7 +22,7 @@ from spoakit.apps.iprep.control.socket import (
     serve_control,
 )
 from spoakit.exceptions import SpoakitError, StartupError
-from tests.support.iprep_sources import BOUND, until
+from tests.support.waiting import TIMEOUT, until
 
 
 async def echo(request: Request, user: int) -> Answer:
@@ -39,7 +39,7 @@ def path(tmp_path: Path) -> str:
 def served(path: str, scenario: Callable[[], Coroutine[Any, Any, None]], **settings: Any) -> None:
     async def run() -> None:
         async with serve_control(ControlSettings(path, **settings), echo):
-            await asyncio.wait_for(scenario(), BOUND)
+            await asyncio.wait_for(scenario(), TIMEOUT)
 
     asyncio.run(run())
 

@@ -21,15 +21,8 @@ from spoakit.apps.iprep.snapshot.manifest import Snapshot, encode, manifest_of
 from spoakit.apps.iprep.sources.lists import Columns
 from spoakit.metrics.memory import SharedMetrics
 from tests.support.dns_server import name_server
-from tests.support.iprep_sources import (
-    BOUND,
-    database,
-    dnsbl,
-    mine,
-    put,
-    until,
-    write_database,
-)
+from tests.support.iprep_sources import database, dnsbl, mine, put, write_database
+from tests.support.waiting import TIMEOUT, until
 
 NAME = "8.8.8.8.bl.example"
 
@@ -57,7 +50,7 @@ class Site:
         reputation = Reputation(self.folder, bans, SharedMetrics(1).worker(0))
         following = asyncio.create_task(reputation.follow())
         try:
-            await asyncio.wait_for(reputation.wait(), BOUND)
+            await asyncio.wait_for(reputation.wait(), TIMEOUT)
             yield reputation
         finally:
             assert not following.done()
@@ -80,7 +73,7 @@ class Site:
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:
     async def bounded() -> None:
-        async with asyncio.timeout(BOUND):
+        async with asyncio.timeout(TIMEOUT):
             await scenario()
 
     asyncio.run(bounded())

@@ -18,8 +18,9 @@ from spoakit.apps.iprep.snapshot.jobs import Build, Fetch, Fetched, JobError
 from spoakit.apps.iprep.snapshot.manifest import encode, manifest_of, read_snapshot
 from spoakit.apps.iprep.sources.feeds import Outcome
 from spoakit.apps.iprep.sources.files import file_of
-from tests.support.iprep_sources import BOUND, feed, mine, until
+from tests.support.iprep_sources import feed, mine
 from tests.support.processes import children_of
+from tests.support.waiting import TIMEOUT, until
 from tests.support.web_server import web_server
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
@@ -36,7 +37,7 @@ def run(request: pytest.FixtureRequest) -> Run:
 
     def run(coroutine: Coroutine[Any, Any, None]) -> None:
         with asyncio.Runner(loop_factory=factory) as runner:
-            runner.run(asyncio.wait_for(coroutine, BOUND))
+            runner.run(asyncio.wait_for(coroutine, TIMEOUT))
 
     return run
 
@@ -186,13 +187,13 @@ def begin(job: Fetch | Build) -> subprocess.Popen[bytes]:
 
 def test_a_job_ends_with_whoever_wanted_it(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as hanging:
-        hanging.settimeout(BOUND)
+        hanging.settimeout(TIMEOUT)
         url = f"http://127.0.0.1:{hanging.getsockname()[1]}/"
         process = begin(Fetch(feed(url, timeout=600), str(tmp_path)))
         connection, _ = hanging.accept()
         assert process.stdin is not None
         process.stdin.close()
-        assert process.wait(BOUND) == 1
+        assert process.wait(TIMEOUT) == 1
         connection.close()
     assert process.stdout is not None
     process.stdout.close()
@@ -205,7 +206,7 @@ def test_two_editions_are_not_made_at_the_same_time(folder: Path, path: Path) ->
         assert process.stdout is not None
         process.stdout.read()
         process.stdout.close()
-        assert process.wait(BOUND) == 0
+        assert process.wait(TIMEOUT) == 0
         assert process.stdin is not None
         process.stdin.close()
     snapshot = read_snapshot(folder)
@@ -221,7 +222,7 @@ def test_a_job_that_is_killed_at_any_time_leaves_what_the_next_one_can_use(
     job = Build(str(folder), ReputationSettings((mine(path),)))
     start = time.monotonic()
     processes = [begin(job)]
-    processes[0].wait(BOUND)
+    processes[0].wait(TIMEOUT)
     whole = time.monotonic() - start
     for part in range(1, 6):
         os.utime(path, (part, part))  # it is to be read anew
@@ -230,14 +231,14 @@ def test_a_job_that_is_killed_at_any_time_leaves_what_the_next_one_can_use(
         # Anywhere: this is no wait for anything.
         time.sleep(whole * (0.3 + part / 8))
         process.send_signal(signal.SIGKILL)
-        process.wait(BOUND)
+        process.wait(TIMEOUT)
         snapshot = read_snapshot(folder)
         assert snapshot is not None
         assert (folder / snapshot.table).stat().st_size == snapshot.size
         assert snapshot.reports[0].entries == 20_000
     process = begin(job)
     processes.append(process)
-    assert process.wait(BOUND) == 0
+    assert process.wait(TIMEOUT) == 0
     assert not [file for file in folder.iterdir() if file.suffix in (".new", ".part")]
     for process in processes:
         for stream in (process.stdin, process.stdout):

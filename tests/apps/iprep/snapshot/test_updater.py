@@ -22,7 +22,8 @@ from spoakit.metrics.families import Counter, Gauge
 from spoakit.metrics.memory import SharedMetrics
 from spoakit.metrics.snapshot import Snapshot as MetricsSnapshot
 from spoakit.server.watch import identity_of
-from tests.support.iprep_sources import BOUND, dnsbl, feed, mine, put, until
+from tests.support.iprep_sources import dnsbl, feed, mine, put
+from tests.support.waiting import TIMEOUT, until
 from tests.support.web_server import Page, web_server
 
 
@@ -127,7 +128,7 @@ Scenario = Callable[[], Any]
 
 
 def run(scenario: Scenario) -> None:
-    asyncio.run(asyncio.wait_for(scenario(), BOUND))
+    asyncio.run(asyncio.wait_for(scenario(), TIMEOUT))
 
 
 def test_each_change_of_a_file_makes_an_snapshot(site: Site) -> None:

@@ -19,6 +19,7 @@ from spoakit.apps.iprep.sources import dnsbl as dnsbl_module
 from spoakit.apps.iprep.sources.dnsbl import Dnsbl, reversed_name
 from spoakit.metrics.memory import SharedMetrics
 from tests.support.dns_server import SERVFAIL, NameServer, name_server
+from tests.support.waiting import TIMEOUT, until
 
 Run: TypeAlias = Callable[[Coroutine[Any, Any, None]], None]
 ADDRESS = ip_address("192.0.2.7")
@@ -35,7 +36,7 @@ def run(request: pytest.FixtureRequest) -> Run:
 
     def run(coroutine: Coroutine[Any, Any, None]) -> None:
         with asyncio.Runner(loop_factory=factory) as runner:
-            runner.run(asyncio.wait_for(coroutine, 30))
+            runner.run(asyncio.wait_for(coroutine, 2 * TIMEOUT))
 
     return run
 
@@ -65,12 +66,6 @@ async def asking(
             yield dnsbl, server
         finally:
             await dnsbl.close()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 def test_addresses_are_asked_for_reversed() -> None:

@@ -11,7 +11,7 @@ from spoakit.apps.iprep.sources import lists
 from spoakit.apps.iprep.sources.entries import Entries, Value
 from spoakit.apps.iprep.sources.limits import ListLimits
 from spoakit.apps.iprep.sources.lists import Columns, CsvReader, DropReader, ListReader, PlainReader
-from tests.conftest import Form
+from tests.support.forms import Form
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from spoakit.apps.iprep.addresses import parse_range
-from tests.conftest import Form
+from tests.support.forms import Form
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from spoakit.apps.iprep.table._table_cy import VALUE_BITS
-from tests.conftest import Form
+from tests.support.forms import Form
 
 
 @pytest.fixture(scope="session")

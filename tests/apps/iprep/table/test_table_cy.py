@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spoakit.apps.iprep.table.builder import Family, TableBuilder
-from tests.conftest import Form
+from tests.support.forms import Form
 
 Address: TypeAlias = IPv4Address | IPv6Address
 MODULE = "spoakit.apps.iprep.table._table_cy"

@@ -14,8 +14,8 @@ from spoakit.apps.line_writer import LogWriter
 from spoakit.apps.mirror._request_cy import OutgoingRequest
 from spoakit.apps.mirror.config.settings import LogSettings
 from spoakit.exceptions import ConfigurationError
-from tests.apps.mirror.conftest import until
-from tests.conftest import Form
+from tests.support.forms import Form
+from tests.support.waiting import until, wait_until
 
 
 @pytest.fixture(scope="session")
@@ -89,10 +89,9 @@ def test_many_lines_are_written_without_waiting_for_the_time(
                 log.write(
                     response, get, logging.TargetLabel("name", "http://h"), b"ok", response.sent_at
                 )
-            deadline = time.monotonic() + 30
-            while path.stat().st_size < BATCH_SIZE:  # without giving the event loop its turn
-                assert time.monotonic() < deadline
-                time.sleep(0.001)
+            wait_until(
+                lambda: path.stat().st_size >= BATCH_SIZE
+            )  # without giving the event loop its turn
             log.close()
             assert writer.dropped == 0
 
@@ -168,10 +167,7 @@ def test_a_log_that_is_not_buffered_writes_each_line_at_once(
             log.write(
                 response, get, logging.TargetLabel("name", "http://h"), b"ok", response.sent_at
             )
-            deadline = time.monotonic() + 10
-            while not path.stat().st_size:  # without giving the event loop its turn
-                assert time.monotonic() < deadline
-                time.sleep(0.001)
+            wait_until(lambda: path.stat().st_size)  # without giving the event loop its turn
             log.close()
 
     asyncio.run(scenario())

@@ -9,8 +9,9 @@ import pytest
 from spoakit.apps.mirror.config.settings import Timeouts
 from spoakit.apps.mirror.http.grpc import grpc_failure
 from spoakit.apps.mirror.http.http2_response import Http2Response
-from tests.apps.mirror.conftest import Run, until
+from tests.support.copier import Run
 from tests.support.http2_peer import Fields, Peer, get, listening
+from tests.support.waiting import until
 
 Copying = Callable[..., Any]
 

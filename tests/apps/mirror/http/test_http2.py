@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spoakit.apps.mirror.http.http2 import Http2Connection
-from tests.apps.mirror.conftest import Run, until
+from tests.support.copier import Run
 from tests.support.http2_peer import (
     Listener,
     Peer,
@@ -28,6 +28,7 @@ from tests.support.http2_peer import (
     listening,
 )
 from tests.support.ports import free_port
+from tests.support.waiting import until
 
 # Frame types (RFC 9113, 6).
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY = range(8)

@@ -9,7 +9,7 @@ from h2.events import StreamReset
 from h2.settings import SettingCodes
 
 from spoakit.apps.mirror.config.settings import PoolSettings
-from tests.apps.mirror.conftest import Run, until
+from tests.support.copier import Run
 from tests.support.http2_peer import (
     OK,
     Fields,
@@ -20,6 +20,7 @@ from tests.support.http2_peer import (
     get,
     listening,
 )
+from tests.support.waiting import until
 
 Copying = Callable[..., Any]
 

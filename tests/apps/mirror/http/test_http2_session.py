@@ -12,8 +12,10 @@ from h2.events import SettingsAcknowledged
 from h2.settings import SettingCodes
 
 from spoakit.apps.mirror.config.settings import PoolSettings, Timeouts, TlsSettings
-from tests.apps.mirror.conftest import OK, Run, origin, until
+from tests.support.copier import Run
 from tests.support.http2_peer import Peer, Target, answer_nothing, frame, listening
+from tests.support.origin import OK, origin
+from tests.support.waiting import until
 
 Copying = Callable[..., Any]
 

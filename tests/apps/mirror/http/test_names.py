@@ -17,8 +17,10 @@ from spoakit.apps.mirror.http import names
 from spoakit.apps.mirror.http.names import HostAddresses, LookupFailedError, Names, Resolver
 from spoakit.apps.mirror.http.source_address import SourceAddress
 from spoakit.apps.mirror.url import TargetURL
-from tests.apps.mirror.conftest import OK, Origin, Run, origin, until
+from tests.support.copier import Run
 from tests.support.dns_server import SERVFAIL, NameServer, name_server
+from tests.support.origin import OK, Origin, origin
+from tests.support.waiting import until
 
 Copying = Callable[..., Any]
 

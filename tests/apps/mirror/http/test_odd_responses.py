@@ -9,7 +9,9 @@ import pytest
 
 from spoakit.apps.mirror.config.settings import PoolSettings
 from spoakit.apps.mirror.http.odd_heads import OddHeadError, tidy
-from tests.apps.mirror.conftest import OK, Run, origin, until
+from tests.support.copier import Run
+from tests.support.origin import OK, origin
+from tests.support.waiting import until
 
 Copying = Callable[..., Any]
 START = b"HTTP/1.1 200 OK\r\n"

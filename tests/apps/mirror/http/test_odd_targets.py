@@ -12,7 +12,9 @@ import pytest
 
 from spoakit.apps.mirror.config.settings import PoolSettings, Timeouts
 from spoakit.apps.mirror.http.outcome import Trouble
-from tests.apps.mirror.conftest import OK, Copier, Run, until
+from tests.support.copier import Copier, Run
+from tests.support.origin import OK
+from tests.support.waiting import until
 
 Copying = Callable[..., Any]
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

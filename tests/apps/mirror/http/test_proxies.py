@@ -7,7 +7,6 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from time import monotonic, sleep
 from typing import Any
 
 import pytest
@@ -19,9 +18,11 @@ from spoakit.apps.mirror.http import proxies
 from spoakit.apps.mirror.http.proxies import Proxy, proxy_for
 from spoakit.apps.mirror.url import TargetURL
 from spoakit.exceptions import ConfigurationError
-from tests.apps.mirror.conftest import OK, Run, origin, until
+from tests.support.copier import Run
 from tests.support.http2_peer import listening
+from tests.support.origin import OK, origin
 from tests.support.ports import free_port
+from tests.support.waiting import until, wait_until
 
 Copying = Callable[..., Any]
 
@@ -48,10 +49,7 @@ def tinyproxy(folder: Path, *lines: str) -> Iterator[tuple[int, Path]]:
     configuration.write_text("\n".join(options) + "\n")
     with subprocess.Popen(["tinyproxy", "-d", "-c", configuration]) as process:
         try:
-            end = monotonic() + 10
-            while not listens(port):
-                assert monotonic() < end, "tinyproxy does not listen"
-                sleep(0.01)
+            wait_until(lambda: listens(port))
             yield port, log
         finally:
             process.terminate()
