@@ -45,7 +45,7 @@ LINES = counter("stand_in_lines_total", "Lines received.")
 
 
 class StandIn:
-    """The interface of `spoakit.server.ipc.WorkerServer`, on lines."""
+    """The interface of `spoakit.server.interfaces.WorkerServer`, on lines."""
 
     def __init__(self, row: WorkerMetrics, fail: str) -> None:
         self.on_closed: Callable[[], None] = lambda: None

@@ -5,7 +5,7 @@ import socket
 from functools import partial
 
 from spoakit.metrics.memory import WorkerMetrics
-from spoakit.server.ipc import WorkerServer
+from spoakit.server.interfaces import WorkerServer
 from spoakit.server.settings import ServerSettings
 from spoakit.server.sockets import Acceptor, Listeners
 

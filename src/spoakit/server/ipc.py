@@ -9,9 +9,8 @@ import array
 import os
 import signal
 import socket
-from collections.abc import Callable
 from enum import IntEnum
-from typing import Final, Protocol
+from typing import Final
 
 from spoakit.metrics.families import counter, gauge
 
@@ -64,34 +63,6 @@ class WorkerEvent(IntEnum):
     """The answer to a ping."""
     FAILED = ord("!")
     """It cannot start; what follows to the end is the reason, as text."""
-
-
-class WorkerServer(Protocol):
-    """The server of a worker: `spoakit.server.server.Server`, or a stand-in for it in tests."""
-
-    on_closed: Callable[[], None]
-
-    @property
-    def connection_count(self) -> int:
-        """Number of adopted connections that are not closed yet."""
-
-    async def start(self) -> None:
-        """Bring the resources up, or, failing or cancelled, none of them; raises StartupError."""
-
-    def adopt(self, sock: socket.socket) -> None:
-        """Take ownership of a connected socket."""
-
-    def refuse_health_checks(self) -> None:
-        """Answer health checks with a DISCONNECT from now on."""
-
-    def run_observers(self) -> None:
-        """Have the agents' observers see now what has been acknowledged."""
-
-    async def drain(self, timeout: float) -> None:
-        """Close each connection when it is quiet, and all within `timeout` seconds."""
-
-    async def aclose(self) -> None:
-        """Close what is left and take the resources down."""
 
 
 def send_descriptor(channel: socket.socket, descriptor: int) -> None:

@@ -6,7 +6,6 @@ import re
 from collections import Counter as Tally
 from collections.abc import Callable
 from math import inf
-from typing import TYPE_CHECKING
 
 from spoakit.agent._deadlines_cy import Deadlines
 from spoakit.agent._dispatch_cy import BoundHandler
@@ -15,12 +14,10 @@ from spoakit.exceptions import ProtocolError, StatusCode
 from spoakit.logs import Throttle
 from spoakit.metrics.families import counter, gauge
 from spoakit.metrics.memory import CarriedCounts, WorkerMetrics
+from spoakit.server.interfaces import OpenConnection
 from spoakit.server.ipc import FRAMES, IN_FLIGHT
 from spoakit.server.settings import ServerSettings
 from spoakit.spop import AgentSettings
-
-if TYPE_CHECKING:
-    from spoakit.server.protocol import SpopProtocol
 
 CONNECTIONS = gauge("spoakit_connections", "Connections open now.")
 HEALTH_CHECKS = counter("spoakit_health_checks_total", "Health checks received.")
@@ -98,7 +95,7 @@ class ServerState:
             reassembled_size=settings.limits.reassembled_size,
             capabilities=frozenset(settings.capabilities),
         )
-        self.connections: set[SpopProtocol] = set()
+        self.connections: set[OpenConnection] = set()
         self.refuses_health_checks = False
         self.debug = logger.isEnabledFor(logging.DEBUG)
         self._row = row
@@ -109,19 +106,19 @@ class ServerState:
         self._bytes = [0, 0]  # of connections that are closed
         row.on_publish(self._collect)
 
-    def opened(self, connection: "SpopProtocol") -> None:
+    def opened(self, connection: OpenConnection) -> None:
         """Watch a new connection."""
         self.connections.add(connection)
         self._hellos.add(connection)
 
-    def closed(self, connection: "SpopProtocol") -> None:
+    def closed(self, connection: OpenConnection) -> None:
         """Forget a connection."""
         self.connections.discard(connection)
         self._bytes[0] += connection.received_bytes
         self._bytes[1] += connection.sent_bytes
         self._on_closed()
 
-    def retire(self, connection: "SpopProtocol") -> None:
+    def retire(self, connection: OpenConnection) -> None:
         """Close a connection that has reached its age, and count it."""
         self._row.add(RETIRED)
         connection.retire_at = inf
@@ -215,5 +212,5 @@ def _short(error: type[ProtocolError]) -> str:
     return words.lower()
 
 
-def _expire(connection: "SpopProtocol") -> None:
+def _expire(connection: OpenConnection) -> None:
     connection.expire()

@@ -20,7 +20,7 @@ from spoakit.metrics.memory import SharedMetrics, WorkerMetrics
 from spoakit.server.daemon import StartupNotifier, daemonize, notify_service_manager
 from spoakit.server.event_loops import choose_loop
 from spoakit.server.forking import flush_standard_streams
-from spoakit.server.ipc import WorkerServer
+from spoakit.server.interfaces import WorkerServer
 from spoakit.server.logfile import OpenLogfile, begin_logfile, end_logfile
 from spoakit.server.pidfile import Pidfile
 from spoakit.server.server import Server

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from spoakit.metrics.families import Recording
 from spoakit.metrics.memory import WorkerMetrics
 from spoakit.server.accept_loop import AcceptLoop
-from spoakit.server.ipc import WorkerServer
+from spoakit.server.interfaces import WorkerServer
 from spoakit.server.settings import ServerSettings
 from spoakit.server.sockets import Listeners
 from spoakit.server.worker import GRACE, flush_logs_forever, start_server

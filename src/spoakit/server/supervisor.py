@@ -30,7 +30,8 @@ from spoakit.metrics.memory import SharedMetrics, WorkerMetrics
 from spoakit.server.daemon import notify_service_manager
 from spoakit.server.distributor import Distributor
 from spoakit.server.forking import fork
-from spoakit.server.ipc import FRAMES, IN_FLIGHT, SupervisorCommand, WorkerEvent, WorkerServer
+from spoakit.server.interfaces import WorkerServer
+from spoakit.server.ipc import FRAMES, IN_FLIGHT, SupervisorCommand, WorkerEvent
 from spoakit.server.process_metrics import ProcessMetrics
 from spoakit.server.settings import ServerSettings
 from spoakit.server.signals import (

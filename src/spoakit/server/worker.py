@@ -17,11 +17,11 @@ from spoakit.server.accept_loop import AcceptLoop
 from spoakit.server.backstop import arm_backstop, backstop_for
 from spoakit.server.event_loops import loop_factory
 from spoakit.server.fatal_errors import end_on_memory_error
+from spoakit.server.interfaces import WorkerServer
 from spoakit.server.ipc import (
     TRACEBACK_SIGNAL,
     SupervisorCommand,
     WorkerEvent,
-    WorkerServer,
     receive_commands,
 )
 from spoakit.server.settings import Drain, ServerSettings
