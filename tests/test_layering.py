@@ -1,8 +1,14 @@
-"""The rooms of the house: imports point downward only (docs/explanation/architecture.md)."""
+"""The rooms of the house: imports point downward only (docs/explanation/architecture.md).
+
+Every import counts: late ones, those for the type checker alone, and those of compiled modules
+(``cython.cimports``, and ``cimport`` in .pxd files).
+"""
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,104 +18,106 @@ import spoakit
 SOURCE = Path(spoakit.__file__).parent
 
 # From the bottom to the top. Those on one level do not know each other. `spoakit` is the
-# package itself, whose names users import.
+# package itself, whose names users import: `run` and `serve` stand above the server.
 LEVELS = (
     {"exceptions", "_cython", "compilation"},
     {"logs", "metrics"},
     {"log_output"},
     {"spop"},
     {"agent"},
-    {"spoakit"},
     {"server"},
     {"service"},
+    {"spoakit"},
     {"testing"},
     {"apps"},
     {"cli"},
 )
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 
-# `spoakit.run` and `spoakit.serve` are looked up only when a program uses them.
-LATE_AND_UPWARD = {("spoakit", "service")}
-
 
 @dataclass(frozen=True)
 class Import:
-    """One import, as it is written."""
+    """One name that a file imports; `name` is empty where the module itself is imported."""
 
     path: Path
     line: int
     module: str
-    late: bool
+    name: str = ""
 
     @property
     def importer(self) -> str:
-        return room_of(self.path.relative_to(SOURCE).with_suffix("").parts)
+        return room_of(module_of(self.path))
 
     @property
     def imported(self) -> str:
-        return room_of(tuple(self.module.split(".")[1:]))
+        return room_of(self.module)
 
     def __str__(self) -> str:
-        return f"{self.path.relative_to(SOURCE)}:{self.line} imports {self.module}"
+        names = " ".join(filter(None, (self.module, self.name)))
+        return f"{self.path.relative_to(SOURCE)}:{self.line} imports {names}"
 
 
-def room_of(parts: tuple[str, ...]) -> str:
-    return "spoakit" if not parts or parts[0] == "__init__" else parts[0]
+def module_of(path: Path) -> str:
+    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def is_type_checking(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+def room_of(module: str) -> str:
+    return (*module.split("."), "spoakit")[1]
 
 
-def names_of(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
-    """Yield the modules an import statement names."""
-    if isinstance(node, ast.Import):
-        yield from (alias.name for alias in node.names)
-    elif node.module == "spoakit":
-        # A module, or a name of the package itself.
-        for alias in node.names:
-            yield f"spoakit.{alias.name}" if alias.name in LEVEL_OF else "spoakit"
-    else:
-        assert node.level == 0, "relative imports hide where they point"
-        yield node.module or ""
+MODULES = {module_of(path): path for path in sorted(SOURCE.rglob("*.py"))}
 
 
 def imports_of(path: Path) -> Iterator[Import]:
-    """Yield a file's imports; those for the type checker alone cost nothing and bind nothing."""
-
-    def walk(node: ast.AST, late: bool) -> Iterator[Import]:
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            yield from (Import(path, node.lineno, name, late) for name in names_of(node))
-        late = late or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        children = (
-            node.orelse
-            if isinstance(node, ast.If) and is_type_checking(node)
-            else ast.iter_child_nodes(node)
-        )
-        for child in children:
-            yield from walk(child, late)
-
-    return walk(ast.parse(path.read_text()), False)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (Import(path, node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide where they point"
+            module = (node.module or "").removeprefix("cython.cimports.")
+            yield from (named(path, node.lineno, module, alias.name) for alias in node.names)
+    declarations = path.with_suffix(".pxd")
+    if declarations.exists():
+        for number, line in enumerate(declarations.read_text().splitlines(), 1):
+            if found := re.match(r"from (\S+) cimport (.+)", line):
+                for name in found[2].split(", "):
+                    yield named(declarations, number, found[1], name)
 
 
-IMPORTS = [each for path in sorted(SOURCE.rglob("*.py")) for each in imports_of(path)]
+def named(path: Path, line: int, module: str, name: str) -> Import:
+    """Return the import of a name, which may be a module of a package."""
+    if f"{module}.{name}" in MODULES:
+        return Import(path, line, f"{module}.{name}")
+    return Import(path, line, module, name)
+
+
+IMPORTS = [each for path in MODULES.values() for each in imports_of(path)]
 OWN = [each for each in IMPORTS if each.module.split(".")[0] == "spoakit"]
 
 
 def test_every_room_has_its_level() -> None:
-    rooms = {room_of(path.relative_to(SOURCE).parts) for path in SOURCE.rglob("*.py")}
-    assert {room.removesuffix(".py") for room in rooms} - {"__init__"} <= set(LEVEL_OF)
+    assert {room_of(module) for module in MODULES} == set(LEVEL_OF)
+
+
+def test_every_import_is_of_a_module() -> None:
+    assert {each.module for each in OWN} <= set(MODULES)
 
 
 def test_imports_point_downward() -> None:
     upward = [
         str(each)
         for each in OWN
-        if each.importer != each.imported
-        and LEVEL_OF[each.imported] >= LEVEL_OF[each.importer]
-        and not (each.late and (each.importer, each.imported) in LATE_AND_UPWARD)
+        if each.importer != each.imported and LEVEL_OF[each.imported] >= LEVEL_OF[each.importer]
     ]
     assert upward == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = TopologicalSorter[str]()
+    for each in OWN:
+        graph.add(module_of(each.path), each.module)
+    graph.prepare()  # a CycleError names the modules of a circle
 
 
 def test_no_app_imports_another() -> None:
