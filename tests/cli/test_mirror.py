@@ -19,7 +19,7 @@ import pytest
 
 import spoakit
 from spoakit.agent import Agent
-from spoakit.apps.live import LiveSettings
+from spoakit.server.reloadable_settings import LiveSettings
 from spoakit.apps.mirror.config.settings import (
     LogSettings,
     MirrorSettings,

@@ -18,7 +18,7 @@ from spoakit.apps.iprep.config.settings import ReputationSettings
 from spoakit.apps.iprep.control.paths import with_default
 from spoakit.apps.iprep.random_score import random_agent
 from spoakit.apps.iprep.service import live_settings, snapshots_folder
-from spoakit.apps.live import LiveSettings
+from spoakit.server.reloadable_settings import LiveSettings
 from spoakit.cli.common_options import (
     begin_logging,
     check_server_files,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from spoakit.apps.live import LiveSettings
+from spoakit.server.reloadable_settings import LiveSettings
 from spoakit.apps.mirror.agent import Mirror, create_agent, live_settings
 from spoakit.apps.mirror.config.settings import (
     MirrorSettings,

@@ -27,7 +27,7 @@ from spoakit.apps.iprep.scoring.forwarded import lines_of, parse_node
 from spoakit.apps.iprep.scoring.policy import Rule
 from spoakit.apps.iprep.scoring.reputation import LookupResult, Reputation
 from spoakit.apps.iprep.service import open_reputation
-from spoakit.apps.live import LiveSettings
+from spoakit.server.reloadable_settings import LiveSettings
 from spoakit.exceptions import ConfigurationError
 from spoakit.logs import Throttle
 from spoakit.metrics.memory import WorkerMetrics

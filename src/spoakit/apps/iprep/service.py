@@ -31,7 +31,7 @@ from spoakit.apps.iprep.snapshot.manifest import (
 )
 from spoakit.apps.iprep.snapshot.updater import Updater, updater_lock
 from spoakit.apps.line_output import check_lines
-from spoakit.apps.live import LiveSettings
+from spoakit.server.reloadable_settings import LiveSettings
 from spoakit.exceptions import ConfigurationError, StartupError
 from spoakit.metrics.memory import WorkerMetrics
 

@@ -12,7 +12,7 @@ from spoakit.agent.parameters import IPAddress
 from spoakit.apps.delay import DEADLINE, delayed
 from spoakit.apps.line_output import check_lines
 from spoakit.apps.line_writer import LogWriter
-from spoakit.apps.live import LiveSettings
+from spoakit.server.reloadable_settings import LiveSettings
 from spoakit.apps.mirror._copying_cy import Copiers, copy
 from spoakit.apps.mirror._request_cy import IncomingRequest
 from spoakit.apps.mirror.access_log import LOG_NAME

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from spoakit.apps.live import LiveSettings
+from spoakit.server.reloadable_settings import LiveSettings
 from spoakit.exceptions import ConfigurationError
 
 logger = logging.getLogger("spoakit.tested")
