@@ -19,7 +19,6 @@ import pytest
 
 import spoakit
 from spoakit.agent import Agent
-from spoakit.server.reloadable_settings import LiveSettings
 from spoakit.apps.mirror.config.settings import (
     LogSettings,
     MirrorSettings,
@@ -33,6 +32,7 @@ from spoakit.apps.mirror.url import TargetURL
 from spoakit.cli import common_options, mirror
 from spoakit.exceptions import ConfigurationError
 from spoakit.server import Drain, Hooks, ListenTls, Logfile, ServerSettings, TcpAddress, UnixAddress
+from spoakit.server.reloadable_settings import ReloadableSettings
 from spoakit.testing import EngineClient
 from tests.support.certificates import make_authority, make_certificate
 from tests.support.ports import free_port
@@ -220,7 +220,7 @@ class Given:
     """What the program runs with, instead of running."""
 
     settings: ServerSettings
-    live: LiveSettings[MirrorSettings]
+    live: ReloadableSettings[MirrorSettings]
     hooks: Hooks
 
     @property
@@ -245,7 +245,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
         given.settings, given.hooks = settings, hooks
         return 0
 
-    def create(live: LiveSettings[MirrorSettings]) -> Agent:
+    def create(live: ReloadableSettings[MirrorSettings]) -> Agent:
         given.live = live
         return Agent("mirror")
 

@@ -3,8 +3,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from spoakit.server.reloadable_settings import LiveSettings
 from spoakit.exceptions import ConfigurationError
+from spoakit.server.reloadable_settings import ReloadableSettings
 
 logger = logging.getLogger("spoakit.tested")
 
@@ -34,11 +34,11 @@ def file() -> File:
 
 
 @pytest.fixture
-def live(file: File) -> LiveSettings[Settings]:
-    return LiveSettings(file.read, ("log_file",), logger)
+def live(file: File) -> ReloadableSettings[Settings]:
+    return ReloadableSettings(file.read, ("log_file",), logger)
 
 
-def test_a_reload_replaces_what_is_in_force(file: File, live: LiveSettings[Settings]) -> None:
+def test_a_reload_replaces_what_is_in_force(file: File, live: ReloadableSettings[Settings]) -> None:
     assert live.current == Settings()
     file.settings = Settings(level=2)
     assert live.current == Settings()
@@ -47,7 +47,7 @@ def test_a_reload_replaces_what_is_in_force(file: File, live: LiveSettings[Setti
 
 
 def test_who_follows_gets_the_settings_of_each_reload(
-    file: File, live: LiveSettings[Settings]
+    file: File, live: ReloadableSettings[Settings]
 ) -> None:
     applied: list[Settings] = []
     live.follow(applied.append)
@@ -60,7 +60,7 @@ def test_who_follows_gets_the_settings_of_each_reload(
 
 @pytest.mark.parametrize("error", [ConfigurationError("level: 9"), OSError("gone")])
 def test_settings_that_are_refused_leave_those_in_force(
-    file: File, live: LiveSettings[Settings], error: Exception
+    file: File, live: ReloadableSettings[Settings], error: Exception
 ) -> None:
     applied: list[Settings] = []
     live.follow(applied.append)
@@ -71,8 +71,8 @@ def test_settings_that_are_refused_leave_those_in_force(
     assert applied == []
 
 
-def test_what_holds_for_good_stays_and_that_is_said(
-    file: File, live: LiveSettings[Settings], caplog: pytest.LogCaptureFixture
+def test_what_needs_a_restart_stays_and_that_is_said(
+    file: File, live: ReloadableSettings[Settings], caplog: pytest.LogCaptureFixture
 ) -> None:
     file.settings = Settings(level=2, log_file="b")
     live.reload()
@@ -81,7 +81,7 @@ def test_what_holds_for_good_stays_and_that_is_said(
 
 
 def test_what_the_supervisor_said_is_not_said_again_in_a_worker(
-    file: File, live: LiveSettings[Settings], caplog: pytest.LogCaptureFixture
+    file: File, live: ReloadableSettings[Settings], caplog: pytest.LogCaptureFixture
 ) -> None:
     applied: list[Settings] = []
     live.follow(applied.append)
@@ -95,10 +95,10 @@ def test_what_the_supervisor_said_is_not_said_again_in_a_worker(
 def test_there_is_no_start_without_settings(file: File) -> None:
     file.error = ConfigurationError("level: 9")
     with pytest.raises(ConfigurationError, match="level: 9"):
-        LiveSettings(file.read, (), logger)
+        ReloadableSettings(file.read, (), logger)
 
 
-def test_logs_are_reopened_by_who_has_some(live: LiveSettings[Settings]) -> None:
+def test_logs_are_reopened_by_who_has_some(live: ReloadableSettings[Settings]) -> None:
     reopened: list[int] = []
     live.reopen_logs()  # in the supervisor there are none
     live.on_reopen(lambda: reopened.append(1))

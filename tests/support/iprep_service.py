@@ -18,12 +18,12 @@ PROGRAM = """
 import sys
 from spoakit.apps.iprep.agent import create_agent
 from spoakit.apps.iprep.config.loader import read_config
-from spoakit.apps.iprep.service import snapshots_folder, live_settings
+from spoakit.apps.iprep.service import snapshots_folder, reloadable_settings
 from spoakit.log_output import configure_logging
 from spoakit.server import Hooks, Listen, ServerSettings, run
 
 configure_logging()
-live = live_settings(lambda: read_config(sys.argv[1]))
+live = reloadable_settings(lambda: read_config(sys.argv[1]))
 with snapshots_folder(live.current) as folder:
     settings = ServerSettings(listen=Listen.at("127.0.0.1", 0), workers=int(sys.argv[2]))
     code = run([create_agent(live, folder)], settings, Hooks(reload=live.reload))

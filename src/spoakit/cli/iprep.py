@@ -17,8 +17,7 @@ from spoakit.apps.iprep.config.loader import read_config
 from spoakit.apps.iprep.config.settings import ReputationSettings
 from spoakit.apps.iprep.control.paths import with_default
 from spoakit.apps.iprep.random_score import random_agent
-from spoakit.apps.iprep.service import live_settings, snapshots_folder
-from spoakit.server.reloadable_settings import LiveSettings
+from spoakit.apps.iprep.service import reloadable_settings, snapshots_folder
 from spoakit.cli.common_options import (
     begin_logging,
     check_server_files,
@@ -31,6 +30,7 @@ from spoakit.cli.options import EX_FAILED, fail, open_standard_streams, show
 from spoakit.exceptions import ConfigurationError, SpoakitError
 from spoakit.server import Hooks, ServerSettings, TcpAddress, run
 from spoakit.server.event_loops import loop_factory
+from spoakit.server.reloadable_settings import ReloadableSettings
 
 logger = logging.getLogger("spoakit.iprep")
 
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             settings = watching(server_settings(given), given)
             if given["check"]:
                 return _check(given, settings)
-            live = _live_settings(given, settings)
+            live = _reloadable_settings(given, settings)
             begin_logging(given)
             agent, hooks = _agent(given, live, stack)
             if given["config"] is None and not given["random"]:
@@ -79,9 +79,9 @@ def _check(given: Mapping[str, Any], server: ServerSettings) -> int:
     return EX_FAILED if any(result.error for result in results) else 0
 
 
-def _live_settings(
+def _reloadable_settings(
     given: Mapping[str, Any], settings: ServerSettings
-) -> LiveSettings[ReputationSettings] | None:
+) -> ReloadableSettings[ReputationSettings] | None:
     """Return what is configured; None without a configuration file."""
     path = given["config"]
     if path is None:
@@ -90,11 +90,11 @@ def _live_settings(
         return None
     if given["random"]:
         raise ConfigurationError(f"--random: with --config, {path!r} is where scores come from")
-    return live_settings(partial(_read, path, given["control"], settings))
+    return reloadable_settings(partial(_read, path, given["control"], settings))
 
 
 def _agent(
-    given: Mapping[str, Any], live: LiveSettings[ReputationSettings] | None, stack: ExitStack
+    given: Mapping[str, Any], live: ReloadableSettings[ReputationSettings] | None, stack: ExitStack
 ) -> tuple[Agent, Hooks]:
     """Return the agent that is asked for, and what it does on signals."""
     delay = given["processing_delay"] or 0.0

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from spoakit.apps.mirror.agent import create_agent, live_settings
+from spoakit.apps.mirror.agent import create_agent, reloadable_settings
 from spoakit.apps.mirror.check import check_targets
 from spoakit.apps.mirror.config.loader import read_config
 from spoakit.apps.mirror.config.settings import (
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if any(url.authorization for url in given["mirror_url"]):
         hide_users()
     try:
-        live = live_settings(_settings_reader(given))
+        live = reloadable_settings(_settings_reader(given))
         settings = _server_settings(given, live.current)
         hooks = Hooks(reopen_logs=live.reopen_logs)
         if given["config"]:

@@ -11,34 +11,41 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound="DataclassInstance")
 
 
-class LiveSettings(Generic[T]):
-    """The settings in force, which a reload replaces.
+class ReloadableSettings(Generic[T]):
+    """Settings of an application, a dataclass, which a reload replaces.
 
-    The supervisor has them for the workers it forks; a worker has what it does follow them.
+    The supervisor has them for the workers that it forks. A resource of the agent calls `follow`,
+    so that a worker uses new ones at once::
+
+        settings = ReloadableSettings(read_file, needs_restart=("path",), logger=logger)
+        hooks = Hooks(settings.reload, settings.reopen_logs, reload_worker=settings.reload_worker)
+        spoakit.server.run([agent], ServerSettings(), hooks)
 
     Args:
-        read: gives the settings, anew for each reload. It raises ConfigurationError, or OSError,
-            where they cannot be had; those in force stay then.
-        for_good: attributes that a reload leaves as they are, with a warning, because the server
-            is bound by them.
-        logger: where that is said.
+        read: returns the settings, and is called again for each reload. The settings in force stay
+            where it raises ConfigurationError or OSError.
+        needs_restart: attributes that a reload leaves as they are, with a warning.
+        logger: where the warning goes.
 
     Attributes:
         current: the settings in force.
+
+    Raises:
+        ConfigurationError, OSError: by the first call of `read`.
     """
 
     def __init__(
-        self, read: Callable[[], T], for_good: Sequence[str], logger: logging.Logger
+        self, read: Callable[[], T], needs_restart: Sequence[str], logger: logging.Logger
     ) -> None:
         self._read = read
-        self._for_good = for_good
+        self._needs_restart = needs_restart
         self._logger = logger
         self._apply: Callable[[T], object] | None = None
         self._reopen: Callable[[], object] | None = None
         self.current = read()
 
     def follow(self, apply: Callable[[T], object]) -> None:
-        """Have the settings of each reload applied, in a worker's event loop."""
+        """Have a function called with the settings of each reload, in a worker's event loop."""
         self._apply = apply
 
     def on_reopen(self, reopen: Callable[[], object]) -> None:
@@ -55,27 +62,29 @@ class LiveSettings(Generic[T]):
             self._reopen()
 
     def reload(self) -> None:
-        """Read the settings again and apply them.
+        """Read the settings again, warn of what needs a restart, and apply the rest.
 
         Raises:
-            ConfigurationError, OSError: they cannot be had; nothing has changed.
+            ConfigurationError, OSError: by `read`; nothing has changed.
         """
         settings = self._read()
-        for option in self._for_good:
+        for option in self._needs_restart:
             if getattr(settings, option) != getattr(self.current, option):
                 self._logger.warning("reload: another %s takes a restart", option.replace("_", " "))
         self._replace(settings)
 
     def reload_worker(self) -> None:
-        """Do the same in a worker, where the supervisor has said already what takes a restart.
+        """Do the same in a worker, without the warnings, which the supervisor has logged.
 
         Raises:
-            ConfigurationError, OSError: they cannot be had; nothing has changed.
+            ConfigurationError, OSError: by `read`; nothing has changed.
         """
         self._replace(self._read())
 
     def _replace(self, settings: T) -> None:
-        kept: dict[str, Any] = {option: getattr(self.current, option) for option in self._for_good}
+        kept: dict[str, Any] = {
+            option: getattr(self.current, option) for option in self._needs_restart
+        }
         self.current = replace(settings, **kept)
         if self._apply is not None:
             self._apply(self.current)

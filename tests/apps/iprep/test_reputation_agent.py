@@ -26,7 +26,7 @@ from spoakit.apps.iprep.config.settings import (
     SourceSettings,
 )
 from spoakit.apps.iprep.metrics import ANSWERS
-from spoakit.apps.iprep.service import live_settings
+from spoakit.apps.iprep.service import reloadable_settings
 from spoakit.spop import DataType
 from spoakit.spop.messages import Argument, Message
 from spoakit.testing import AgentServer, EngineClient, Reply
@@ -57,7 +57,7 @@ class Site:
         folder = self.root / f"snapshots-{self._served}"
         folder.mkdir()
         self._served += 1
-        live = live_settings(lambda: ReputationSettings(sources, **settings))
+        live = reloadable_settings(lambda: ReputationSettings(sources, **settings))
         return create_agent(live, folder, delay)
 
     def serve(self, *sources: SourceSettings, **settings: Any) -> EngineClient:
@@ -308,7 +308,7 @@ def test_a_deadline_that_a_reload_makes_longer_is_waited_for(tmp_path: Path) -> 
     folder.mkdir()
     with answering() as server:
         settings = ReputationSettings((dnsbl(server.address, 0.001),))
-        [handler] = create_agent(live_settings(lambda: settings), folder).handlers
+        [handler] = create_agent(reloadable_settings(lambda: settings), folder).handlers
         assert handler.timeout is not None
         assert handler.timeout > 10  # which is the longest that one can be
 

@@ -25,7 +25,7 @@ from spoakit.apps.iprep.config.settings import (
     ReputationSettings,
     SourceSettings,
 )
-from spoakit.apps.iprep.service import live_settings, open_reputation, snapshots_folder
+from spoakit.apps.iprep.service import reloadable_settings, open_reputation, snapshots_folder
 from spoakit.apps.iprep.snapshot.builder import build_snapshot
 from spoakit.apps.iprep.snapshot.manifest import manifest_of, read_snapshot
 from spoakit.exceptions import ConfigurationError, SpoakitError, StartupError
@@ -587,7 +587,7 @@ def test_many_that_start_at_the_same_time_get_along(temporary: Path) -> None:
 def test_what_a_reload_cannot_change_stays(caplog: pytest.LogCaptureFixture) -> None:
     bl = SourceSettings("bl", "dnsbl", dnsbl=DnsblSettings("bl.example"))
     current = ReputationSettings()
-    live = live_settings(lambda: current)
+    live = reloadable_settings(lambda: current)
     current = ReputationSettings(
         policy=PolicySettings(unknown=50), answers=AnswerSettings(("ip_list",))
     )
@@ -605,7 +605,7 @@ def test_where_there_was_a_dnsbl_others_may_come_and_go() -> None:
         SourceSettings(name, "dnsbl", dnsbl=DnsblSettings(f"{name}.example")) for name in "ab"
     ]
     current = ReputationSettings((sources[0],))
-    live = live_settings(lambda: current)
+    live = reloadable_settings(lambda: current)
     for chosen in ((), (sources[1],), tuple(sources)):
         current = ReputationSettings(chosen)
         live.reload()
@@ -635,7 +635,7 @@ def test_where_the_folder_is_gone_the_reason_is_logged_and_it_is_tried_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario() -> None:
-        live = live_settings(ReputationSettings)
+        live = reloadable_settings(ReputationSettings)
         async with asyncio.timeout(0.5):
             async with open_reputation(live, tmp_path / "none", SharedMetrics(1).worker(0)):
                 pytest.fail("there cannot be a snapshot")
@@ -647,7 +647,7 @@ def test_where_the_folder_is_gone_the_reason_is_logged_and_it_is_tried_again(
 
 def test_bans_that_cannot_be_kept_are_an_error(tmp_path: Path) -> None:
     async def scenario() -> None:
-        live = live_settings(lambda: ReputationSettings(bans=BanSettings(str(tmp_path))))
+        live = reloadable_settings(lambda: ReputationSettings(bans=BanSettings(str(tmp_path))))
         async with open_reputation(live, tmp_path, SharedMetrics(1).worker(0)):
             pytest.fail("there is a folder in the place of the bans")
 

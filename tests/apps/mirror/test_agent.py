@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from spoakit.server.reloadable_settings import LiveSettings
-from spoakit.apps.mirror.agent import Mirror, create_agent, live_settings
+from spoakit.apps.mirror.agent import Mirror, create_agent, reloadable_settings
 from spoakit.apps.mirror.config.settings import (
     MirrorSettings,
     TargetSettings,
@@ -21,6 +20,7 @@ from spoakit.apps.mirror.url import TargetURL
 from spoakit.exceptions import ConfigurationError
 from spoakit.metrics.memory import SharedMetrics
 from spoakit.server import ServerSettings
+from spoakit.server.reloadable_settings import ReloadableSettings
 from spoakit.server.server import Server
 from spoakit.spop import (
     Acknowledged,
@@ -93,7 +93,7 @@ async def mirror(
     *ports: int,
     drain: float = 10,
     delay: float = 0,
-    live: LiveSettings[MirrorSettings] | None = None,
+    live: ReloadableSettings[MirrorSettings] | None = None,
 ) -> AsyncIterator[EngineSocket]:
     """Serve the mirror of these targets, or of live settings, to one engine."""
     agent = create_agent(live or settings_for(*ports, drain=drain, delay=delay))
@@ -270,7 +270,7 @@ def test_a_reload_keeps_targets_makes_new_ones_and_drains_the_others(run: Run) -
     async def scenario() -> None:
         async with origin() as kept, origin() as removed, origin() as new:
             wanted = settings_for(kept.port, removed.port)
-            live = live_settings(lambda: wanted)
+            live = reloadable_settings(lambda: wanted)
             async with mirror(live=live) as engine:
                 await engine.notify(*arguments())
                 await until(lambda: len(kept.requests) == len(removed.requests) == 1)
@@ -297,7 +297,7 @@ def test_a_reload_that_cannot_be_read_changes_nothing(run: Run) -> None:
                     raise ConfigurationError("mirror.toml, line 1: nothing there")
                 return wanted[0]
 
-            live = live_settings(read)
+            live = reloadable_settings(read)
             async with mirror(live=live) as engine:
                 wanted.clear()
                 with pytest.raises(ConfigurationError):
@@ -315,7 +315,7 @@ def test_a_certificate_that_cannot_be_read_is_found_before_anything_changes(
         url = TargetURL.parse("https://localhost:1/")
         return MirrorSettings((TargetSettings(url, tls=TlsSettings(ca_file=str(certificate))),))
 
-    live = live_settings(read)
+    live = reloadable_settings(read)
     in_force = live.current
     certificate.write_text("no certificate")
     with pytest.raises(ConfigurationError, match="ca-file"):
@@ -336,7 +336,7 @@ def test_a_target_that_cannot_be_made_leaves_all_as_they_are(
     async def scenario() -> None:
         async with origin() as kept, origin() as new:
             wanted = settings_for(kept.port)
-            live = live_settings(lambda: wanted)
+            live = reloadable_settings(lambda: wanted)
             async with mirror(live=live) as engine:
                 wanted = settings_for(new.port, free_port())
                 made: list[object] = []
@@ -363,7 +363,7 @@ def test_targets_that_differ_by_their_names_are_each_kept(run: Run) -> None:
         async with origin() as server:
             [one] = settings_for(server.port).targets
             wanted = MirrorSettings((one, replace(one, name="another")))
-            live = live_settings(lambda: wanted)
+            live = reloadable_settings(lambda: wanted)
             async with mirror(live=live) as engine:
                 live.reload()
                 await asyncio.sleep(0)
@@ -384,7 +384,7 @@ def test_what_takes_a_restart_is_said_and_stays(
     caplog: pytest.LogCaptureFixture, other: MirrorSettings, what: str
 ) -> None:
     wanted = MirrorSettings()
-    live = live_settings(lambda: wanted)
+    live = reloadable_settings(lambda: wanted)
     wanted = other
     live.reload()
     assert f"another {what} takes a restart" in caplog.text

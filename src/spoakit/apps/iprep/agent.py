@@ -27,10 +27,10 @@ from spoakit.apps.iprep.scoring.forwarded import lines_of, parse_node
 from spoakit.apps.iprep.scoring.policy import Rule
 from spoakit.apps.iprep.scoring.reputation import LookupResult, Reputation
 from spoakit.apps.iprep.service import open_reputation
-from spoakit.server.reloadable_settings import LiveSettings
 from spoakit.exceptions import ConfigurationError
 from spoakit.logs import Throttle
 from spoakit.metrics.memory import WorkerMetrics
+from spoakit.server.reloadable_settings import ReloadableSettings
 from spoakit.spop.constants import DataType
 from spoakit.spop.messages import Message
 
@@ -92,7 +92,9 @@ class ActionBuilder:
         return answer
 
 
-def create_agent(live: LiveSettings[ReputationSettings], folder: Path, delay: float = 0.0) -> Agent:
+def create_agent(
+    live: ReloadableSettings[ReputationSettings], folder: Path, delay: float = 0.0
+) -> Agent:
     """Return the agent that answers ``check-client-ip`` as the settings say.
 
     The message has an address, named or not, as an address or as text, and where the settings trust
@@ -138,7 +140,7 @@ def create_agent(live: LiveSettings[ReputationSettings], folder: Path, delay: fl
 
 @contextmanager
 def _open_audit(
-    live: LiveSettings[ReputationSettings], row: WorkerMetrics
+    live: ReloadableSettings[ReputationSettings], row: WorkerMetrics
 ) -> Iterator[AuditLog | None]:
     """Open the audit log of a worker, if there is to be one."""
     if live.current.audit.path is None:

@@ -31,9 +31,9 @@ from spoakit.apps.iprep.snapshot.manifest import (
 )
 from spoakit.apps.iprep.snapshot.updater import Updater, updater_lock
 from spoakit.apps.line_output import check_lines
-from spoakit.server.reloadable_settings import LiveSettings
 from spoakit.exceptions import ConfigurationError, StartupError
 from spoakit.metrics.memory import WorkerMetrics
+from spoakit.server.reloadable_settings import ReloadableSettings
 
 logger = logging.getLogger("spoakit.iprep")
 
@@ -45,10 +45,12 @@ _LOCK_INTERVAL: Final = 0.02
 _ELECTION_INTERVAL: Final = 0.5
 _RETRY_INTERVAL: Final = 10.0
 # What the server is bound by.
-_FOR_GOOD: Final = ("answers", "forwarded", "bans", "control", "audit")
+_NEEDS_RESTART: Final = ("answers", "forwarded", "bans", "control", "audit")
 
 
-def live_settings(read: Callable[[], ReputationSettings]) -> LiveSettings[ReputationSettings]:
+def reloadable_settings(
+    read: Callable[[], ReputationSettings],
+) -> ReloadableSettings[ReputationSettings]:
     """Return settings that a reload reads again.
 
     Args:
@@ -69,7 +71,7 @@ def live_settings(read: Callable[[], ReputationSettings]) -> LiveSettings[Reputa
             raise ConfigurationError("source: the first one of the type 'dnsbl' takes a restart")
         return settings
 
-    return LiveSettings(read_checked, _FOR_GOOD, logger)
+    return ReloadableSettings(read_checked, _NEEDS_RESTART, logger)
 
 
 @contextmanager
@@ -160,7 +162,7 @@ def _temporary_folder() -> Iterator[Path]:
 
 @asynccontextmanager
 async def open_reputation(
-    live: LiveSettings[ReputationSettings],
+    live: ReloadableSettings[ReputationSettings],
     folder: Path,
     row: WorkerMetrics,
     audit: AuditLog | None = None,
@@ -200,7 +202,7 @@ class _Candidate:
 
     def __init__(
         self,
-        live: LiveSettings[ReputationSettings],
+        live: ReloadableSettings[ReputationSettings],
         folder: Path,
         row: WorkerMetrics,
         reputation: Reputation,

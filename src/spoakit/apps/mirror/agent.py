@@ -12,7 +12,6 @@ from spoakit.agent.parameters import IPAddress
 from spoakit.apps.delay import DEADLINE, delayed
 from spoakit.apps.line_output import check_lines
 from spoakit.apps.line_writer import LogWriter
-from spoakit.server.reloadable_settings import LiveSettings
 from spoakit.apps.mirror._copying_cy import Copiers, copy
 from spoakit.apps.mirror._request_cy import IncomingRequest
 from spoakit.apps.mirror.access_log import LOG_NAME
@@ -35,6 +34,7 @@ from spoakit.apps.mirror.target import Target
 from spoakit.exceptions import ConfigurationError
 from spoakit.logs import Throttle
 from spoakit.metrics.memory import WorkerMetrics
+from spoakit.server.reloadable_settings import ReloadableSettings
 from spoakit.spop._encode_cy import Action
 from spoakit.spop.constants import DataType
 from spoakit.spop.messages import MAX_ARGUMENTS, Message
@@ -45,7 +45,7 @@ logger = logging.getLogger("spoakit.mirror")
 _MAX_DELAY: Final = 0.005
 _SCORES: Final = 101
 # What the server is bound by, or what began with it.
-_FOR_GOOD: Final = ("drain", "processing_delay")
+_NEEDS_RESTART: Final = ("drain", "processing_delay")
 
 
 class Mirror:
@@ -204,7 +204,7 @@ class Mirror:
             )
 
 
-def live_settings(read: Callable[[], MirrorSettings]) -> LiveSettings[MirrorSettings]:
+def reloadable_settings(read: Callable[[], MirrorSettings]) -> ReloadableSettings[MirrorSettings]:
     """Return settings that a reload reads again.
 
     Args:
@@ -224,10 +224,10 @@ def live_settings(read: Callable[[], MirrorSettings]) -> LiveSettings[MirrorSett
         checked = settings.log.path
         return settings
 
-    return LiveSettings(read_checked, _FOR_GOOD, logger)
+    return ReloadableSettings(read_checked, _NEEDS_RESTART, logger)
 
 
-def create_agent(settings: MirrorSettings | LiveSettings[MirrorSettings]) -> Agent:
+def create_agent(settings: MirrorSettings | ReloadableSettings[MirrorSettings]) -> Agent:
     """Return the agent that copies requests as the settings say.
 
     The arguments of its message ``mirror`` are those of the C program, and after them, where the
@@ -236,7 +236,11 @@ def create_agent(settings: MirrorSettings | LiveSettings[MirrorSettings]) -> Age
     arg_key (what makes samples coherent). The C program's messages ``check-client-ip`` and ``test``
     are taken as well.
     """
-    live = settings if isinstance(settings, LiveSettings) else live_settings(lambda: settings)
+    live = (
+        settings
+        if isinstance(settings, ReloadableSettings)
+        else reloadable_settings(lambda: settings)
+    )
     agent = Agent("mirror")
 
     @agent.resource
