@@ -211,7 +211,8 @@ def test_long_messages_are_cut() -> None:
 
 def run_json(code: str, worker: int | None = None) -> list[dict[str, Any]]:
     script = (
-        "import logging; from spoakit.logs import *; from spoakit.log_output import *; "
+        "import logging; from spoakit.logs import Throttle, flush_throttles; "
+        "from spoakit.log_output import configure_logging, set_worker; "
         f"configure_logging(format='json'); {f'set_worker({worker}); ' if worker else ''}"
         f"log = logging.getLogger('spoakit.test')\n{code}"
     )

@@ -4,7 +4,14 @@ import importlib.util
 from pathlib import Path
 from typing import Final
 
+__all__ = [
+    "COMPILED",
+    "form",
+]
+
 COMPILED: Final = "compiled"
+"""Result of `form` where all hot modules are compiled."""
+
 REMEDY: Final = (
     "the hot code is not compiled, and takes several times the CPU; install a C compiler and "
     "Python's headers (on Debian: apt-get install gcc python3-dev), then "

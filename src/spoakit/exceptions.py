@@ -33,6 +33,34 @@ connection that meets a ProtocolError sends its code and text in a DISCONNECT fr
 
 from enum import IntEnum
 
+__all__ = [
+    "AgentDisconnected",
+    "BadFrameSizeError",
+    "CallError",
+    "CapabilitiesNotFoundError",
+    "ConfigurationError",
+    "DeadlineError",
+    "FragmentationError",
+    "FrameIdNotFoundError",
+    "FrameTooBigError",
+    "InputOutputError",
+    "InterlacedFramesError",
+    "InvalidFrameError",
+    "MaxFrameSizeNotFoundError",
+    "MismatchError",
+    "ProtocolError",
+    "RefusedError",
+    "RegistrationError",
+    "ResourceError",
+    "SpoakitError",
+    "StartupError",
+    "StatusCode",
+    "TimedOutError",
+    "TooManyMessagesError",
+    "UnsupportedVersionError",
+    "VersionNotFoundError",
+]
+
 
 class StatusCode(IntEnum):
     """Why a connection is ended (3.5)."""

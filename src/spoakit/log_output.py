@@ -20,11 +20,23 @@ from typing import Final, Literal, TextIO, get_args
 from spoakit.exceptions import ConfigurationError
 from spoakit.logs import ESCAPES, MAX_TRACEBACK_LINES, format_error
 
+__all__ = [
+    "LOG_FORMATS",
+    "LOG_LEVELS",
+    "LogFormat",
+    "LogLevel",
+    "configure_logging",
+]
+
 LogLevel = Literal["debug", "info", "warning", "error"]
+"""Name of a level of the log."""
 LogFormat = Literal["text", "json"]
+"""Name of a format of the log: lines of text, or a JSON object a line."""
 
 LOG_LEVELS: Final[tuple[LogLevel, ...]] = get_args(LogLevel)
+"""All names of levels, for options and settings."""
 LOG_FORMATS: Final[tuple[LogFormat, ...]] = get_args(LogFormat)
+"""All names of formats, for options and settings."""
 
 _DATE_FORMAT: Final = "%Y-%m-%d %H:%M:%S"
 

@@ -13,6 +13,11 @@ from types import TracebackType
 from typing import Final, NamedTuple
 from weakref import WeakSet
 
+__all__ = [
+    "Throttle",
+    "describe_error",
+]
+
 ESCAPES: Final = {
     **{code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))},
     **{ord(character): f"\\{letter}" for character, letter in zip("\t\n\r", "tnr", strict=True)},

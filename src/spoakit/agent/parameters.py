@@ -24,6 +24,7 @@ from spoakit.spop.constants import DataType
 from spoakit.spop.messages import Message
 
 IPAddress: TypeAlias = IPv4Address | IPv6Address
+"""Type of a parameter or a variable that is an address of either family."""
 
 REQUIRED: Final = inspect.Parameter.empty
 """Value of `Parameter.when_absent` if the handler cannot be called without the argument."""

@@ -11,15 +11,21 @@
         LOGINS.add(result="ok")
 """
 
+from spoakit.metrics._histogram_cy import HistogramCells
 from spoakit.metrics.families import Counter, Gauge, Histogram, counter, gauge, histogram
+from spoakit.metrics.memory import CarriedCounts, SharedMetrics, WorkerMetrics
 from spoakit.metrics.snapshot import Distribution, Snapshot
 
 __all__ = [
+    "CarriedCounts",
     "Counter",
     "Distribution",
     "Gauge",
     "Histogram",
+    "HistogramCells",
+    "SharedMetrics",
     "Snapshot",
+    "WorkerMetrics",
     "counter",
     "gauge",
     "histogram",

@@ -33,7 +33,7 @@ _SUM = cython.declare(cython.Py_ssize_t, 8 * 48 + 2)
 
 @cython.cclass
 class HistogramCells:
-    """One histogram of one process.
+    """One series of a histogram, of one process; `WorkerMetrics.histogram` makes it.
 
     Args:
         cells: `BLOCK` doubles.
@@ -49,7 +49,7 @@ class HistogramCells:
         self._scale = 1 / lowest
 
     def observe(self, value: float, count: int = 1) -> None:
-        """Count a value, or so many that have this mean."""
+        """Count a value, in the histogram's unit, or `count` values of this mean."""
         self._observe(value, count)
 
     @cython.cfunc

@@ -87,6 +87,7 @@ class _Layout:
 class SharedMetrics:
     """The shared block: a row for each process, with room for every metric declared so far.
 
+    The server makes it; others need one to count without a server: ``SharedMetrics(1).worker(0)``.
     To be made before forking, after all modules that count are imported.
 
     Args:
@@ -287,6 +288,11 @@ class _Row:
 class WorkerMetrics:
     """The metrics of one process, which counts by them and publishes them.
 
+    A resource of an agent gets them by a parameter of this type. They serve code that counts often,
+    or elsewhere, or reads figures; else the declarations' own `add`, `set` and `observe` do. The
+    values of labels are cut to 63 bytes of UTF-8. A process keeps 256 of them and a family `limit`
+    series; what has no room counts as "other".
+
     Attributes:
         index: the number of its row, from 0; the supervisor's is the number of workers.
     """
@@ -331,19 +337,35 @@ class WorkerMetrics:
             family: declared before the service started.
             amount: what is added; of a gauge, it may be negative.
             values: of the family's labels, in their order.
+
+        Raises:
+            LookupError: the family was declared after the service had started.
+            TypeError: a label has no value, or there are more values than labels.
         """
         self._cells[self._series_number(family, values)] += amount
 
     def set(self, family: Counter | Gauge, value: float, *values: str) -> None:
-        """Set a gauge, or a counter that is counted elsewhere and was 0 there at the start."""
+        """Set a gauge, or a counter that is counted elsewhere and was 0 there at the start.
+
+        Raises:
+            LookupError, TypeError: see `add`.
+        """
         self._cells[self._series_number(family, values)] = value
 
     def observe(self, family: Histogram, value: float, *values: str) -> None:
-        """Count a value into a histogram."""
+        """Count a value into a histogram, in the unit that the histogram's name ends with.
+
+        Raises:
+            LookupError, TypeError: see `add`.
+        """
         self.histogram(family, *values).observe(value)
 
     def get(self, family: Counter | Gauge, *values: str) -> float:
-        """Return a figure as it is now, in this process."""
+        """Return a figure as it is now, in this process.
+
+        Raises:
+            LookupError, TypeError: see `add`.
+        """
         return self._cells[self._series_number(family, values)]
 
     def totals(self, family: Counter | Gauge) -> dict[Labels, float]:
@@ -359,7 +381,11 @@ class WorkerMetrics:
         return sums
 
     def histogram(self, family: Histogram, *values: str) -> HistogramCells:
-        """Return a histogram, for code that counts into it often."""
+        """Return a histogram, for code that counts into it often.
+
+        Raises:
+            LookupError, TypeError: see `add`.
+        """
         number = self._series_number(family, values)
         found = self._observed.get(number)
         if found is None:
@@ -376,7 +402,10 @@ class WorkerMetrics:
         return next(labels[0] for labels, each in self._series[family].items() if each == number)
 
     def on_publish(self, collect: Callable[[], None]) -> None:
-        """Have a function called before each publishing, to count what is kept elsewhere."""
+        """Have a function called before each publishing, to count what is kept elsewhere.
+
+        Publishing is once a second, in the event loop; the function must be short.
+        """
         self._collectors.append(collect)
 
     def forget(self, collect: Callable[[], None]) -> None:
@@ -445,6 +474,9 @@ class WorkerMetrics:
 class CarriedCounts:
     """Counts that hot code keeps by itself, carried over to counters before they are published.
 
+    A plain ``self.sent += 1`` costs less than `WorkerMetrics.add`. `raise_to` is called in a
+    function that `WorkerMetrics.on_publish` has got.
+
     Args:
         metrics: of this process.
     """
@@ -456,7 +488,16 @@ class CarriedCounts:
         self._carried: dict[tuple[Counter, Labels], int] = {}
 
     def raise_to(self, counter: Counter, count: int, *values: str) -> None:
-        """Add what a count has grown by since the last call; a series begins with its first."""
+        """Add what a count has grown by since the last call; a series begins with its first.
+
+        Args:
+            counter: declared before the service started.
+            count: since the start of the process; it never falls.
+            values: of the counter's labels, in their order.
+
+        Raises:
+            LookupError, TypeError: see `WorkerMetrics.add`.
+        """
         before = self._carried.get((counter, values), 0)
         if count != before:
             self._carried[counter, values] = count

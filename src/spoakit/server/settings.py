@@ -18,17 +18,26 @@ IPNetwork = IPv4Network | IPv6Network
 LoopName = Literal["auto", "uvloop", "asyncio", "select", "poll", "epoll", "linuxaio"]
 
 CAPABILITIES: Final = ("fragmentation", "pipelining", "async")
+"""Names of all capabilities, for `ServerSettings.capabilities`."""
 LOOPS: Final[tuple[LoopName, ...]] = get_args(LoopName)
+"""Names of all event loops, for `ServerSettings.loop`; a system may lack some."""
 
 MAX_FRAME_SIZE_CAP: Final = 256 * 1024 * 1024
+"""Highest value of `Limits.frame_size_cap`, in bytes."""
 MAX_REASSEMBLED_SIZE: Final = 1024 * 1024 * 1024
+"""Highest value of `Limits.reassembled_size`, in bytes."""
 MAX_WORKERS: Final = 1024
 _DEFAULT_CONNECTIONS: Final = 4096
 MAX_CONNECTIONS: Final = 1_000_000
+"""Highest value of `Limits.connections`."""
 MAX_IN_FLIGHT: Final = 1_000_000
+"""Highest value of `Limits.in_flight`."""
 MAX_FRAMES: Final = 1_000_000_000
+"""Highest value of `Limits.frames`."""
 MAX_MESSAGES: Final = 1_000_000
+"""Highest value of `Limits.messages`."""
 MAX_CONNECTION_AGE: Final = 30 * 86400.0
+"""Highest value of `Limits.connection_age`, in seconds."""
 # select(2) takes descriptors below 1024, and the process and its resources have some themselves.
 MAX_SELECT_CONNECTIONS: Final = 900
 _DAY: Final = 86400
@@ -125,6 +134,7 @@ class UnixAddress:
 
 
 ListenAddress = TcpAddress | UnixAddress
+"""An address to listen on, for `Listen.addresses`."""
 
 
 def parse_address(url: str) -> ListenAddress:

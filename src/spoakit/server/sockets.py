@@ -158,7 +158,7 @@ class Listeners:
                     os.umask(umask)
                 self._unix.append((path, _identity(path)))
                 if (owner, group) != (-1, -1):
-                    give(path, owner, group)
+                    change_owner(path, owner, group)
                 os.chmod(path, listen.unix_mode)
                 listener.listen(listen.backlog)
         except OSError as error:
@@ -194,8 +194,8 @@ def group_id(option: str, group: str | None) -> int:
         raise StartupError(f"{option}: this system has no group {group!r}") from None
 
 
-def give(path: str, owner: int, group: int) -> None:
-    """Change the owner and the group of a Unix socket; -1 leaves them.
+def change_owner(path: str, owner: int, group: int) -> None:
+    """Change the owner and the group of a Unix socket to these numbers; -1 leaves them.
 
     Raises:
         StartupError: this process may not.

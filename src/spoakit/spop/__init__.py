@@ -22,7 +22,7 @@ from spoakit.spop._encode_cy import (
 from spoakit.spop.actions import decode_actions
 from spoakit.spop.agent_connection import AgentConnection, AgentSettings
 from spoakit.spop.connection import State
-from spoakit.spop.constants import ActionType, DataType, FrameFlag, FrameType, Scope
+from spoakit.spop.constants import MIN_FRAME_SIZE, ActionType, DataType, FrameFlag, FrameType, Scope
 from spoakit.spop.engine_connection import EngineConnection
 from spoakit.spop.events import (
     Aborted,
@@ -36,10 +36,12 @@ from spoakit.spop.events import (
 )
 from spoakit.spop.frames import Frame, decode_frame, encode_frame, encode_ids
 from spoakit.spop.handshake import AgentHello, Disconnect, EngineHello
-from spoakit.spop.messages import Argument, Message, decode_messages, encode_messages
+from spoakit.spop.messages import MAX_ARGUMENTS, Argument, Message, decode_messages, encode_messages
 
 __all__ = [
     "COMPILED",
+    "MAX_ARGUMENTS",
+    "MIN_FRAME_SIZE",
     "Aborted",
     "Acknowledged",
     "Action",

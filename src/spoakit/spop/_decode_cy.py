@@ -27,8 +27,10 @@ else:
         from spoakit import _cython as cython
 
 Value: TypeAlias = bool | int | str | bytes | IPv4Address | IPv6Address | None
+"""A value of an argument or a variable."""
 
 COMPILED: bool = cython.compiled
+"""True if the protocol runs compiled."""
 
 # The low four bits of a typed value's first byte, and the flag of a true BOOL (3.1).
 _TYPE_MASK = cython.declare(cython.uint, 0x0F)

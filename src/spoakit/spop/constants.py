@@ -4,8 +4,8 @@ from enum import IntEnum, IntFlag
 
 VERSION = "2.0"
 
-# A max-frame-size below this is refused (SPOE.txt 3.2.4, 3.2.5).
 MIN_FRAME_SIZE = 256
+"""Lowest max-frame-size, in bytes; a lower one is refused (SPOE.txt 3.2.4, 3.2.5)."""
 
 # Messages that a NOTIFY may have, unless more are allowed: HAProxy's have a few.
 DEFAULT_MAX_MESSAGES = 1000

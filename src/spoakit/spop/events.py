@@ -65,3 +65,4 @@ class Skipped:
 Event: TypeAlias = (
     Opened | HealthChecked | Notify | Aborted | Acknowledged | Disconnected | Failed | Skipped
 )
+"""An event of either end of a connection."""

@@ -10,6 +10,7 @@ from spoakit.spop._encode_cy import encode_string, encode_value
 from spoakit.spop.constants import DataType
 
 MAX_ARGUMENTS = 255
+"""Number of arguments that a message has at most: its count is one byte (SPOE.txt 3.2.6)."""
 
 _NATURAL_TYPES: dict[type, DataType] = {
     type(None): DataType.NULL,

@@ -20,7 +20,7 @@ from typing import Any, Final, TypeAlias, cast
 from spoakit.apps.iprep.config.settings import ControlSettings
 from spoakit.exceptions import SpoakitError, StartupError
 from spoakit.logs import Throttle
-from spoakit.server.sockets import give, group_id, user_id
+from spoakit.server import change_owner, group_id, user_id
 
 Request: TypeAlias = dict[str, Any]
 Answer: TypeAlias = dict[str, Any]
@@ -254,7 +254,7 @@ def _listen(settings: ControlSettings) -> socket.socket:
         finally:
             os.umask(mask)
         if (owner, group) != (-1, -1):
-            give(path, owner, group)
+            change_owner(path, owner, group)
         os.chmod(path, settings.mode)
         listener.listen(_BACKLOG)
         listener.setblocking(False)
