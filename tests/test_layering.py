@@ -5,6 +5,7 @@ Every import counts: late ones, those for the type checker alone, and those of c
 """
 
 import ast
+import importlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -131,6 +132,53 @@ def test_no_app_imports_another() -> None:
         and each.module.split(".")[2] in apps - {each.path.relative_to(SOURCE).parts[1]}
     ]
     assert across == []
+
+
+# Modules for users, whose names are in their `__all__` and on docs/reference/library.md.
+PUBLIC = {
+    name: frozenset(importlib.import_module(name).__all__)
+    for name in (
+        "spoakit",
+        "spoakit.compilation",
+        "spoakit.exceptions",
+        "spoakit.log_output",
+        "spoakit.logs",
+        "spoakit.metrics",
+        "spoakit.server",
+        "spoakit.spop",
+        "spoakit.testing",
+    )
+}
+
+# What a hot module of an application calls without going through Python: the one class of another
+# room whose attributes its .pxd file has. Cython knows it by this module only.
+CIMPORTED = {("spoakit.metrics._histogram_cy", "HistogramCells")}
+
+# Stands in for Cython where it is not installed, in every hot module.
+SHIM = "spoakit._cython"
+
+
+def is_public(each: Import) -> bool:
+    return each.module in PUBLIC and (not each.name or each.name in PUBLIC[each.module])
+
+
+def is_for_hot_code(each: Import) -> bool:
+    return each.path.stem.endswith("_cy") and (
+        each.module == SHIM or (each.module, each.name) in CIMPORTED
+    )
+
+
+def test_applications_and_commands_use_public_names_only() -> None:
+    rooms = {"apps", "cli"}
+    private = [
+        str(each)
+        for each in OWN
+        if each.importer in rooms
+        and each.imported not in rooms
+        and not is_public(each)
+        and not is_for_hot_code(each)
+    ]
+    assert private == []
 
 
 @pytest.mark.parametrize("module", ["asyncio", "socket", "logging", "selectors", "threading", "os"])

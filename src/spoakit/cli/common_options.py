@@ -11,9 +11,7 @@ from spoakit.cli.options import read_tls
 from spoakit.cli.values import NotAllowedError
 from spoakit.exceptions import ConfigurationError
 from spoakit.log_output import LOG_FORMATS, LOG_LEVELS, LogLevel, configure_logging
-from spoakit.server import Drain, Limits, Listen, ServerSettings
-from spoakit.server.logfile import begin_logfile
-from spoakit.server.settings import (
+from spoakit.server import (
     CAPABILITIES,
     LOOPS,
     MAX_CONNECTION_AGE,
@@ -23,12 +21,17 @@ from spoakit.server.settings import (
     MAX_IN_FLIGHT,
     MAX_MESSAGES,
     MAX_REASSEMBLED_SIZE,
+    Drain,
+    Limits,
+    Listen,
     ListenAddress,
+    ServerSettings,
+    begin_logfile,
     parse_address,
     parse_network,
+    server_context,
 )
-from spoakit.server.tls import server_context
-from spoakit.spop.constants import MIN_FRAME_SIZE
+from spoakit.spop import MIN_FRAME_SIZE
 
 MAX_WORKERS: Final = 1000
 _DAY: Final = 86400.0

@@ -10,7 +10,7 @@ from functools import partial
 from ipaddress import ip_address
 from typing import Any
 
-from spoakit.agent import Agent
+from spoakit import Agent
 from spoakit.apps.iprep.agent import create_agent
 from spoakit.apps.iprep.check import check_files, check_sources
 from spoakit.apps.iprep.config.loader import read_config
@@ -28,9 +28,7 @@ from spoakit.cli.iprep_commands import COMMANDS, run_command
 from spoakit.cli.iprep_options import iprep_parser
 from spoakit.cli.options import EX_FAILED, fail, open_standard_streams, show
 from spoakit.exceptions import ConfigurationError, SpoakitError
-from spoakit.server import Hooks, ServerSettings, TcpAddress, run
-from spoakit.server.event_loops import loop_factory
-from spoakit.server.reloadable_settings import ReloadableSettings
+from spoakit.server import Hooks, ReloadableSettings, ServerSettings, TcpAddress, loop_factory, run
 
 logger = logging.getLogger("spoakit.iprep")
 

@@ -4,7 +4,7 @@ from typing import Final
 
 from spoakit.cli import common_options as common
 from spoakit.cli.option_table import Group, Option, OptionParser
-from spoakit.server.settings import LOOPS
+from spoakit.server import LOOPS
 
 _SYNOPSIS: Final = """\
 Usage: spoa-iprep { -h --help }

@@ -30,8 +30,7 @@ from spoakit.cli.common_options import (
 from spoakit.cli.mirror_options import OF_TARGETS, mirror_parser
 from spoakit.cli.options import EX_FAILED, fail, open_standard_streams, show
 from spoakit.exceptions import ConfigurationError, SpoakitError
-from spoakit.server import Hooks, ServerSettings, run
-from spoakit.server.event_loops import loop_factory
+from spoakit.server import Hooks, ServerSettings, loop_factory, run
 
 logger = logging.getLogger("spoakit.mirror")
 

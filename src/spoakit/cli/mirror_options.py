@@ -10,7 +10,7 @@ from spoakit.apps.mirror.url import TargetURL
 from spoakit.cli import common_options as common
 from spoakit.cli import values
 from spoakit.cli.option_table import Group, Option, OptionParser
-from spoakit.server.settings import LOOPS
+from spoakit.server import LOOPS
 
 _SYNOPSIS: Final = """\
 Usage: spoa-mirror { -h --help }

@@ -7,8 +7,7 @@ from typing import Final
 import spoakit
 from spoakit.compilation import form
 from spoakit.exceptions import ConfigurationError, SpoakitError, StartupError
-from spoakit.server.logfile import end_logfile
-from spoakit.server.settings import ListenTls
+from spoakit.server import ListenTls, end_logfile
 
 EX_FAILED: Final = 1
 """Exit code of a command that failed."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final
 
-from spoakit.agent import Agent
+from spoakit import Agent
 from spoakit.cli import common_options as common
 from spoakit.cli import values
 from spoakit.cli.common_options import begin_logging, server_settings
@@ -17,9 +17,7 @@ from spoakit.cli.options import EX_FAILED, fail, open_standard_streams
 from spoakit.cli.reloader import is_restarted, serve_and_restart
 from spoakit.exceptions import ConfigurationError, SpoakitError
 from spoakit.logs import describe_error
-from spoakit.server import run
-from spoakit.server.logfile import end_logfile
-from spoakit.server.settings import LOOPS
+from spoakit.server import LOOPS, end_logfile, run
 
 _SYNOPSIS: Final = """\
 Usage: spoakit { -h --help }

@@ -5,7 +5,7 @@ from ipaddress import IPv4Address, IPv6Address
 from socket import AF_INET, AF_INET6, inet_pton
 from typing import Final, TypeAlias
 
-from spoakit.agent.parameters import IPAddress
+from spoakit import IPAddress
 
 # What is 4 or 6, the first and the last address, and whether bits behind a prefix were set.
 Range: TypeAlias = tuple[int, int, int, bool]

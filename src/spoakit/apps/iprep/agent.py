@@ -7,10 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from spoakit.agent.agent import Agent
-from spoakit.agent.handlers import Actions, Event
-from spoakit.agent.parameters import IPAddress
-from spoakit.agent.variables import Variable
+from spoakit import Actions, Agent, DataType, Event, IPAddress, Message, Variable
 from spoakit.apps.iprep.audit import AuditLog
 from spoakit.apps.iprep.bans import BanError
 from spoakit.apps.iprep.config.settings import (
@@ -29,10 +26,8 @@ from spoakit.apps.iprep.scoring.reputation import LookupResult, Reputation
 from spoakit.apps.iprep.service import open_reputation
 from spoakit.exceptions import ConfigurationError
 from spoakit.logs import Throttle
-from spoakit.metrics.memory import WorkerMetrics
-from spoakit.server.reloadable_settings import ReloadableSettings
-from spoakit.spop.constants import DataType
-from spoakit.spop.messages import Message
+from spoakit.metrics import WorkerMetrics
+from spoakit.server import ReloadableSettings
 
 logger = logging.getLogger("spoakit.iprep")
 throttle = Throttle(logger)

@@ -13,14 +13,14 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from spoakit.agent.parameters import IPAddress
+from spoakit import IPAddress
 from spoakit.apps.iprep.bans import Ban
 from spoakit.apps.iprep.config.settings import AuditSettings
 from spoakit.apps.iprep.metrics import AUDIT_LOST
 from spoakit.apps.iprep.scoring.policy import Verdict
 from spoakit.apps.line_output import BATCH_SIZE, open_lines
 from spoakit.apps.line_writer import LogWriter
-from spoakit.metrics.memory import WorkerMetrics
+from spoakit.metrics import WorkerMetrics
 
 AUDIT_LOG: Final = "audit log"
 """Its name in errors and reports."""

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 from spoakit.apps.iprep.ban_list import Ban, BanError
 from spoakit.exceptions import StartupError
 from spoakit.logs import Throttle
-from spoakit.server.watch import identity_of
+from spoakit.server import identity_of
 
 MAX_BATCH: Final = 200
 """Number of changes read at once."""

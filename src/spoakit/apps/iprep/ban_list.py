@@ -8,7 +8,7 @@ from ipaddress import IPv4Network, IPv6Network
 from itertools import islice
 from typing import Final, TypeAlias
 
-from spoakit.agent.parameters import IPAddress
+from spoakit import IPAddress
 from spoakit.exceptions import SpoakitError
 
 IPNetwork: TypeAlias = IPv4Network | IPv6Network

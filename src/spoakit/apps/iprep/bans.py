@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, ParamSpec, TypeAlias, TypeVar
 
-from spoakit.agent.parameters import IPAddress
+from spoakit import IPAddress
 from spoakit.apps.iprep.ban_file import BanFile
 from spoakit.apps.iprep.ban_list import (
     MAX_REASON,

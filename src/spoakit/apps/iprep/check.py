@@ -19,7 +19,7 @@ from spoakit.apps.iprep.sources.dnsbl import Dnsbl
 from spoakit.apps.iprep.sources.files import feed_of, refuse_no_file
 from spoakit.apps.urls import shown_url
 from spoakit.exceptions import ConfigurationError
-from spoakit.metrics.memory import SharedMetrics
+from spoakit.metrics import SharedMetrics
 
 # Each DNSBL has this one (RFC 5782, 5).
 _TEST_ADDRESS: Final = IPv4Address("127.0.0.2")

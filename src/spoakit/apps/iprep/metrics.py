@@ -4,8 +4,7 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from spoakit.apps.iprep.config.settings import MAX_SOURCES
-from spoakit.metrics.families import counter, gauge
-from spoakit.metrics.memory import WorkerMetrics
+from spoakit.metrics import WorkerMetrics, counter, gauge
 
 # As many sources as there may be, and one series for what there is no room for.
 _SOURCES: Final = MAX_SOURCES + 1

@@ -3,11 +3,8 @@
 from random import random
 from typing import Final
 
-from spoakit.agent.agent import Agent
-from spoakit.agent.parameters import IPAddress
+from spoakit import Action, Agent, DataType, IPAddress
 from spoakit.apps.delay import DEADLINE, delayed
-from spoakit.spop._encode_cy import Action
-from spoakit.spop.constants import DataType
 
 MAX_SCORE: Final = 100
 

@@ -32,8 +32,8 @@ from spoakit.apps.iprep.snapshot.manifest import (
 from spoakit.apps.iprep.snapshot.updater import Updater, updater_lock
 from spoakit.apps.line_output import check_lines
 from spoakit.exceptions import ConfigurationError, StartupError
-from spoakit.metrics.memory import WorkerMetrics
-from spoakit.server.reloadable_settings import ReloadableSettings
+from spoakit.metrics import WorkerMetrics
+from spoakit.server import ReloadableSettings
 
 logger = logging.getLogger("spoakit.iprep")
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from spoakit.agent.context import MaxFrameSize
-from spoakit.agent.headers import Headers
-from spoakit.agent.parameters import IPAddress
+from spoakit import Headers, IPAddress, MaxFrameSize
 from spoakit.apps.mirror._request_cy import RequestBuilder
 from spoakit.apps.mirror.paths import RefusedRequestError
 from spoakit.apps.mirror.selection import Selector

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from spoakit.agent.headers import Headers
+from spoakit import Headers
 from spoakit.apps.mirror.paths import TOKEN, PathRewriter, RefusedRequestError, split_target
 
 if TYPE_CHECKING:

@@ -7,8 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from random import randrange
 from typing import Final
 
-from spoakit.agent.agent import Agent
-from spoakit.agent.parameters import IPAddress
+from spoakit import Action, Agent, DataType, IPAddress, Message
 from spoakit.apps.delay import DEADLINE, delayed
 from spoakit.apps.line_output import check_lines
 from spoakit.apps.line_writer import LogWriter
@@ -33,11 +32,9 @@ from spoakit.apps.mirror.metrics import (
 from spoakit.apps.mirror.target import Target
 from spoakit.exceptions import ConfigurationError
 from spoakit.logs import Throttle
-from spoakit.metrics.memory import WorkerMetrics
-from spoakit.server.reloadable_settings import ReloadableSettings
-from spoakit.spop._encode_cy import Action
-from spoakit.spop.constants import DataType
-from spoakit.spop.messages import MAX_ARGUMENTS, Message
+from spoakit.metrics import WorkerMetrics
+from spoakit.server import ReloadableSettings
+from spoakit.spop import MAX_ARGUMENTS
 
 logger = logging.getLogger("spoakit.mirror")
 

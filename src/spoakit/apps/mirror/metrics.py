@@ -12,9 +12,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Final, Protocol
 
-from spoakit.metrics._histogram_cy import HistogramCells
-from spoakit.metrics.families import Counter, counter, gauge, histogram
-from spoakit.metrics.memory import CarriedCounts, WorkerMetrics
+from spoakit.metrics import (
+    CarriedCounts,
+    Counter,
+    HistogramCells,
+    WorkerMetrics,
+    counter,
+    gauge,
+    histogram,
+)
 
 _NOT_COPIED_REASONS: Final = (
     "not_selected",

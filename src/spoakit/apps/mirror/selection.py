@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from typing import Final
 
-from spoakit.agent.headers import Headers
+from spoakit import Headers
 from spoakit.apps.mirror.config.settings import Selection
 from spoakit.apps.mirror.patterns import Pattern
 

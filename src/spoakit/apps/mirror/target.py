@@ -27,7 +27,7 @@ from spoakit.apps.mirror.paths import RefusedRequestError
 from spoakit.apps.mirror.rate_limit import RateLimit
 from spoakit.apps.mirror.selection import Selector
 from spoakit.logs import Throttle
-from spoakit.metrics.memory import WorkerMetrics
+from spoakit.metrics import WorkerMetrics
 
 logger = logging.getLogger("spoakit.mirror")
 

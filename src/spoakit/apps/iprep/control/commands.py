@@ -16,8 +16,7 @@ from spoakit.apps.iprep.snapshot.manifest import SourceReport
 from spoakit.apps.iprep.snapshot.updater import Updater
 from spoakit.apps.toml import Table, convert
 from spoakit.apps.urls import shown_url
-from spoakit.metrics.families import Counter, Gauge
-from spoakit.metrics.memory import WorkerMetrics
+from spoakit.metrics import Counter, Gauge, WorkerMetrics
 
 _DEFAULT_BAN: Final = 3600.0
 _MAX_SHOWN: Final = 80

@@ -7,7 +7,7 @@ known of either is known of the client.
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final
 
-from spoakit.agent.parameters import IPAddress
+from spoakit import IPAddress
 from spoakit.apps.iprep.addresses import MAX_IPV4, unmapped
 from spoakit.apps.iprep.config.settings import parse_nat64
 from spoakit.apps.iprep.scoring.policy import Rule, Verdict

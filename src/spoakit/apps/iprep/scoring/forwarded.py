@@ -10,11 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Final
 
-from spoakit.agent.headers import Headers
-from spoakit.agent.parameters import IPAddress
+from spoakit import Headers, IPAddress, Message
 from spoakit.apps.iprep.addresses import address_of, number_of, parse_number
 from spoakit.apps.iprep.config.settings import ForwardedHeader, parse_ranges
-from spoakit.spop.messages import Message
 
 _MAX_HOPS: Final = 64
 # A parameter of RFC 7239, and what ends it. Values without quotes may have what a token cannot,

@@ -8,8 +8,7 @@ from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from spoakit.agent.handlers import Actions
-from spoakit.agent.parameters import IPAddress
+from spoakit import Actions, IPAddress
 from spoakit.apps.iprep.addresses import unmapped
 from spoakit.apps.iprep.bans import Ban, BanError, BanStore, IPNetwork
 from spoakit.apps.iprep.config.settings import Provides, SourceSettings
@@ -30,8 +29,8 @@ from spoakit.apps.iprep.sources.lists import MAX_ASN
 from spoakit.apps.iprep.sources.mmdb import Database
 from spoakit.apps.iprep.table._table_cy import Table, TableError
 from spoakit.logs import Throttle
-from spoakit.metrics.memory import WorkerMetrics
-from spoakit.server.watch import FileIdentity, identity_of
+from spoakit.metrics import WorkerMetrics
+from spoakit.server import FileIdentity, identity_of
 
 logger = logging.getLogger("spoakit.iprep")
 throttle = Throttle(logger)

@@ -28,7 +28,7 @@ from spoakit.apps.iprep.sources.files import feed_of, file_of, read_entries, ref
 from spoakit.apps.iprep.sources.mmdb import Database, check_database, copy_database
 from spoakit.apps.iprep.table.builder import Ranges, TableBuilder
 from spoakit.apps.urls import shown_url
-from spoakit.server.watch import FileIdentity, identity_of
+from spoakit.server import FileIdentity, identity_of
 
 _NEW: Final = ".new"
 

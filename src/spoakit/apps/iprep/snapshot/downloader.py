@@ -13,7 +13,7 @@ from spoakit.apps.iprep.snapshot import jobs
 from spoakit.apps.iprep.snapshot.jobs import JobError
 from spoakit.apps.iprep.sources.feeds import FeedState, Outcome
 from spoakit.apps.urls import shown_url
-from spoakit.metrics.memory import WorkerMetrics
+from spoakit.metrics import WorkerMetrics
 
 logger = logging.getLogger("spoakit.iprep")
 

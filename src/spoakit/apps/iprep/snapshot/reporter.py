@@ -15,7 +15,7 @@ from spoakit.apps.iprep.metrics import (
 )
 from spoakit.apps.iprep.snapshot.manifest import Snapshot, SourceReport
 from spoakit.apps.iprep.sources.feeds import FeedState
-from spoakit.metrics.memory import WorkerMetrics
+from spoakit.metrics import WorkerMetrics
 
 logger = logging.getLogger("spoakit.iprep")
 

@@ -9,7 +9,7 @@ from spoakit.apps.iprep.config.settings import ReputationSettings
 from spoakit.apps.iprep.snapshot.manifest import Snapshot, manifest_of
 from spoakit.apps.iprep.sources.feeds import FeedState
 from spoakit.apps.iprep.sources.files import feed_of, file_of
-from spoakit.server.watch import FileIdentity, identity_of
+from spoakit.server import FileIdentity, identity_of
 
 Identities: TypeAlias = dict[str, FileIdentity | None]
 """Identities of the sources' files, by the sources' names; None for a file that is not there."""

@@ -27,7 +27,7 @@ from spoakit.apps.iprep.snapshot.reporter import Reporter
 from spoakit.apps.iprep.snapshot.scan import Scan, scan, snapshot_files
 from spoakit.apps.iprep.sources.feeds import Outcome
 from spoakit.exceptions import SpoakitError
-from spoakit.metrics.memory import WorkerMetrics
+from spoakit.metrics import WorkerMetrics
 
 logger = logging.getLogger("spoakit.iprep")
 

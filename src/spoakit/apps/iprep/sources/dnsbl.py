@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import aiodns
 import pycares
 
-from spoakit.agent.parameters import IPAddress
+from spoakit import IPAddress
 from spoakit.apps.iprep.addresses import address_of, number_of
 from spoakit.apps.iprep.config.settings import ERROR_CODES, NEVER_LISTED, SourceSettings
 from spoakit.apps.iprep.exceptions import SourceError
@@ -25,7 +25,7 @@ from spoakit.apps.iprep.metrics import (
 from spoakit.apps.iprep.scoring.policy import Listing, SourceResult
 from spoakit.apps.iprep.sources.dnsbl_codes import CodeReader, is_listing
 from spoakit.logs import Throttle
-from spoakit.metrics.memory import WorkerMetrics
+from spoakit.metrics import WorkerMetrics
 
 # What a resolver waits for one answer, and how often it asks; the deadline of who waits for the
 # answer is another, shorter one.

@@ -22,7 +22,7 @@ from typing import IO, Final
 import maxminddb
 import msgspec
 
-from spoakit.agent.parameters import IPAddress
+from spoakit import IPAddress
 from spoakit.apps.iprep.config.settings import (
     DatabaseSettings,
     SourceSettings,
