@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -54,7 +54,7 @@ class ActionBuilder:
         settings: which, and their scope.
 
     Attributes:
-        tally: counts the answers.
+        tally: counts the answers; there is one while the agent runs.
         audit: has a line for some of them; None for none.
         nothing: unsets the variables, where there is no address.
     """
@@ -64,7 +64,7 @@ class ActionBuilder:
             (name, agent.variable(f"{settings.scope}.{name}", _TYPES[name]))
             for name in settings.variables
         ]
-        self.tally = AnswerTally()
+        self.tally: AnswerTally
         self.audit: AuditLog | None = None
         self.nothing: Actions = tuple(variable.set(None) for _, variable in self._variables)
 
@@ -107,16 +107,9 @@ def create_agent(
 
     @agent.resource
     async def reputation(row: WorkerMetrics) -> AsyncIterator[Reputation]:
-        def collect() -> None:
-            answers.tally.collect(row)
-
-        with _open_audit(live, row) as answers.audit:
+        with _open_audit(live, row) as answers.audit, closing(AnswerTally(row)) as answers.tally:
             async with open_reputation(live, folder, row, answers.audit) as reputation:
-                row.on_publish(collect)
-                try:
-                    yield reputation
-                finally:
-                    row.forget(collect)
+                yield reputation
 
     check, ask = (
         _handlers(answers, delay)

@@ -20,7 +20,7 @@ from spoakit.apps.iprep.metrics import AUDIT_LOST
 from spoakit.apps.iprep.scoring.policy import Verdict
 from spoakit.apps.line_output import BATCH_SIZE, open_lines
 from spoakit.apps.line_writer import LogWriter
-from spoakit.metrics import WorkerMetrics
+from spoakit.metrics import CarriedCounts, WorkerMetrics
 
 AUDIT_LOG: Final = "audit log"
 """Its name in errors and reports."""
@@ -51,11 +51,11 @@ class AuditLog:
         assert settings.path is not None
         self._settings = settings
         self._row = row
+        self._carried = CarriedCounts(row)
         self._lines = bytearray()
         self._timer: asyncio.TimerHandle | None = None
         # Networks whose bans were ended by a command, and when that was.
         self._ended: dict[str, float] = {}
-        self._lost = 0
         descriptor = open_lines(AUDIT_LOG, settings.path)
         # Standard error stays open, as the writer's first file must; nothing is written to it.
         self._writer = LogWriter(_STANDARD_ERROR, AUDIT_LOG, logger)
@@ -149,11 +149,8 @@ class AuditLog:
             self._lines.clear()
 
     def _collect(self) -> None:
-        lost = self._writer.dropped
-        if lost > self._lost:
-            self._row.add(AUDIT_LOST, lost - self._lost)
-            self._lost = lost
-            self._writer.report()
+        self._carried.raise_to(AUDIT_LOST, self._writer.dropped)
+        self._writer.report()
 
 
 def _shown_time(seconds: float) -> str:

@@ -1,10 +1,11 @@
 """Metrics of spoa-iprep: answers, sources, bans, DNSBLs."""
 
+from collections import Counter as Tally
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from spoakit.apps.iprep.config.settings import MAX_SOURCES
-from spoakit.metrics import WorkerMetrics, counter, gauge
+from spoakit.metrics import CarriedCounts, Counter, WorkerMetrics, counter, gauge
 
 # As many sources as there may be, and one series for what there is no room for.
 _SOURCES: Final = MAX_SOURCES + 1
@@ -146,13 +147,22 @@ class AnswerTally:
 
     Each answer of one kind has the same list of one number, which costs less to count by than any
     call does.
+
+    Args:
+        metrics: the worker's.
     """
 
-    __slots__ = ("_counted", "_tallies")
+    __slots__ = ("_carried", "_metrics", "_tallies")
 
-    def __init__(self) -> None:
+    def __init__(self, metrics: WorkerMetrics) -> None:
+        self._metrics = metrics
+        self._carried = CarriedCounts(metrics)
         self._tallies: dict[_Kind, list[int]] = {}
-        self._counted: dict[_Kind, int] = {}
+        metrics.on_publish(self._collect)
+
+    def close(self) -> None:
+        """Be published no more."""
+        self._metrics.forget(self._collect)
 
     def of(self, source: str, score: int, observed: tuple[tuple[str, int], ...] = ()) -> list[int]:
         """Return the list whose number counts answers of one kind.
@@ -167,15 +177,15 @@ class AnswerTally:
         kind = _Kind(source, band, tuple(each for each in others if each[1] != band))
         return self._tallies.setdefault(kind, [0])
 
-    def collect(self, metrics: WorkerMetrics) -> None:
+    def _collect(self) -> None:
         """Count what has come since the last time."""
+        counts: Tally[tuple[Counter, str, str]] = Tally()
         for kind, [count] in self._tallies.items():
-            new = count - self._counted.get(kind, 0)
-            if new:
-                self._counted[kind] = count
-                metrics.add(ANSWERS, new, kind.source, kind.band)
-                for labels in kind.observed:
-                    metrics.add(OBSERVED, new, *labels)
+            counts[ANSWERS, kind.source, kind.band] += count
+            for source, band in kind.observed:
+                counts[OBSERVED, source, band] += count
+        for (family, source, band), count in counts.items():
+            self._carried.raise_to(family, count, source, band)
 
 
 def clear_sources(metrics: WorkerMetrics, sources: Iterable[str]) -> None:
