@@ -25,7 +25,7 @@ from spoakit.apps.iprep.config.settings import (
     ReputationSettings,
     SourceSettings,
 )
-from spoakit.apps.iprep.service import reloadable_settings, open_reputation, snapshots_folder
+from spoakit.apps.iprep.service import open_reputation, reloadable_settings, snapshots_folder
 from spoakit.apps.iprep.snapshot.builder import build_snapshot
 from spoakit.apps.iprep.snapshot.manifest import manifest_of, read_snapshot
 from spoakit.exceptions import ConfigurationError, SpoakitError, StartupError
