@@ -41,11 +41,6 @@ from tests.support.agent_frames import EngineLink, notify, raw_notify
 SRC = IPv4Address("192.0.2.1")
 
 
-@pytest.fixture(autouse=True)
-def _unthrottled() -> None:
-    forget_throttled()
-
-
 @pytest.fixture
 def agent() -> Agent:
     return Agent("agent")

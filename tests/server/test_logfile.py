@@ -1,13 +1,9 @@
 """A service's output in a file; see also test_service.py."""
 
-from __future__ import annotations
-
 import re
 import signal
 import socket
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,12 +11,8 @@ from spoakit.exceptions import StartupError
 from spoakit.server.logfile import OpenLogfile
 from spoakit.server.settings import Logfile
 from tests.support.processes import children_of
+from tests.support.stand_in_service import Service, Start
 from tests.support.waiting import wait_until
-
-if TYPE_CHECKING:
-    from tests.support.stand_in_service import Service
-
-    Start = Callable[..., Service]
 
 MARK = r"INFO spoakit.server: --- {} +--- \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d -{{25}}$"
 

@@ -1,7 +1,5 @@
 """spoakit.server.service: what holds for one worker and for several."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket
@@ -9,18 +7,12 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.stand_in_service import Start
 from tests.support.waiting import wait_until
-
-if TYPE_CHECKING:
-    from tests.support.stand_in_service import Service
-
-    Start = Callable[..., Service]
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 pytestmark = pytest.mark.parametrize("workers", [1, 2])

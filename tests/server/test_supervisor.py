@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import os
 import re
 import resource
@@ -10,21 +8,14 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.processes import children_of, is_running
+from tests.support.stand_in_service import Service, Start
 from tests.support.waiting import wait_until
-
-if TYPE_CHECKING:
-    from tests.support.stand_in_service import Service
-
-    Start = Callable[..., Service]
-
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 

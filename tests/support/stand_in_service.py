@@ -9,9 +9,10 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import spoakit
 from tests.support.waiting import TIMEOUT, wait_until
@@ -121,6 +122,10 @@ class Service:
 
     def wait(self) -> int:
         return self.process.wait(TIMEOUT)
+
+
+# The type of the fixture `start`.
+Start: TypeAlias = Callable[..., Service]
 
 
 def _limit(descriptors: int) -> None:
