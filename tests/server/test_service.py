@@ -61,7 +61,7 @@ def test_a_second_signal_ends_at_once(start: Start, workers: int) -> None:
     first = time.monotonic()
     service.signal(signal.SIGTERM)
     service.wait_for("draining", times=workers)
-    wait_until(lambda: time.monotonic() - first > 0.6, "a pause between the signals")
+    time.sleep(0.6)  # signals within 0.5 s are one
     service.signal(signal.SIGTERM)
     assert service.wait() == 128 + signal.SIGTERM
     assert time.monotonic() - first < 3
