@@ -44,3 +44,6 @@ class Copier:
     def lines(self) -> list[str]:
         """Return the access log, without what each line begins with."""
         return [line.partition("] ")[2] for line in self.log.read_text("latin-1").splitlines()]
+
+
+Copying = Callable[..., Any]

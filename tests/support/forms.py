@@ -24,7 +24,7 @@ FORMS = [LEG] if LEG else ["pure", "compiled"] if COMPILED else ["pure"]
 SAME_IN_BOTH_FORMS = (
     "agent/test_typing.py",  # and mypy is not in that leg's environment
     "apps/iprep/test_addresses.py",
-    "apps/iprep/test_bans.py",
+    "apps/iprep/bans/test_*.py",
     "apps/iprep/config/test_loader.py",
     "apps/iprep/control/test_socket.py",
     "apps/iprep/sources/test_dnsbl.py",
@@ -55,10 +55,10 @@ SAME_IN_BOTH_FORMS = (
     "server/test_settings.py",
     "server/test_signals.py",
     "server/test_sockets.py",
-    "server/test_supervisor.py",
+    "server/supervisor/test_*.py",
     "server/test_watch.py",
     "soak/test_*.py",  # of what wears agents out, and that it tells what goes wrong
-    "test_logs.py",
+    "logs/test_*.py",
     "testing/test_haproxy.py",
 )
 

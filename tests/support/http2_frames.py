@@ -1,0 +1,5 @@
+"""Frames of HTTP/2: types and flags (RFC 9113)."""
+
+# Frame types (RFC 9113, 6).
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY = range(8)
+END_STREAM, END_HEADERS = 1, 4
