@@ -83,9 +83,9 @@ lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# In a minute: what can be wrong without processes, sockets and HAProxy.
+# In a minute: lint, types, and the tests that need neither HAProxy nor seconds.
 check: lint
-	$(BIN)/python -m pytest $(PYTEST) tests/spop tests/agent tests/metrics tests/test_*.py
+	$(BIN)/python -m pytest $(PYTEST) -n 2 -m 'not e2e and not slow' --hypothesis-profile=quick
 
 bench-system:
 	sh scripts/require_system.sh $(PYTHON) wrk

@@ -16,6 +16,8 @@ from tests.support.forms import FORMS, LEG, SAME_IN_BOTH_FORMS, Form, pure
 # In CI a failure must be the change's, so examples are the same each time.
 settings.register_profile("local", deadline=None, max_examples=300)
 settings.register_profile("ci", deadline=None, max_examples=300, derandomize=True, database=None)
+# For `make check`: --hypothesis-profile=quick.
+settings.register_profile("quick", deadline=None, max_examples=30)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 # All is on this machine, whatever proxies the environment names.

@@ -14,6 +14,8 @@ import pytest
 import spoakit
 from spoakit.cli import entry
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 SOURCE = Path(spoakit.__file__).parent
 UNITS = sorted((ROOT / "packaging/systemd").glob("*.service"))

@@ -19,6 +19,8 @@ from spoakit.server import Drain, Limits, Listen, ServerSettings, TcpAddress, Un
 from spoakit.testing import EngineClient
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = """
 import logging, sys
 import spoakit

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 MODULE = "src/spoakit/apps/mirror/http/_response_cy"  # the smallest one
 

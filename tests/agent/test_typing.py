@@ -10,6 +10,8 @@ import pytest
 from spoakit import Agent
 from spoakit.agent.combine import combine
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("mypy")
 
 ROOT = Path(__file__).parents[2]

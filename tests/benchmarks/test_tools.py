@@ -28,7 +28,10 @@ from spoakit.spop import (
 )
 from tests.support.ports import free_port
 
-pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler"),
+]
 
 IP_SCORE = VariableEncoder(Scope.SESS, "ip_score", DataType.UINT32)
 

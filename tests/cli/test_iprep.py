@@ -28,6 +28,8 @@ from spoakit.spop import DataType
 from spoakit.testing import Engine, EngineClient
 from tests.support.processes import wait_for_line
 
+pytestmark = pytest.mark.slow
+
 USAGE = """
 Usage: spoa-iprep { -h --help }
        spoa-iprep { -V --version }

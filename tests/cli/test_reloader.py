@@ -14,6 +14,8 @@ from spoakit.cli import spoakit as command
 from spoakit.testing import EngineClient
 from tests.support.processes import children_of, wait_for_line
 
+pytestmark = pytest.mark.slow
+
 AGENT = """
 from spoakit import Action, Agent
 

@@ -18,6 +18,8 @@ from spoakit.server import Logfile, ServerSettings, TcpAddress, UnixAddress
 from spoakit.spop import Argument, Message
 from spoakit.testing import EngineClient
 
+pytestmark = pytest.mark.slow
+
 AGENTS = """
 from ipaddress import IPv4Address
 from spoakit import Action, Agent, DataType

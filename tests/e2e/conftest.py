@@ -14,6 +14,9 @@ from tests.support.programs import Program, Serve, Start
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker("e2e")
     left_out = [each for each in items if _is_left_out(each)]
     items[:] = [each for each in items if not _is_left_out(each)]
     config.hook.pytest_deselected(items=left_out)

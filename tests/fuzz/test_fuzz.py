@@ -11,6 +11,8 @@ from fuzz.mutations import HELLO, Mutator, recorded_streams
 from fuzz.target import Target
 from spoakit.exceptions import StatusCode
 
+pytestmark = pytest.mark.slow
+
 
 def execute(reads: Sequence[bytes]) -> tuple[Any, ...]:
     async def run() -> tuple[Any, ...]:

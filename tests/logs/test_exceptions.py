@@ -10,6 +10,8 @@ import pytest
 from spoakit.logs import Throttle
 from tests.support.logging_programs import Clock, run_configured
 
+pytestmark = pytest.mark.slow
+
 
 def raised(error: BaseException) -> BaseException:
     """Return an exception with a traceback."""

@@ -15,6 +15,8 @@ from spoakit.exceptions import ConfigurationError
 from spoakit.log_output import configure_logging
 from tests.support.logging_programs import run_configured
 
+pytestmark = pytest.mark.slow
+
 
 def test_logs_go_to_stderr_with_time_and_process_id() -> None:
     [line] = run_configured(False, "log.debug('hidden'); log.info('seen %s', 1)")

@@ -14,6 +14,8 @@ import pytest
 
 from spoakit.logs import Throttle
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("make", [os.pipe, lambda: [s.detach() for s in socket.socketpair()]])
 @pytest.mark.parametrize("room", [1, 2, 5, 15])

@@ -14,6 +14,8 @@ from spoakit.testing import EngineClient
 from tests.support.ports import free_port
 from tests.support.waiting import TIMEOUT
 
+pytestmark = pytest.mark.slow
+
 # An agent served in a process, and an engine in a thread of it. What takes all memory at once
 # fails at once, as everything does where none is left. "own" stands for spoakit's code: the
 # traceback of its error has no frame but spoakit's.

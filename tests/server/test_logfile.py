@@ -14,6 +14,8 @@ from tests.support.processes import children_of
 from tests.support.stand_in_service import Service, Start
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 MARK = r"INFO spoakit.server: --- {} +--- \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d -{{25}}$"
 
 

@@ -35,6 +35,8 @@ from spoakit.spop import (
 )
 from tests.support.waiting import TIMEOUT
 
+pytestmark = pytest.mark.slow
+
 CUT = b"\x05ab"
 """The beginning of a message: its payload cannot be read."""
 

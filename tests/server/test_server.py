@@ -25,6 +25,8 @@ from spoakit.testing.agent_server import DEFAULT_SETTINGS
 from spoakit.testing.pytest_plugin import ConnectEngine, ServeAgents
 from tests.support.waiting import TIMEOUT, until, wait_until
 
+pytestmark = pytest.mark.slow
+
 
 class Gate(asyncio.Event):
     """What the handlers of "wait" wait for."""

@@ -15,7 +15,7 @@ from tests.support.stand_in_service import Start
 from tests.support.waiting import wait_until
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-pytestmark = pytest.mark.parametrize("workers", [1, 2])
+pytestmark = [pytest.mark.slow, pytest.mark.parametrize("workers", [1, 2])]
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])

@@ -14,6 +14,8 @@ from benchmarks.tools import build
 from soak.__main__ import Soak, soak
 from soak.scene import Scene
 
+pytestmark = [pytest.mark.slow, pytest.mark.e2e]
+
 
 def test_a_short_round_finds_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     problems = soak(tmp_path, minutes=0, rate=100, seconds=0.2)

@@ -34,6 +34,8 @@ backend origins
     server origin "${ORIGIN}" check inter 50ms fall 1 rise 1
 """
 
+pytestmark = pytest.mark.e2e
+
 
 @pytest.fixture(autouse=True)
 def private_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:

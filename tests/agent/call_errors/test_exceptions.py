@@ -17,6 +17,8 @@ from spoakit.server.server_state import CALL_FAILURES
 from spoakit.testing import AgentServer, Engine, EngineClient
 from tests.support.ports import free_port
 
+pytestmark = pytest.mark.slow
+
 FRAMEWORK = "spoakit/agent/"
 
 

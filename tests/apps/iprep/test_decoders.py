@@ -10,6 +10,8 @@ from spoakit.apps.iprep.config.settings import ReputationSettings
 from spoakit.apps.iprep.snapshot.builder import build_snapshot
 from tests.support.iprep_sources import mine
 
+pytestmark = pytest.mark.slow
+
 # Forks a process for each attempt, since a first decoding happens once in a process; the interval
 # makes threads take turns in the middle of it. Prints how the processes ended.
 PROGRAM = """

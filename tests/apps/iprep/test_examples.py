@@ -14,6 +14,8 @@ from spoakit.apps.iprep.config.loader import read_config
 from tests.support.iprep_service import Service
 from tests.support.web_server import web_server
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[3] / "examples" / "ip-reputation"
 ACTION = EXAMPLES / "fail2ban" / "action.d" / "spoa-iprep.conf"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(spoakit.__file__).parent.parent)}

@@ -36,6 +36,8 @@ from tests.support.dns_server import NameServer, name_server
 from tests.support.iprep_sources import database, dnsbl, mine, put, write_database
 from tests.support.waiting import TIMEOUT, wait_until
 
+pytestmark = pytest.mark.slow
+
 BAD = IPv4Address("8.8.8.8")
 GOOD = IPv4Address("9.9.9.9")
 ALL = AnswerSettings(("ip_score", "ip_list", "ip_asn", "ip_country", "ip_category"))

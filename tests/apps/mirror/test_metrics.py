@@ -33,6 +33,8 @@ from tests.support.copier import Run
 from tests.support.origin import OK, origin
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.slow
+
 ENDS = (
     "spoakit_mirror_responses_total",
     "spoakit_mirror_failures_total",

@@ -14,6 +14,8 @@ from tests.support.ports import free_port
 from tests.support.processes import children_of
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 
 def test_access_lines_and_the_programs_go_to_one_file_in_whole_lines(tmp_path: Path) -> None:
     target = Recorder()

@@ -13,6 +13,8 @@ from tests.support.ports import free_port
 from tests.support.processes import children_of
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("workers", ["-n1", "-n2"])
 @pytest.mark.parametrize("how", ["signal", "watch"])

@@ -18,6 +18,8 @@ from tests.support.ports import free_port
 from tests.support.processes import children_of
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 
 def serve_once(server: socket.socket, received: list[bytes]) -> None:
     """Answer one request."""

@@ -9,6 +9,8 @@ import pytest
 from tests.support.stand_in_service import Start
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 
 def test_connections_are_spread_evenly(start: Start) -> None:
     service = start(workers=4).ready()

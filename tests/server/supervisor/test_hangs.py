@@ -14,6 +14,8 @@ from tests.support.stand_in_service import Start
 from tests.support.supervised import HANG, linux_only
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_worker_that_hangs_is_killed_after_the_bound(start: Start) -> None:
     service = start(workers=2, drain={"timeout": 0.2}).ready()

@@ -13,6 +13,8 @@ from tests.support.stand_in_service import Start
 from tests.support.supervised import linux_only
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_worker_that_dies_is_restarted_and_the_others_serve_on(start: Start) -> None:
     service = start(workers=2).ready()

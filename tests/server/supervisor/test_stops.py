@@ -15,6 +15,8 @@ from tests.support.stand_in_service import Start
 from tests.support.supervised import HANG, linux_only
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_resource_that_blocks_at_its_stop_ends_within_the_bound(

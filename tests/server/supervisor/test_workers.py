@@ -13,6 +13,8 @@ from tests.support.stand_in_service import Start
 from tests.support.supervised import linux_only
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 
 def descriptors_of(pid: int) -> set[str]:
     found: set[str] = set()

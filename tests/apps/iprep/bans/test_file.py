@@ -22,6 +22,8 @@ from spoakit.exceptions import StartupError
 from tests.support.bans import ADDRESS, ban, done, names
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.slow
+
 
 def test_bans_survive_a_restart(path: Path) -> None:
     store = BanStore(path)

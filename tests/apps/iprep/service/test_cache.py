@@ -30,6 +30,8 @@ from tests.support.processes import children_of
 from tests.support.waiting import wait_until
 from tests.support.web_server import web_server
 
+pytestmark = pytest.mark.slow
+
 ADDRESSES = ("8.8.8.8", "9.9.9.9", "7.7.7.7")
 USED = "the table of the last run is used until there is a new one"
 

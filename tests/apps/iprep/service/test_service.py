@@ -28,6 +28,8 @@ from tests.support.processes import children_of, is_running
 from tests.support.waiting import TIMEOUT, wait_until
 from tests.support.web_server import web_server
 
+pytestmark = pytest.mark.slow
+
 
 def test_it_serves_follows_its_files_and_leaves_nothing(service: Service, path: Path) -> None:
     service.start(a_list(path)).ready()

@@ -33,6 +33,8 @@ from spoakit.apps.iprep.table._table_cy import Table, TableError
 from tests.support.iprep_sources import database, dnsbl, feed, mine, put, write_database
 from tests.support.web_server import Page, web_server
 
+pytestmark = pytest.mark.slow
+
 
 class Shop:
     """Makes one snapshot after another."""

@@ -23,6 +23,8 @@ from tests.support.processes import children_of
 from tests.support.waiting import TIMEOUT, until
 from tests.support.web_server import web_server
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[[Coroutine[Any, Any, None]], None]
 
 

@@ -26,6 +26,8 @@ from tests.support.iprep_sources import dnsbl, feed, mine, put
 from tests.support.waiting import TIMEOUT, until
 from tests.support.web_server import Page, web_server
 
+pytestmark = pytest.mark.slow
+
 
 class Kept:
     """An updater that runs."""

@@ -20,6 +20,8 @@ from tests.support.certificates import Pem, make_authority, make_certificate
 from tests.support.iprep_sources import write_database
 from tests.support.web_server import LIST, Page, web_server
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def page() -> Iterator[Page]:

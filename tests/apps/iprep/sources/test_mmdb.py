@@ -18,6 +18,8 @@ from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.scoring.policy import Listing
 from spoakit.apps.iprep.sources.mmdb import Database, check_database, copy_database
 
+pytestmark = pytest.mark.slow
+
 RECORDS: dict[str, dict[str, Any]] = {
     "8.8.8.0/24": {
         "country": {"iso_code": "US"},

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from spoakit.apps.iprep.table._table_cy import VALUE_BITS
 from tests.support.forms import Form
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="session")
 def sweep(form: Form) -> ModuleType:

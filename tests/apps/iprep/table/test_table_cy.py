@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from spoakit.apps.iprep.table.builder import Family, TableBuilder
 from tests.support.forms import Form
 
+pytestmark = pytest.mark.slow
+
 Address: TypeAlias = IPv4Address | IPv6Address
 MODULE = "spoakit.apps.iprep.table._table_cy"
 

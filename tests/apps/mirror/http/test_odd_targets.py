@@ -16,6 +16,8 @@ from tests.support.copier import Copier, Run
 from tests.support.origin import OK
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.slow
+
 Copying = Callable[..., Any]
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

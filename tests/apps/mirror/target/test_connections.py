@@ -16,6 +16,8 @@ from tests.support.origin import OK, Origin, origin
 from tests.support.ports import free_port
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.slow
+
 Response = Sequence[bytes | None]
 
 

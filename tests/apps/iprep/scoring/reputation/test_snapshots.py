@@ -17,6 +17,8 @@ from tests.support.iprep_sources import database, mine, put, write_database
 from tests.support.reputation_site import Site, in_use, run
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.slow
+
 
 def test_databases_say_whose_addresses_they_are(site: Site) -> None:
     asn, country = site.root / "asn.mmdb", site.root / "country.mmdb"
