@@ -10,8 +10,8 @@ import pytest
 from spoakit.metrics.memory import SharedMetrics
 from spoakit.server.distributor import Distributor
 from spoakit.server.ipc import WorkerEvent, receive_commands
-from spoakit.server.settings import Limits, Listen
-from spoakit.server.sockets import Acceptor, Listeners
+from spoakit.server.settings import Limits, Listen, ServerSettings
+from spoakit.server.sockets import Listeners
 from spoakit.server.worker_process import WorkerProcess
 
 
@@ -31,12 +31,8 @@ class House:
             self.channels.append(theirs)
             self.report(worker, WorkerEvent.READY)
         row = SharedMetrics(1).worker(0)
-        self.distributor = Distributor(
-            self.workers,
-            self.listeners,
-            self.selector,
-            lambda count: Acceptor(listen, limits, count, row),
-        )
+        settings = ServerSettings(listen, limits)
+        self.distributor = Distributor(self.workers, self.listeners, self.selector, settings, row)
         self.distributor.open()
         self._clients: list[socket.socket] = []
 
@@ -156,29 +152,29 @@ def test_a_worker_that_misses_a_ping_gets_none(house: Callable[[int], House]) ->
 def test_connections_wait_to_be_accepted_while_no_worker_is_available(
     house: Callable[[int], House],
 ) -> None:
-    one = house(1)
-    [worker] = one.workers
-    one.run_once()
-    worker.ping()
-    worker.missed_pings = 1
-    one.connect()
+    two = house(2)
+    two.run_once()
+    for worker in two.workers:
+        worker.ping()
+        worker.missed_pings = 1
+    two.connect()
     for _ in range(3):
-        one.run_once()
-    assert worker.connections == 0
-    one.report(worker, WorkerEvent.PONG)
-    one.run_once()
-    one.run_once()
-    assert worker.connections == 1
-    _, [connection] = receive_commands(one.channels[0])
+        two.run_once()
+    assert [worker.connections for worker in two.workers] == [0, 0]
+    two.report(two.workers[0], WorkerEvent.PONG)
+    two.run_once()
+    two.run_once()
+    assert [worker.connections for worker in two.workers] == [1, 0]
+    _, [connection] = receive_commands(two.channels[0])
     connection.close()
 
 
 def test_accepting_goes_on_when_registering_failed_half_way(
     house: Callable[[int], House], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = house(1)
+    two = house(2)
     failing = [OSError(12, "Cannot allocate memory")]
-    register = one.selector.register
+    register = two.selector.register
 
     def register_or_fail(*args: Any) -> Any:
         key = register(*args)
@@ -186,8 +182,24 @@ def test_accepting_goes_on_when_registering_failed_half_way(
             raise failing.pop()
         return key
 
-    monkeypatch.setattr(one.selector, "register", register_or_fail)
+    monkeypatch.setattr(two.selector, "register", register_or_fail)
     with pytest.raises(OSError, match="Cannot allocate memory"):
-        one.run_once()
+        two.run_once()
     monkeypatch.undo()
-    assert one.where() == 0
+    assert two.where() == 0
+
+
+def test_an_only_worker_accepts_by_itself(house: Callable[[int], House]) -> None:
+    one = house(1)
+    one.connect()
+    one.run_once()
+    assert one.workers[0].connections == 0
+    assert one.distributor.leave_to_worker() is one.listeners
+    assert one.listeners.sockets[0].fileno() >= 0
+
+
+def test_one_of_several_workers_keeps_no_listener(house: Callable[[int], House]) -> None:
+    two = house(2)
+    listener = two.listeners.sockets[0]
+    assert two.distributor.leave_to_worker() is None
+    assert listener.fileno() == -1

@@ -1,14 +1,20 @@
-"""Accept connections, and hand each to the worker with the least work."""
+"""Accept connections, and hand each to the worker with the least work.
+
+An only worker accepts by itself: handing over a connection costs as much as it does to serve a
+health check.
+"""
 
 import logging
 import selectors
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
 from spoakit.logs import Throttle
+from spoakit.metrics.memory import WorkerMetrics
+from spoakit.server.settings import ServerSettings
 from spoakit.server.sockets import Acceptor, Listeners
 from spoakit.server.worker_process import WorkerProcess
 
@@ -30,7 +36,8 @@ class Distributor:
         workers: all of the service.
         listeners: where connections come in.
         selector: the supervisor's, whose events call what is registered with them.
-        make_acceptor: makes what accepts, given the count of connections.
+        settings: who is allowed, how many connections.
+        row: where to count.
     """
 
     def __init__(
@@ -38,12 +45,14 @@ class Distributor:
         workers: Sequence[WorkerProcess],
         listeners: Listeners,
         selector: selectors.BaseSelector,
-        make_acceptor: Callable[[Callable[[], int]], Acceptor],
+        settings: ServerSettings,
+        row: WorkerMetrics,
     ) -> None:
         self._workers = workers
         self._listeners = listeners
         self._selector = selector
-        self._acceptor = make_acceptor(self._count_connections)
+        self._acceptor = Acceptor(settings.listen, settings.limits, self._count_connections, row)
+        self._has_one_worker = len(workers) == 1
         self._throttle = Throttle(logger)
         self._is_open = False
         self._is_accepting = False
@@ -52,8 +61,8 @@ class Distributor:
         self._turns = 0
 
     def open(self) -> None:
-        """Accept from now on, whenever a worker is available."""
-        self._is_open = True
+        """Accept from now on, whenever a worker is available, unless that is an only one."""
+        self._is_open = not self._has_one_worker
 
     def close(self) -> None:
         """Stop listening; a connection that waits for a worker is handed over or closed."""
@@ -65,11 +74,17 @@ class Distributor:
                 self._pending.close()
             self._pending = None
 
-    def close_in_worker(self) -> None:
-        """Close the descriptors in a process just forked, and touch nothing that is shared."""
+    def leave_to_worker(self) -> Listeners | None:
+        """Return what an only worker accepts from, in its process, which was just forked.
+
+        For one of several this closes the descriptors, and touches nothing that is shared.
+        """
+        if self._has_one_worker:
+            return self._listeners
         self._listeners.close()
         if self._pending is not None:
             self._pending.close()
+        return None
 
     def run_once(self, now: float) -> None:
         """Do what is due; called in each round of the supervisor."""

@@ -1,7 +1,7 @@
-"""The supervisor: forks workers, hands out connections, replaces workers, obeys signals, stops.
+"""The supervisor: forks workers, replaces them, obeys signals, stops.
 
-An only worker accepts by itself. The supervisor keeps the listening sockets, so that what comes
-between two workers waits.
+The listening sockets are its own, in the hands of the distributor, so that what comes between two
+workers waits.
 
 It has no asyncio loop, so that workers are forked from a process without loop state or threads.
 Everything it does is a round of one `select` loop: events, ended processes, signals, deadlines.
@@ -43,7 +43,7 @@ from spoakit.server.signals import (
     SignalDebouncer,
     SignalReceiver,
 )
-from spoakit.server.sockets import Acceptor, Listeners
+from spoakit.server.sockets import Listeners
 from spoakit.server.stats_log import StatsLog, name_of
 from spoakit.server.watch import WatchedFile
 from spoakit.server.watchdog import Watchdog
@@ -113,19 +113,13 @@ class Supervisor:
         self._hooks = hooks
         self._on_ready = on_ready
         self._close_in_worker = close_in_worker
-        self._listeners = listeners
-        # Handing over a connection costs as much as it does to serve a health check.
-        self._has_one_worker = settings.workers == 1
         self._row = metrics.worker(settings.workers)
         # Each shows the time since its own last lines.
         self._asked_stats, self._regular_stats = StatsLog(metrics), StatsLog(metrics)
         self._workers = [WorkerProcess(index) for index in range(settings.workers)]
         self._selector = selectors.DefaultSelector()
         self._distributor = Distributor(
-            self._workers,
-            listeners,
-            self._selector,
-            lambda count: Acceptor(settings.listen, settings.limits, count, self._row),
+            self._workers, listeners, self._selector, settings, self._row
         )
         self._watchdog = Watchdog(settings.worker_timeout)
         self._watched = None if settings.watch is None else WatchedFile(settings.watch)
@@ -251,8 +245,7 @@ class Supervisor:
         # A worker that kept its siblings' channels would hide the supervisor's end from them.
         for worker in self._workers:
             worker.close_channel()
-        if not self._has_one_worker:
-            self._distributor.close_in_worker()
+        listeners = self._distributor.leave_to_worker()
         self._close_in_worker()
         forget_throttled()
         set_worker(index + 1)
@@ -262,7 +255,7 @@ class Supervisor:
             self._make_server,
             self._metrics.worker(index),
             self._hooks.of_worker(),
-            self._listeners if self._has_one_worker else None,
+            listeners,
         )
 
     def _on_events(self, worker: WorkerProcess, channel: socket.socket) -> None:
@@ -448,8 +441,7 @@ class Supervisor:
             self._report_at = now + self._settings.monitor
         if self._settings.runtime is not None:
             self._deadline = now + self._settings.runtime
-        if not self._has_one_worker:
-            self._distributor.open()
+        self._distributor.open()
         self._on_ready()
 
     def _stop(self, now: float, why: str) -> None:
