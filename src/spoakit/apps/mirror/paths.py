@@ -19,22 +19,31 @@ def split_target(method: bytes, target: bytes) -> tuple[bytes, bytes]:
     """
     if target == b"*":
         return b"", target
-    scheme, separator, rest = target.partition(b"://")
-    if not separator or not scheme[:1].isalpha() or scheme.translate(None, TOKEN):
-        if target:
-            raise RefusedRequestError(f"{target[:80]!r} is neither a path nor a URL")
+    if not target:
         return b"", b"/"
-    end = min(
-        (found for found in (rest.find(mark) for mark in (b"/", b"?", b"#")) if found >= 0),
-        default=len(rest),
-    )
-    path = rest[end:]
+    scheme, authority, path = split_url(target)
+    if not scheme[:1].isalpha() or scheme.translate(None, TOKEN):
+        raise RefusedRequestError(f"{target[:80]!r} is neither a path nor a URL")
     if not path:
         # RFC 9112, 3.2.4: without a path, it is the server that is asked for its options.
         path = b"*" if method == b"OPTIONS" else b"/"
-    elif not path.startswith(b"/"):
+    return authority, path
+
+
+def split_url(target: bytes) -> tuple[bytes, bytes, bytes]:
+    """Return the scheme, the authority without a user, and the path of a target.
+
+    The path has the query; it is empty, or begins with "/", where the target is a URL. A target
+    that is not one is all path.
+    """
+    if target.startswith(b"/") or b"://" not in target:
+        return b"", b"", target
+    scheme, _, rest = target.partition(b"://")
+    end = min((at for mark in b"/?#" if (at := rest.find(mark)) >= 0), default=len(rest))
+    path = rest[end:]
+    if path and not path.startswith(b"/"):
         path = b"/" + path
-    return rest[:end].rpartition(b"@")[2], path
+    return scheme, rest[:end].rpartition(b"@")[2], path
 
 
 class PathRewriter:

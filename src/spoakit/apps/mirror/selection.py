@@ -7,6 +7,7 @@ from typing import Final
 
 from spoakit import Headers
 from spoakit.apps.mirror.config.settings import Selection
+from spoakit.apps.mirror.paths import split_url
 from spoakit.apps.mirror.patterns import Pattern
 
 # Finds what a request is sampled by; b"" where it has none.
@@ -73,11 +74,11 @@ class Selector:
         # Before the rules that take longer, most of which it then saves.
         if self._value is None and random.random() >= self._share:
             return False
-        authority, path = _split(target)
+        _, authority, path = split_url(target)
         try:
             return (
-                (self._path is None or self._path.is_in(path))
-                and self._hosts.allows(authority, headers)
+                (self._path is None or self._path.is_in(path or b"/"))
+                and self._hosts.allows(authority.decode("latin-1"), headers)
                 and all(_has(headers, name, pattern) for name, pattern in self._headers)
                 and (self._value is None or self._samples(self._value(headers, key, src)))
             )
@@ -106,16 +107,6 @@ class _HostRule:
         if host in self._names:
             return True
         return any(host.endswith(suffix) and len(host) > len(suffix) for suffix in self._suffixes)
-
-
-def _split(target: bytes) -> tuple[str, bytes]:
-    """Return the authority of a target, if any, and its path with the query."""
-    if target.startswith(b"/") or b"://" not in target:
-        return "", target
-    rest = target.partition(b"://")[2]
-    end = min((at for mark in b"/?#" if (at := rest.find(mark)) >= 0), default=len(rest))
-    path = rest[end:]
-    return rest[:end].decode("latin-1"), path if path.startswith(b"/") else b"/" + path
 
 
 def _host(authority: str) -> str:

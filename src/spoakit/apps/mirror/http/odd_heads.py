@@ -55,7 +55,7 @@ def tidy(received: bytes) -> tuple[bytes, bool] | None:
 def _check_beginning(received: bytes) -> None:
     """Refuse what cannot become a head, before all of it has come: it may never come."""
     if first := _LINE_END.search(received.lstrip()):
-        _read_status(received.lstrip()[: first.start()])
+        read_status(received.lstrip()[: first.start()])
     elif not _START.startswith(received.lstrip()[: len(_START)]):
         raise OddHeadError(f"it begins with {received[:40]!r}, which is not HTTP/1")
 
@@ -64,7 +64,7 @@ def _tidy_head(head: bytes) -> tuple[bytes, bool]:
     if b"\0" in head:
         raise OddHeadError("there is a NUL in its head")
     first, *rest = _LINE_END.split(head)
-    version, status, reason = _read_status(first)
+    version, status, reason = read_status(first)
     fields = _fields_of(rest)
     lengths = {
         part.strip()
@@ -83,8 +83,12 @@ def _tidy_head(head: bytes) -> tuple[bytes, bool]:
     return b"\r\n".join(lines) + b"\r\n\r\n", is_chunked and bool(lengths)
 
 
-def _read_status(line: bytes) -> tuple[bytes, bytes, bytes]:
-    """Return the version, the status and the reason."""
+def read_status(line: bytes) -> tuple[bytes, bytes, bytes]:
+    """Return the version, the status and the reason of a response's first line.
+
+    Raises:
+        OddHeadError: it is not HTTP/1, or changes the protocol.
+    """
     found = _STATUS.fullmatch(line)
     if found is None:
         raise OddHeadError(f"it begins with {line[:40]!r}, which is not HTTP/1")

@@ -17,6 +17,7 @@ from typing import Final
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from spoakit.apps.mirror._request_cy import OutgoingRequest
+from spoakit.apps.mirror.http.odd_heads import OddHeadError, read_status
 from spoakit.apps.mirror.url import TargetURL
 from spoakit.exceptions import ConfigurationError
 
@@ -28,7 +29,6 @@ VARIABLES: Final = (
 
 _DEFAULT_PORT: Final = 1080  # libcurl's
 _MAX_HEAD_SIZE: Final = 16 * 1024
-_STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})(?: ([^\r\n]*))?")
 
 
 class ProxyError(OSError):
@@ -101,11 +101,20 @@ class Proxy:
             if not data or len(received) > _MAX_HEAD_SIZE:
                 raise ProxyError(f"the proxy {self} sent no response to CONNECT {authority}")
         head, _, rest = received.partition(b"\r\n\r\n")
-        status = _STATUS_LINE.match(head)
-        if status is None or not status[1].startswith(b"2"):
-            text = head.split(b"\r\n")[0][:80].decode("latin-1")
+        first = head.split(b"\r\n")[0]
+        if not _is_success(first):
+            text = first[:80].decode("latin-1")
             raise ProxyError(f"the proxy {self} refused CONNECT {authority}: {text!r}")
         return rest
+
+
+def _is_success(line: bytes) -> bool:
+    """Return whether the first line of a response has a status of 200 to 299."""
+    try:
+        _, status, _ = read_status(line)
+    except OddHeadError:
+        return False
+    return status.startswith(b"2")
 
 
 def proxy_for(url: TargetURL, environment: Mapping[str, str] = os.environ) -> Proxy | None:
