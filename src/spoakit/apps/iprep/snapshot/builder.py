@@ -74,15 +74,18 @@ def build_snapshot(
     _add_ranges(builder, ALLOWED, parse_ranges("policy.allow", settings.policy.allow))
     _add_ranges(builder, PRIVATE, PRIVATE_RANGES)
     generation = 1 if before is None else before.generation + 1
+    table = f"table-{generation}"
+    built = time.time()
+    stats = builder.build(folder / table)
     snapshot = Snapshot(
         generation=generation,
         settings=settings,
         reports=_with_asn_check(settings, reports),
-        table=f"table-{generation}",
-        size=0,
-        built=time.time(),
+        table=table,
+        size=stats.size,
+        built=built,
     )
-    snapshot = publish(folder, builder, snapshot)
+    snapshot = publish(folder, snapshot)
     _remove_unused(folder, snapshot, copies)
     return snapshot
 

@@ -27,7 +27,7 @@ from spoakit.apps.iprep.config.settings import (
 )
 from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.sources.entries import Entries, Value
-from spoakit.apps.iprep.table.builder import MAX_SOURCE, TableBuilder
+from spoakit.apps.iprep.table.builder import MAX_SOURCE
 from spoakit.exceptions import ConfigurationError
 
 ALLOWED: Final = MAX_SOURCE
@@ -158,21 +158,17 @@ def read_snapshot(folder: Path) -> Snapshot | None:
         raise SourceError(f"{manifest_of(folder)} is damaged: {error}") from None
 
 
-def publish(folder: Path, builder: TableBuilder, snapshot: Snapshot) -> Snapshot:
-    """Build a snapshot's table, and put both in the place of the one before.
+def publish(folder: Path, snapshot: Snapshot) -> Snapshot:
+    """Put a snapshot, whose files have been written, in the place of the one before.
 
     Returns:
-        The snapshot with the table's size, the checksums and the version.
+        The snapshot with the checksums of its files and the version.
 
     Raises:
-        TableError: the table cannot be built or written.
-        OSError: the description cannot be written.
+        OSError: a file cannot be read, or the description cannot be written.
     """
-    stats = builder.build(folder / snapshot.table)
     checksums = tuple(_checksum(folder / name) for name in snapshot.files)
-    snapshot = msgspec.structs.replace(
-        snapshot, size=stats.size, checksums=checksums, version=_VERSION
-    )
+    snapshot = msgspec.structs.replace(snapshot, checksums=checksums, version=_VERSION)
     description = manifest_of(folder)
     new = description.with_suffix(".new")
     new.write_bytes(encode(snapshot))
