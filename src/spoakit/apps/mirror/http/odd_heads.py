@@ -55,7 +55,7 @@ def tidy(received: bytes) -> tuple[bytes, bool] | None:
 def _check_beginning(received: bytes) -> None:
     """Refuse what cannot become a head, before all of it has come: it may never come."""
     if first := _LINE_END.search(received.lstrip()):
-        read_status(received.lstrip()[: first.start()])
+        parse_status(received.lstrip()[: first.start()])
     elif not _START.startswith(received.lstrip()[: len(_START)]):
         raise OddHeadError(f"it begins with {received[:40]!r}, which is not HTTP/1")
 
@@ -64,7 +64,7 @@ def _tidy_head(head: bytes) -> tuple[bytes, bool]:
     if b"\0" in head:
         raise OddHeadError("there is a NUL in its head")
     first, *rest = _LINE_END.split(head)
-    version, status, reason = read_status(first)
+    version, status, reason = parse_status(first)
     fields = _fields_of(rest)
     lengths = {
         part.strip()
@@ -83,7 +83,7 @@ def _tidy_head(head: bytes) -> tuple[bytes, bool]:
     return b"\r\n".join(lines) + b"\r\n\r\n", is_chunked and bool(lengths)
 
 
-def read_status(line: bytes) -> tuple[bytes, bytes, bytes]:
+def parse_status(line: bytes) -> tuple[bytes, bytes, bytes]:
     """Return the version, the status and the reason of a response's first line.
 
     Raises:

@@ -17,7 +17,7 @@ from typing import Final
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from spoakit.apps.mirror._request_cy import OutgoingRequest
-from spoakit.apps.mirror.http.odd_heads import OddHeadError, read_status
+from spoakit.apps.mirror.http.odd_heads import OddHeadError, parse_status
 from spoakit.apps.mirror.url import TargetURL
 from spoakit.exceptions import ConfigurationError
 
@@ -111,7 +111,7 @@ class Proxy:
 def _is_success(line: bytes) -> bool:
     """Return whether the first line of a response has a status of 200 to 299."""
     try:
-        _, status, _ = read_status(line)
+        _, status, _ = parse_status(line)
     except OddHeadError:
         return False
     return status.startswith(b"2")
