@@ -1,5 +1,6 @@
 import logging
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pytest
 
@@ -104,3 +105,19 @@ def test_logs_are_reopened_by_who_has_some(live: ReloadableSettings[Settings]) -
     live.on_reopen(lambda: reopened.append(1))
     live.reopen_logs()
     assert reopened == [1]
+
+
+def test_settings_need_not_be_a_dataclass() -> None:
+    class Pair(NamedTuple):
+        level: int
+        log_file: str
+
+    pairs = iter([Pair(1, "a"), Pair(2, "b")])
+    settings = ReloadableSettings(
+        lambda: next(pairs),
+        ("log_file",),
+        logger,
+        replaced=lambda pair, **kept: pair._replace(**kept),
+    )
+    settings.reload()
+    assert settings.current == Pair(2, "a")

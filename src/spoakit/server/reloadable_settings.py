@@ -2,21 +2,14 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import Field, replace
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from dataclasses import replace
+from typing import Any, Generic, TypeVar
 
-
-class _Dataclass(Protocol):
-    """Any instance of a dataclass."""
-
-    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
-
-
-T = TypeVar("T", bound=_Dataclass)
+T = TypeVar("T")
 
 
 class ReloadableSettings(Generic[T]):
-    """Settings of an application, a dataclass, which a reload replaces.
+    """Settings of an application, which a reload replaces.
 
     The supervisor has them for the workers that it forks. A resource of the agent calls `follow`,
     so that a worker uses new ones at once::
@@ -30,6 +23,8 @@ class ReloadableSettings(Generic[T]):
             where it raises ConfigurationError or OSError.
         needs_restart: attributes that a reload leaves as they are, with a warning.
         logger: where the warning goes.
+        replaced: returns a copy of the settings with the attributes given by keyword; by default
+            the one for dataclasses (``msgspec.structs.replace`` for msgspec's structs).
 
     Attributes:
         current: the settings in force.
@@ -39,11 +34,16 @@ class ReloadableSettings(Generic[T]):
     """
 
     def __init__(
-        self, read: Callable[[], T], needs_restart: Sequence[str], logger: logging.Logger
+        self,
+        read: Callable[[], T],
+        needs_restart: Sequence[str],
+        logger: logging.Logger,
+        replaced: Callable[..., Any] = replace,
     ) -> None:
         self._read = read
         self._needs_restart = needs_restart
         self._logger = logger
+        self._replaced = replaced
         self._apply: Callable[[T], object] | None = None
         self._reopen: Callable[[], object] | None = None
         self.current = read()
@@ -86,9 +86,7 @@ class ReloadableSettings(Generic[T]):
         self._replace(self._read())
 
     def _replace(self, settings: T) -> None:
-        kept: dict[str, Any] = {
-            option: getattr(self.current, option) for option in self._needs_restart
-        }
-        self.current = replace(settings, **kept)
+        kept = {option: getattr(self.current, option) for option in self._needs_restart}
+        self.current = self._replaced(settings, **kept)
         if self._apply is not None:
             self._apply(self.current)
