@@ -1,4 +1,3 @@
-import tomllib
 from pathlib import Path
 
 import spoakit
@@ -17,8 +16,3 @@ def test_nothing_else_is_public_but_the_rooms() -> None:
     modules = {"exceptions", "compilation", "log_output", "logs", "service"}
     late = {"run", "serve"}
     assert public - rooms - modules - late == set(spoakit.__all__) - {"__version__"} - late
-
-
-def test_the_version_is_the_distributions() -> None:
-    project = Path(__file__).parents[1] / "pyproject.toml"
-    assert spoakit.__version__ == tomllib.loads(project.read_text())["project"]["version"]

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import spoakit
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
@@ -52,6 +54,12 @@ def change(tree: Path) -> None:
     source.write_text(f"{source.read_text()}# changed\n")
     for path in built(tree):
         os.utime(path, (1, 1))
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    command = [sys.executable, "setup.py", "--version"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert shown.splitlines()[-1] == spoakit.__version__
 
 
 def test_a_build_that_fails_leaves_no_module_of_an_earlier_source(tree: Path) -> None:
