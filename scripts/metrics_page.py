@@ -21,23 +21,16 @@ PARTS = (
 HEAD = """\
 # Metrics
 
-This page is made from the declarations by `scripts/metrics_page.py`.
+Each metric of spoakit, and how an agent declares its own. `scripts/metrics_page.py` makes this
+page.
 
-Each process counts in its own memory and publishes that once a second, between two rounds of its
-event loop; a reader gets what all of them have published last, added up. So figures are at most a
-second old, and add up: for each target of spoa-mirror, requests = responses + failures + dropped +
-waiting + in flight + not copied. A worker that is killed loses at most its last second; what it had
-in its hands, as it last published, is logged and counted as lost.
+```
+kill -USR2 PID                                # log all metrics
+spoakit run hello:agent --monitor-interval 1m # log the changes of a minute
+```
 
-Counters only grow, and a worker's successor counts on. Gauges are the state of the living workers,
-added up, unless a line says otherwise. Histograms have 48 buckets to a decade inside, 3 to 7 %
-wide, by which the log shows percentiles, and 25 bounds (1, 2, 5, 10, ...) outside. Where a label
-has more values than there is room for, the rest are counted as "other"; a value is cut to 63 bytes.
-
-SIGUSR2 logs everything, `--monitor-interval TIME` what has changed in the interval: a line
-for each message, target, source and zone, for each worker, and for the rest.
-
-An agent of your own declares its metrics at the top level of its module:
+The log has a line for each message, target, source and zone, for each worker, and for the rest. An
+agent of your own declares its metrics at the top level of its module:
 
 ```python
 from spoakit import metrics
@@ -52,10 +45,22 @@ async def check(user: str) -> Action:
     LOGINS.add(result="ok")
 ```
 
-They work in handlers of every kind, in resources and reload functions, under any number of
-workers, and `Engine.metrics` shows them to tests:
-`engine.metrics.value("logins_total", result="ok")`. Outside of an agent that runs they count
-nothing.
+They work in handlers of every kind, in resources and reload functions, with any number of workers,
+and `Engine.metrics` shows them to tests: `engine.metrics.value("logins_total", result="ok")`.
+Outside of a running agent they count nothing.
+
+| kind | value |
+|---|---|
+| counter | only grows; the successor of a worker goes on with its values |
+| gauge | the sum over the living workers, unless its line says otherwise |
+| histogram | 48 buckets for each factor of ten; readers get 25 bounds: 1, 2, 5, 10, ... |
+
+Each process counts in its own memory and publishes all values once a second, between two rounds of
+its event loop; a reader gets the sum of the published values. Values are at most a second old, and
+consistent: for each target of spoa-mirror, requests = responses + failures + dropped + waiting + in
+flight + not copied. A killed worker loses at most its last second; the frames and copies that it
+had, as last published, are logged and counted as lost. A label has a limited number of values,
+further ones count as "other"; a value is cut to 63 bytes.
 """
 
 
@@ -67,7 +72,7 @@ def page() -> str:
         importlib.import_module(module)
         families = [family for family in declared() if family not in shown]
         shown.update(families)
-        parts.append(f"\n## {title}\n\n| metric | kind | labels | |\n|---|---|---|---|\n")
+        parts.append(f"\n## {title}\n\n| metric | kind | labels | meaning |\n|---|---|---|---|\n")
         parts += [_line(family) for family in sorted(families, key=lambda each: each.name)]
     return "".join(parts)
 
