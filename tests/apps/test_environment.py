@@ -135,7 +135,7 @@ def test_a_target_may_have_its_secrets_from_the_environment(
     assert settings.drain == 3
     [target] = settings.targets
     assert target.url.authorization == "Basic bWU6czNjcmV0"
-    assert target.rewrite.set == (("x-key", "k"),)
+    assert target.headers.set == (("x-key", "k"),)
     assert target.queue.bytes == 2 * 1024**2
     monkeypatch.setenv("DRAIN", "5m")  # what a reload finds
     assert read_mirror(file).drain == 300

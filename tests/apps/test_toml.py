@@ -8,18 +8,18 @@ from hypothesis import strategies as st
 from spoakit.apps.toml import (
     MAX_SIZE,
     Prefix,
+    Seconds,
     Table,
     convert,
     parse_toml,
     read_settings,
     readable_file,
 )
-from spoakit.apps.values import Seconds
 from spoakit.exceptions import ConfigurationError
 
 
 class Inner(Table, frozen=True):
-    some_time: Seconds = Seconds(1)
+    some_time: Seconds = 1.0
     names: tuple[str, ...] = ()
 
 
@@ -29,7 +29,7 @@ class Outer(Table, frozen=True):
 
 def test_a_table_becomes_one_of_a_class() -> None:
     table = parse_toml('inner = { some-time = "2m", names = ["a"] }')
-    assert convert(table, Outer, "") == Outer(inner=Inner(some_time=Seconds(120), names=("a",)))
+    assert convert(table, Outer, "") == Outer(inner=Inner(some_time=120, names=("a",)))
 
 
 @pytest.mark.parametrize(

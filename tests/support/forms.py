@@ -38,7 +38,7 @@ SAME_IN_BOTH_FORMS = (
     "apps/mirror/http/test_http2_protocol.py",
     "apps/mirror/test_check.py",
     "apps/mirror/test_patterns.py",
-    "apps/mirror/config/test_settings.py",
+    "apps/mirror/config/test_schema.py",
     "apps/mirror/config/test_units.py",
     "apps/test_*.py",
     "benchmarks/test_*.py",  # of what measures agents: C programs, and how results are shown

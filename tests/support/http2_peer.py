@@ -14,7 +14,7 @@ from h2.settings import SettingCodes, Settings
 
 from spoakit.agent.headers import Headers
 from spoakit.apps.mirror._request_cy import IncomingRequest, OutgoingRequest, RequestBuilder
-from spoakit.apps.mirror.config.settings import Rewrite
+from spoakit.apps.mirror.config.schema import TargetSettings
 from spoakit.apps.mirror.http.http2 import Http2Connection
 from spoakit.apps.mirror.http.http2_response import Http2Response
 from spoakit.apps.mirror.http.outcome import Outcome
@@ -23,7 +23,7 @@ from tests.support.waiting import until
 
 Fields = list[tuple[bytes, bytes]]
 
-BUILDER = RequestBuilder(TargetURL.parse("http://h"), Rewrite())
+BUILDER = RequestBuilder(TargetSettings(TargetURL.parse("http://h")))
 
 OK: Fields = [(b":status", b"200"), (b"content-length", b"2")]
 

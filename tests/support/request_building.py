@@ -5,7 +5,7 @@ from types import ModuleType
 from typing import Any
 
 from spoakit.agent.headers import Headers
-from spoakit.apps.mirror.config.settings import Rewrite
+from spoakit.apps.mirror.config.schema import TargetSettings
 from spoakit.apps.mirror.url import TargetURL
 
 Fields = Sequence[tuple[bytes, bytes]]
@@ -36,9 +36,9 @@ def original(building: ModuleType, method: bytes, target: bytes, lines: bytes, *
     return building.IncomingRequest(method, target, b"1.1", headers, **more)
 
 
-def builder(building: ModuleType, base: str = "", **rewrite: Any) -> Any:
+def builder(building: ModuleType, base: str = "", **settings: Any) -> Any:
     url = TargetURL.parse(f"http://fallback:81{base}")
-    return building.RequestBuilder(url, Rewrite(**rewrite))
+    return building.RequestBuilder(TargetSettings(url, **settings))
 
 
 def build(
@@ -55,13 +55,13 @@ def build(
     adds_id: bool = False,
     max_frame_size: int = 0,
     body_kept: str = "keep",
-    **rewrite: Any,
+    **settings: Any,
 ) -> Any:
     more = {"body": body, "size": size, "source": source, "request_id": request_id}
     more["max_frame_size"] = max_frame_size
-    rewrite |= {"request_id": adds_id, "body": body_kept}
+    settings |= {"request_id": adds_id, "body": body_kept}
     request = original(building, method, target, binary(fields), binary=True, **more)
-    return builder(building, base, **rewrite).build(request)
+    return builder(building, base, **settings).build(request)
 
 
 def wire(building: ModuleType, fields: Fields = ((b"host", b"h"),), **arguments: Any) -> bytes:

@@ -6,13 +6,16 @@ import re
 import threading
 import tomllib
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar, get_args, get_origin
 
 import msgspec
 
+from spoakit.apps.checks import choice
 from spoakit.apps.environment import expand_variables
-from spoakit.apps.values import Seconds, parse_seconds, parse_size
+from spoakit.apps.values import parse_seconds, parse_size
 from spoakit.exceptions import ConfigurationError
 
 MAX_SIZE: Final = 1024 * 1024
@@ -25,7 +28,70 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 class Table(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, rename="kebab"):
-    """A table of the file; its attributes are the keys, with "_" for "-"."""
+    """A table of the file and its settings; the attributes are the keys, with "_" for "-".
+
+    A subclass checks its values in `__post_init__`, so that they are checked wherever they come
+    from. It raises `ConfigurationError`, which names the option by its place in the outermost
+    table that `convert` is called with: "timeouts.connect".
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Notation:
+    """Form in which a file has a value, where it is another one than the setting's.
+
+    It stands in an attribute's type: ``Annotated[float, Notation(...)]``.
+
+    Attributes:
+        form: the type of the value in the file.
+        parse: called with the value and the folder that names of files are relative to; it returns
+            the setting's value, or raises `ConfigurationError`, without the key.
+    """
+
+    form: Any
+    parse: Callable[[Any, Path], object]
+
+
+def existing_file(name: str, folder: Path) -> str:
+    """Return the path of a file that can be read.
+
+    Args:
+        name: as it is in the configuration file.
+        folder: what it is relative to.
+
+    Raises:
+        ConfigurationError: it cannot be read; the text names the path and the reason.
+    """
+    path = folder / name
+    try:
+        # A pipe that nobody writes into is not waited for.
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        return str(path)
+    except (OSError, ValueError) as error:  # the latter for a name with a NUL
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigurationError(f"{str(path)!r} cannot be read: {reason}") from None
+
+
+Seconds: TypeAlias = Annotated[float, Notation(Any, lambda value, _: parse_seconds(value))]
+"""A time in seconds; in a file, a number of them or a text with a unit."""
+
+Size: TypeAlias = Annotated[int, Notation(Any, lambda value, _: parse_size(value))]
+"""A size in bytes; in a file, a number of them or a text with a unit."""
+
+ExistingFile: TypeAlias = Annotated[str, Notation(str, existing_file)]
+"""The path of a file that can be read; in a file, its name."""
+
+FileName: TypeAlias = Annotated[
+    str, Notation(str, lambda name, folder: name and os.path.abspath(folder / name))
+]
+"""The absolute path of a file that need not be there; in a file, its name."""
+
+Pairs: TypeAlias = Annotated[
+    tuple[tuple[str, str], ...], Notation(dict[str, str], lambda value, _: tuple(value.items()))
+]
+"""Names and texts in their order; in a file, a table."""
 
 
 def read_settings(
@@ -101,24 +167,32 @@ class Prefix:
             raise ConfigurationError(f"{self._prefix}{error}{self._suffix}") from None
 
 
-def convert(table: dict[str, Any], kind: type[T], where: str) -> T:
-    """Return a table of a file as one of a class.
+def convert(table: dict[str, Any], kind: type[T], where: str, folder: Path = Path()) -> T:
+    """Return a table of a file as the settings that it is.
 
     Args:
         table: the keys and values of the file.
         kind: a `Table`.
         where: the table's place in the file, as "target[2]"; "" for the file's top.
+        folder: what names of files are relative to.
 
     Raises:
-        ConfigurationError: a key is unknown or missing, or a value of another type; the text names
-            the key, places in lists counted from 1.
+        ConfigurationError: a key is unknown or missing, or a value is of another type or not
+            allowed; the text names the key, places in lists counted from 1.
     """
+    # msgspec fills its description of a class at its first use; two threads at once crash.
+    with _CONVERTING:
+        converted: T = _convert(_parse_table(table, kind, where, folder), kind, where)
+        return converted
+
+
+def _convert(value: object, kind: Any, where: str) -> Any:
     try:
-        # msgspec fills its description of a class at its first use; two threads at once crash.
-        with _CONVERTING:
-            return msgspec.convert(table, kind, dec_hook=_decode)
+        return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        # "reason - at `$.path`", the latter only within the table.
+        if isinstance(error.__cause__, ConfigurationError):  # of a `__post_init__`
+            raise ConfigurationError(f"{where}.{error.__cause__}".removeprefix(".")) from None
+        # "reason - at `$.path`", the latter only within the value.
         reason, _, place = str(error).partition(" - at `$")
         path = re.sub(r"\[([0-9]+)\]", _counted_from_1, place.removesuffix("`"))
         key = f"{where}{path}".removeprefix(".")
@@ -126,8 +200,49 @@ def convert(table: dict[str, Any], kind: type[T], where: str) -> T:
         raise ConfigurationError(f"{key}: {reason}" if key else reason) from None
 
 
-def _decode(kind: type, value: object) -> object:
-    return parse_seconds(value) if kind is Seconds else parse_size(value)
+def _parse_table(table: object, kind: Any, where: str, folder: Path) -> object:
+    """Return a table whose values have the forms of the settings."""
+    if not isinstance(table, dict):
+        return table
+    types = _types(kind)
+    return {
+        key: _parse(value, types[key], f"{where}.{key}".removeprefix("."), folder)
+        if key in types
+        else value
+        for key, value in table.items()
+    }
+
+
+def _parse(value: object, kind: Any, where: str, folder: Path) -> object:
+    """Return a value in the form of its setting, one that has no other form as it is."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _parse_notation(value, arguments[1], where, folder)
+    if origin is Literal:
+        return choice(where, value, arguments) if isinstance(value, str) else value
+    if origin is tuple:
+        return (
+            tuple(_parse(each, arguments[0], where, folder) for each in value)
+            if isinstance(value, list)
+            else value
+        )
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        return _parse_table(value, kind, where, folder)
+    for each in arguments:  # of a union
+        value = _parse(value, each, where, folder)
+    return value
+
+
+def _parse_notation(value: object, notation: Notation, where: str, folder: Path) -> object:
+    value = _convert(value, notation.form, where)
+    with Prefix(f"{where}: "):
+        return notation.parse(value, folder)
+
+
+@cache
+def _types(kind: Any) -> dict[str, Any]:
+    """Return the types of a table's values by their keys."""
+    return {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
 
 
 def _counted_from_1(match: re.Match[str]) -> str:
@@ -155,13 +270,5 @@ def readable_file(option: str, name: str | None, folder: Path) -> str | None:
     """
     if name is None:
         return None
-    path = folder / name
-    try:
-        # A pipe that nobody writes into is not waited for.
-        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        return str(path)
-    except (OSError, ValueError) as error:  # the latter for a name with a NUL
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigurationError(f"{option}: {str(path)!r} cannot be read: {reason}") from None
+    with Prefix(f"{option}: "):
+        return existing_file(name, folder)

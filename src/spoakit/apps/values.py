@@ -19,46 +19,38 @@ _TIME: Final = re.compile(rf"{_NUMBER} ?({'|'.join(TIMES)})", re.ASCII)
 _SIZE: Final = re.compile(rf"{_NUMBER} ?({'|'.join(_SIZES)})", re.ASCII)
 
 
-class Seconds(float):
-    """A time: a number of seconds, or a text with a unit."""
-
-
-class Size(int):
-    """A size: a number of bytes, or a text with a unit."""
-
-
-def parse_seconds(value: object) -> Seconds:
+def parse_seconds(value: object) -> float:
     """Return the time that a number of seconds or a text such as "1.5s" or "10m" stands for.
 
     Raises:
         ConfigurationError: it is no such thing.
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return Seconds(value)
+        return float(value)
     match = _TIME.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         raise ConfigurationError(
             f"{value!r} is not a time: a number of seconds, or a text such as "
             '"1.5s" with us, ms, s, m, h or d'
         )
-    return Seconds(float(match[1]) * TIMES[match[2]])
+    return float(match[1]) * TIMES[match[2]]
 
 
-def parse_size(value: object) -> Size:
+def parse_size(value: object) -> int:
     """Return the size that a number of bytes or a text such as "32MiB" stands for.
 
     Raises:
         ConfigurationError: it is no such thing.
     """
     if isinstance(value, int) and not isinstance(value, bool):
-        return Size(value)
+        return value
     match = _SIZE.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         raise ConfigurationError(
             f"{value!r} is not a size: a whole number of bytes, or a text such as "
             '"32MiB" with B, KiB, MiB or GiB'
         )
-    return Size(float(match[1]) * _SIZES[match[2]])
+    return int(float(match[1]) * _SIZES[match[2]])
 
 
 def parse_nameserver(text: str) -> tuple[str, int]:

@@ -8,14 +8,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from msgspec import structs
+
 from spoakit.apps.mirror.agent import create_agent, reloadable_settings
 from spoakit.apps.mirror.check import check_targets
 from spoakit.apps.mirror.config.loader import read_config
-from spoakit.apps.mirror.config.settings import (
+from spoakit.apps.mirror.config.schema import (
     MirrorSettings,
-    PoolSettings,
-    Rewrite,
-    Selection,
     TargetSettings,
     TlsSettings,
 )
@@ -110,7 +109,7 @@ def _with_options(settings: MirrorSettings, given: Mapping[str, Any]) -> MirrorS
         )
         if value is not None
     }
-    return replace(settings, log=replace(settings.log, **log), **changes)
+    return structs.replace(settings, log=structs.replace(settings.log, **log), **changes)
 
 
 def _targets(given: Mapping[str, Any]) -> tuple[TargetSettings, ...]:
@@ -122,29 +121,13 @@ def _targets(given: Mapping[str, Any]) -> tuple[TargetSettings, ...]:
                 f"--mirror-url: {url} is given twice; in a file (--config), two targets with names "
                 "of their own may have one URL"
             )
-    described = {
-        "http": given["http"],
-        "selection": _made(Selection, sample=given["sample"]),
-        "rewrite": _made(
-            Rewrite,
-            host=given["host"],
-            marker=given["marker"],
-            truncated=given["truncated"],
-            truncated_suspect=given["truncated_suspect"],
-        ),
-        "pool": _made(
-            PoolSettings,
-            interface=given["mirror_interface"],
-            local_ports=given["mirror_local_port"],
-        ),
-        "tls": TlsSettings(verify=not given["insecure"]),
-    }
-    return tuple(_made(TargetSettings, url=url, **described) for url in urls)
-
-
-def _made(kind: Any, **fields: Any) -> Any:
-    """Make settings from what is given of them."""
-    return kind(**{name: value for name, value in fields.items() if value is not None})
+    names = ("http", "sample", "host", "marker", "truncated", "truncated_suspect")
+    described = {name: given[name] for name in names}
+    described["interface"] = given["mirror_interface"]
+    described["local_ports"] = given["mirror_local_port"]
+    described["tls"] = TlsSettings(verify=not given["insecure"])
+    described = {name: value for name, value in described.items() if value is not None}
+    return tuple(TargetSettings(url=url, **described) for url in urls)
 
 
 def _server_settings(given: Mapping[str, Any], mirror: MirrorSettings) -> ServerSettings:

@@ -5,7 +5,7 @@ import sys
 from dataclasses import replace
 from typing import Final, get_args
 
-from spoakit.apps.mirror.config.settings import HttpVersion, Truncated, TruncatedSuspect
+from spoakit.apps.mirror.config.schema import HttpVersion, Truncated, TruncatedSuspect
 from spoakit.apps.mirror.url import TargetURL
 from spoakit.cli import common_options as common
 from spoakit.cli import values

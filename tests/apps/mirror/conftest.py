@@ -11,7 +11,7 @@ import uvloop
 
 from spoakit.apps.line_writer import LogWriter
 from spoakit.apps.mirror.access_log._lines_cy import AccessLog
-from spoakit.apps.mirror.config.settings import TargetSettings
+from spoakit.apps.mirror.config.schema import TargetSettings
 from spoakit.apps.mirror.target import Target
 from spoakit.apps.mirror.url import TargetURL
 from spoakit.metrics.memory import SharedMetrics
@@ -54,12 +54,12 @@ def copying(tmp_path: Path) -> Callable[..., Any]:
         port: int,
         *,
         scheme: str = "http",
-        host: str = "127.0.0.1",
+        server: str = "127.0.0.1",
         base: str = "",
         drain: float = 5.0,
         **settings: Any,
     ) -> AsyncIterator[Copier]:
-        url = TargetURL.parse(f"{scheme}://{host}:{port}{base}")
+        url = TargetURL.parse(f"{scheme}://{server}:{port}{base}")
         with log.open("wb") as file:
             access_log = AccessLog(LogWriter(file.fileno()))
             target = Target(TargetSettings(url, **settings), access_log, SharedMetrics(1).worker(0))

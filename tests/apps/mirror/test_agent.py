@@ -3,14 +3,14 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from spoakit.apps.mirror.agent import Mirror, create_agent, reloadable_settings
-from spoakit.apps.mirror.config.settings import (
+from spoakit.apps.mirror.config.schema import (
     MirrorSettings,
     TargetSettings,
     TlsSettings,
@@ -362,7 +362,7 @@ def test_targets_that_differ_by_their_names_are_each_kept(run: Run) -> None:
     async def scenario() -> None:
         async with origin() as server:
             [one] = settings_for(server.port).targets
-            wanted = MirrorSettings((one, replace(one, name="another")))
+            wanted = MirrorSettings((one, structs.replace(one, name="another")))
             live = reloadable_settings(lambda: wanted)
             async with mirror(live=live) as engine:
                 live.reload()

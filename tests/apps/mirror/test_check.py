@@ -14,7 +14,7 @@ import pytest
 from h2.settings import SettingCodes
 
 from spoakit.apps.mirror.check import CheckResult, check_targets
-from spoakit.apps.mirror.config.settings import (
+from spoakit.apps.mirror.config.schema import (
     MirrorSettings,
     TargetSettings,
     Timeouts,

@@ -15,12 +15,9 @@ from spoakit.apps.line_writer import LogWriter
 from spoakit.apps.mirror._request_cy import IncomingRequest
 from spoakit.apps.mirror.access_log._lines_cy import AccessLog
 from spoakit.apps.mirror.agent import Mirror
-from spoakit.apps.mirror.config.settings import (
+from spoakit.apps.mirror.config.schema import (
     MirrorSettings,
-    PoolSettings,
     QueueSettings,
-    Rewrite,
-    Selection,
     TargetSettings,
     Timeouts,
 )
@@ -118,22 +115,23 @@ def test_figures_add_up_at_any_moment_whatever_the_targets_do(
                 settings_for(
                     slow.port,
                     "slow",
-                    pool=PoolSettings(connections=1),
-                    queue=QueueSettings(length=20, rate=400),
-                    selection=Selection(sample=80),
+                    connections=1,
+                    queue=QueueSettings(length=20),
+                    rate=400,
+                    sample=80,
                 ),
                 settings_for(dead_port, "dead", queue=QueueSettings(length=50), timeouts=quick),
                 settings_for(
                     resetting.port,
                     "resetting",
                     timeouts=quick,
-                    rewrite=Rewrite(marker=("X-Mirrored", "1")),
+                    marker=("X-Mirrored", "1"),
                 ),
                 settings_for(
                     silent.port,
                     "silent",
                     timeouts=quick,
-                    pool=PoolSettings(connections=4),
+                    connections=4,
                     queue=QueueSettings(length=30, overflow="drop-newest"),
                 ),
             ) as mirror,
@@ -200,14 +198,14 @@ def test_bodies_that_are_not_copied_add_up(run: Run, make_mirror: Any) -> None:
         put(b"transfer-encoding: chunked\r\n", b""),
         put(b"content-length: 9\r\n", b"short"),
     )
-    suspect = Rewrite(truncated_suspect="skip", max_body=18_000)
+    suspect = {"truncated_suspect": "skip", "max_body": 18_000}
 
     async def scenario() -> None:
         metrics = SharedMetrics(1)
         async with origin() as server:
             targets = (
-                settings_for(server.port, "skip", rewrite=suspect),
-                settings_for(server.port, "send", rewrite=Rewrite(truncated="send")),
+                settings_for(server.port, "skip", **suspect),
+                settings_for(server.port, "send", truncated="send"),
             )
             async with make_mirror(metrics, *targets) as mirror:
                 for each in requests:
@@ -282,7 +280,7 @@ def test_slow_targets_leave_descriptors_for_others(
             make_mirror(
                 metrics,
                 settings_for(silent.port, "silent", timeouts=timeouts),
-                settings_for(healthy.port, "healthy", pool=PoolSettings(connections=3)),
+                settings_for(healthy.port, "healthy", connections=3),
                 budget=ConnectionBudget(10),
             ) as mirror,
         ):

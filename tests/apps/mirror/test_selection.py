@@ -1,16 +1,27 @@
 import subprocess
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from spoakit.agent.headers import Headers
-from spoakit.apps.mirror.config.settings import Selection
+from spoakit.apps.mirror.config.schema import MatchSettings, TargetSettings
 from spoakit.apps.mirror.selection import Selector
+from spoakit.apps.mirror.url import TargetURL
 
 VALUES = 200_000
+URL = TargetURL.parse("http://h")
+
+
+def matching(**rules: Any) -> TargetSettings:
+    return TargetSettings(URL, match=MatchSettings(**rules))
+
+
+def sampling(sample: float = 100, sample_by: str = "") -> TargetSettings:
+    return TargetSettings(URL, sample=sample, sample_by=sample_by)
 
 
 def headers(*lines: str) -> Headers:
@@ -22,13 +33,13 @@ NONE = headers()
 
 
 def takes(
-    selection: Selection, method: bytes = b"GET", target: bytes = b"/", fields: Headers = NONE
+    selection: TargetSettings, method: bytes = b"GET", target: bytes = b"/", fields: Headers = NONE
 ) -> bool:
     return Selector(selection).takes(method, target, fields)
 
 
 def keys_taken(sample: float, keys: Iterable[int] = range(VALUES)) -> set[int]:
-    selector = Selector(Selection(sample=sample, sample_by="key"))
+    selector = Selector(sampling(sample=sample, sample_by="key"))
     return {key for key in keys if selector.takes(b"GET", b"/", NONE, b"user-%d" % key)}
 
 
@@ -43,7 +54,7 @@ def assert_share(taken: int, percent: float) -> None:
 
 
 def test_without_rules_all_are_taken_and_nobody_needs_to_ask() -> None:
-    selector = Selector(Selection())
+    selector = Selector(sampling())
     assert selector.takes_all
     assert selector.takes(b"ANY", b"*", NONE)
 
@@ -51,24 +62,24 @@ def test_without_rules_all_are_taken_and_nobody_needs_to_ask() -> None:
 @pytest.mark.parametrize(
     "selection",
     [
-        Selection(sample=99.999),
-        Selection(sample=0),
-        Selection(methods=("GET",)),
-        Selection(path=""),
-        Selection(hosts=("a",)),
-        Selection(headers=(("a", ""),)),
+        sampling(sample=99.999),
+        sampling(sample=0),
+        matching(methods=("GET",)),
+        matching(path=""),
+        matching(host=("a",)),
+        matching(header=(("a", ""),)),
     ],
 )
-def test_with_a_rule_it_must_be_asked(selection: Selection) -> None:
+def test_with_a_rule_it_must_be_asked(selection: TargetSettings) -> None:
     assert not Selector(selection).takes_all
 
 
 def test_a_key_alone_is_no_rule() -> None:
-    assert Selector(Selection(sample_by="key")).takes_all
+    assert Selector(sampling(sample_by="key")).takes_all
 
 
 def test_methods_are_compared_with_their_case() -> None:
-    selection = Selection(methods=("GET", "PURGE"))
+    selection = matching(methods=("GET", "PURGE"))
     assert takes(selection, b"GET")
     assert takes(selection, b"PURGE")
     assert not takes(selection, b"get")
@@ -90,7 +101,7 @@ def test_methods_are_compared_with_their_case() -> None:
     ],
 )
 def test_the_path_is_searched_with_its_query(expression: str, target: bytes, taken: bool) -> None:
-    assert takes(Selection(path=expression), target=target) is taken
+    assert takes(matching(path=expression), target=target) is taken
 
 
 @pytest.mark.parametrize(
@@ -113,12 +124,12 @@ def test_the_path_is_searched_with_its_query(expression: str, target: bytes, tak
     ],
 )
 def test_hosts_are_names_or_wildcards_without_case_and_port(host: str, taken: bool) -> None:
-    selection = Selection(hosts=("example.org", "*.example.com", "[2001:db8::1]"))
+    selection = matching(host=("example.org", "*.example.com", "[2001:db8::1]"))
     assert takes(selection, fields=headers(f"Host: {host}")) is taken
 
 
 def test_a_request_without_a_host_is_for_none() -> None:
-    assert not takes(Selection(hosts=("example.org",)))
+    assert not takes(matching(host=("example.org",)))
 
 
 @pytest.mark.parametrize(
@@ -131,14 +142,14 @@ def test_a_request_without_a_host_is_for_none() -> None:
     ],
 )
 def test_the_host_of_a_complete_url_goes_before_the_header(target: bytes, taken: bool) -> None:
-    selection = Selection(hosts=("example.org",))
+    selection = matching(host=("example.org",))
     other = "other" if taken else "example.org"
     fields = headers("host: " + ("other" if target.startswith(b"/") else other))
     assert takes(selection, target=target, fields=fields) is taken
 
 
 def test_every_header_rule_must_be_met_by_one_of_the_fields_of_its_name() -> None:
-    selection = Selection(headers=(("X-Tenant", "^acme$"), ("accept", "json")))
+    selection = matching(header=(("X-Tenant", "^acme$"), ("accept", "json")))
     accept = "Accept: application/json"
     assert takes(selection, fields=headers("x-tenant: other", "X-TENANT: acme", accept))
     assert not takes(selection, fields=headers("x-tenant: acme"))
@@ -148,25 +159,26 @@ def test_every_header_rule_must_be_met_by_one_of_the_fields_of_its_name() -> Non
 
 def test_values_are_searched_as_the_bytes_they_came_as() -> None:
     fields = Headers(b"a: \xff!\r\n\r\n", binary=False)
-    assert takes(Selection(headers=(("a", "^.!$"),)), fields=fields)
+    assert takes(matching(header=(("a", "^.!$"),)), fields=fields)
 
 
 def test_fields_are_not_read_where_no_rule_needs_them() -> None:
     broken = Headers(b"no field", binary=False)
-    selection = Selection(path="^/a", methods=("GET",), sample=50, sample_by="key")
+    match = MatchSettings(path="^/a", methods=("GET",))
+    selection = TargetSettings(URL, match=match, sample=50, sample_by="key")
     assert not takes(selection, target=b"/b", fields=broken)
-    assert not takes(Selection(sample=0), fields=broken)
+    assert not takes(sampling(sample=0), fields=broken)
 
 
 @pytest.mark.parametrize(
     "selection",
     [
-        Selection(hosts=("a",)),
-        Selection(headers=(("a", "b"),)),
-        Selection(sample=0.001, sample_by="cookie:a"),
+        matching(host=("a",)),
+        matching(header=(("a", "b"),)),
+        sampling(sample=0.001, sample_by="cookie:a"),
     ],
 )
-def test_malformed_fields_are_left_to_the_one_who_counts_them(selection: Selection) -> None:
+def test_malformed_fields_are_left_to_the_one_who_counts_them(selection: TargetSettings) -> None:
     assert takes(selection, fields=Headers(b"no field", binary=False))
 
 
@@ -175,7 +187,7 @@ def test_malformed_fields_are_left_to_the_one_who_counts_them(selection: Selecti
 
 @pytest.mark.parametrize("sample", [0, 0.001, 0.5, 33.3, 99.999, 100])
 def test_the_share_of_requests_sampled_one_by_one_is_that_asked_for(sample: float) -> None:
-    selector = Selector(Selection(sample=sample))
+    selector = Selector(sampling(sample=sample))
     assert_share(sum(selector.takes(b"GET", b"/", NONE) for _ in range(VALUES)), sample)
 
 
@@ -185,14 +197,14 @@ def test_the_share_of_values_is_that_asked_for(sample: float) -> None:
 
 
 def test_without_the_value_requests_are_sampled_one_by_one() -> None:
-    selector = Selector(Selection(sample=20, sample_by="key"))
+    selector = Selector(sampling(sample=20, sample_by="key"))
     for key in (None, b""):
         assert_share(sum(selector.takes(b"GET", b"/", NONE, key) for _ in range(VALUES)), 20)
 
 
 @given(st.binary(min_size=1), st.floats(0.001, 99.999))
 def test_all_requests_with_one_value_share_its_fate(value: bytes, sample: float) -> None:
-    selection = Selection(sample=sample, sample_by="src")
+    selection = sampling(sample=sample, sample_by="src")
     fates = {
         Selector(selection).takes(method, b"/%d" % number, NONE, b"%d" % number, value)
         for method in (b"GET", b"POST")
@@ -204,7 +216,7 @@ def test_all_requests_with_one_value_share_its_fate(value: bytes, sample: float)
 @given(st.binary(min_size=1), st.floats(0.001, 100), st.floats(0.001, 100))
 def test_a_larger_sample_has_all_of_a_smaller_one(value: bytes, one: float, other: float) -> None:
     small, large = (
-        Selector(Selection(sample=sample, sample_by="key")).takes(b"GET", b"/", NONE, value)
+        Selector(sampling(sample=sample, sample_by="key")).takes(b"GET", b"/", NONE, value)
         for sample in sorted((one, other))
     )
     assert large or not small
@@ -212,7 +224,7 @@ def test_a_larger_sample_has_all_of_a_smaller_one(value: bytes, one: float, othe
 
 def test_a_value_has_the_same_fate_wherever_it_comes_from() -> None:
     by = {
-        kind: Selector(Selection(sample=50, sample_by=kind))
+        kind: Selector(sampling(sample=50, sample_by=kind))
         for kind in ("key", "src", "cookie:id", "header:x-id")
     }
     for number in range(100):
@@ -227,8 +239,10 @@ def test_the_fate_of_a_value_is_the_same_in_every_process() -> None:
     here = sorted(keys_taken(5, range(400)))
     assert here[:5] == [13, 24, 37, 56, 124]  # and in every version: who is sampled stays sampled
     program = (
-        "from spoakit.apps.mirror.selection import Selector, Selection, Headers\n"
-        "takes = Selector(Selection(sample=5, sample_by='key')).takes\n"
+        "from spoakit.apps.mirror.selection import Selector, TargetSettings, Headers\n"
+        "from spoakit.apps.mirror.url import TargetURL\n"
+        "url = TargetURL.parse('http://h')\n"
+        "takes = Selector(TargetSettings(url, sample=5, sample_by='key')).takes\n"
         "none = Headers(b'\\r\\n', False)\n"
         "print([n for n in range(400) if takes(b'GET', b'/', none, b'user-%d' % n)])"
     )
@@ -242,14 +256,14 @@ def fate(*lines: str, sample_by: str = "cookie:id") -> list[bool]:
     """Return what becomes of a request in samples of 1 to 99 %, which tells its value."""
     fields = headers(*lines)
     return [
-        Selector(Selection(sample=percent, sample_by=sample_by)).takes(b"GET", b"/", fields)
+        Selector(sampling(sample=percent, sample_by=sample_by)).takes(b"GET", b"/", fields)
         for percent in range(1, 100)
     ]
 
 
 def fate_of(value: bytes) -> list[bool]:
     return [
-        Selector(Selection(sample=percent, sample_by="key")).takes(b"GET", b"/", NONE, value)
+        Selector(sampling(sample=percent, sample_by="key")).takes(b"GET", b"/", NONE, value)
         for percent in range(1, 100)
     ]
 

@@ -1,5 +1,5 @@
 from base64 import b64encode
-from dataclasses import replace
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from spoakit.agent.headers import Headers
 from spoakit.apps.mirror._request_cy import IncomingRequest, RequestBuilder
-from spoakit.apps.mirror.config.settings import MirrorSettings, Rewrite, TargetSettings
+from spoakit.apps.mirror.config.schema import HeaderSettings, MirrorSettings, TargetSettings
 from spoakit.apps.mirror.http.http2_head import read_head
 from spoakit.apps.mirror.url import TargetURL
 from spoakit.exceptions import ConfigurationError
@@ -143,12 +143,15 @@ FIELDS = b"Host: h\r\nauthorization: Bearer original\r\nX: 1\r\n\r\n"
 
 
 @pytest.mark.parametrize(
-    "rewrite", [Rewrite(), Rewrite(strip_secrets=True), Rewrite(remove=("authorization",))]
+    "headers",
+    [HeaderSettings(), HeaderSettings(secrets="strip"), HeaderSettings(remove=("authorization",))],
 )
 @pytest.mark.parametrize("version", [b"1.1", b"2.0"])
-def test_the_urls_authorization_replaces_the_originals(version: bytes, rewrite: Rewrite) -> None:
+def test_the_urls_authorization_replaces_the_originals(
+    version: bytes, headers: HeaderSettings
+) -> None:
     url = TargetURL.parse("http://me:secret@target:81")
-    builder = RequestBuilder(url, replace(rewrite, host="target"))
+    builder = RequestBuilder(TargetSettings(url, headers=headers, host="target"))
     original = IncomingRequest(b"GET", b"/", version, Headers(FIELDS, False))
     request = builder.build(original)
     assert request.wire == (
@@ -163,17 +166,23 @@ def test_the_urls_authorization_replaces_the_originals(version: bytes, rewrite: 
 
 
 @pytest.mark.parametrize(
-    ("rewrite", "option"),
+    ("settings", "option"),
     [
-        (Rewrite(set=(("AUTHORIZATION", "x"),)), "headers.set: 'AUTHORIZATION'"),
-        (Rewrite(add=(("Authorization", "x"),)), "headers.add: 'Authorization'"),
-        (Rewrite(marker=("authorization", "x")), "marker: 'authorization'"),
+        (
+            {"headers": HeaderSettings(set=(("AUTHORIZATION", "x"),))},
+            "headers.set: 'AUTHORIZATION'",
+        ),
+        (
+            {"headers": HeaderSettings(add=(("Authorization", "x"),))},
+            "headers.add: 'Authorization'",
+        ),
+        ({"marker": ("authorization", "x")}, "marker: 'authorization'"),
     ],
 )
-def test_two_authorizations_are_refused(rewrite: Rewrite, option: str) -> None:
-    assert TargetSettings(TargetURL.parse("http://h"), rewrite=rewrite)
+def test_two_authorizations_are_refused(settings: dict[str, Any], option: str) -> None:
+    assert TargetSettings(TargetURL.parse("http://h"), **settings)
     with pytest.raises(ConfigurationError, match=f"^{option} is what the user and password of url"):
-        TargetSettings(TargetURL.parse("http://me@h"), rewrite=rewrite)
+        TargetSettings(TargetURL.parse("http://me@h"), **settings)
 
 
 def test_a_url_is_shown_as_it_was_given() -> None:
@@ -200,7 +209,7 @@ def test_a_url_is_shown_as_it_was_given() -> None:
 def test_a_base_path_goes_in_front_once_whatever_the_slashes(path: str, base_path: str) -> None:
     url = TargetURL.parse(f"http://h{path}")
     assert url.base_path == base_path
-    request = RequestBuilder(url, Rewrite()).build(
+    request = RequestBuilder(TargetSettings(url)).build(
         IncomingRequest(b"GET", b"/x?y", b"1.1", Headers(b"", False))
     )
     assert request.target == f"{base_path}/x?y".encode()

@@ -3,20 +3,16 @@
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from ipaddress import ip_network
 
 import pytest
+from msgspec import structs
 
 import spoakit
 from spoakit.agent import Agent
-from spoakit.server.reloadable_settings import ReloadableSettings
-from spoakit.apps.mirror.config.settings import (
+from spoakit.apps.mirror.config.schema import (
     LogSettings,
     MirrorSettings,
-    PoolSettings,
-    Rewrite,
-    Selection,
     TargetSettings,
     TlsSettings,
 )
@@ -24,6 +20,7 @@ from spoakit.apps.mirror.url import TargetURL
 from spoakit.cli import common_options, mirror
 from spoakit.exceptions import ConfigurationError
 from spoakit.server import Drain, Hooks, ListenTls, Logfile, ServerSettings, TcpAddress, UnixAddress
+from spoakit.server.reloadable_settings import ReloadableSettings
 
 USAGE = """
 Usage: spoa-mirror { -h --help }
@@ -302,7 +299,8 @@ def test_values_may_be_attached_or_separate(run: Run, form: str) -> None:
     assert settings.loop == "poll"
     assert settings.daemonize
     assert given.mirror.processing_delay == 0.25
-    assert given.target.pool == PoolSettings(interface="eth0", local_ports=(40000, 40999))
+    assert given.target.interface == "eth0"
+    assert given.target.local_ports == (40000, 40999)
 
 
 def test_the_line_of_the_c_projects_program_section_works(run: Run) -> None:
@@ -335,19 +333,18 @@ def test_what_is_said_of_targets_holds_for_each(run: Run) -> None:
     one = TargetSettings(
         TargetURL.parse("http://one/"),
         http="2",
-        selection=Selection(sample=0.5),
-        rewrite=Rewrite(
-            host="target",
-            marker=("X-Mirrored", "1"),
-            truncated="mark",
-            truncated_suspect="skip",
-        ),
-        pool=PoolSettings(interface="lo", local_ports=(1000, 1000)),
+        sample=0.5,
+        host="target",
+        marker=("X-Mirrored", "1"),
+        truncated="mark",
+        truncated_suspect="skip",
+        interface="lo",
+        local_ports=(1000, 1000),
         tls=TlsSettings(verify=False),
     )
     assert given.mirror.targets == (
         one,
-        replace(one, url=TargetURL.parse("https://two/base"), name=""),
+        structs.replace(one, url=TargetURL.parse("https://two/base"), name=""),
     )
 
 

@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from spoakit import _cython as cython
     from spoakit._cython import memcmp
     from spoakit.apps.mirror._buffer_cy import Buffer
-    from spoakit.apps.mirror.config.settings import Rewrite
-    from spoakit.apps.mirror.url import TargetURL
+    from spoakit.apps.mirror.config.schema import TargetSettings
 else:
     try:
         import cython
@@ -321,9 +320,8 @@ class RequestBuilder:
     """Makes the copies of requests for one target.
 
     Args:
-        url: whose base path goes in front of each path, and whose user and password are the
-            copies' Authorization.
-        rewrite: how copies differ from their originals.
+        settings: how copies differ from their originals. The URL's base path goes in front of
+            each path, and its user and password are the copies' Authorization.
     """
 
     # What is done to each path, and what goes in front of it then.
@@ -366,27 +364,28 @@ class RequestBuilder:
     # Where in a ``req.hdrs_bin`` it is.
     _pos: cython.Py_ssize_t
 
-    def __init__(self, url: TargetURL, rewrite: Rewrite) -> None:
-        self._prefix = (url.base_path + rewrite.add_prefix.rstrip("/")).encode()
+    def __init__(self, settings: TargetSettings) -> None:
+        url, headers, path = settings.url, settings.headers, settings.path
+        self._prefix = (url.base_path + path.add_prefix.rstrip("/")).encode()
         self._rewriter = None
-        if rewrite.strip_prefix or rewrite.path_pattern is not None:
-            self._rewriter = PathRewriter(
-                rewrite.strip_prefix, rewrite.path_pattern, rewrite.path_replacement
-            )
+        if path.strip_prefix or path.pattern is not None:
+            self._rewriter = PathRewriter(path.strip_prefix, path.pattern, path.replace)
         self._authority = url.authority.encode()
-        self._host = {"keep": "", "target": url.authority}.get(rewrite.host, rewrite.host).encode()
-        self._truncated = rewrite.truncated
-        self._skips_suspect = rewrite.truncated_suspect == "skip"
-        self._has_bodies = rewrite.body == "keep"
-        self._max_body = -1 if rewrite.max_body is None else rewrite.max_body
-        marker = () if rewrite.marker is None else (rewrite.marker,)
+        self._host = {"keep": "", "target": url.authority}.get(
+            settings.host, settings.host
+        ).encode()
+        self._truncated = settings.truncated
+        self._skips_suspect = settings.truncated_suspect == "skip"
+        self._has_bodies = settings.body == "keep"
+        self._max_body = -1 if settings.max_body is None else settings.max_body
+        marker = () if settings.marker is None else (settings.marker,)
         own = (("Authorization", url.authorization),) if url.authorization else ()
         self._tail = []
-        for name, value in (*rewrite.set, *own, *rewrite.add, *marker):
+        for name, value in (*headers.set, *own, *headers.add, *marker):
             self._tail.append((b"\r\n%b: " % name.encode(), value.encode()))
-        left_out = [*rewrite.remove, *(name for name, _ in (*rewrite.set, *own, *marker))]
+        left_out = [*headers.remove, *(name for name, _ in (*headers.set, *own, *marker))]
         self._kinds = _SPECIAL | {name.lower().encode(): _LEFT_OUT for name in left_out}
-        if rewrite.strip_secrets:
+        if headers.secrets == "strip":
             self._kinds |= dict.fromkeys(_SECRETS, _LEFT_OUT)
         self._marker = b""
         self._marker_text = ""
@@ -394,11 +393,11 @@ class RequestBuilder:
             self._kinds[name.lower().encode()] = _MARKER
             self._marker = value.encode()
             self._marker_text = f"{name}: {value}"
-        self._forwards_for = rewrite.forwarded_for
-        if rewrite.forwarded_for:
+        self._forwards_for = settings.forwarded_for
+        if settings.forwarded_for:
             self._kinds.setdefault(b"x-forwarded-for", _FORWARDED_FOR)
-        self._adds_id = rewrite.request_id
-        if rewrite.request_id:
+        self._adds_id = settings.request_id
+        if settings.request_id:
             self._kinds.setdefault(b"x-request-id", _REQUEST_ID)
         self._fields = {}
         self._expected = []

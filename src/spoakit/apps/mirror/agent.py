@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Callable
 from random import randrange
 from typing import Final
 
+from msgspec import structs
+
 from spoakit import Action, Agent, DataType, IPAddress, Message
 from spoakit.apps.delay import DEADLINE, delayed
 from spoakit.apps.line_output import check_lines
@@ -15,7 +17,7 @@ from spoakit.apps.mirror._copying_cy import Copiers, copy
 from spoakit.apps.mirror._request_cy import IncomingRequest
 from spoakit.apps.mirror.access_log import LOG_NAME
 from spoakit.apps.mirror.access_log._lines_cy import AccessLog
-from spoakit.apps.mirror.config.settings import MirrorSettings, TargetSettings
+from spoakit.apps.mirror.config.schema import MirrorSettings, TargetSettings
 from spoakit.apps.mirror.http.connection_budget import ConnectionBudget, wanted_connections
 from spoakit.apps.mirror.http.connector import check_connections
 from spoakit.apps.mirror.http.names import Names
@@ -221,7 +223,7 @@ def reloadable_settings(read: Callable[[], MirrorSettings]) -> ReloadableSetting
         checked = settings.log.path
         return settings
 
-    return ReloadableSettings(read_checked, _NEEDS_RESTART, logger)
+    return ReloadableSettings(read_checked, _NEEDS_RESTART, logger, structs.replace)
 
 
 def create_agent(settings: MirrorSettings | ReloadableSettings[MirrorSettings]) -> Agent:

@@ -6,7 +6,7 @@ from time import perf_counter
 from typing import Final, cast
 
 from spoakit.apps.mirror._request_cy import OutgoingRequest
-from spoakit.apps.mirror.config.settings import MirrorSettings, TargetSettings
+from spoakit.apps.mirror.config.schema import MirrorSettings, TargetSettings
 from spoakit.apps.mirror.http.connector import HTTP_2, ConnectError, Connector, alpn_groups
 from spoakit.apps.mirror.http.http2 import Http2Connection
 from spoakit.apps.mirror.http.http2_response import Http2Response

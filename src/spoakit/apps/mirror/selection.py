@@ -6,7 +6,7 @@ from hashlib import blake2b
 from typing import Final
 
 from spoakit import Headers
-from spoakit.apps.mirror.config.settings import Selection
+from spoakit.apps.mirror.config.schema import TargetSettings
 from spoakit.apps.mirror.paths import split_url
 from spoakit.apps.mirror.patterns import Pattern
 
@@ -19,7 +19,7 @@ _SALT: Final = b"spoakit mirror"
 
 
 class Selector:
-    """Decide whether a target gets a request, as a `Selection` says.
+    """Decide whether a target gets a request, as the settings say.
 
     Samples by a value are **coherent**: of the requests with the same value, all are taken or none,
     by a hash of the value that is the same in every worker, on every machine and after every
@@ -31,23 +31,19 @@ class Selector:
         takes_all: whether it takes every request, so that it need not be asked.
     """
 
-    def __init__(self, selection: Selection) -> None:
-        self._methods: Final = frozenset(method.encode() for method in selection.methods)
-        self._hosts: Final = _HostRule(selection.hosts)
-        self._path: Final = (
-            None if selection.path is None else Pattern("match.path", selection.path)
-        )
+    def __init__(self, settings: TargetSettings) -> None:
+        match = settings.match
+        self._methods: Final = frozenset(method.encode() for method in match.methods)
+        self._hosts: Final = _HostRule(match.host)
+        self._path: Final = None if match.path is None else Pattern("match.path", match.path)
         self._headers: Final = tuple(
-            (name, Pattern(f"match.header.{name}", expression))
-            for name, expression in selection.headers
+            (name, Pattern(f"match.header.{name}", expression)) for name, expression in match.header
         )
-        self._share: Final = selection.sample / 100
-        self._threshold: Final = round(selection.sample * _HASHES / 100)
-        self._value: Final = _sampler(selection.sample_by) if selection.sample < 100 else None
-        matches_all = not (
-            selection.methods or selection.hosts or selection.headers or selection.path is not None
-        )
-        self.takes_all: Final = matches_all and selection.sample == 100
+        self._share: Final = settings.sample / 100
+        self._threshold: Final = round(settings.sample * _HASHES / 100)
+        self._value: Final = _sampler(settings.sample_by) if settings.sample < 100 else None
+        matches_all = not (match.methods or match.host or match.header or match.path is not None)
+        self.takes_all: Final = matches_all and settings.sample == 100
 
     def takes(
         self,

@@ -17,7 +17,7 @@ from spoakit.apps.mirror._request_cy import (
     TruncatedBodyError,
 )
 from spoakit.apps.mirror.access_log._lines_cy import AccessLog
-from spoakit.apps.mirror.config.settings import TargetSettings
+from spoakit.apps.mirror.config.schema import TargetSettings
 from spoakit.apps.mirror.http.connection_budget import ConnectionBudget
 from spoakit.apps.mirror.http.connector import alpn_groups
 from spoakit.apps.mirror.http.names import Names
@@ -72,8 +72,8 @@ class Target:
         self._metrics = TargetMetrics(metrics, settings.name)
         self._throttle = Throttle(logger)
         self._reminders = Throttle(logger, _REMINDER_INTERVAL)
-        selector = Selector(settings.selection)
-        rate = settings.queue.rate
+        selector = Selector(settings)
+        rate = settings.rate
         self._rate_limit = None if rate is None else RateLimit(rate)
         budget = budget or ConnectionBudget.of_process()
         self._own_names = Names() if names is None else None
@@ -86,7 +86,7 @@ class Target:
         self.copier: Final = Copier(
             None if selector.takes_all else selector,
             rate is not None,
-            RequestBuilder(settings.url, settings.rewrite),
+            RequestBuilder(settings),
             self._pools[0].queue,
             self._pools[-1].queue,  # where there are two, it is for what came over HTTP/2
             self,
@@ -94,8 +94,8 @@ class Target:
         self.copy: Final = self.copier.copy
         self._loop = asyncio.get_running_loop()
         timeouts = settings.timeouts
-        shortest = min(timeouts.first_byte, timeouts.total, settings.pool.idle)
-        shortest = min(shortest, settings.queue.max_age or shortest, settings.pool.lifetime)
+        shortest = min(timeouts.first_byte, timeouts.total, settings.keep_alive)
+        shortest = min(shortest, settings.queue.max_age or shortest, settings.lifetime)
         interval = max(shortest / _CHECKS, _MIN_CHECK_INTERVAL)
         self._check_interval = min(interval, _MAX_CHECK_INTERVAL)
         self._timer = self._loop.call_later(self._check_interval, self._check)

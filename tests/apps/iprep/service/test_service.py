@@ -18,7 +18,7 @@ from spoakit.apps.iprep.config.settings import (
     ReputationSettings,
     SourceSettings,
 )
-from spoakit.apps.iprep.service import reloadable_settings, open_reputation
+from spoakit.apps.iprep.service import open_reputation, reloadable_settings
 from spoakit.exceptions import ConfigurationError, SpoakitError, StartupError
 from spoakit.metrics.memory import SharedMetrics
 from tests.support.iprep_service import Service

@@ -12,7 +12,7 @@ import pytest
 from spoakit.apps.line_output import BATCH_SIZE
 from spoakit.apps.line_writer import LogWriter
 from spoakit.apps.mirror._request_cy import OutgoingRequest
-from spoakit.apps.mirror.config.settings import LogSettings
+from spoakit.apps.mirror.config.schema import LogSettings
 from spoakit.exceptions import ConfigurationError
 from tests.support.forms import Form
 from tests.support.waiting import until, wait_until

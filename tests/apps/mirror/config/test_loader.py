@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spoakit.apps.mirror.config.loader import _settings, read_config
-from spoakit.apps.mirror.config.settings import (
+from spoakit.apps.mirror.config.schema import (
+    HeaderSettings,
     LogSettings,
+    MatchSettings,
     MirrorSettings,
-    PoolSettings,
+    PathSettings,
     QueueSettings,
-    Rewrite,
-    Selection,
     TargetSettings,
     Timeouts,
     TlsSettings,
@@ -106,29 +106,26 @@ def test_every_key_becomes_a_setting(read: Read, tmp_path: Path) -> None:
                 url=TargetURL.parse("https://staging.example:8443/base"),
                 name="staging",
                 http="2",
-                selection=Selection(
-                    0.5, "cookie:session", ("GET",), "^/api/", ("*.example.com",), (("x-t", "^a$"),)
-                ),
-                rewrite=Rewrite(
-                    host="target",
-                    remove=("X-C",),
-                    set=(("X-A", "1"),),
-                    add=(("X-B", "2"),),
-                    strip_secrets=True,
-                    strip_prefix="/api",
-                    path_pattern="^/(.)",
-                    path_replacement=r"/x\1",
-                    add_prefix="/v2",
-                    marker=("X-Mirrored", "1"),
-                    forwarded_for=True,
-                    request_id=True,
-                    truncated="mark",
-                    truncated_suspect="skip",
-                    body="none",
-                    max_body=65536,
-                ),
-                queue=QueueSettings(10, 65536, "drop-newest", 1000, 3600),
-                pool=PoolSettings(3, 120, 86400, "eth0", (20000, 21000)),
+                sample=0.5,
+                sample_by="cookie:session",
+                match=MatchSettings(("GET",), "^/api/", ("*.example.com",), (("x-t", "^a$"),)),
+                headers=HeaderSettings((("X-A", "1"),), (("X-B", "2"),), ("X-C",), "strip"),
+                host="target",
+                path=PathSettings("/api", "^/(.)", r"/x\1", "/v2"),
+                marker=("X-Mirrored", "1"),
+                forwarded_for=True,
+                request_id=True,
+                truncated="mark",
+                truncated_suspect="skip",
+                body="none",
+                max_body=65536,
+                queue=QueueSettings(10, 65536, "drop-newest", 3600),
+                rate=1000,
+                connections=3,
+                keep_alive=120,
+                lifetime=86400,
+                interface="eth0",
+                local_ports=(20000, 21000),
                 timeouts=Timeouts(1, 2.5, 60, 0.01, 3600),
                 nameservers=("10.0.0.53", "[::1]:5353"),
                 tls=TlsSettings(
@@ -170,13 +167,13 @@ def test_defaults_are_under_every_target_key_by_key(read: Read) -> None:
         """
     )
     first, second = settings.targets
-    assert (first.selection.sample, second.selection.sample) == (5, 10)
-    assert (first.rewrite.marker, second.rewrite.marker) == (("X-Mirrored", "1"), None)
+    assert (first.sample, second.sample) == (5, 10)
+    assert (first.marker, second.marker) == (("X-Mirrored", "1"), None)
     assert first.timeouts == Timeouts(connect=1, total=2)
     assert second.timeouts == Timeouts(connect=1, total=3)
-    assert first.rewrite.set == (("a", "1"), ("b", "2"))
-    assert second.rewrite.set == (("a", "1"), ("b", "3"))
-    assert (first.rewrite.remove, second.rewrite.remove) == (("c",), ("d",))
+    assert first.headers.set == (("a", "1"), ("b", "2"))
+    assert second.headers.set == (("a", "1"), ("b", "3"))
+    assert (first.headers.remove, second.headers.remove) == (("c",), ("d",))
 
 
 TWO = f'{HEAD}name = "live"\n[[target]]\nurl = "http://s"\nname = "staging"\n'
@@ -190,7 +187,7 @@ TWO = f'{HEAD}name = "live"\n[[target]]\nurl = "http://s"\nname = "staging"\n'
         ("[a]\n\n[a]\n", "line 3, column 3: Cannot declare"),
         ("a = [", "at its end: Invalid value"),
         ("drian = 5\n", "there is no key 'drian'"),
-        ("drain = -1\n", "target: there is none"),
+        ("drain = 1\n", "target: there is none"),
         (f"drain = -1\n{HEAD}", "drain: -1.0 is not in the range 0 to 86400"),
         (f'drain = "5"\n{HEAD}', "drain: '5' is not a time: a number of seconds, or a text such"),
         (f"drain = true\n{HEAD}", "drain: True is not a time"),
@@ -215,6 +212,8 @@ TWO = f'{HEAD}name = "live"\n[[target]]\nurl = "http://s"\nname = "staging"\n'
         (f"{TWO}queue = {{ bytes = '5MB' }}", "target[2].queue.bytes: '5MB' is not a size"),
         (f"{TWO}queue = {{ overflow = 'x' }}", "target[2].queue.overflow: 'x' is not one of drop-"),
         (f"{TWO}match = {{ methods = ['GET', 3] }}", "target[2].match.methods[2]: Expected `str`"),
+        (f"{TWO}tls = {{ versions = [] }}", "target[2].tls: there is no key 'versions'"),
+        (f"{TWO}headers = {{ set = {{ a = 1 }} }}", "headers.set[...]: Expected `str`, got `int`"),
         (f"{TWO}match = {{ path = '(' }}", "target[2].match.path: '(' is not a regular expression"),
         (f"{TWO}match = {{ header = {{ a = '(' }} }}", "target[2].match.header.a: '(' is not a"),
         (

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from spoakit.apps.mirror.config.settings import Timeouts
+from spoakit.apps.mirror.config.schema import Timeouts
 from spoakit.apps.mirror.http.grpc import grpc_failure
 from spoakit.apps.mirror.http.http2_response import Http2Response
 from tests.support.copier import Run

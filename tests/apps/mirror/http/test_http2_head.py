@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from spoakit.agent.headers import Headers
 from spoakit.apps.mirror._request_cy import IncomingRequest, OutgoingRequest, RequestBuilder
-from spoakit.apps.mirror.config.settings import Rewrite
+from spoakit.apps.mirror.config.schema import TargetSettings
 from spoakit.apps.mirror.http import http2_head
 from spoakit.apps.mirror.http.http2_head import Field, PlainEncoder, read_head
 from spoakit.apps.mirror.url import TargetURL
@@ -36,7 +36,7 @@ targets = st.lists(st.sampled_from(bytes(range(0x21, 0x7F)) + b"\x80\xff"), max_
 def built(
     head: bytes, body: bytes = b"", method: bytes = b"GET", target: bytes = b"/"
 ) -> OutgoingRequest:
-    builder = RequestBuilder(TargetURL.parse("http://fallback:81"), Rewrite())
+    builder = RequestBuilder(TargetSettings(TargetURL.parse("http://fallback:81")))
     return builder.build(
         IncomingRequest(method, target, b"2.0", Headers(head + b"\r\n", False), body)
     )

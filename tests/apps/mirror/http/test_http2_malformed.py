@@ -8,7 +8,6 @@ from h2.errors import ErrorCodes
 from h2.events import StreamReset
 from h2.settings import SettingCodes
 
-from spoakit.apps.mirror.config.settings import PoolSettings
 from tests.support.copier import Run
 from tests.support.http2_peer import (
     OK,
@@ -174,9 +173,9 @@ def test_a_malformed_response_counts_and_the_others_arrive(
             peer.response(stream_id)
 
     async def scenario() -> None:
-        pool = PoolSettings(connections=1)
+        pool = {"connections": 1}
         async with listening(response) as server:
-            async with copying(server.port, http="2", pool=pool) as mirror:
+            async with copying(server.port, http="2", **pool) as mirror:
                 for number in range(11):
                     mirror.get(b"/%d" % number)
                 await mirror.answered(10)
@@ -258,9 +257,9 @@ def test_all_requests_arrive_when_the_limit_is_lowered(
 
     async def scenario() -> None:
         nonlocal is_holding
-        pool = PoolSettings(connections=connections)
+        pool = {"connections": connections}
         async with listening(response) as server:
-            async with copying(server.port, http="2", pool=pool) as mirror:
+            async with copying(server.port, http="2", **pool) as mirror:
                 first = in_flight or 1
                 for number in range(first):
                     mirror.get(b"/first-%d" % number)
@@ -286,9 +285,9 @@ def test_all_requests_arrive_at_a_stop_when_the_limit_is_lowered(
     run: Run, copying: Copying
 ) -> None:
     async def scenario() -> None:
-        pool = PoolSettings(connections=1)
+        pool = {"connections": 1}
         async with listening() as server:
-            async with copying(server.port, http="2", pool=pool) as mirror:
+            async with copying(server.port, http="2", **pool) as mirror:
                 mirror.get()
                 await mirror.answered(1)
                 limit(server.peer, 1)
@@ -307,10 +306,10 @@ def test_a_limit_of_0_holds_requests_until_it_is_raised(
     run: Run, copying: Copying, raised: int
 ) -> None:
     async def scenario() -> None:
-        pool = PoolSettings(connections=1)
+        pool = {"connections": 1}
         async with (
             listening() as server,
-            copying(server.port, http="2", pool=pool) as mirror,
+            copying(server.port, http="2", **pool) as mirror,
         ):
             mirror.get()
             await mirror.answered(1)
@@ -336,10 +335,10 @@ def test_a_limit_that_is_raised_again_is_used(run: Run, copying: Copying) -> Non
 
     async def scenario() -> None:
         nonlocal answers
-        pool = PoolSettings(connections=1)
+        pool = {"connections": 1}
         async with (
             listening(response) as server,
-            copying(server.port, http="2", pool=pool) as mirror,
+            copying(server.port, http="2", **pool) as mirror,
         ):
             mirror.get()
             await mirror.answered(1)

@@ -11,7 +11,7 @@ from h2.errors import ErrorCodes
 from h2.events import SettingsAcknowledged
 from h2.settings import SettingCodes
 
-from spoakit.apps.mirror.config.settings import PoolSettings, Timeouts, TlsSettings
+from spoakit.apps.mirror.config.schema import Timeouts, TlsSettings
 from tests.support.copier import Run
 from tests.support.http2_peer import Peer, Target, answer_nothing, frame, listening
 from tests.support.origin import OK, origin
@@ -25,7 +25,7 @@ GOAWAY = 7  # RFC 9113, 6.8
 def test_requests_share_a_connection_and_are_logged(run: Run, copying: Copying) -> None:
     async def scenario() -> None:
         async with listening() as server:
-            async with copying(server.port, http="2", pool=PoolSettings(connections=1)) as mirror:
+            async with copying(server.port, http="2", connections=1) as mirror:
                 for number in range(300):
                     mirror.get(b"/%d" % number)
                 await mirror.answered(300)
@@ -52,7 +52,7 @@ def test_no_more_are_on_their_way_than_the_target_takes(run: Run, copying: Copyi
     async def scenario() -> None:
         few = {SettingCodes.MAX_CONCURRENT_STREAMS: 3}
         async with listening(response, settings=few) as server:
-            async with copying(server.port, http="2", pool=PoolSettings(connections=2)) as mirror:
+            async with copying(server.port, http="2", connections=2) as mirror:
                 for _ in range(100):
                     mirror.get()
                 await mirror.answered(100)
@@ -307,8 +307,8 @@ def test_of_requests_to_a_silent_target_the_first_alone_may_be_overdue(
 
 
 def test_connections_end_when_they_are_unused_or_old(run: Run, copying: Copying) -> None:
-    async def scenario(pool: PoolSettings) -> None:
-        async with listening() as server, copying(server.port, http="2", pool=pool) as mirror:
+    async def scenario(pool: dict[str, float]) -> None:
+        async with listening() as server, copying(server.port, http="2", **pool) as mirror:
             mirror.get()
             await mirror.answered(1)
             await until(lambda: server.peers[0].is_lost)
@@ -316,8 +316,8 @@ def test_connections_end_when_they_are_unused_or_old(run: Run, copying: Copying)
             await mirror.answered(2)
             assert len(server.peers) == 2
 
-    run(scenario(PoolSettings(idle=0.1)))
-    run(scenario(PoolSettings(idle=60.0, lifetime=0.2)))
+    run(scenario({"keep_alive": 0.1}))
+    run(scenario({"keep_alive": 60.0, "lifetime": 0.2}))
 
 
 def test_a_target_that_does_not_speak_http2_is_said(
@@ -396,7 +396,7 @@ def test_what_came_over_http2_goes_on_over_it_where_the_target_can(
     async def scenario() -> None:
         tls = TlsSettings(ca_file=str(certificate))
         async with negotiating(certificate, *alpn) as server:
-            name = {"scheme": "https", "host": "localhost"}
+            name = {"scheme": "https", "server": "localhost"}
             async with copying(server.port, tls=tls, http=http, **name) as mirror:
                 for count, version in enumerate(versions, 1):
                     mirror.get(version=version)
@@ -493,13 +493,13 @@ def test_a_target_that_refuses_clients_without_http2_gets_all_over_it(
 ) -> None:
     async def scenario() -> None:
         tls = TlsSettings(ca_file=str(certificate))
-        name = {"scheme": "https", "host": "localhost", "tls": tls}
-        pool = PoolSettings(connections=1, lifetime=0.3)
+        name = {"scheme": "https", "server": "localhost", "tls": tls}
+        pool = {"connections": 1, "lifetime": 0.3}
         async with (
             negotiating(certificate, "h2", "http/1.1") as server,
             refusing(server.port, refusal) as (port, refused),
         ):
-            async with copying(port, pool=pool, **name) as mirror:
+            async with copying(port, **pool, **name) as mirror:
                 for number in range(20):
                     mirror.get(b"/%d" % number)
                 await mirror.answered(20)
@@ -521,7 +521,7 @@ def test_http2_that_cannot_be_negotiated_is_said(
     async def scenario() -> None:
         tls = TlsSettings(ca_file=str(certificate))
         async with negotiating(certificate, "http/1.1") as server:
-            name = {"scheme": "https", "host": "localhost", "drain": 0}
+            name = {"scheme": "https", "server": "localhost", "drain": 0}
             async with copying(server.port, tls=tls, http="2", **name) as mirror:
                 mirror.get()
                 await until(lambda: "does not speak HTTP/2 (ALPN)" in caplog.text)

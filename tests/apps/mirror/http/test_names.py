@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from spoakit.apps.mirror.config.settings import PoolSettings, TargetSettings, Timeouts
+from spoakit.apps.mirror.config.schema import TargetSettings, Timeouts
 from spoakit.apps.mirror.http import names
 from spoakit.apps.mirror.http.names import HostAddresses, LookupFailedError, Names, Resolver
 from spoakit.apps.mirror.http.source_address import SourceAddress
@@ -25,7 +25,7 @@ from tests.support.waiting import until
 Copying = Callable[..., Any]
 
 HOST = "target.example"
-ALONE = PoolSettings(connections=1)
+ALONE: dict[str, Any] = {"connections": 1}
 
 
 @contextmanager
@@ -47,7 +47,7 @@ def black_hole(address: str, port: int) -> Iterator[None]:
 
 def ask(server: NameServer) -> dict[str, Any]:
     """Return the settings of a target whose name that server knows."""
-    return {"host": HOST, "nameservers": (server.address,)}
+    return {"server": HOST, "nameservers": (server.address,)}
 
 
 def addresses_of(found: list[names.AddressInfo]) -> list[str]:
@@ -62,7 +62,7 @@ def test_copies_arrive_behind_a_dead_first_address(run: Run, copying: Copying) -
         async with name_server() as dns, origin() as server:
             dns.answers[HOST] = ["127.0.0.9", "127.0.0.1"]
             with black_hole("127.0.0.9", server.port):
-                async with copying(server.port, **ask(dns), pool=ALONE) as mirror:
+                async with copying(server.port, **ask(dns), **ALONE) as mirror:
                     for _ in range(20):
                         mirror.get()
                     await mirror.answered(20)
@@ -76,7 +76,7 @@ def test_a_dead_address_delays_one_connection_and_no_more(run: Run, copying: Cop
         async with name_server() as dns, origin(lambda _: [OK, None]) as server:
             dns.answers[HOST] = ["127.0.0.9", "127.0.0.1"]
             with black_hole("127.0.0.9", server.port):
-                async with copying(server.port, **ask(dns), pool=ALONE) as mirror:
+                async with copying(server.port, **ask(dns), **ALONE) as mirror:
                     times = []
                     for number in range(1, 21):
                         begin = monotonic()
@@ -96,7 +96,7 @@ def test_the_next_address_is_tried_at_once_where_the_first_refuses(
     async def scenario() -> None:
         async with name_server() as dns, origin() as server:
             dns.answers[HOST] = ["::1", "127.0.0.1"]
-            async with copying(server.port, **ask(dns), pool=ALONE) as mirror:
+            async with copying(server.port, **ask(dns), **ALONE) as mirror:
                 mirror.get()
                 await mirror.answered(1)
                 assert mirror.target.counters.connect_failures == 0
@@ -111,7 +111,7 @@ def test_connections_are_spread_over_the_addresses_that_work(run: Run, copying: 
             for number, other in enumerate(others, 2):
                 await other.start(first.port, f"127.0.0.{number}")
             dns.answers[HOST] = ["127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.9"]
-            async with copying(first.port, **ask(dns), pool=ALONE) as mirror:
+            async with copying(first.port, **ask(dns), **ALONE) as mirror:
                 for number in range(1, 31):
                     mirror.get()
                     await mirror.answered(number)
@@ -167,7 +167,7 @@ def test_a_new_address_is_used_when_the_old_one_expires(
             await new.start(old.port, "127.0.0.2")
             dns.ttl = 0
             dns.answers[HOST] = ["127.0.0.1"]
-            async with copying(old.port, **ask(dns), pool=ALONE) as mirror:
+            async with copying(old.port, **ask(dns), **ALONE) as mirror:
                 mirror.get()
                 await mirror.answered(1)
                 dns.answers[HOST] = ["127.0.0.2"]
@@ -267,7 +267,7 @@ def test_a_silent_name_server_keeps_no_other_target_and_no_stop_waiting(
         async with name_server() as dns, origin() as server:
             dns.silent_names.add("silent.example")
             dns.answers[HOST] = ["127.0.0.1"]
-            silent = {"host": "silent.example", "nameservers": (dns.address,), "drain": 0.2}
+            silent = {"server": "silent.example", "nameservers": (dns.address,), "drain": 0.2}
             timeouts = Timeouts(connect=0.2, min_backoff=0.01, max_backoff=0.02)
             async with (
                 copying(1, **silent, timeouts=timeouts) as mute,
@@ -413,8 +413,8 @@ def test_an_interface_that_does_not_exist_is_named(
     run: Run, copying: Copying, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario() -> None:
-        pool = PoolSettings(interface="nosuch")
-        async with origin() as server, copying(server.port, pool=pool, drain=0) as mirror:
+        pool = {"interface": "nosuch"}
+        async with origin() as server, copying(server.port, **pool, drain=0) as mirror:
             mirror.get()
             await until(lambda: "cannot be reached" in caplog.text)
             assert "the interface 'nosuch' is neither a network interface nor" in caplog.text
@@ -426,8 +426,8 @@ def test_an_interface_of_another_version_of_ip_is_named(
     run: Run, copying: Copying, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario() -> None:
-        pool = PoolSettings(interface="::1")
-        async with origin() as server, copying(server.port, pool=pool, drain=0) as mirror:
+        pool = {"interface": "::1"}
+        async with origin() as server, copying(server.port, **pool, drain=0) as mirror:
             mirror.get()
             await until(lambda: "the interface '::1' is not of the target's IP" in caplog.text)
 

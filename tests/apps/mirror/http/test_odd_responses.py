@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from spoakit.apps.mirror.config.settings import PoolSettings
 from spoakit.apps.mirror.http.odd_heads import OddHeadError, tidy
 from tests.support.copier import Run
 from tests.support.origin import OK, origin
@@ -54,7 +53,7 @@ def test_every_copy_arrives_at_a_target_that_answers_oddly(
 
     async def scenario() -> None:
         async with origin(lambda _: pieces) as server:
-            async with copying(server.port, pool=PoolSettings(connections=4)) as mirror:
+            async with copying(server.port, connections=4) as mirror:
                 for _ in range(60):
                     mirror.get()
                     await asyncio.sleep(0.002)
@@ -100,7 +99,7 @@ def test_a_response_that_stops_in_the_middle_is_no_reason_to_pause(
     async def scenario() -> None:
         cut = [START + b"Content-Length: 100\r\n\r\nsome", None]
         async with origin(lambda _: cut) as server:
-            async with copying(server.port, pool=PoolSettings(connections=2)) as mirror:
+            async with copying(server.port, connections=2) as mirror:
                 for _ in range(50):
                     mirror.get()
                     await asyncio.sleep(0.002)

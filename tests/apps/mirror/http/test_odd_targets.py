@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from spoakit.apps.mirror.config.settings import PoolSettings, Timeouts
+from spoakit.apps.mirror.config.schema import Timeouts
 from spoakit.apps.mirror.http.outcome import Trouble
 from tests.support.copier import Copier, Run
 from tests.support.origin import OK
@@ -191,7 +191,7 @@ def test_all_copies_are_answered_by_a_target_that(
 ) -> None:
     async def scenario() -> None:
         async with target(ANSWERED[name]) as port:
-            async with copying(port, pool=PoolSettings(connections=4)) as mirror:
+            async with copying(port, connections=4) as mirror:
                 await copy_many(mirror)
                 await mirror.answered(COUNT)
                 assert mirror.target.counters.failed == 0
@@ -211,8 +211,8 @@ def test_copies_fail_and_are_counted_at_a_target_that(
 
     async def scenario() -> None:
         async with target(serve) as port:
-            pool = PoolSettings(connections=4)
-            async with copying(port, pool=pool, timeouts=QUICK, drain=0) as mirror:
+            pool = {"connections": 4}
+            async with copying(port, **pool, timeouts=QUICK, drain=0) as mirror:
                 await copy_many(mirror)
                 counters = mirror.target.counters
                 await until(lambda: counters.failed >= 8)

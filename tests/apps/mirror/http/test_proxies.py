@@ -13,7 +13,7 @@ import pytest
 
 from spoakit.agent.headers import Headers
 from spoakit.apps.mirror._request_cy import IncomingRequest, RequestBuilder
-from spoakit.apps.mirror.config.settings import PoolSettings, Rewrite, TlsSettings
+from spoakit.apps.mirror.config.schema import TargetSettings, TlsSettings
 from spoakit.apps.mirror.http import proxies
 from spoakit.apps.mirror.http.proxies import Proxy, proxy_for
 from spoakit.apps.mirror.url import TargetURL
@@ -27,7 +27,7 @@ from tests.support.waiting import until, wait_until
 Copying = Callable[..., Any]
 
 # An attempt to connect that is cancelled at the end would close its socket behind the event loop.
-ALONE = PoolSettings(connections=1)
+ALONE: dict[str, Any] = {"connections": 1}
 
 needs_tinyproxy = pytest.mark.skipif(
     shutil.which("tinyproxy") is None, reason="tinyproxy is not installed (Debian: tinyproxy-bin)"
@@ -70,7 +70,7 @@ def test_requests_to_http_targets_are_forwarded(
         monkeypatch.setenv("http_proxy", f"http://{user}127.0.0.1:{port}")
         # tinyproxy serves one request a connection, and says so to the target alone.
         async with origin(lambda _: [OK, None]) as server:
-            async with copying(server.port, base="/b", pool=ALONE) as mirror:
+            async with copying(server.port, base="/b", **ALONE) as mirror:
                 mirror.copy(b"POST", b"/post", b"host: a.example\r\nA: 1\r\n\r\n", b"hello")
                 await mirror.answered(1)
                 mirror.get(b"/path?query")
@@ -105,7 +105,7 @@ def test_connections_to_https_targets_are_tunnels(
             await server.start(ssl=context)
             tls = TlsSettings(ca_file=str(certificate))
             async with copying(
-                server.port, scheme="https", host="localhost", tls=tls, pool=ALONE
+                server.port, scheme="https", server="localhost", tls=tls, **ALONE
             ) as mirror:
                 for _ in range(3):
                     mirror.get(b"/path")
@@ -124,7 +124,7 @@ def test_http2_without_tls_goes_through_a_tunnel(
 ) -> None:
     async def scenario(port: int) -> None:
         monkeypatch.setenv("ALL_PROXY", f"http://127.0.0.1:{port}")
-        async with listening() as server, copying(server.port, http="2", pool=ALONE) as mirror:
+        async with listening() as server, copying(server.port, http="2", **ALONE) as mirror:
             for _ in range(20):
                 mirror.get()
             await mirror.answered(20)
@@ -145,7 +145,7 @@ def test_a_proxy_that_refuses_is_named(
 ) -> None:
     async def scenario(port: int) -> None:
         monkeypatch.setenv("https_proxy", f"http://u:secret@127.0.0.1:{port}")
-        async with copying(1, scheme="https", drain=0, pool=ALONE) as mirror:
+        async with copying(1, scheme="https", drain=0, **ALONE) as mirror:
             mirror.get()
             await until(lambda: "cannot be reached" in caplog.text)
             assert f"the proxy 127.0.0.1:{port} (https_proxy) refused CONNECT" in caplog.text
@@ -177,7 +177,7 @@ def test_a_proxy_that_misbehaves_is_named(
     async def scenario() -> None:
         async with origin(lambda _: said) as proxy:
             monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.port}")
-            async with copying(1, scheme="https", drain=0, pool=ALONE) as mirror:
+            async with copying(1, scheme="https", drain=0, **ALONE) as mirror:
                 mirror.get()
                 await until(lambda: "cannot be reached: the proxy 127.0.0.1" in caplog.text)
                 assert mirror.target.counters.failed_attempts["proxy"] >= 1
@@ -268,7 +268,7 @@ def test_a_proxy_that_cannot_be_used_is_refused(text: str, error: str) -> None:
     ],
 )
 def test_the_absolute_form_of_a_request(target: bytes, line: bytes) -> None:
-    builder = RequestBuilder(TargetURL.parse("http://h:81"), Rewrite())
+    builder = RequestBuilder(TargetSettings(TargetURL.parse("http://h:81")))
     headers = Headers(b"host: x\r\nb: 2\r\n\r\n", False)
     request = builder.build(IncomingRequest(b"GET", target, b"1.1", headers, b"body"))
     proxy = Proxy("p", 1, "http_proxy", b"Basic eA==")

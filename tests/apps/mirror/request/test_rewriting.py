@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from spoakit.apps.mirror.config.schema import HeaderSettings, PathSettings
 from tests.support.request_building import (
     HOST,
     Fields,
@@ -42,15 +43,17 @@ def test_the_host_is_kept_or_replaced(
 
 def test_fields_are_set_added_and_removed(building: ModuleType) -> None:
     fields = (HOST, (b"X-Set", b"1"), (b"x-gone", b"1"), (b"x-set", b"2"), (b"x-add", b"1"))
-    rules = {"set": (("x-set", "new"),), "add": (("x-add", "2"),), "remove": ("X-Gone", "x-none")}
+    rules = HeaderSettings(
+        set=(("x-set", "new"),), add=(("x-add", "2"),), remove=("X-Gone", "x-none")
+    )
     expected = (HOST, (b"x-add", b"1"), (b"x-set", b"new"), (b"x-add", b"2"))
-    assert wire(building, fields, **rules) == b"GET / HTTP/1.1\r\n" + text(expected)
+    assert wire(building, fields, headers=rules) == b"GET / HTTP/1.1\r\n" + text(expected)
 
 
 def test_secrets_are_left_out(building: ModuleType) -> None:
     secret = (b"Authorization", b"cookie", b"Proxy-Authorization", b"X-API-Key", b"x-auth-token")
     fields = (HOST, *((name, b"s3cret") for name in secret), (b"accept", b"*/*"))
-    copy = wire(building, fields, strip_secrets=True)
+    copy = wire(building, fields, headers=HeaderSettings(secrets="strip"))
     assert copy == b"GET / HTTP/1.1\r\n" + text((HOST, (b"accept", b"*/*")))
 
 
@@ -68,7 +71,9 @@ def test_a_marked_request_is_not_copied_again(
 ) -> None:
     fields = (HOST, (name, b"by another"), (name, value))
     block = binary(fields) if binary_form else text(fields)
-    maker = builder(building, marker=("X-Mirrored", "yes"), remove=("x-mirrored",))
+    maker = builder(
+        building, marker=("X-Mirrored", "yes"), headers=HeaderSettings(remove=("x-mirrored",))
+    )
     marked = original(building, b"GET", b"/", block, binary=binary_form)
     plain = original(building, b"GET", b"/", binary((HOST,)), binary=True)
     for _ in range(2):  # what a builder remembers of fields is no other way
@@ -130,7 +135,7 @@ def test_a_request_gets_an_id_unless_it_has_one(building: ModuleType) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rewrite", "target", "expected"),
+    ("path", "target", "expected"),
     [
         ({"strip_prefix": "/api"}, b"/api/x?y", b"/base/x?y"),
         ({"strip_prefix": "/api/"}, b"/api", b"/base/"),
@@ -139,19 +144,19 @@ def test_a_request_gets_an_id_unless_it_has_one(building: ModuleType) -> None:
         ({"add_prefix": "/v2/"}, b"/x", b"/base/v2/x"),
         ({"strip_prefix": "/api", "add_prefix": "/v2"}, b"/api/x", b"/base/v2/x"),
         (
-            {"path_pattern": r"^/u/(\d+)", "path_replacement": r"/users/\1"},
+            {"pattern": r"^/u/(\d+)", "replace": r"/users/\1"},
             b"/u/7?a",
             b"/base/users/7?a",
         ),
-        ({"path_pattern": "a", "path_replacement": "b"}, b"/aa", b"/base/ba"),
-        ({"path_pattern": "^/x", "path_replacement": ""}, b"/xy", b"/base/y"),
-        ({"path_pattern": "a", "path_replacement": "b"}, b"http://h/aa", b"/base/ba"),
+        ({"pattern": "a", "replace": "b"}, b"/aa", b"/base/ba"),
+        ({"pattern": "^/x", "replace": ""}, b"/xy", b"/base/y"),
+        ({"pattern": "a", "replace": "b"}, b"http://h/aa", b"/base/ba"),
     ],
 )
 def test_paths_are_rewritten(
-    building: ModuleType, rewrite: dict[str, Any], target: bytes, expected: bytes
+    building: ModuleType, path: dict[str, str], target: bytes, expected: bytes
 ) -> None:
-    copy = build(building, target=target, base="/base/", **rewrite)
+    copy = build(building, target=target, base="/base/", path=PathSettings(**path))
     assert copy.target == expected
     assert copy.wire.startswith(b"GET " + expected + b" HTTP/1.1\r\n")
 

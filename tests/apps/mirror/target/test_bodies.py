@@ -2,7 +2,7 @@
 
 import pytest
 
-from spoakit.apps.mirror.config.settings import Rewrite, Truncated, TruncatedSuspect
+from spoakit.apps.mirror.config.schema import Truncated, TruncatedSuspect
 from tests.support.copier import Copying, Run
 from tests.support.origin import origin
 
@@ -13,8 +13,8 @@ def test_a_cut_body_may_be_copied_all_the_same(
 ) -> None:
     async def scenario() -> None:
         async with origin() as server:
-            rewrite = Rewrite(truncated=truncated)
-            async with copying(server.port, rewrite=rewrite) as mirror:
+            rewrite = {"truncated": truncated}
+            async with copying(server.port, **rewrite) as mirror:
                 for _ in range(3):
                     mirror.copy(b"POST", b"/", b"host: h\r\ncontent-length: 9\r\n\r\n", b"short")
                 await mirror.answered(3)
@@ -54,8 +54,8 @@ def test_a_body_that_is_suspect_is_counted_and_told_of_once(
 ) -> None:
     async def scenario() -> None:
         async with origin() as server:
-            rewrite = Rewrite(truncated_suspect=what)
-            async with copying(server.port, rewrite=rewrite) as mirror:
+            rewrite = {"truncated_suspect": what}
+            async with copying(server.port, **rewrite) as mirror:
                 for _ in range(3):
                     mirror.copy(b"PUT", b"/suspect", lines, body, max_frame_size=16380)
                 mirror.copy(b"PUT", b"/whole", lines, b"x", max_frame_size=16380)
@@ -93,8 +93,8 @@ def test_without_bodies_none_is_cut_or_suspect(
 ) -> None:
     async def scenario() -> None:
         async with origin() as server:
-            rewrite = Rewrite(body="none", truncated_suspect="skip")
-            async with copying(server.port, rewrite=rewrite) as mirror:
+            rewrite = {"body": "none", "truncated_suspect": "skip"}
+            async with copying(server.port, **rewrite) as mirror:
                 mirror.copy(b"PUT", b"/", CHUNKED)
                 mirror.copy(b"PUT", b"/", ENDLESS, bytes(15_203), max_frame_size=16380)
                 mirror.copy(b"PUT", b"/", b"host: h\r\ncontent-length: 9\r\n\r\n", b"short")
@@ -114,7 +114,7 @@ def test_a_body_that_is_too_large_is_not_copied(
 ) -> None:
     async def scenario() -> None:
         async with origin() as server:
-            async with copying(server.port, rewrite=Rewrite(max_body=10)) as mirror:
+            async with copying(server.port, max_body=10) as mirror:
                 for size in (10, 11, 12):
                     mirror.copy(b"PUT", b"/", b"host: h\r\n\r\n", bytes(size))
                 # It is too large, and cut as well: one reason is enough.

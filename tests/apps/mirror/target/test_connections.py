@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from spoakit.apps.mirror.config.settings import PoolSettings, Timeouts
+from spoakit.apps.mirror.config.schema import Timeouts
 from spoakit.apps.mirror.metrics import Counters
 from tests.support.copier import Copying, Run
 from tests.support.origin import OK, Origin, origin
@@ -41,7 +41,7 @@ def test_connections_are_used_again_and_not_more_than_allowed(run: Run, copying:
     async def scenario() -> None:
         async with (
             origin() as server,
-            copying(server.port, pool=PoolSettings(connections=3)) as mirror,
+            copying(server.port, connections=3) as mirror,
         ):
             for number in range(200):
                 mirror.get(b"/%d" % number)
@@ -70,7 +70,7 @@ def test_a_connection_that_cannot_stay_is_replaced(
 ) -> None:
     async def scenario() -> None:
         async with origin(lambda request: response) as server:
-            async with copying(server.port, pool=PoolSettings(connections=1)) as mirror:
+            async with copying(server.port, connections=1) as mirror:
                 for _ in range(3):
                     mirror.get()
                 await mirror.answered(3)
@@ -87,7 +87,7 @@ def test_what_met_the_end_of_a_kept_connection_is_sent_again_if_it_may_be(
     async def scenario() -> None:
         responses: Iterator[Response] = iter([[OK], [None], [OK]])
         async with origin(lambda request: next(responses)) as server:
-            async with copying(server.port, pool=PoolSettings(connections=1)) as mirror:
+            async with copying(server.port, connections=1) as mirror:
                 mirror.get()
                 await mirror.answered(1)
                 mirror.get(b"/late", method)
@@ -110,7 +110,7 @@ def test_nothing_is_sent_a_third_time(run: Run, copying: Copying) -> None:
         responses: Iterator[Response] = iter([[OK], [None], [None], [OK]])
         async with origin(lambda request: next(responses)) as server:
             async with copying(
-                server.port, pool=PoolSettings(connections=1), timeouts=Timeouts(min_backoff=0.01)
+                server.port, connections=1, timeouts=Timeouts(min_backoff=0.01)
             ) as mirror:
                 mirror.get()
                 await mirror.answered(1)
@@ -186,7 +186,7 @@ def test_head_needs_no_length_to_keep_its_connection(run: Run, copying: Copying)
     async def scenario() -> None:
         async with (
             origin(lambda _: [b"HTTP/1.1 200 OK\r\nX: y\r\n\r\n"]) as server,
-            copying(server.port, pool=PoolSettings(connections=1)) as mirror,
+            copying(server.port, connections=1) as mirror,
         ):
             for count in range(1, 6):
                 mirror.get(method=b"HEAD")
@@ -201,7 +201,7 @@ def test_head_that_says_so_closes_its_connection(run: Run, copying: Copying, lin
     async def scenario() -> None:
         async with (
             origin(lambda _: [b"HTTP/1.1 200 OK\r\n" + line + b"\r\n\r\n"]) as server,
-            copying(server.port, pool=PoolSettings(connections=1)) as mirror,
+            copying(server.port, connections=1) as mirror,
         ):
             for count in range(1, 4):
                 mirror.get(method=b"HEAD")
@@ -213,7 +213,7 @@ def test_head_that_says_so_closes_its_connection(run: Run, copying: Copying, lin
 
 def test_unused_time_begins_with_the_end_of_the_answer(run: Run, copying: Copying) -> None:
     async def scenario() -> None:
-        settings = {"pool": PoolSettings(connections=1, idle=0.3)}
+        settings = {"connections": 1, "keep_alive": 0.3}
         async with slow_origin(0.5) as server, copying(server.port, **settings) as mirror:
             for count in range(1, 4):
                 mirror.get()
@@ -247,7 +247,8 @@ def test_a_lifetime_is_kept_however_long_an_answer_may_take(run: Run, copying: C
     async def scenario() -> None:
         settings = {
             "timeouts": Timeouts(first_byte=600, total=600),
-            "pool": PoolSettings(idle=600, lifetime=0.2),
+            "keep_alive": 600,
+            "lifetime": 0.2,
         }
         async with origin() as server, copying(server.port, **settings) as mirror:
             mirror.get()
@@ -263,7 +264,7 @@ def test_a_name_that_cannot_be_resolved_is_said(
     host = "no-such-host.invalid"
 
     async def scenario() -> None:
-        async with copying(1, host=host, drain=0) as mirror:
+        async with copying(1, server=host, drain=0) as mirror:
             mirror.get()
             await until(lambda: "copies wait" in caplog.text)
             assert mirror.target.counters.connect_failures == 1
@@ -273,8 +274,8 @@ def test_a_name_that_cannot_be_resolved_is_said(
 
 
 def test_connections_are_closed_when_they_are_unused_or_old(run: Run, copying: Copying) -> None:
-    async def scenario(pool: PoolSettings) -> None:
-        async with origin() as server, copying(server.port, pool=pool) as mirror:
+    async def scenario(pool: dict[str, float]) -> None:
+        async with origin() as server, copying(server.port, **pool) as mirror:
             mirror.get()
             await mirror.answered(1)
             await until(lambda: server.open == 0)
@@ -283,21 +284,21 @@ def test_connections_are_closed_when_they_are_unused_or_old(run: Run, copying: C
             assert server.connections == 2
             assert mirror.target.counters.failed == 0
 
-    run(scenario(PoolSettings(idle=0.1)))
-    run(scenario(PoolSettings(idle=60.0, lifetime=0.2)))
+    run(scenario({"keep_alive": 0.1}))
+    run(scenario({"keep_alive": 60.0, "lifetime": 0.2}))
 
 
 def test_connections_come_from_where_the_settings_say(run: Run, copying: Copying) -> None:
     async def scenario() -> None:
         first = free_port()
         async with origin() as server:
-            pool = PoolSettings(interface="127.0.0.1", local_ports=(first, first + 20))
-            async with copying(server.port, pool=pool) as mirror:
+            pool = {"interface": "127.0.0.1", "local_ports": (first, first + 20)}
+            async with copying(server.port, **pool) as mirror:
                 mirror.get()
                 await mirror.answered(1)
             assert server.peers[0][0] == "127.0.0.1"
             assert first <= server.peers[0][1] <= first + 20
-            async with copying(server.port, pool=PoolSettings(interface="127.0.0.9")) as mirror:
+            async with copying(server.port, interface="127.0.0.9") as mirror:
                 mirror.get()
                 await mirror.answered(1)
             assert server.peers[1][0] == "127.0.0.9"
@@ -308,8 +309,8 @@ def test_connections_come_from_where_the_settings_say(run: Run, copying: Copying
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux binds to interfaces by name")
 def test_connections_go_through_the_interface_of_that_name(run: Run, copying: Copying) -> None:
     async def scenario() -> None:
-        lo = PoolSettings(interface="lo")
-        async with origin() as server, copying(server.port, pool=lo) as mirror:
+        lo = {"interface": "lo"}
+        async with origin() as server, copying(server.port, **lo) as mirror:
             mirror.get()
             await mirror.answered(1)
 
@@ -324,8 +325,8 @@ def test_an_interface_that_cannot_be_used_is_said(
     run: Run, copying: Copying, caplog: pytest.LogCaptureFixture, interface: str, reason: str
 ) -> None:
     async def scenario() -> None:
-        pool = PoolSettings(interface=interface)
-        async with origin() as server, copying(server.port, pool=pool, drain=0) as mirror:
+        pool = {"interface": interface}
+        async with origin() as server, copying(server.port, **pool, drain=0) as mirror:
             mirror.get()
             await until(lambda: reason in caplog.text)
 
@@ -337,8 +338,8 @@ def test_a_local_port_that_somebody_has_is_said(
 ) -> None:
     async def scenario() -> None:
         async with origin() as server:
-            pool = PoolSettings(interface="127.0.0.1", local_ports=(server.port, server.port))
-            async with copying(server.port, pool=pool, drain=0) as mirror:
+            pool = {"interface": "127.0.0.1", "local_ports": (server.port, server.port)}
+            async with copying(server.port, **pool, drain=0) as mirror:
                 mirror.get()
                 said = f"none of the local ports {server.port}-{server.port} is free"
                 await until(lambda: said in caplog.text)
@@ -349,7 +350,7 @@ def test_a_local_port_that_somebody_has_is_said(
 def test_a_target_that_closes_after_each_answer_loses_nothing(run: Run, copying: Copying) -> None:
     async def scenario() -> None:
         async with origin(lambda request: [OK, None]) as server:
-            async with copying(server.port, pool=PoolSettings(connections=8)) as mirror:
+            async with copying(server.port, connections=8) as mirror:
                 for _ in range(20):
                     for _ in range(50):
                         mirror.get()
@@ -367,7 +368,7 @@ def test_a_post_that_met_a_closed_connection_does_not_make_the_others_wait(
         responses: Iterator[Response] = iter([[OK], [None], [OK]])
         async with (
             origin(lambda request: next(responses)) as server,
-            copying(server.port, pool=PoolSettings(connections=1)) as mirror,
+            copying(server.port, connections=1) as mirror,
         ):
             mirror.get()
             await mirror.answered(1)

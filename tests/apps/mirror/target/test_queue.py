@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from spoakit.apps.mirror.config.settings import Overflow, PoolSettings, QueueSettings, Timeouts
+from spoakit.apps.mirror.config.schema import Overflow, QueueSettings, Timeouts
 from tests.support.copier import Copying, Run
 from tests.support.origin import origin
 from tests.support.ports import free_port
@@ -20,7 +20,7 @@ def test_a_full_queue_drops_the_oldest_and_counts(
             await server.stop()
             limits = {
                 "timeouts": Timeouts(min_backoff=0.05),
-                "pool": PoolSettings(connections=1),
+                "connections": 1,
                 "queue": QueueSettings(length=10),
             }
             async with copying(port, **limits) as mirror:
@@ -97,7 +97,7 @@ def test_what_has_waited_for_too_long_is_not_sent(
 def test_the_queue_is_sent_before_the_end(run: Run, copying: Copying) -> None:
     async def scenario() -> None:
         async with origin() as server:
-            async with copying(server.port, pool=PoolSettings(connections=2)) as mirror:
+            async with copying(server.port, connections=2) as mirror:
                 for _ in range(500):
                     mirror.get()
             assert len(server.requests) == 500
@@ -111,7 +111,7 @@ def test_what_cannot_be_sent_before_the_end_is_counted(
 ) -> None:
     async def scenario() -> None:
         async with origin(lambda request: []) as server:
-            async with copying(server.port, pool=PoolSettings(connections=2), drain=0.05) as mirror:
+            async with copying(server.port, connections=2, drain=0.05) as mirror:
                 for _ in range(10):
                     mirror.get()
             counters = mirror.target.counters
@@ -141,7 +141,7 @@ def test_a_full_queue_may_drop_the_newest(run: Run, copying: Copying) -> None:
             await server.stop()
             queue = QueueSettings(length=10, overflow="drop-newest")
             settings = {"queue": queue, "timeouts": Timeouts(min_backoff=0.05)}
-            async with copying(port, pool=PoolSettings(connections=1), **settings) as mirror:
+            async with copying(port, connections=1, **settings) as mirror:
                 for number in range(100):
                     mirror.get(b"/%d" % number)
                 assert mirror.target.counters.dropped == 90
@@ -155,7 +155,7 @@ def test_a_full_queue_may_drop_the_newest(run: Run, copying: Copying) -> None:
 
 def test_a_rate_limit_lets_so_many_pass(run: Run, copying: Copying) -> None:
     async def scenario() -> None:
-        async with origin() as server, copying(server.port, queue=QueueSettings(rate=5)) as mirror:
+        async with origin() as server, copying(server.port, rate=5) as mirror:
             for _ in range(100):
                 mirror.get()
             counters = mirror.target.counters

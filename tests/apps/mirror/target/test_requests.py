@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from spoakit.apps.mirror.config.settings import PoolSettings, Rewrite, Timeouts
+from spoakit.apps.mirror.config.schema import HeaderSettings, Timeouts
 from tests.support.copier import Copying, Run
 from tests.support.http2_peer import listening
 from tests.support.origin import OK, origin
@@ -38,8 +38,8 @@ def test_user_and_password_are_sent_and_not_logged(
 ) -> None:
     async def scenario() -> None:
         lines = b"Host: h\r\nAuthorization: Bearer original\r\n\r\n"
-        rewrite = Rewrite(host="target", strip_secrets=True)
-        more = {"host": "me:secret@127.0.0.1", "http": http, "rewrite": rewrite}
+        rewrite = {"host": "target", "headers": HeaderSettings(secrets="strip")}
+        more = {"server": "me:secret@127.0.0.1", "http": http, **rewrite}
         async with origin() as old, listening() as new:
             port = new.port if http == "2" else old.port
             async with copying(port, **more) as mirror:
@@ -99,7 +99,7 @@ def test_answers_of_all_kinds_are_read_and_the_connection_stays(
 ) -> None:
     async def scenario() -> None:
         async with origin(lambda request: response) as server:
-            async with copying(server.port, pool=PoolSettings(connections=1)) as mirror:
+            async with copying(server.port, connections=1) as mirror:
                 for count in range(1, 4):
                     mirror.get()
                     await mirror.answered(count)
@@ -113,7 +113,7 @@ def test_the_answer_to_head_has_no_body(run: Run, copying: Copying) -> None:
     async def scenario() -> None:
         head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
         async with origin(lambda request: [head if request[:4] == b"HEAD" else OK]) as server:
-            async with copying(server.port, pool=PoolSettings(connections=1)) as mirror:
+            async with copying(server.port, connections=1) as mirror:
                 for method in (b"HEAD", b"GET", b"HEAD", b"HEAD"):
                     mirror.get(method=method)
                 await mirror.answered(4)
@@ -176,7 +176,7 @@ def test_a_target_that_never_answers_is_given_up(run: Run, copying: Copying) -> 
         async with origin(lambda request: []) as server:
             settings = {
                 "timeouts": Timeouts(first_byte=0.2, min_backoff=0.01, max_backoff=0.01),
-                "pool": PoolSettings(connections=4),
+                "connections": 4,
             }
             async with copying(server.port, **settings) as mirror:
                 for _ in range(5):
@@ -243,8 +243,8 @@ def test_a_marked_request_is_not_copied_and_said_once_a_minute(
     run: Run, copying: Copying, caplog: pytest.LogCaptureFixture, version: bytes
 ) -> None:
     async def scenario() -> None:
-        marked = Rewrite(marker=("X-Mirrored", "yes"))
-        async with origin() as server, copying(server.port, rewrite=marked) as mirror:
+        marked = {"marker": ("X-Mirrored", "yes")}
+        async with origin() as server, copying(server.port, **marked) as mirror:
             for _ in range(3):
                 lines = b"Host: h\r\nx-mirrored: yes\r\n\r\n"
                 mirror.copy(b"GET", b"/again", lines, version=version)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from spoakit.apps.mirror.config.settings import TlsSettings
+from spoakit.apps.mirror.config.schema import TlsSettings
 from spoakit.exceptions import ConfigurationError
 from tests.support.copier import Copying, Run
 from tests.support.origin import origin
@@ -41,7 +41,7 @@ def test_a_target_is_reached_by_tls_if_its_certificate_is_good(
             port = server.port
             await server.stop()
             await server.start(port, ssl=context)
-            name = {"scheme": "https", "host": "localhost", "drain": 0}
+            name = {"scheme": "https", "server": "localhost", "drain": 0}
             async with copying(port, tls=tls(certificate), **name) as mirror:
                 for _ in range(3):
                     mirror.get()
@@ -64,7 +64,7 @@ def test_a_client_certificate_is_shown(run: Run, copying: Copying, certificate: 
             await server.stop()
             await server.start(port, ssl=context)
             tls = TlsSettings(ca_file=str(certificate), certificate=str(certificate))
-            async with copying(port, scheme="https", host="localhost", tls=tls) as mirror:
+            async with copying(port, scheme="https", server="localhost", tls=tls) as mirror:
                 mirror.get()
                 await mirror.answered(1)
 
@@ -92,7 +92,7 @@ def test_a_key_with_a_password_is_refused_and_nobody_is_asked(
     subprocess.run(command, check=True, capture_output=True)
     load = (
         "from spoakit.apps.mirror.http.connector import check_connections;"
-        "from spoakit.apps.mirror.config.settings import TargetSettings, TlsSettings;"
+        "from spoakit.apps.mirror.config.schema import TargetSettings, TlsSettings;"
         "from spoakit.apps.mirror.url import TargetURL;"
         f"tls = TlsSettings(certificate={str(certificate)!r}, key={str(locked)!r});"
         "check_connections(TargetSettings(TargetURL.parse('https://localhost'), tls=tls))"

@@ -36,8 +36,7 @@ from spoakit.apps.iprep.config.settings import (
 )
 from spoakit.apps.iprep.sources.limits import ListLimits
 from spoakit.apps.iprep.sources.lists import Columns
-from spoakit.apps.toml import Table, readable_file
-from spoakit.apps.values import Seconds, Size
+from spoakit.apps.toml import Seconds, Size, Table, readable_file
 from spoakit.exceptions import ConfigurationError
 
 _FEED: Final = FeedSettings()
@@ -93,9 +92,9 @@ class _FileSource(Source, frozen=True, kw_only=True):
     path: str | None = None
     url: str | None = None
     max_age: Seconds | None = None
-    interval: Seconds = Seconds(_FEED.interval)
-    timeout: Seconds = Seconds(_FEED.timeout)
-    max_size: Size = Size(_FEED.max_size)
+    interval: Seconds = _FEED.interval
+    timeout: Seconds = _FEED.timeout
+    max_size: Size = _FEED.max_size
     max_shrink: float = _FEED.max_shrink
     may_be_empty: bool = _FEED.may_be_empty
     allow_html: bool = _FEED.allow_html
@@ -210,11 +209,11 @@ class _Database(_FileSource, frozen=True, kw_only=True):
 
 class _Dnsbl(Source, frozen=True, kw_only=True):
     zone: str
-    deadline: Seconds = Seconds(_DNSBL.deadline)
+    deadline: Seconds = _DNSBL.deadline
     nameservers: tuple[str, ...] = ()
     cache_size: int = _DNSBL.cache_size
-    min_ttl: Seconds = Seconds(_DNSBL.min_ttl)
-    max_ttl: Seconds = Seconds(_DNSBL.max_ttl)
+    min_ttl: Seconds = _DNSBL.min_ttl
+    max_ttl: Seconds = _DNSBL.max_ttl
     max_pending: int = _DNSBL.max_pending
     scores: dict[str, int] = msgspec.field(default_factory=dict)
     key: str | None = None
@@ -286,7 +285,7 @@ class _Forwarded(Table, frozen=True):
 
 class _Bans(Table, frozen=True):
     path: str | None = None
-    max_time: Seconds = Seconds(_BANS.max_time)
+    max_time: Seconds = _BANS.max_time
     message: bool = _BANS.message
     ipv6_prefix: int = _BANS.ipv6_prefix
 

@@ -127,14 +127,7 @@ _VERSION_DECODER: Final = msgspec.json.Decoder(_Version)
 
 def encode(described: msgspec.Struct) -> bytes:
     """Return settings, and what has some, as JSON."""
-    return msgspec.json.encode(described, enc_hook=_plain)
-
-
-def _plain(value: object) -> float:
-    if isinstance(value, float | int):  # a time or a size, which have types of their own
-        return +value
-    # What msgspec asks for of whom it calls with a type that is not known.
-    raise NotImplementedError(f"{type(value).__name__} has no form in JSON")
+    return msgspec.json.encode(described)
 
 
 def manifest_of(folder: Path) -> Path:

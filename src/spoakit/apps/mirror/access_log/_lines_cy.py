@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from spoakit.apps.line_output import BATCH_SIZE, open_lines
 from spoakit.apps.line_writer import LogWriter
 from spoakit.apps.mirror.access_log import LOG_NAME
-from spoakit.apps.mirror.config.settings import LogSettings
+from spoakit.apps.mirror.config.schema import LogSettings
 
 if TYPE_CHECKING:
     from spoakit import _cython as cython

@@ -2,17 +2,21 @@
 
 import os
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from spoakit.apps.mirror.config.schema import Defaults, File, Target
-from spoakit.apps.mirror.config.settings import MirrorSettings, TargetSettings
-from spoakit.apps.mirror.url import TargetURL
-from spoakit.apps.toml import Prefix, convert, read_settings
+import msgspec
+
+from spoakit.apps.mirror.config.schema import MirrorSettings, TargetSettings
+from spoakit.apps.toml import Prefix, Table, convert, read_settings
 from spoakit.apps.urls import shown_text
 from spoakit.exceptions import ConfigurationError
 
-# What a table of defaults is checked with.
-_ANY_URL: Final = TargetURL.parse("http://localhost")
+
+class _Targets(Table, frozen=True):
+    """Tables that are merged before they are settings."""
+
+    defaults: dict[str, Any] = msgspec.field(default_factory=dict)
+    target: tuple[dict[str, Any], ...] = ()
 
 
 def read_config(path: str | os.PathLike[str]) -> MirrorSettings:
@@ -25,28 +29,27 @@ def read_config(path: str | os.PathLike[str]) -> MirrorSettings:
 
 
 def _settings(document: dict[str, Any], folder: Path) -> MirrorSettings:
-    mirror = convert(document, File, "")
-    # Wrong defaults are an error of the defaults, and not of each target.
-    defaults = convert(mirror.defaults, Defaults, "defaults")
-    with Prefix("defaults."):
-        defaults.target(_ANY_URL, "", folder)
-    if not mirror.target:
+    merged = {key: document[key] for key in _Targets.__struct_fields__ if key in document}
+    tables = convert(merged, _Targets, "")
+    rest = {key: value for key, value in document.items() if key not in merged}
+    mirror = convert(rest, MirrorSettings, "", folder)
+    _check_defaults(tables.defaults, folder)
+    if not tables.target:
         raise ConfigurationError("target: there is none; each is a [[target]] with its url")
     targets = []
-    for number, table in enumerate(mirror.target, 1):
+    for number, table in enumerate(tables.target, 1):
         with Prefix("", _label(table)):
-            target = convert(_merged(mirror.defaults, table), Target, f"target[{number}]")
-            with Prefix(f"target[{number}]."):
-                targets.append(_target(target, folder))
-    return MirrorSettings(
-        tuple(targets), mirror.drain, mirror.log.settings(folder), mirror.processing_delay
-    )
+            target = _merged(tables.defaults, table)
+            targets.append(convert(target, TargetSettings, f"target[{number}]", folder))
+    return msgspec.structs.replace(mirror, targets=tuple(targets))
 
 
-def _target(target: Target, folder: Path) -> TargetSettings:
-    with Prefix("url: "):
-        url = TargetURL.parse(target.url)
-    return target.target(url, target.name, folder)
+def _check_defaults(defaults: dict[str, Any], folder: Path) -> None:
+    """Refuse wrong defaults as an error of the defaults, and not of each target."""
+    for key in ("url", "name"):
+        if key in defaults:
+            raise ConfigurationError(f"defaults: there is no key {key!r}")
+    convert(defaults | {"url": "http://localhost"}, TargetSettings, "defaults", folder)
 
 
 def _label(table: dict[str, Any]) -> str:

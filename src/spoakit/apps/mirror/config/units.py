@@ -1,7 +1,4 @@
-"""What the texts stand for that a mirror alone is told: ports, header fields.
-
-What is allowed of it, the settings say.
-"""
+"""Parsing of the texts in the mirror's settings alone: ports, header fields."""
 
 import re
 from typing import Final
@@ -15,23 +12,26 @@ def parse_ports(value: str | int) -> tuple[int, int]:
     """Return the first and the last of the ports that "20000-21000" or "20000" stands for.
 
     Raises:
-        ConfigurationError: it is no such thing.
+        ConfigurationError: it is neither a port nor a range of ports.
     """
     match = _PORTS.fullmatch(str(value))
     if match is None:
         raise ConfigurationError(
-            f'local-ports: {value!r} is not a port, and not a range of ports as "20000-21000"'
+            f'{value!r} is not a port, and not a range of ports as "20000-21000"'
         )
     return int(match[1]), int(match[2] or match[1])
 
 
-def parse_field(option: str, text: str) -> tuple[str, str]:
-    """Return the name and the value of a field such as "X-Mirrored: 1".
+def parse_marker(value: str | bool) -> tuple[str, str] | None:
+    """Return the name and the value of a field such as "X-Mirrored: 1"; None for False and "".
 
     Raises:
-        ConfigurationError: there is no colon in it; the text names the option.
+        ConfigurationError: it is True, or has no colon.
     """
-    name, colon, value = text.partition(":")
+    if not value:
+        return None
+    name, colon, rest = ("", "", "") if value is True else value.partition(":")
     if not colon:
-        raise ConfigurationError(f'{option}: {text[:80]!r} is not a field such as "X-Mirrored: 1"')
-    return name, value.strip(" \t")
+        shown = "true" if value is True else repr(value[:80])
+        raise ConfigurationError(f'{shown} is not a field such as "X-Mirrored: 1"')
+    return name, rest.strip(" \t")

@@ -1,4 +1,4 @@
-"""Checks of what a mirror alone is told, by what it goes into: a header field, a host, a path.
+"""Checks of the values of the mirror's settings alone: times, header fields, hosts, paths.
 
 Each raises a `ConfigurationError` that names the option, the value and what is allowed. Options
 have the names of the configuration file's keys, as "timeouts.connect".
@@ -9,8 +9,13 @@ from collections.abc import Iterable
 from ipaddress import IPv6Address
 from typing import Final
 
+from spoakit.apps.checks import check_range
 from spoakit.exceptions import ConfigurationError
 
+DAY: Final = 86400
+"""The longest time, in seconds."""
+
+_SHORTEST: Final = 0.001
 _MAX_PORT: Final = 65535
 
 # RFC 9110, 5.6.2 and 5.5
@@ -138,3 +143,20 @@ def check_file_name(option: str, name: str) -> None:
     """Refuse a name that a file cannot have."""
     if not name or "\0" in name:
         raise ConfigurationError(f"{option}: {name!r} is not a file's name")
+
+
+def check_time(option: str, seconds: float) -> None:
+    """Refuse a time that is not in the range 0.001 s to a day."""
+    check_range(option, seconds, _SHORTEST, DAY)
+
+
+def check_sample_by(text: str) -> None:
+    """Refuse what requests cannot be sampled by."""
+    if text in ("", "src", "key"):
+        return
+    kind, colon, name = text.partition(":")
+    if kind not in ("cookie", "header") or not colon:
+        raise ConfigurationError(
+            f"sample-by: {text[:80]!r} is not one of src, key, cookie:NAME and header:NAME"
+        )
+    check_token("sample-by", name)

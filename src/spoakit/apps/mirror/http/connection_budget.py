@@ -4,7 +4,7 @@ import resource
 from collections.abc import Callable
 from typing import Final
 
-from spoakit.apps.mirror.config.settings import MirrorSettings
+from spoakit.apps.mirror.config.schema import MirrorSettings
 from spoakit.apps.mirror.http.connector import alpn_groups
 
 # What is kept of the limit of open files: a quarter, for HAProxy's connections, and this many for
@@ -50,4 +50,4 @@ class ConnectionBudget:
 
 def wanted_connections(settings: MirrorSettings) -> int:
     """Return how many connections all targets may have at a time, in each worker."""
-    return sum(target.pool.connections * len(alpn_groups(target)) for target in settings.targets)
+    return sum(target.connections * len(alpn_groups(target)) for target in settings.targets)

@@ -12,7 +12,7 @@ from typing import Final
 from aiohappyeyeballs import start_connection
 
 from spoakit.apps.mirror._request_cy import OutgoingRequest
-from spoakit.apps.mirror.config.settings import MAX_TARGETS, TargetSettings, TlsSettings
+from spoakit.apps.mirror.config.schema import MAX_TARGETS, TargetSettings, TlsSettings
 from spoakit.apps.mirror.http.names import AddressInfo, LookupFailedError, Names
 from spoakit.apps.mirror.http.outcome import Trouble
 from spoakit.apps.mirror.http.proxies import ProxyError, proxy_for

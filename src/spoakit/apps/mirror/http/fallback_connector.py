@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from spoakit.apps.mirror.config.settings import TargetSettings
+from spoakit.apps.mirror.config.schema import TargetSettings
 from spoakit.apps.mirror.http.connector import FALLBACK, HTTP_1, ConnectError, Connector
 from spoakit.apps.mirror.http.names import Names
 

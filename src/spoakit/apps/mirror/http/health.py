@@ -8,7 +8,7 @@ from collections import Counter as Tally
 from collections.abc import Callable
 from typing import Final
 
-from spoakit.apps.mirror.config.settings import Timeouts
+from spoakit.apps.mirror.config.schema import Timeouts
 from spoakit.apps.mirror.http.outcome import Trouble
 from spoakit.logs import Throttle
 

@@ -8,7 +8,7 @@ from typing import Final, cast
 
 from spoakit.apps.mirror._request_cy import OutgoingRequest
 from spoakit.apps.mirror.access_log._lines_cy import AccessLog, Response, TargetLabel
-from spoakit.apps.mirror.config.settings import TargetSettings
+from spoakit.apps.mirror.config.schema import TargetSettings
 from spoakit.apps.mirror.http._http11_cy import Connection
 from spoakit.apps.mirror.http._queue_cy import RequestQueue
 from spoakit.apps.mirror.http.connection_budget import ConnectionBudget
@@ -111,13 +111,13 @@ class ConnectionPool:
         """Give up overdue responses, and connections that are too old or too long unused."""
         now = time.perf_counter()
         self._queue.expire(now)
-        pool, timeouts = self._settings.pool, self._settings.timeouts
+        settings, timeouts = self._settings, self._settings.timeouts
         for connection in list(self._connections):
             connection.expire(now, timeouts.first_byte, timeouts.total)
             unused = 0.0 if connection.in_flight else now - connection.idle_since
             if (
-                unused > min(pool.idle, connection.idle_limit)
-                or now - connection.opened_at > pool.lifetime
+                unused > min(settings.keep_alive, connection.idle_limit)
+                or now - connection.opened_at > settings.lifetime
             ):
                 connection.retire()
         # There may be room by now that others have left.
@@ -203,7 +203,7 @@ class ConnectionPool:
 
     def on_waiting(self) -> None:
         """Open a connection for a request that waits, if there may be one more."""
-        if len(self._connections) < self._settings.pool.connections:
+        if len(self._connections) < self._settings.connections:
             self._open()
 
     def on_dropped(self, is_newest: bool) -> None:
@@ -244,7 +244,7 @@ class ConnectionPool:
             self.health.record_failure(trouble, text)
 
     def _open(self) -> None:
-        limit = self.health.limit(self._settings.pool.connections)
+        limit = self.health.limit(self._settings.connections)
         wanted = min(self._queue.waiting, 1 if self._shares else limit)
         while not self._closed and len(self._attempts) < wanted and self._count() < limit:
             if not self._budget.has_room(self._count()):
@@ -256,7 +256,7 @@ class ConnectionPool:
 
     def _count_connections(self) -> None:
         """Hear of requests that wait only while there may be one more: each costs a call."""
-        limit = self._settings.pool.connections
+        limit = self._settings.connections
         self._queue.calls_for_connections = len(self._connections) < limit
 
     def _count(self) -> int:

@@ -8,7 +8,7 @@ from itertools import chain
 from random import randrange
 from typing import Final
 
-from spoakit.apps.mirror.config.settings import TargetSettings
+from spoakit.apps.mirror.config.schema import TargetSettings
 from spoakit.apps.mirror.http.names import AddressInfo, HostAddresses, LookupFailedError, Names
 
 # Seconds without traffic before a probe, and between probes, as in the C program.
@@ -25,8 +25,8 @@ class SourceAddress:
     """
 
     def __init__(self, settings: TargetSettings, names: Names) -> None:
-        self._interface = settings.pool.interface
-        self._ports = settings.pool.local_ports
+        self._interface = settings.interface
+        self._ports = settings.local_ports
         self._host: HostAddresses | None = None
         # By family; empty where the interface is a device or left to the system.
         self._addresses: dict[int, str] = {}
