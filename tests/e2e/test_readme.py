@@ -1,17 +1,22 @@
 """The first agents of README and of the tutorial work as they are printed, except for ports."""
 
+import asyncio
 import importlib
 import re
 import sys
 from contextlib import closing
+from ipaddress import IPv4Address
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from aiodns import DNSResolver
 
+from spoakit.testing import Engine
 from spoakit.testing.haproxy import HAProxy, haproxy_version
 from spoakit.testing.pytest_plugin import StartHAProxy
 from tests.support.programs import Start, connect
-from tests.support.waiting import wait_until
+from tests.support.waiting import TIMEOUT, wait_until
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -65,11 +70,33 @@ def test_haproxy_gets_what_the_page_says(
     wait_until(lambda: answer(running) == expected, repr(expected))
 
 
-def test_its_test_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("hello.py", "test_hello.py"):
-        (tmp_path / name).write_text(block(TUTORIAL, f"# {name}"))
-    monkeypatch.syspath_prepend(tmp_path)
-    tests = importlib.import_module("test_hello")
-    for name in ("hello", "test_hello"):
-        monkeypatch.delitem(sys.modules, name)
+def load(page: str, name: str, folder: Path) -> ModuleType:
+    """Import a module of a page; those that it imports are written to the folder, too."""
+    for each in re.findall(r"^# (\w+)\.py$", page, re.MULTILINE):
+        (folder / f"{each}.py").write_text(block(page, f"# {each}.py"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        try:
+            return importlib.import_module(name)
+        finally:
+            sys.modules.pop(name, None)
+            sys.modules.pop("hello", None)
+
+
+def test_its_test_passes(tmp_path: Path) -> None:
+    tests = load(TUTORIAL, "test_hello", tmp_path)
     tests.test_private_addresses_score_high()
+
+
+class SilentResolver:
+    """Stand-in for a resolver whose name server does not respond."""
+
+    async def gethostbyaddr(self, name: str) -> None:
+        await asyncio.sleep(TIMEOUT)
+
+
+def test_a_name_server_that_does_not_respond_gives_the_fallback(tmp_path: Path) -> None:
+    hello = load(README, "hello", tmp_path)
+    resources = {DNSResolver: SilentResolver()}
+    with Engine(hello.agent, resources=resources, raise_errors=False) as engine:
+        assert engine.call("find-host", src=IPv4Address("192.0.2.1")) == {"txn.host": "unknown"}
