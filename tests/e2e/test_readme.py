@@ -21,8 +21,9 @@ from tests.support.waiting import TIMEOUT, wait_until
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 TUTORIAL = (ROOT / "docs/tutorials/first-agent.md").read_text()
+# /etc/hosts may have another name than localhost.
 PAGES = pytest.mark.parametrize(
-    ("page", "expected"), [(README, "hello localhost\n"), (TUTORIAL, "score 100\n")]
+    ("page", "expected"), [(README, r"hello (?!unknown)\S+\n"), (TUTORIAL, r"score 100\n")]
 )
 
 
@@ -67,7 +68,7 @@ def test_haproxy_gets_what_the_page_says(
         spoe = replaced(spoe, "    timeout processing", f"{old}    timeout processing")
     running = haproxy(config, files={"hello.cfg": spoe}, variables={"AGENT": agent.address})
     # 50 ms are not always enough on a busy machine.
-    wait_until(lambda: answer(running) == expected, repr(expected))
+    wait_until(lambda: re.fullmatch(expected, answer(running)) is not None, expected)
 
 
 def load(page: str, name: str, folder: Path) -> ModuleType:
