@@ -13,7 +13,7 @@ PYTEST ?= -q -rs -n 3 --dist loadfile
 SERVERS := openssl nghttpd=nghttp2-server tinyproxy=tinyproxy-bin
 
 .PHONY: all check venv venv-pure haproxy demo demo-iprep test test-system test-compiled test-pure test-all \
-	lint wheel bench bench-system fuzz soak clean
+	coverage lint wheel bench bench-system fuzz soak clean
 
 # `make` and `make all` build, as the C program's do: .venv/bin/spoa-mirror is what comes of it.
 all: venv
@@ -86,6 +86,19 @@ lint: venv
 # In a minute: lint, types, and the tests that need neither HAProxy nor seconds.
 check: lint
 	$(BIN)/python -m pytest $(PYTEST) -n 2 -m 'not e2e and not slow' --hypothesis-profile=quick
+
+# Lines of the sources that all tests run, uncompiled: a copy without compiled modules is tested.
+# The settings are in pyproject.toml; build/coverage/html shows the lines.
+coverage: test-system venv haproxy
+	rm -rf build/coverage
+	mkdir -p build/coverage
+	cp -R src build/coverage/src
+	find build/coverage/src -name '*.so' -delete
+	SPOAKIT_EXT=disable PYTHONPATH=$(CURDIR)/build/coverage/src \
+		$(BIN)/python -m coverage run -m pytest $(PYTEST) $(COVERAGE)
+	$(BIN)/python -m coverage combine -q
+	$(BIN)/python -m coverage html -q
+	$(BIN)/python -m coverage report
 
 bench-system:
 	sh scripts/require_system.sh $(PYTHON) wrk
