@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from spoakit.apps.iprep.config.settings import ControlSettings
+from spoakit.apps.iprep.config.schema import ControlSettings
 from spoakit.apps.iprep.control.paths import CONTROL_VARIABLE
 from spoakit.apps.iprep.control.socket import Answer, Request, serve_control
 from spoakit.cli import iprep

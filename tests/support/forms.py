@@ -33,7 +33,7 @@ SAME_IN_BOTH_FORMS = (
     "apps/iprep/sources/test_json_list.py",
     "apps/iprep/sources/test_limits.py",
     "apps/iprep/scoring/test_policy.py",
-    "apps/iprep/config/test_settings.py",
+    "apps/iprep/config/test_sources.py",
     "apps/mirror/config/test_loader.py",
     "apps/mirror/http/test_http2_protocol.py",
     "apps/mirror/test_check.py",

@@ -8,7 +8,7 @@ from typing import Any
 from mmdb_writer import MMDBWriter
 from netaddr import IPSet
 
-from spoakit.apps.iprep.config.settings import (
+from spoakit.apps.iprep.config.sources import (
     DatabaseSettings,
     DnsblSettings,
     FeedSettings,

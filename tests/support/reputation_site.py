@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from spoakit.apps.iprep.bans import BanStore
-from spoakit.apps.iprep.config.settings import PolicySettings, ReputationSettings, SourceSettings
+from spoakit.apps.iprep.config.schema import PolicySettings, ReputationSettings
+from spoakit.apps.iprep.config.sources import SourceSettings
 from spoakit.apps.iprep.scoring.reputation import LookupResult, Reputation
 from spoakit.apps.iprep.snapshot.builder import build_snapshot
 from spoakit.apps.iprep.snapshot.manifest import Snapshot

@@ -5,7 +5,7 @@ import os
 import re
 import threading
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -45,11 +45,16 @@ class Notation:
     Attributes:
         form: the type of the value in the file.
         parse: called with the value and the folder that names of files are relative to; it returns
-            the setting's value, or raises `ConfigurationError`, without the key.
+            the setting's value, or raises `ConfigurationError`, without the key. A text that
+            begins with a dot goes on with the key.
     """
 
     form: Any
     parse: Callable[[Any, Path], object]
+
+
+NO_KEY: Final = Notation(Any, lambda value, _: value)
+"""Notation of an attribute that is not a key of the file."""
 
 
 def existing_file(name: str, folder: Path) -> str:
@@ -234,9 +239,20 @@ def _parse(value: object, kind: Any, where: str, folder: Path) -> object:
 
 
 def _parse_notation(value: object, notation: Notation, where: str, folder: Path) -> object:
+    if notation is NO_KEY and not isinstance(value, msgspec.Struct):
+        table, _, key = where.rpartition(".")
+        raise ConfigurationError(f"{table}: there is no key {key!r}")
     value = _convert(value, notation.form, where)
-    with Prefix(f"{where}: "):
+    try:
         return notation.parse(value, folder)
+    except ConfigurationError as error:
+        separator = "" if str(error).startswith(".") else ": "
+        raise ConfigurationError(f"{where}{separator}{error}") from None
+
+
+def table_keys(kind: type[Table]) -> Set[str]:
+    """Return the keys of a table."""
+    return _types(kind).keys()
 
 
 @cache

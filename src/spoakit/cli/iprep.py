@@ -5,16 +5,17 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address
 from typing import Any
+
+from msgspec import structs
 
 from spoakit import Agent
 from spoakit.apps.iprep.agent import create_agent
 from spoakit.apps.iprep.check import check_files, check_sources
 from spoakit.apps.iprep.config.loader import read_config
-from spoakit.apps.iprep.config.settings import ReputationSettings
+from spoakit.apps.iprep.config.schema import ReputationSettings
 from spoakit.apps.iprep.control.paths import with_default
 from spoakit.apps.iprep.random_score import random_agent
 from spoakit.apps.iprep.service import reloadable_settings, snapshots_folder
@@ -117,7 +118,7 @@ def _read(path: str, control: str | None, server: ServerSettings) -> ReputationS
             f"{path}: bans.message: everybody who reaches {public[0]} could ban; listen on a Unix "
             "socket (--unix) or on a loopback address (-a 127.0.0.1)"
         )
-    return replace(settings, control=with_default(settings.control, control))
+    return structs.replace(settings, control=with_default(settings.control, control))
 
 
 def _is_loopback(address: str) -> bool:

@@ -13,7 +13,7 @@ import pytest
 
 from spoakit.apps.iprep.audit import AuditLog
 from spoakit.apps.iprep.bans import Ban
-from spoakit.apps.iprep.config.settings import AuditSettings
+from spoakit.apps.iprep.config.schema import AuditSettings
 from spoakit.apps.iprep.metrics import AUDIT_LOST
 from spoakit.apps.iprep.scoring.policy import Rule, Verdict
 from spoakit.exceptions import ConfigurationError

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from spoakit.apps.iprep.check import check_files, check_sources
-from spoakit.apps.iprep.config.settings import (
+from spoakit.apps.iprep.config.schema import (
     AuditSettings,
     BanSettings,
     ControlSettings,
     ReputationSettings,
-    SourceSettings,
 )
+from spoakit.apps.iprep.config.sources import SourceSettings
 from spoakit.exceptions import ConfigurationError
 from tests.support.dns_server import name_server
 from tests.support.iprep_sources import dnsbl, feed, mine

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from spoakit.apps.iprep.config.settings import ReputationSettings
+from spoakit.apps.iprep.config.schema import ReputationSettings
 from spoakit.apps.iprep.snapshot.builder import build_snapshot
 from tests.support.iprep_sources import mine
 
@@ -50,7 +50,7 @@ READERS = {
         "assert read_snapshot(folder) is not None",
     ),
     "feed": (
-        "from spoakit.apps.iprep.config.settings import FeedSettings\n"
+        "from spoakit.apps.iprep.config.sources import FeedSettings\n"
         "from spoakit.apps.iprep.sources.feeds import Feed",
         "Feed('http://x', FeedSettings(), folder, lambda _: 0).state()",
     ),

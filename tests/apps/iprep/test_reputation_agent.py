@@ -16,15 +16,15 @@ from spoakit import Headers
 from spoakit.agent import Agent
 from spoakit.apps.iprep.agent import create_agent
 from spoakit.apps.iprep.bans import BanStore
-from spoakit.apps.iprep.config.settings import (
+from spoakit.apps.iprep.config.schema import (
     AnswerSettings,
     AuditSettings,
     BanSettings,
     ForwardedSettings,
     PolicySettings,
     ReputationSettings,
-    SourceSettings,
 )
+from spoakit.apps.iprep.config.sources import SourceSettings
 from spoakit.apps.iprep.metrics import ANSWERS
 from spoakit.apps.iprep.service import reloadable_settings
 from spoakit.spop import DataType

@@ -10,14 +10,14 @@ from typing import Any, Final, TypeAlias
 from spoakit import Actions, Agent, DataType, Event, IPAddress, Message, Variable
 from spoakit.apps.iprep.audit import AuditLog
 from spoakit.apps.iprep.bans import BanError
-from spoakit.apps.iprep.config.settings import (
-    MAX_DEADLINE,
+from spoakit.apps.iprep.config.schema import (
     Answer,
     AnswerSettings,
     BanSettings,
     ForwardedSettings,
     ReputationSettings,
 )
+from spoakit.apps.iprep.config.sources import MAX_DEADLINE
 from spoakit.apps.iprep.control.commands import timed_ban
 from spoakit.apps.iprep.metrics import AnswerTally
 from spoakit.apps.iprep.scoring.forwarded import lines_of, parse_node

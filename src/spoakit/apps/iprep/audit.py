@@ -15,7 +15,7 @@ import msgspec
 
 from spoakit import IPAddress
 from spoakit.apps.iprep.bans import Ban
-from spoakit.apps.iprep.config.settings import AuditSettings
+from spoakit.apps.iprep.config.schema import AuditSettings
 from spoakit.apps.iprep.metrics import AUDIT_LOST
 from spoakit.apps.iprep.scoring.policy import Verdict
 from spoakit.apps.line_output import BATCH_SIZE, open_lines

@@ -12,7 +12,8 @@ from time import perf_counter
 from typing import Final
 
 from spoakit.apps.checks import check_writable
-from spoakit.apps.iprep.config.settings import ReputationSettings, SourceSettings
+from spoakit.apps.iprep.config.schema import ReputationSettings
+from spoakit.apps.iprep.config.sources import SourceSettings
 from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.scoring.policy import Listing
 from spoakit.apps.iprep.sources.dnsbl import Dnsbl

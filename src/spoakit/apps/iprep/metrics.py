@@ -4,7 +4,7 @@ from collections import Counter as Tally
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from spoakit.apps.iprep.config.settings import MAX_SOURCES
+from spoakit.apps.iprep.config.schema import MAX_SOURCES
 from spoakit.metrics import CarriedCounts, Counter, WorkerMetrics, counter, gauge
 
 # As many sources as there may be, and one series for what there is no room for.

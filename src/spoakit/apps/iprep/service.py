@@ -17,9 +17,11 @@ from contextlib import (
 from pathlib import Path
 from typing import Final
 
+from msgspec import structs
+
 from spoakit.apps.iprep.audit import AUDIT_LOG, AuditLog
 from spoakit.apps.iprep.bans import BanStore
-from spoakit.apps.iprep.config.settings import ReputationSettings
+from spoakit.apps.iprep.config.schema import ReputationSettings
 from spoakit.apps.iprep.control.commands import Commands
 from spoakit.apps.iprep.control.socket import serve_control
 from spoakit.apps.iprep.scoring.reputation import Reputation
@@ -71,7 +73,7 @@ def reloadable_settings(
             raise ConfigurationError("source: the first one of the type 'dnsbl' takes a restart")
         return settings
 
-    return ReloadableSettings(read_checked, _NEEDS_RESTART, logger)
+    return ReloadableSettings(read_checked, _NEEDS_RESTART, logger, structs.replace)
 
 
 @contextmanager

@@ -11,20 +11,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spoakit.apps.iprep.config.loader import check_files, read_config, settings_of
-from spoakit.apps.iprep.config.settings import (
+from spoakit.apps.iprep.config.schema import (
     AnswerSettings,
     AuditSettings,
     BanSettings,
     ControlSettings,
-    DatabaseSettings,
-    DnsblSettings,
-    FeedSettings,
     ForwardedSettings,
     PolicySettings,
     ReputationSettings,
+)
+from spoakit.apps.iprep.config.sources import (
+    DatabaseSettings,
+    DnsblSettings,
+    FeedSettings,
+    FeedTls,
     SourceSettings,
 )
-from spoakit.apps.iprep.sources.limits import ListLimits
+from spoakit.apps.iprep.sources.limits import ListLimits, MinPrefix
 from spoakit.apps.iprep.sources.lists import Columns
 from spoakit.exceptions import ConfigurationError
 
@@ -161,11 +164,13 @@ def test_every_key_becomes_a_setting(read: Read, tmp_path: Path) -> None:
                     may_be_empty=True,
                     allow_html=True,
                     headers=(("Auth-Key", "hush"), ("X-Other", "from a file")),
-                    ca_file=str(tmp_path / "ca.pem"),
+                    tls=FeedTls(str(tmp_path / "ca.pem")),
                 ),
-                limits=ListLimits(9, 19, 7),
+                limits=ListLimits(MinPrefix(9, 19), 7),
             ),
-            SourceSettings("drop", "drop", str(tmp_path / "blocked.txt"), limits=ListLimits(8, 16)),
+            SourceSettings(
+                "drop", "drop", str(tmp_path / "blocked.txt"), limits=ListLimits(MinPrefix(8, 16))
+            ),
             SourceSettings(
                 "csv",
                 "csv",
@@ -292,6 +297,14 @@ DNS = '[[source]]\nname = "dns"\ntype = "dnsbl"\nzone = "bl.example"\n'
     [
         ("a = \n", "line 1, column 5: Invalid value"),
         ("polcy = {}", "there is no key 'polcy'"),
+        ("control = { is-default = true }", "control: there is no key 'is-default'"),
+        (f"{FILE}feed = {{ timeout = 1 }}", "source[1]: there is no key 'feed' (the source"),
+        (f"{FILE}columns = {{}}", "source[1]: there is no key 'columns' (the source"),
+        (f"{FILE}scores = {{}}", "source[1]: there is no key 'scores' (the source"),
+        (f"{CSV}columns = {{ best = 1 }}", "source[1].columns: there is no key 'best'"),
+        (f"{CSV}columns = 1", "source[1].columns: Expected `table`, got `int`"),
+        (f"{CSV}scores = {{ a = '1' }}", "source[1].scores[...]: Expected `int`, got `str`"),
+        (f"{DNS}path = 'x'", "source[1]: there is no key 'path' (the source 'dns')"),
         ("policy = { unknown = 101 }", "policy.unknown: 101 is not in the range 0 to 100"),
         ("policy = { allow = ['::', 'x'] }", "policy.allow[2]: 'x' is not an address"),
         ("policy = { combine = 'sum' }", "policy.combine: 'sum' is not one of lowest, weighted"),

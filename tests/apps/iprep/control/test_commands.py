@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from spoakit.apps.iprep.bans import BanError, BanStore
-from spoakit.apps.iprep.config.settings import (
+from spoakit.apps.iprep.config.schema import (
     BanSettings,
     ControlSettings,
     PolicySettings,
     ReputationSettings,
-    SourceSettings,
 )
+from spoakit.apps.iprep.config.sources import SourceSettings
 from spoakit.apps.iprep.control.commands import Commands
 from spoakit.apps.iprep.control.socket import ControlError, ask, serve_control
 from spoakit.apps.iprep.metrics import DNSBL_ANSWERS, DNSBL_FAILING, DNSBL_LOOKUPS

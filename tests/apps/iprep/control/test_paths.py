@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from spoakit.apps.iprep.config.settings import ControlSettings
+from spoakit.apps.iprep.config.schema import ControlSettings
 from spoakit.apps.iprep.control.paths import CONTROL_VARIABLE, default_control, with_default
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from spoakit.apps.iprep.config.settings import ControlSettings
+from spoakit.apps.iprep.config.schema import ControlSettings
 from spoakit.apps.iprep.control import socket as control_socket
 from spoakit.apps.iprep.control.socket import (
     MAX_REQUEST,

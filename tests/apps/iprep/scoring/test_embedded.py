@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spoakit.apps.iprep.config.settings import PolicySettings
+from spoakit.apps.iprep.config.schema import PolicySettings
 from spoakit.apps.iprep.scoring.embedded import EmbeddedAddresses, severity
 from spoakit.apps.iprep.scoring.policy import Rule, Verdict
 from spoakit.exceptions import ConfigurationError

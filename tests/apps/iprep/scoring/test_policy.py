@@ -7,13 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spoakit.apps.iprep.config.settings import (
-    DnsblSettings,
-    Failed,
-    Mode,
-    PolicySettings,
-    SourceSettings,
-)
+from spoakit.apps.iprep.config.schema import PolicySettings
+from spoakit.apps.iprep.config.sources import DnsblSettings, Failed, Mode, SourceSettings
 from spoakit.apps.iprep.scoring.policy import Listing, Policy, Rule, SourceResult, Verdict, score_of
 from spoakit.apps.iprep.sources.dnsbl_codes import CodeReader
 

@@ -5,21 +5,20 @@ import re
 import signal
 import socket
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
-from spoakit.apps.iprep.config.settings import (
+from spoakit.apps.iprep.config.schema import (
     AnswerSettings,
     BanSettings,
-    FeedSettings,
     ForwardedSettings,
     PolicySettings,
     ReputationSettings,
-    SourceSettings,
 )
+from spoakit.apps.iprep.config.sources import FeedSettings, SourceSettings
 from spoakit.apps.iprep.service import snapshots_folder
 from spoakit.apps.iprep.snapshot.builder import build_snapshot
 from spoakit.apps.iprep.snapshot.manifest import manifest_of, read_snapshot
@@ -149,8 +148,8 @@ def test_what_does_not_matter_to_a_table_may_have_changed(
 ) -> None:
     caplog.set_level("INFO")
     [source] = kept.settings.sources
-    source = replace(source, feed=FeedSettings(timeout=5, headers=(("Auth-Key", "hush"),)))
-    settings = replace(
+    source = structs.replace(source, feed=FeedSettings(timeout=5, headers=(("Auth-Key", "hush"),)))
+    settings = structs.replace(
         kept.settings, sources=(source,), answers=AnswerSettings(("ip_list",)), bans=BanSettings()
     )
     with snapshots_folder(settings) as folder:
@@ -169,7 +168,7 @@ def test_what_does_not_matter_to_a_table_may_have_changed(
 def test_a_table_of_another_configuration_is_not_used(
     kept: Kept, caplog: pytest.LogCaptureFixture, change: dict[str, Any]
 ) -> None:
-    with snapshots_folder(replace(kept.settings, **change)) as folder:
+    with snapshots_folder(structs.replace(kept.settings, **change)) as folder:
         assert read_snapshot(folder) is None
         assert list(folder.glob("source-*"))  # what was read is of use
     assert "is not used: the configuration has changed since" in caplog.text

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from spoakit.apps.iprep.config.settings import ReputationSettings
+from spoakit.apps.iprep.config.schema import ReputationSettings
 from spoakit.apps.iprep.service import snapshots_folder
 from tests.support.waiting import TIMEOUT
 
@@ -67,7 +67,7 @@ def test_a_folder_of_somebody_else_stays(temporary: Path) -> None:
 
 def test_many_that_start_at_the_same_time_get_along(temporary: Path) -> None:
     program = (
-        "from spoakit.apps.iprep.config.settings import ReputationSettings\n"
+        "from spoakit.apps.iprep.config.schema import ReputationSettings\n"
         "from spoakit.apps.iprep.service import snapshots_folder\n"
         "import sys\n"
         "for _ in range(100):\n"

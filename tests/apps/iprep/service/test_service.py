@@ -10,14 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from spoakit.apps.iprep.config.settings import (
+from spoakit.apps.iprep.config.schema import (
     AnswerSettings,
     BanSettings,
-    DnsblSettings,
     PolicySettings,
     ReputationSettings,
-    SourceSettings,
 )
+from spoakit.apps.iprep.config.sources import DnsblSettings, SourceSettings
 from spoakit.apps.iprep.service import open_reputation, reloadable_settings
 from spoakit.exceptions import ConfigurationError, SpoakitError, StartupError
 from spoakit.metrics.memory import SharedMetrics

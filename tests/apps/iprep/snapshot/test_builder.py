@@ -9,12 +9,8 @@ from typing import Any
 
 import pytest
 
-from spoakit.apps.iprep.config.settings import (
-    FeedSettings,
-    PolicySettings,
-    ReputationSettings,
-    SourceSettings,
-)
+from spoakit.apps.iprep.config.schema import PolicySettings, ReputationSettings
+from spoakit.apps.iprep.config.sources import FeedSettings, SourceSettings
 from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.snapshot.builder import build_snapshot
 from spoakit.apps.iprep.snapshot.manifest import (
@@ -27,7 +23,7 @@ from spoakit.apps.iprep.snapshot.manifest import (
 from spoakit.apps.iprep.sources.entries import Value
 from spoakit.apps.iprep.sources.feeds import Feed
 from spoakit.apps.iprep.sources.files import feed_of
-from spoakit.apps.iprep.sources.limits import ListLimits
+from spoakit.apps.iprep.sources.limits import ListLimits, MinPrefix
 from spoakit.apps.iprep.sources.lists import Columns
 from spoakit.apps.iprep.table._table_cy import Table, TableError
 from tests.support.iprep_sources import database, dnsbl, feed, mine, put, write_database
@@ -500,7 +496,7 @@ def test_a_file_with_too_many_is_warned_of(shop: Shop, path: Path) -> None:
 def test_other_limits_hold_for_a_file_that_did_not_change(shop: Shop, path: Path) -> None:
     path.write_text("8.8.8.0/24\n8.8.0.0/16\n")
     assert [report.entries for report in shop.build(mine(path))] == [2]
-    [report] = shop.build(mine(path, limits=ListLimits(24)))
+    [report] = shop.build(mine(path, limits=ListLimits(MinPrefix(24))))
     assert (report.entries, report.failed_lines) == (1, 1)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from spoakit.apps.iprep.config.settings import ReputationSettings
+from spoakit.apps.iprep.config.schema import ReputationSettings
 from spoakit.apps.iprep.snapshot import jobs
 from spoakit.apps.iprep.snapshot.jobs import Build, Fetch, Fetched, JobError
 from spoakit.apps.iprep.snapshot.manifest import encode, manifest_of, read_snapshot

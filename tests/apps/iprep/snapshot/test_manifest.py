@@ -3,13 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from spoakit.apps.iprep.config.settings import (
-    DatabaseSettings,
-    DnsblSettings,
-    PolicySettings,
-    ReputationSettings,
-    SourceSettings,
-)
+from spoakit.apps.iprep.config.schema import PolicySettings, ReputationSettings
+from spoakit.apps.iprep.config.sources import DatabaseSettings, DnsblSettings, SourceSettings
 from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.snapshot.builder import build_snapshot
 from spoakit.apps.iprep.snapshot.manifest import lock, manifest_of, read_snapshot

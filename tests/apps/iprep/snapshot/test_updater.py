@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from spoakit.apps.iprep.config.settings import PolicySettings, ReputationSettings, SourceSettings
+from spoakit.apps.iprep.config.schema import PolicySettings, ReputationSettings
+from spoakit.apps.iprep.config.sources import SourceSettings
 from spoakit.apps.iprep.metrics import DOWNLOADS, ENTRIES, FAILED, STALE, TABLES
 from spoakit.apps.iprep.snapshot import downloader, due, jobs, scan, updater
 from spoakit.apps.iprep.snapshot.jobs import JobError

@@ -7,12 +7,8 @@ from typing import Any, TypeAlias
 import pytest
 import uvloop
 
-from spoakit.apps.iprep.config.settings import (
-    DnsblSettings,
-    Failed,
-    PolicySettings,
-    SourceSettings,
-)
+from spoakit.apps.iprep.config.schema import PolicySettings
+from spoakit.apps.iprep.config.sources import DnsblSettings, Failed, SourceSettings
 from spoakit.apps.iprep.metrics import DNSBL_OUT, DNSBL_TESTS
 from spoakit.apps.iprep.scoring.policy import Listing, Policy, SourceResult, score_of
 from spoakit.apps.iprep.sources import dnsbl as dnsbl_module

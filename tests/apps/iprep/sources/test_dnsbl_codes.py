@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spoakit.apps.iprep.config.settings import CODES, DnsblSettings, SourceSettings
+from spoakit.apps.iprep.config.sources import DnsblSettings, SourceSettings
+from spoakit.apps.iprep.config.units import CODES
 from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.scoring.policy import Listing, score_of
 from spoakit.apps.iprep.sources.dnsbl_codes import CodeReader, is_listing

@@ -11,7 +11,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from spoakit.apps.iprep.config.settings import DatabaseSettings, FeedSettings, SourceSettings
+from spoakit.apps.iprep.config.sources import (
+    DatabaseSettings,
+    FeedSettings,
+    FeedTls,
+    SourceSettings,
+)
 from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.sources import files
 from spoakit.apps.iprep.sources.feeds import Feed, Outcome
@@ -242,7 +247,7 @@ def test_an_interval_that_was_made_shorter_holds_at_once(page: Page, tmp_path: P
 def test_a_feed_comes_over_https_from_whom_the_authority_vouches_for(
     secure: Page, authority: Pem, tmp_path: Path
 ) -> None:
-    feed = feed_of(secure, tmp_path, ca_file=str(authority.certificate))
+    feed = feed_of(secure, tmp_path, tls=FeedTls(str(authority.certificate)))
     assert feed.fetch() is Outcome.NEW
     assert feed.path.read_bytes() == LIST
 
@@ -259,14 +264,14 @@ def test_a_certificate_that_does_not_verify_is_refused(
     refused(feed_of(secure, tmp_path), UNKNOWN)
     other = make_authority(tmp_path, "other")
     secure.url += "?other"
-    refused(feed_of(secure, tmp_path, ca_file=str(other.certificate)), UNKNOWN)
+    refused(feed_of(secure, tmp_path, tls=FeedTls(str(other.certificate))), UNKNOWN)
     assert not secure.asked
 
 
 def test_a_certificate_for_somebody_else_is_refused(authority: Pem, tmp_path: Path) -> None:
     other = make_certificate(tmp_path, "other", authority, "DNS:lists.example")
     with web_server(other) as secure:
-        feed = feed_of(secure, tmp_path, ca_file=str(authority.certificate))
+        feed = feed_of(secure, tmp_path, tls=FeedTls(str(authority.certificate)))
         refused(feed, "does not verify: .*not valid for '127.0.0.1'")
     assert not secure.asked
 
@@ -278,14 +283,14 @@ def test_authorities_that_cannot_be_read_are_named(
     path = tmp_path / "ca.pem"
     if content is not None:
         path.write_text(content)
-    refused(feed_of(secure, tmp_path, ca_file=str(path)), r"tls\.ca-file: '.*/ca\.pem': ")
+    refused(feed_of(secure, tmp_path, tls=FeedTls(str(path))), r"tls\.ca-file: '.*/ca\.pem': ")
 
 
 def test_a_redirection_does_not_lead_from_https_to_http(
     secure: Page, page: Page, authority: Pem, tmp_path: Path
 ) -> None:
     secure.status, secure.headers = 302, {"Location": page.url}
-    feed = feed_of(secure, tmp_path, ca_file=str(authority.certificate))
+    feed = feed_of(secure, tmp_path, tls=FeedTls(str(authority.certificate)))
     refused(feed, "the server redirects from https:// to a URL that is not")
     assert not page.asked
 

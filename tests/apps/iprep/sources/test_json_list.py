@@ -12,7 +12,7 @@ from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.sources import json_list
 from spoakit.apps.iprep.sources.entries import Entries
 from spoakit.apps.iprep.sources.json_list import JsonPath, JsonReader
-from spoakit.apps.iprep.sources.limits import ListLimits
+from spoakit.apps.iprep.sources.limits import ListLimits, MinPrefix
 
 AWS = {
     "syncToken": "1",
@@ -90,7 +90,7 @@ def test_a_path_that_leads_nowhere_is_a_warning_beside_others() -> None:
 
 
 def test_limits_are_the_settings() -> None:
-    entries = JsonReader(["[]"], ListLimits(0)).read(BytesIO(b'["0.0.0.0/0"]'))
+    entries = JsonReader(["[]"], ListLimits(MinPrefix(0))).read(BytesIO(b'["0.0.0.0/0"]'))
     assert len(entries) == 1
 
 

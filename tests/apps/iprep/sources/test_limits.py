@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from spoakit.apps.iprep.addresses import PRIVATE, parse_range
 from spoakit.apps.iprep.sources import limits
 from spoakit.apps.iprep.sources.entries import Entries
-from spoakit.apps.iprep.sources.limits import ListLimits
+from spoakit.apps.iprep.sources.limits import ListLimits, MinPrefix
 from spoakit.exceptions import ConfigurationError
 
 
@@ -56,13 +56,13 @@ def test_what_is_too_large_or_seems_to_be_cut_off_is_refused(text: str, reason: 
 
 
 def test_the_shortest_prefixes_are_settings() -> None:
-    assert ListLimits(0, 0).parse("0.0.0.0/0")
-    assert ListLimits(0, 0).parse("::/0")
+    assert ListLimits(MinPrefix(0, 0)).parse("0.0.0.0/0")
+    assert ListLimits(MinPrefix(0, 0)).parse("::/0")
     with pytest.raises(ValueError, match="larger than a /32"):
-        ListLimits(32, 128).parse("8.8.8.8/31")
+        ListLimits(MinPrefix(32, 128)).parse("8.8.8.8/31")
     for prefixes in ((-1, 0), (33, 0), (0, -1), (0, 129)):
         with pytest.raises(ConfigurationError, match="min-prefix"):
-            ListLimits(*prefixes)
+            ListLimits(MinPrefix(*prefixes))
     with pytest.raises(ConfigurationError, match="max-share"):
         ListLimits(max_share=101)
 
@@ -85,7 +85,7 @@ NETWORKS = st.one_of(
 def test_networks_of_free_bits_that_are_not_checked_are_never_refused(
     network: IPv4Network | IPv6Network, prefix4: int, prefix6: int
 ) -> None:
-    limits = ListLimits(prefix4, prefix6)
+    limits = ListLimits(MinPrefix(prefix4, prefix6))
     free = network.max_prefixlen - network.prefixlen
     if free <= limits.unchecked_bits[0 if network.version == 4 else 1]:
         limits.parse(f"{network[-1]}/{network.prefixlen}")

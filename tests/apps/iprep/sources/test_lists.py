@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.sources import lists
 from spoakit.apps.iprep.sources.entries import Entries, Value
-from spoakit.apps.iprep.sources.limits import ListLimits
+from spoakit.apps.iprep.sources.limits import ListLimits, MinPrefix
 from spoakit.apps.iprep.sources.lists import Columns, CsvReader, DropReader, ListReader, PlainReader
 from tests.support.forms import Form
 
@@ -138,7 +138,7 @@ def test_a_line_whose_prefix_is_cut_off_is_refused(line: bytes) -> None:
 def test_the_shortest_prefixes_are_settings() -> None:
     data = b"0.0.0.0/0\n8.0.0.0/7\n8.8.8.0/24\n8.8.8.0/23\n::/0\n2001:4860::/32\n"
     counts = []
-    for limits in (ListLimits(), ListLimits(0, 0), ListLimits(24, 32)):
+    for limits in (ListLimits(), ListLimits(MinPrefix(0, 0)), ListLimits(MinPrefix(24, 32))):
         for reader in (PlainReader(limits), CsvReader(Columns(), limits)):
             entries = reader.read(BytesIO(data))
             assert len(entries) + entries.failed == 6

@@ -13,7 +13,7 @@ import pytest
 from mmdb_writer import MMDBWriter
 from netaddr import IPSet
 
-from spoakit.apps.iprep.config.settings import DatabaseSettings, Provides, SourceSettings
+from spoakit.apps.iprep.config.sources import DatabaseSettings, Provides, SourceSettings
 from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.scoring.policy import Listing
 from spoakit.apps.iprep.sources.mmdb import Database, check_database, copy_database

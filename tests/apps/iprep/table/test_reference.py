@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from spoakit.apps.iprep.config.loader import settings_of
-from spoakit.apps.iprep.config.settings import ReputationSettings
+from spoakit.apps.iprep.config.schema import ReputationSettings
 from spoakit.apps.toml import parse_toml
 from spoakit.apps.values import parse_seconds, parse_size
 from spoakit.exceptions import ConfigurationError

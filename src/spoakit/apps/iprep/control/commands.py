@@ -7,7 +7,8 @@ from typing import Any, Final, TypeVar
 from spoakit.apps.iprep.addresses import address_of, parse_number, parse_range
 from spoakit.apps.iprep.audit import AuditLog
 from spoakit.apps.iprep.bans import Ban, BanError, BanStore, IPNetwork
-from spoakit.apps.iprep.config.settings import BanSettings, SourceSettings
+from spoakit.apps.iprep.config.schema import BanSettings
+from spoakit.apps.iprep.config.sources import SourceSettings
 from spoakit.apps.iprep.control.socket import Answer, ControlError, Request
 from spoakit.apps.iprep.metrics import DNSBL_ANSWERS, DNSBL_FAILING, DNSBL_LOOKUPS
 from spoakit.apps.iprep.scoring.policy import Listing, Rule, SourceResult, score_of

@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from spoakit.apps.iprep.config.settings import ControlSettings
+from msgspec import structs
+
+from spoakit.apps.iprep.config.schema import ControlSettings
 
 CONTROL_VARIABLE: Final = "SPOA_IPREP_CONTROL"
 """The environment's variable that names the control socket."""
@@ -48,8 +49,8 @@ def with_default(settings: ControlSettings, given: str | None = None) -> Control
         given: the path of the command line; None for none.
     """
     if given is not None:
-        return replace(settings, path=given, is_default=False)
-    return replace(settings, path=default_control()) if settings.is_default else settings
+        return structs.replace(settings, path=given, is_default=False)
+    return structs.replace(settings, path=default_control()) if settings.is_default else settings
 
 
 def _folder_of(environment: Mapping[str, str], user: int, run: Path) -> Path:

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Final, TypeAlias, cast
 
-from spoakit.apps.iprep.config.settings import ControlSettings
+from spoakit.apps.iprep.config.schema import ControlSettings
 from spoakit.exceptions import SpoakitError, StartupError
 from spoakit.logs import Throttle
 from spoakit.server import change_owner, group_id, user_id

@@ -9,7 +9,7 @@ from typing import Final
 
 from spoakit import IPAddress
 from spoakit.apps.iprep.addresses import MAX_IPV4, unmapped
-from spoakit.apps.iprep.config.settings import parse_nat64
+from spoakit.apps.iprep.config.units import parse_nat64
 from spoakit.apps.iprep.scoring.policy import Rule, Verdict
 
 _LOW_56: Final = (1 << 56) - 1

@@ -12,7 +12,8 @@ from typing import Final
 
 from spoakit import Headers, IPAddress, Message
 from spoakit.apps.iprep.addresses import address_of, number_of, parse_number
-from spoakit.apps.iprep.config.settings import ForwardedHeader, parse_ranges
+from spoakit.apps.iprep.config.schema import ForwardedHeader
+from spoakit.apps.iprep.config.units import parse_ranges
 
 _MAX_HOPS: Final = 64
 # A parameter of RFC 7239, and what ends it. Values without quotes may have what a token cannot,

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final
 
-from spoakit.apps.iprep.config.settings import MAX_SCORE, PolicySettings, SourceSettings
+from spoakit.apps.iprep.config.schema import PolicySettings
+from spoakit.apps.iprep.config.sources import MAX_SCORE, SourceSettings
 
 
 class Listing(Enum):

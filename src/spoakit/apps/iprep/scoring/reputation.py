@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 from spoakit import Actions, IPAddress
 from spoakit.apps.iprep.addresses import unmapped
 from spoakit.apps.iprep.bans import Ban, BanError, BanStore, IPNetwork
-from spoakit.apps.iprep.config.settings import Provides, SourceSettings
+from spoakit.apps.iprep.config.sources import Provides, SourceSettings
 from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.scoring.embedded import EmbeddedAddresses, severity
 from spoakit.apps.iprep.scoring.forwarded import Trusted

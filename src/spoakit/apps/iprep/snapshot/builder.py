@@ -19,7 +19,9 @@ import msgspec
 
 from spoakit.apps.iprep.addresses import PRIVATE as PRIVATE_RANGES
 from spoakit.apps.iprep.addresses import Range
-from spoakit.apps.iprep.config.settings import ReputationSettings, SourceSettings, parse_ranges
+from spoakit.apps.iprep.config.schema import ReputationSettings
+from spoakit.apps.iprep.config.sources import SourceSettings
+from spoakit.apps.iprep.config.units import parse_ranges
 from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.snapshot.manifest import ALLOWED, PRIVATE, Snapshot, SourceReport, publish
 from spoakit.apps.iprep.sources.entries import Entries

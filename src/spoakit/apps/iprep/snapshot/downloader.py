@@ -7,7 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from spoakit.apps.iprep.config.settings import MIN_INTERVAL, ReputationSettings, SourceSettings
+from spoakit.apps.iprep.config.schema import ReputationSettings
+from spoakit.apps.iprep.config.sources import MIN_INTERVAL, SourceSettings
 from spoakit.apps.iprep.metrics import DOWNLOADS
 from spoakit.apps.iprep.snapshot import jobs
 from spoakit.apps.iprep.snapshot.jobs import JobError

@@ -16,7 +16,8 @@ from typing import Final, TypeVar
 import msgspec
 
 from spoakit.apps.iprep.child_process import end_with_input
-from spoakit.apps.iprep.config.settings import ReputationSettings, SourceSettings
+from spoakit.apps.iprep.config.schema import ReputationSettings
+from spoakit.apps.iprep.config.sources import SourceSettings
 from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.snapshot.builder import build_snapshot
 from spoakit.apps.iprep.snapshot.manifest import (

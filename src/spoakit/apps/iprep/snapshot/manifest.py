@@ -11,20 +11,21 @@ import fcntl
 import os
 import zlib
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import BinaryIO, Final
 
 import msgspec
+from msgspec import structs
 
 from spoakit import __version__
-from spoakit.apps.iprep.config.settings import (
+from spoakit.apps.iprep.config.schema import (
     AnswerSettings,
     BanSettings,
     ControlSettings,
-    FeedSettings,
     ReputationSettings,
 )
+from spoakit.apps.iprep.config.sources import FeedSettings, SourceSettings
 from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.sources.entries import Entries, Value
 from spoakit.apps.iprep.table.builder import MAX_SOURCE
@@ -107,6 +108,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 _FIELDS: Final = (
     Snapshot.__struct_fields__,
     SourceReport.__struct_fields__,
+    ReputationSettings.__struct_encode_fields__,
+    SourceSettings.__struct_encode_fields__,
     tuple(field.name for field in fields(Entries)),
 )
 # Between two releases, too, another form is another version.
@@ -161,7 +164,7 @@ def publish(folder: Path, snapshot: Snapshot) -> Snapshot:
         OSError: a file cannot be read, or the description cannot be written.
     """
     checksums = tuple(_checksum(folder / name) for name in snapshot.files)
-    snapshot = msgspec.structs.replace(snapshot, checksums=checksums, version=_VERSION)
+    snapshot = structs.replace(snapshot, checksums=checksums, version=_VERSION)
     description = manifest_of(folder)
     new = description.with_suffix(".new")
     new.write_bytes(encode(snapshot))
@@ -220,8 +223,8 @@ def _version_in(folder: Path) -> str:
 
 def _decisive(settings: ReputationSettings) -> ReputationSettings:
     """Return settings without what a snapshot does not depend on."""
-    sources = tuple(replace(source, feed=FeedSettings()) for source in settings.sources)
-    return replace(
+    sources = tuple(structs.replace(source, feed=FeedSettings()) for source in settings.sources)
+    return structs.replace(
         settings,
         sources=sources,
         answers=AnswerSettings(),

@@ -3,7 +3,7 @@
 import logging
 import time
 
-from spoakit.apps.iprep.config.settings import SourceSettings
+from spoakit.apps.iprep.config.sources import SourceSettings
 from spoakit.apps.iprep.metrics import (
     AGE,
     ENTRIES,

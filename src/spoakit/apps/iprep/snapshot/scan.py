@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from spoakit.apps.iprep.config.settings import ReputationSettings
+from spoakit.apps.iprep.config.schema import ReputationSettings
 from spoakit.apps.iprep.snapshot.manifest import Snapshot, manifest_of
 from spoakit.apps.iprep.sources.feeds import FeedState
 from spoakit.apps.iprep.sources.files import feed_of, file_of

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from spoakit.apps.iprep.bans import BanStore
-from spoakit.apps.iprep.config.settings import ReputationSettings
+from spoakit.apps.iprep.config.schema import ReputationSettings
 from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.metrics import BANS, TABLES
 from spoakit.apps.iprep.snapshot import due, jobs

@@ -11,7 +11,8 @@ import pycares
 
 from spoakit import IPAddress
 from spoakit.apps.iprep.addresses import address_of, number_of
-from spoakit.apps.iprep.config.settings import ERROR_CODES, NEVER_LISTED, SourceSettings
+from spoakit.apps.iprep.config.sources import SourceSettings
+from spoakit.apps.iprep.config.units import ERROR_CODES, NEVER_LISTED
 from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.metrics import (
     DNSBL_ANSWERS,

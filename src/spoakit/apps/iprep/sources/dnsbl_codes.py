@@ -3,14 +3,8 @@
 from collections.abc import Iterable
 from ipaddress import IPv4Address
 
-from spoakit.apps.iprep.config.settings import (
-    CODES,
-    ERROR_CODES,
-    MAX_SCORE,
-    NEVER_LISTED,
-    SourceSettings,
-    parse_codes,
-)
+from spoakit.apps.iprep.config.sources import MAX_SCORE, SourceSettings
+from spoakit.apps.iprep.config.units import CODES, ERROR_CODES, NEVER_LISTED, parse_codes
 from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.scoring.policy import Listing, SourceResult, score_of
 

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from spoakit.apps.iprep.config.settings import MIN_INTERVAL, FeedSettings
+from spoakit.apps.iprep.config.sources import MIN_INTERVAL, FeedSettings
 from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.sources.chunks import chunks_of
 from spoakit.apps.urls import without_user
@@ -179,7 +179,7 @@ class Feed:
         Raises:
             SourceError: there was none, or it is an error.
         """
-        opener = _opener(_trust(self._settings.ca_file))
+        opener = _opener(_trust(self._settings.tls.ca_file))
         for method in ("HEAD", "GET"):
             request = self._request(FeedState(), method)
             try:
@@ -233,7 +233,7 @@ class Feed:
 
     def _receive(self, state: FeedState) -> http.client.HTTPMessage | None:
         """Write the response's body to the new file; return its headers, None if unchanged."""
-        opener = _opener(_trust(self._settings.ca_file))
+        opener = _opener(_trust(self._settings.tls.ca_file))
         try:
             with opener.open(
                 self._request(state, "GET"), timeout=self._settings.timeout

@@ -4,7 +4,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from spoakit.apps.iprep.config.settings import SourceSettings
+from spoakit.apps.iprep.config.sources import SourceSettings
 from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.sources.entries import Entries
 from spoakit.apps.iprep.sources.feeds import Feed

@@ -2,13 +2,15 @@
 
 from array import array
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import chain
-from typing import Final
+from pathlib import Path
+from typing import Annotated, Final
 
 from spoakit.apps.checks import check_range
 from spoakit.apps.iprep.addresses import PRIVATE, Range, parse_range
 from spoakit.apps.iprep.sources.entries import Entries
+from spoakit.apps.toml import Notation, Table
+from spoakit.exceptions import ConfigurationError
 
 # Bits that are set behind a shorter prefix mean that its end was cut off: "45.199.0.0/2".
 _WHOLE_PREFIX4: Final = 16
@@ -16,32 +18,52 @@ _WHOLE_PREFIX6: Final = 32
 _SHOWN: Final = 80
 
 
-@dataclass(frozen=True, slots=True)
-class ListLimits:
+class MinPrefix(Table, frozen=True):
+    """Shortest prefixes of networks; no range may be larger.
+
+    Attributes:
+        ipv4: of IPv4, 0 to 32.
+        ipv6: of IPv6, 0 to 128.
+    """
+
+    ipv4: int = 6
+    ipv6: int = 12
+
+
+def _parse_min_prefix(value: int | MinPrefix, _: Path) -> MinPrefix:
+    if isinstance(value, MinPrefix):
+        return value
+    if not 0 <= value <= 32:
+        raise ConfigurationError(f"{value} is not in the range 0 to 32")
+    # IPv4's /24 is given out to whom IPv6's /48 is.
+    return MinPrefix(value, 2 * value)
+
+
+class ListLimits(Table, frozen=True):
     """Sizes that the ranges of a list may have.
 
     Addresses that are not of the public Internet are not limited: sources do not count for them.
 
     Attributes:
-        prefix4: the shortest prefix of an IPv4 network, 0 to 32. No range may be larger.
-        prefix6: the shortest prefix of an IPv6 network, 0 to 128, likewise.
+        min_prefix: the shortest prefixes of networks; in a file, one of IPv4 stands for both.
         max_share: the most that the list may have of the public addresses of IPv4, or of IPv6, in
             percent.
     """
 
-    prefix4: int = 6
-    prefix6: int = 12
+    min_prefix: Annotated[MinPrefix, Notation(int | MinPrefix, _parse_min_prefix)] = MinPrefix()
     max_share: float = 5.0
 
     def __post_init__(self) -> None:
-        check_range("min-prefix.ipv4", self.prefix4, 0, 32)
-        check_range("min-prefix.ipv6", self.prefix6, 0, 128)
+        check_range("min-prefix.ipv4", self.min_prefix.ipv4, 0, 32)
+        check_range("min-prefix.ipv6", self.min_prefix.ipv6, 0, 128)
         check_range("max-share", self.max_share, 0, 100)
 
     @property
     def unchecked_bits(self) -> tuple[int, int]:
         """The most free bits of an IPv4 and an IPv6 network that `parse` never refuses."""
-        return 32 - max(self.prefix4, _WHOLE_PREFIX4), 128 - max(self.prefix6, _WHOLE_PREFIX6)
+        return 32 - max(self.min_prefix.ipv4, _WHOLE_PREFIX4), 128 - max(
+            self.min_prefix.ipv6, _WHOLE_PREFIX6
+        )
 
     def parse(self, text: str) -> Range:
         """Parse a range as `parse_range` does.
@@ -54,7 +76,7 @@ class ListLimits:
         if first == last:
             return entry
         prefix = (32 if version == 4 else 128) - (last - first).bit_length()
-        shortest = self.prefix4 if version == 4 else self.prefix6
+        shortest = self.min_prefix.ipv4 if version == 4 else self.min_prefix.ipv6
         if prefix < shortest and not _is_special(version, first, last):
             raise ValueError(f"{text[:_SHOWN]!r} is larger than a /{shortest} (min-prefix)")
         whole = _WHOLE_PREFIX4 if version == 4 else _WHOLE_PREFIX6

@@ -8,8 +8,8 @@ the ends of lines.
 import csv
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import BinaryIO, Final, Protocol
+from pathlib import Path
+from typing import Annotated, BinaryIO, Final, Protocol, TypeAlias
 
 import msgspec
 
@@ -18,6 +18,7 @@ from spoakit.apps.iprep.sources._lists_cy import read_common_lines
 from spoakit.apps.iprep.sources.chunks import MAX_LINE, MAX_SIZE, chunks_of
 from spoakit.apps.iprep.sources.entries import Entries, Value, ValuedEntries
 from spoakit.apps.iprep.sources.limits import ListLimits
+from spoakit.apps.toml import Notation, Table
 
 MAX_ASN: Final = 2**32 - 1
 _MAX_COLUMNS_SHOWN: Final = 20
@@ -25,6 +26,22 @@ _MAX_CATEGORY: Final = 255
 _COMMENT_MARK: Final = re.compile(rb"\A\s*#[# \t]*")
 # Those before addresses in CrowdSec's CSV; others are of users, countries and the like.
 _SCOPES: Final = ("ip", "range")
+
+
+def _parse_filter(
+    table: dict[str, tuple[str, ...]], _: Path
+) -> tuple[tuple[str | int, tuple[str, ...]], ...]:
+    """Return columns and values; a key is always a text, and one of digits a column's number."""
+    return tuple(
+        (int(name) if name.isascii() and name.isdecimal() and len(name) < 10 else name, values)
+        for name, values in table.items()
+    )
+
+
+Filter: TypeAlias = Annotated[
+    tuple[tuple[str | int, tuple[str, ...]], ...],
+    Notation(dict[str, tuple[str, ...]], _parse_filter),
+]
 
 
 class ListReader(Protocol):
@@ -137,29 +154,36 @@ class DropReader:
             entries.asns.append(record.asn)
 
 
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """Where in a CSV's lines things are: names from its first line, or numbers from 1.
+class ColumnNames(Table, frozen=True):
+    """Columns of a CSV: names from its first line, or numbers from 1.
 
     Attributes:
         address: the address, network or range.
         last: the last address, where a range has two columns; `address` then is the first.
         score: a number; None for none.
         category: a text; None for none.
-        best: the number in the column `score` that is a score of 100.
-        worst: the number that is a score of 0. Numbers between them are between.
-        delimiter: the one character between columns.
-        filter: columns, each with the values of which a line must have one there.
     """
 
     address: str | int = 1
     last: str | int | None = None
     score: str | int | None = None
     category: str | int | None = None
+
+
+class Columns(ColumnNames, frozen=True):
+    """Columns of a CSV, and the meaning of the values in them.
+
+    Attributes:
+        best: the number in the column `score` that is a score of 100.
+        worst: the number that is a score of 0. Numbers between them are between.
+        delimiter: the one character between columns.
+        filter: columns, each with the values of which a line must have one there.
+    """
+
     best: float = 100.0
     worst: float = 0.0
     delimiter: str = ","
-    filter: tuple[tuple[str | int, tuple[str, ...]], ...] = ()
+    filter: Filter = ()
 
     def places(self) -> tuple[str | int, ...]:
         """Return the columns that are used."""

@@ -23,11 +23,8 @@ import maxminddb
 import msgspec
 
 from spoakit import IPAddress
-from spoakit.apps.iprep.config.settings import (
-    DatabaseSettings,
-    SourceSettings,
-    bare_asn,
-)
+from spoakit.apps.iprep.config.sources import DatabaseSettings, SourceSettings
+from spoakit.apps.iprep.config.units import bare_asn
 from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.scoring.policy import Listing, SourceResult
 from spoakit.apps.iprep.sources.chunks import unzipped

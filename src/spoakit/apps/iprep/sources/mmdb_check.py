@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from spoakit.apps.iprep.child_process import end_with_input
-from spoakit.apps.iprep.config.settings import DatabaseSettings, SourceSettings
+from spoakit.apps.iprep.config.sources import DatabaseSettings, SourceSettings
 from spoakit.apps.iprep.exceptions import SourceError
 from spoakit.apps.iprep.sources.mmdb import CPU_LIMIT, Check, Checked, Database
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from spoakit.apps.iprep.config.settings import SourceSettings
+from spoakit.apps.iprep.config.sources import SourceSettings
 from spoakit.apps.iprep.scoring import reputation as reputation_module
 from spoakit.apps.iprep.snapshot.manifest import Snapshot, encode, manifest_of
 from tests.support.iprep_sources import database, mine, put, write_database

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from spoakit.apps.iprep.bans import Ban, BanStore
-from spoakit.apps.iprep.config.settings import SourceSettings
+from spoakit.apps.iprep.config.sources import SourceSettings
 from spoakit.apps.iprep.scoring.policy import Listing, Rule
 from spoakit.apps.iprep.sources.lists import Columns
 from tests.support.iprep_sources import mine

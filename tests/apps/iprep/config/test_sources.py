@@ -1,12 +1,7 @@
 import pytest
 
-from spoakit.apps.iprep.config.settings import (
-    MAX_SOURCES,
-    DatabaseSettings,
-    DnsblSettings,
-    ReputationSettings,
-    SourceSettings,
-)
+from spoakit.apps.iprep.config.schema import MAX_SOURCES, ReputationSettings
+from spoakit.apps.iprep.config.sources import DatabaseSettings, DnsblSettings, SourceSettings
 from spoakit.apps.iprep.sources.lists import Columns
 from spoakit.exceptions import ConfigurationError
 
