@@ -1,5 +1,6 @@
 from contextlib import suppress
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
 from hypothesis import given
@@ -7,6 +8,9 @@ from hypothesis import strategies as st
 
 from spoakit.apps.toml import (
     MAX_SIZE,
+    NO_KEY,
+    ExistingFile,
+    Pairs,
     Prefix,
     Seconds,
     Table,
@@ -44,6 +48,55 @@ def test_a_table_becomes_one_of_a_class() -> None:
 def test_what_is_wrong_in_a_table_is_named_with_its_key(text: str, error: str) -> None:
     with pytest.raises(ConfigurationError, match=f"^{error}$"):
         convert(parse_toml(text), Outer, "here")
+
+
+class Setting(Table, frozen=True):
+    """A table with values whose forms in a file are others."""
+
+    word: Literal["a", "b"] = "a"
+    words: tuple[Literal["a", "b"], ...] = ()
+    file: ExistingFile | None = None
+    pairs: Pairs = ()
+    inside: Annotated[int, NO_KEY] = 0
+
+    def __post_init__(self) -> None:
+        if self.pairs == (("a", "b"),):
+            raise ConfigurationError("pairs: not these")
+
+
+class Settings(Table, frozen=True):
+    name: str
+    inner: Setting = Setting()
+
+
+def test_values_have_the_form_of_the_setting(tmp_path: Path) -> None:
+    (tmp_path / "f").touch()
+    text = "word = 'b'\nwords = ['a', 'b']\nfile = 'f'\npairs = { b = '1', a = '2' }"
+    assert convert(parse_toml(text), Setting, "", tmp_path) == Setting(
+        word="b",
+        words=("a", "b"),
+        file=str(tmp_path / "f"),
+        pairs=(("b", "1"), ("a", "2")),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("word = 'c'", r"here.inner.word: 'c' is not one of a, b"),
+        ("words = ['a', 'c']", r"here.inner.words: 'c' is not one of a, b"),
+        ("words = ['a', 1]", r"here.inner.words\[2\]: Expected `str`, got `int`"),
+        ("file = 1", r"here.inner.file: Expected `str`, got `int`"),
+        ("file = 'none'", r"here.inner.file: 'none' cannot be read: No such file or directory"),
+        ("pairs = 1", r"here.inner.pairs: Expected `table`, got `int`"),
+        ("pairs = { a = 1 }", r"here.inner.pairs\[...\]: Expected `str`, got `int`"),
+        ("pairs = { a = 'b' }", r"here.pairs: not these"),
+        ("inside = 1", r"here.inner: there is no key 'inside'"),
+    ],
+)
+def test_a_value_of_another_form_is_named_with_its_key(text: str, error: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{error}$"):
+        convert({"name": "x", "inner": parse_toml(text)}, Settings, "here")
 
 
 def test_an_error_is_given_the_place_that_it_passes() -> None:

@@ -30,7 +30,7 @@ _MAX_NAME_SIZE: Final = 253
 _AUTHORITY: Final = re.compile(rf"(?:{_HOST.pattern})(?::([0-9]{{1,5}}))?")
 _PATH: Final = re.compile(r"/[!-~]*")
 
-# The mirror writes these itself: how a copy is framed must not depend on what it is told.
+# The mirror writes these itself: no setting may change how a copy is framed.
 _FRAMING: Final = frozenset(("content-length", "transfer-encoding"))
 # These concern one connection only (RFC 9110, 7.6.1), and no copy has them.
 _HOP_BY_HOP: Final = frozenset(
@@ -93,14 +93,14 @@ def is_host(text: str) -> bool:
 
 
 def check_host(option: str, text: str) -> None:
-    """Refuse what is no host name and no address, the latter in brackets if it is IPv6."""
+    """Refuse what is neither a host name nor an address, IPv6 in brackets."""
     in_brackets = text.startswith("[") and text.endswith("]")
     if in_brackets is not (":" in text) or not is_host(text.strip("[]")):
         raise ConfigurationError(f"{option}: {text[:80]!r} is not a host name or address")
 
 
 def check_server_name(option: str, text: str) -> None:
-    """Refuse what no certificate can be for: no host name and no address."""
+    """Refuse what no certificate can be for: neither a host name nor an address."""
     if not is_host(text):
         raise ConfigurationError(
             f"{option}: {text[:80]!r} is not a host name or an address without brackets"
@@ -118,7 +118,7 @@ def check_authority(option: str, text: str) -> None:
 
 
 def check_ports(option: str, first: int, last: int) -> None:
-    """Refuse what is no range of ports."""
+    """Refuse what is not a range of ports."""
     if not 1 <= first <= last <= _MAX_PORT:
         raise ConfigurationError(
             f"{option}: {first}-{last} is not a range of ports from 1 to {_MAX_PORT}, "
@@ -129,7 +129,7 @@ def check_ports(option: str, first: int, last: int) -> None:
 def clean_prefix(option: str, text: str) -> str:
     """Return a prefix of paths without a slash at its end, or refuse it.
 
-    "" and "/" are no prefix: "".
+    It is "" for "" and "/".
     """
     if text and (_PATH.fullmatch(text) is None or "?" in text or "#" in text):
         raise ConfigurationError(
