@@ -231,7 +231,7 @@ def test_a_second_hello_is_invalid() -> None:
     agent.receive_data(hello(EngineHello(16380)))
     *_, event = agent.events_received()
     assert isinstance(event, Failed)
-    assert str(event.error) == "HAPROXY-HELLO in state OPEN"
+    assert str(event.error) == "HAPROXY-HELLO is not allowed in state OPEN"
 
 
 def test_frames_of_unknown_types_are_skipped() -> None:

@@ -213,7 +213,7 @@ def test_a_frame_over_the_cap_is_refused_before_it_is_read() -> None:
     agent.receive_data((1001).to_bytes(4, "big"))
     error = failure(agent).error
     assert isinstance(error, FrameTooBigError)
-    assert "1001 bytes, over the limit of 1000" in str(error)
+    assert "1001 bytes exceeds the limit of 1000" in str(error)
 
 
 def test_a_frame_of_the_cap_is_read_though_less_was_agreed() -> None:

@@ -194,13 +194,13 @@ def test_a_handler_may_return_an_action_several_or_none(encoding: ModuleType) ->
 
 @pytest.mark.parametrize("actions", [1, "score", {"score": 1}, {1}, iter(()), True])
 def test_a_handler_may_return_nothing_else(encoding: ModuleType, actions: object) -> None:
-    with pytest.raises(TypeError, match="a handler returns actions, not"):
+    with pytest.raises(TypeError, match="a handler must return actions, got"):
         encoding.check_actions(actions)
 
 
 @pytest.mark.parametrize("actions", [(1,), [None], ((),)])
 def test_every_one_of_several_must_be_an_action(encoding: ModuleType, actions: object) -> None:
-    with pytest.raises(TypeError, match="is none"):
+    with pytest.raises(TypeError, match="got one that is"):
         encoding.check_actions(actions)
 
 
@@ -349,8 +349,8 @@ def test_an_action_of_no_variable_sets_nothing(encoding: ModuleType) -> None:
     assert encoding.append_ack(out, b"\x01\x01", [action], 1000)
     assert encoding.append_ack(empty, b"\x01\x01", [], 1000)
     assert out == empty
-    assert repr(action) == "<Action of no variable>"
+    assert repr(action) == "<Action without a variable>"
     assert action.value is None
     for name in ("scope", "name"):
-        with pytest.raises(TypeError, match="this Action is of no variable"):
+        with pytest.raises(TypeError, match="this Action has no variable"):
             getattr(action, name)

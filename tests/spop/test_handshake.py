@@ -85,7 +85,7 @@ def test_an_engine_that_knows_version_2_is_welcome(versions: str) -> None:
 
 @pytest.mark.parametrize("versions", ["1.0", "1.0,1.1", "3.0", "", "20", "x"])
 def test_an_engine_that_knows_no_version_2_is_told_so(versions: str) -> None:
-    with pytest.raises(UnsupportedVersionError, match=r"the agent 2\.0"):
+    with pytest.raises(UnsupportedVersionError, match=r"not 2\.0"):
         EngineHello.decode(items(**ENGINE | {"supported_versions": versions}))
 
 
@@ -108,7 +108,7 @@ def test_a_missing_or_wrong_item_of_the_engines_has_its_own_error(
 
 @pytest.mark.parametrize("size", [255, 0, -1, -(2**63)])
 def test_an_engine_must_offer_256_bytes(size: int) -> None:
-    with pytest.raises(BadFrameSizeError, match="256 at least"):
+    with pytest.raises(BadFrameSizeError, match="at least 256"):
         EngineHello.decode(items(**ENGINE | {"max_frame_size": size}))
 
 
@@ -146,7 +146,7 @@ def test_a_missing_or_wrong_item_of_the_agents_has_its_own_error(
 
 @pytest.mark.parametrize("version", ["1.0", "3.0", "2.1", ""])
 def test_an_agent_must_answer_a_version_that_was_offered(version: str) -> None:
-    with pytest.raises(UnsupportedVersionError, match="not offered"):
+    with pytest.raises(UnsupportedVersionError, match="did not offer"):
         AgentHello.decode(items(**AGENT | {"version": version}), OFFERED)
 
 
@@ -225,5 +225,5 @@ def test_a_list_cut_short_is_invalid(decode: Any) -> None:
 
 def test_a_list_has_64_items_at_most() -> None:
     assert Disconnect.decode(items(**{f"x{n}": n for n in range(64)}))
-    with pytest.raises(InvalidFrameError, match="more than 64 items"):
+    with pytest.raises(InvalidFrameError, match="the limit of 64 items"):
         Disconnect.decode(items(**{f"x{n}": n for n in range(65)}))

@@ -60,7 +60,7 @@ def test_names_that_are_not_utf8_survive() -> None:
 def test_a_message_has_at_most_255_arguments() -> None:
     argument = Argument.of("", None)
     assert len(decode(encode_messages([Message("m", (argument,) * 255)]))[0].arguments) == 255
-    with pytest.raises(InvalidFrameError, match="message 'm' has over 255 arguments"):
+    with pytest.raises(InvalidFrameError, match="message 'm' has more than 255 arguments"):
         encode_messages([Message("m", (argument,) * 256)])
 
 

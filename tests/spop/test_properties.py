@@ -120,7 +120,7 @@ def test_a_reader_made_from_a_messages_shape_reads_it(
     )
     calls: list[list[Any]] = []
     frame = decoding.Notify(b"\0\0", payload, 0, len(payload))
-    assert reader.read_run([frame], 0, 1, [...] * len(shape), [], calls) == 1
+    assert reader.parse_run([frame], 0, 1, [...] * len(shape), [], calls) == 1
     [values] = calls
     for each, how, value in zip(message.arguments, readings, values, strict=True):
         raw, text = each.value, each.value
@@ -149,7 +149,7 @@ def test_a_reader_takes_no_other_shape(decoding: ModuleType, one: Message, other
     reader = decoding.ArgumentReader(name, known, skip, [0] * len(known), tuple)
     payload = encode_messages([other])
     cursor = decoding.Cursor(payload, 0, len(payload))
-    assert reader.read(cursor, []) == (shape(one) == shape(other))
+    assert reader.parse(cursor, []) == (shape(one) == shape(other))
 
 
 # --- arbitrary bytes -------------------------------------------------------------------

@@ -361,7 +361,7 @@ FAILURES = [
     ("inline", Boom, "^why$"),
     ("async", Boom, "^why$"),
     ("threaded", Boom, "^why$"),
-    ("dict", TypeError, "a handler returns actions, not {'verdict': 'text'}"),
+    ("dict", TypeError, "a handler must return actions, got {'verdict': 'text'}"),
     ("late", DeadlineError, r"hang had not answered after 0\.01 s"),
     ("late-thread", TimeoutError, "hang_thread had not answered"),
 ]

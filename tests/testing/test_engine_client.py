@@ -89,7 +89,7 @@ def test_a_refused_handshake_tells_status_and_reason(server: AgentServer) -> Non
     with EngineClient(port=server.port) as engine, pytest.raises(AgentDisconnected) as refused:
         engine.hello(versions=("1.0",))
     assert refused.value.status_code == 8
-    assert refused.value.message == "the engine offers SPOP 1.0, the agent 2.0"
+    assert refused.value.message == "the engine offers SPOP 1.0, not 2.0"
     assert str(refused.value) == f"the agent disconnected with status 8: {refused.value.message}"
 
 
@@ -220,7 +220,7 @@ def test_an_agent_that_is_silent_is_a_timeout() -> None:
         (b"", ConnectionAbortedError, "closed the connection without a DISCONNECT"),
         (b"\0\0", TimeoutError, "sent nothing"),
         (b"\xff\xff\xff\xff", FrameTooBigError, "a frame of 4294967295 bytes"),
-        (encode_frame(FrameType.ACK, b""), InvalidFrameError, "ACK in state HELLO"),
+        (encode_frame(FrameType.ACK, b""), InvalidFrameError, "ACK is not allowed in state HELLO"),
         (hello_frame(AgentHello(256, version="3.0")), UnsupportedVersionError, "3.0"),
     ],
 )

@@ -232,17 +232,17 @@ class BoundHandler:
         if self._last is not None:
             known = self._last
             values = known._template.copy()
-            if known._reader.read(cursor, values):
+            if known._reader.parse(cursor, values):
                 return self._finish(known, values, start, cursor, notify, link)
         for known in self._plans:
             values = known._template.copy()
-            if known._reader.read(cursor, values):
+            if known._reader.parse(cursor, values):
                 self._last = known
                 return self._finish(known, values, start, cursor, notify, link)
         known = self._learn(cursor)
         cursor.seek(start)
         values = known._template.copy()
-        known._reader.read(cursor, values)
+        known._reader.parse(cursor, values)
         return self._finish(known, values, start, cursor, notify, link)
 
     @cython.cfunc
@@ -504,7 +504,7 @@ class Dispatcher:
             return None
         values: list[Any] = known._template.copy()
         try:
-            ids = known._reader.read_alone(data, values)
+            ids = known._reader.parse_single(data, values)
         except InvalidFrameError:
             return None
         if ids is None:
@@ -592,7 +592,7 @@ class Dispatcher:
         if known._frame_sizes is not None:
             template = template.copy()
             _put_frame_size(known._frame_sizes, template, link)
-        behind: cython.Py_ssize_t = known._reader.read_run(
+        behind: cython.Py_ssize_t = known._reader.parse_run(
             events, first, most, template, ids, calls
         )
         if behind == first:

@@ -1,4 +1,4 @@
-"""SPOP 2.0, HAProxy's Stream Processing Offload Protocol, without input and output."""
+"""Stream Processing Offload Protocol of HAProxy, SPOP 2.0, without input and output."""
 
 from spoakit.spop._decode_cy import (
     COMPILED,

@@ -1,11 +1,11 @@
 # cython: wraparound=False
-"""Reading SPOP's bytes: varints, typed values, NOTIFY frames, arguments. Hot code.
+"""Decoders of SPOP: varints, typed values, NOTIFY frames, arguments. Hot code.
 
-All reading goes through a `Cursor`, which never passes its end, whatever lengths the
-bytes claim; all that can be wrong with bytes raises `InvalidFrameError`.
+All of them read through a `Cursor`, which never passes its end, whatever lengths the bytes
+claim. Malformed bytes raise `InvalidFrameError`.
 
-Plain Python that compiles to C (see ``spoakit._cython``). Sections in the comments are
-those of HAProxy's SPOE.txt.
+Plain Python that compiles to C (see ``spoakit._cython``). Section numbers refer to HAProxy's
+SPOE.txt.
 """
 
 from __future__ import annotations
@@ -49,9 +49,8 @@ _STRING = cython.declare(cython.uint, 8)
 _BINARY = cython.declare(cython.uint, 9)
 _DATA_TYPES: tuple[DataType, ...] = tuple(DataType)
 
-# An address made from its integer, far cheaper than by the constructors, which take texts and
-# bytes too and ask which it is. What is declared a `type` is asked for a new object
-# in C.
+# `__new__` and setting `_ip` is far cheaper than calling the class, which accepts text, bytes and
+# integers and tests for each. Declared as `type`, the classes create their objects in C.
 _IPv4 = cython.declare(type, IPv4Address)
 _IPv6 = cython.declare(type, IPv6Address)
 
@@ -60,21 +59,20 @@ _IPv6 = cython.declare(type, IPv6Address)
 @cython.freelist(16)
 @cython.cclass
 class Cursor:
-    """A place in received bytes, which every read moves on, up to ``end``.
+    """Position in received bytes; every method that reads advances it, up to ``end``.
 
     Args:
         data: the bytes.
         pos: the offset to start from.
-        end: the offset reading must not pass; at most ``len(data)``.
+        end: the offset that is never passed; at most ``len(data)``.
     """
 
     data: bytes
     pos: cython.Py_ssize_t
     end: cython.Py_ssize_t
-    # Messages that may begin, 0 for any number; those that have; where the next one may be.
-    max_messages: cython.Py_ssize_t
-    messages: cython.Py_ssize_t
-    uncounted: cython.Py_ssize_t
+    max_messages: cython.Py_ssize_t  # 0 for any number
+    messages: cython.Py_ssize_t  # counted so far
+    uncounted: cython.Py_ssize_t  # the first offset whose message has not been counted
 
     def __init__(self, data: bytes, pos: int, end: int) -> None:
         self.data = data
@@ -83,23 +81,23 @@ class Cursor:
         self.max_messages = self.messages = self.uncounted = 0
 
     def at_end(self) -> bool:
-        """Return whether all has been read."""
+        """Return whether the cursor is at its end."""
         return self.pos >= self.end
 
     def tell(self) -> int:
-        """Return the offset that is read next."""
+        """Return the offset of the next byte."""
         return self.pos
 
     def seek(self, pos: int) -> None:
-        """Go back to an offset that `tell` returned."""
+        """Move to an offset that `tell` returned."""
         self.pos = pos
 
     def message_name(self) -> bytes:
-        """Return the name of the message that starts here, and stay in front of it.
+        """Return the name of the message that starts here, without moving.
 
         Raises:
-            TooManyMessagesError: it is one more than there may be; see `Notify.cursor`.
-            InvalidFrameError: the name cannot be read.
+            TooManyMessagesError: the message exceeds the limit of `Notify.cursor`.
+            InvalidFrameError: the name is malformed.
         """
         pos: cython.Py_ssize_t = self.pos
         if pos >= self.uncounted:
@@ -107,14 +105,14 @@ class Cursor:
             self.messages += 1
             if self.messages > self.max_messages > 0:
                 raise TooManyMessagesError(
-                    f"a NOTIFY of more than {self.max_messages} messages, which is the limit"
+                    f"a NOTIFY exceeds the limit of {self.max_messages} messages"
                 )
         name: bytes = _read_bytes(self)
         self.pos = pos
         return name
 
     def message_shape(self) -> tuple[bytes, list[tuple[bytes, DataType]]]:
-        """Go past the message that starts here; return its name, its arguments' names and types."""
+        """Skip the message that starts here; return its name, its arguments' names and types."""
         name: bytes = _read_bytes(self)
         count: cython.uint = _read_byte(self)
         shape = []
@@ -135,7 +133,7 @@ class Cursor:
         return _read_byte(self)
 
     def string(self) -> bytes:
-        """Read a length and as many bytes."""
+        """Read a string: its length as a varint, then its bytes."""
         return _read_bytes(self)
 
     def value(self) -> tuple[DataType, Value]:
@@ -148,17 +146,17 @@ class Cursor:
 @cython.cfunc
 @cython.inline
 def _cursor(data: bytes, pos: cython.Py_ssize_t, end: cython.Py_ssize_t) -> Cursor:
-    """Return a cursor over a part of ``data`` that is known to be in it."""
+    """Return a cursor over a part of ``data``, without checking its offsets."""
     cursor: Cursor = Cursor.__new__(Cursor)
     cursor.data = data
     cursor.pos = pos
     cursor.end = end
-    if not cython.compiled:  # compiled, they are 0
+    if not cython.compiled:  # C initialises them to 0
         cursor.max_messages = cursor.messages = cursor.uncounted = 0
     return cursor
 
 
-# --- reading ---------------------------------------------------------------------------
+# --- values ---------------------------------------------------------------------------
 
 
 @cython.cfunc
@@ -189,7 +187,7 @@ def _read_byte(cursor: Cursor) -> cython.uint:
 @cython.cfunc
 @cython.exceptval(0xFFFFFFFFFFFFFFFF, check=True)
 def _read_varint(cursor: Cursor) -> cython.ulonglong:
-    """Read a varint (3.1): below 240 one byte, else four bits of it, then seven a byte."""
+    """Read a varint (3.1): one byte below 240, otherwise its low four bits, then seven a byte."""
     value: cython.ulonglong = _read_byte(cursor)
     if value < 240:
         return value
@@ -214,12 +212,12 @@ def _read_bytes(cursor: Cursor) -> bytes:
     available: cython.ulonglong = cursor.end - start
     if length > available:
         raise InvalidFrameError(
-            f"a string at byte {start} claims {length} bytes, and {available} are left"
+            f"a string at byte {start} claims {length} bytes, but only {available} are left"
         )
     size: cython.Py_ssize_t = length
     end: cython.Py_ssize_t = start + size
-    # Slicing a p_char makes the bytes at once, where slicing bytes would make a slice object
-    # first. It is not checked: the comparison above is the check.
+    # Slicing a p_char avoids the slice object that slicing bytes would create. It checks no
+    # bounds: the comparison above does.
     data: cython.p_char = cursor.data
     cursor.pos = end
     return data[start:end]
@@ -255,10 +253,10 @@ def _read_ipv6(cursor: Cursor) -> object:
 
 @cython.cfunc
 def _read_integer(cursor: Cursor, kind: cython.uint) -> object:
-    """Read INT32, UINT32, INT64 or UINT64: HAProxy makes no difference but the sign.
+    """Read INT32, UINT32, INT64 or UINT64, which differ in their sign only.
 
-    Signed ones are sign-extended to 64 bits; a peer that extends an INT32 to 32 bits
-    only is understood too.
+    HAProxy extends signed integers to 64 bits. An INT32 that a peer extends to 32 bits only is
+    accepted too.
     """
     unsigned: cython.ulonglong = _read_varint(cursor)
     number: Any = unsigned
@@ -295,7 +293,7 @@ def _read_value(cursor: Cursor) -> object:
 @cython.cfunc
 @cython.exceptval(-1, check=False)
 def _skip_value(cursor: Cursor) -> cython.Py_ssize_t:
-    """Go past a typed value without making it."""
+    """Skip a typed value without creating it."""
     kind: cython.uint = _read_byte(cursor) & _TYPE_MASK
     size: cython.ulonglong = 0
     if kind >= _STRING:
@@ -317,14 +315,14 @@ def _skip_value(cursor: Cursor) -> cython.Py_ssize_t:
 
 
 def decode_varint(data: bytes, pos: int = 0) -> tuple[int, int]:
-    """Read the varint at ``pos`` (3.1) and return it with the offset behind it."""
+    """Return the varint at ``pos`` (3.1), and the offset after it."""
     cursor = Cursor(data, pos, len(data))
     value: Any = _read_varint(cursor)
     return value, cursor.pos
 
 
 def decode_value(data: bytes, pos: int = 0) -> tuple[DataType, Value, int]:
-    """Read the typed value at ``pos`` (3.1): its type, itself, the offset behind it."""
+    """Return the type and value at ``pos`` (3.1), and the offset after them."""
     cursor = Cursor(data, pos, len(data))
     kind, value = cursor.value()
     return kind, value, cursor.pos
@@ -332,9 +330,9 @@ def decode_value(data: bytes, pos: int = 0) -> tuple[DataType, Value, int]:
 
 # --- frames ----------------------------------------------------------------------------
 
-# The type and flags of a whole NOTIFY: FIN alone (3.2).
+# Type and flags of an unfragmented NOTIFY: FIN alone (3.2).
 _WHOLE_NOTIFY = cython.declare(bytes, bytes((FrameType.NOTIFY,)) + FrameFlag.FIN.to_bytes(4, "big"))
-# FRAME-LENGTH; the two together with the ids make the shortest frame.
+# FRAME-LENGTH; type, flags and two ids of one byte each make the shortest frame.
 _LENGTH_SIZE = cython.declare(cython.Py_ssize_t, 4)
 _SHORTEST = cython.declare(cython.Py_ssize_t, 4 + 1 + 4 + 1 + 1)
 
@@ -343,7 +341,7 @@ _SHORTEST = cython.declare(cython.Py_ssize_t, 4 + 1 + 4 + 1 + 1)
 @cython.freelist(256)
 @cython.cclass
 class Notify:
-    """A whole NOTIFY (3.2.6): the ids to repeat in its ACK, and its messages, not yet read.
+    """Unfragmented NOTIFY (3.2.6): the ids to repeat in its ACK, and its messages as bytes.
 
     Args:
         ids: STREAM-ID and FRAME-ID as they came.
@@ -367,7 +365,7 @@ class Notify:
 
     @property
     def state(self) -> Any:
-        """Whatever the one who handles the frame keeps with it; None at first."""
+        """Object that the dispatcher keeps with the frame; None at first."""
         return self._state
 
     @state.setter
@@ -405,20 +403,20 @@ class Notify:
         return cursor
 
     def release(self) -> int:
-        """Let go of the messages, which have been read; return their size in bytes."""
+        """Free the messages once they are parsed; return their size in bytes."""
         size: cython.Py_ssize_t = self._end - self._start
         self._data = b""
         self._start = self._end = 0
         return size
 
     def detach(self, cursor: Cursor) -> Cursor:
-        """Keep the payload alone alive, not the whole read it came in: for frames that wait.
+        """Copy the payload, so that a frame that waits does not keep the whole read in memory.
 
         Args:
-            cursor: one over the messages.
+            cursor: a cursor over the messages.
 
         Returns:
-            A cursor at the same place, to be used instead.
+            A cursor at the same position in the copy, which replaces the given one.
         """
         start: cython.Py_ssize_t = self._start
         self._data = self._data[start : self._end]
@@ -446,31 +444,33 @@ def _frame_length(data: bytes, start: cython.Py_ssize_t) -> cython.Py_ssize_t:
 
 
 def split_notifies(data: bytes, pos: int, limit: int, notifies: list[Any]) -> int:
-    """Append the whole NOTIFYs that stand in ``data`` from ``pos`` on to ``notifies``.
+    """Append the unfragmented NOTIFYs in ``data`` from ``pos`` on to ``notifies``.
 
     Args:
-        data: what was received.
+        data: bytes from the engine.
         pos: the offset of a frame's first byte.
-        limit: the largest FRAME-LENGTH that is taken.
-        notifies: gains a `Notify` for each.
+        limit: the largest FRAME-LENGTH that is accepted.
+        notifies: a `Notify` is appended for each.
 
     Returns:
-        The offset of the first frame that is something else, incomplete or too big.
+        The offset of the first frame that is of another type, incomplete or too big.
 
     Raises:
-        InvalidFrameError: a STREAM-ID or FRAME-ID cannot be read.
+        InvalidFrameError: a STREAM-ID or FRAME-ID is malformed.
     """
     start: cython.Py_ssize_t = pos
     size: cython.Py_ssize_t = len(data)
-    longest: cython.Py_ssize_t = limit
+    max_length: cython.Py_ssize_t = limit
     length: cython.Py_ssize_t
     cursor: Cursor = _cursor(data, pos, size)
-    # Not checked when it is sliced: the cursor does not pass the frame's end.
+    # Slicing a p_char checks no bounds: the cursor does not pass the frame's end.
     received: cython.p_char = data
     notify: Notify
-    while size - start >= _SHORTEST and _stands_at(data, start + _LENGTH_SIZE, size, _WHOLE_NOTIFY):
+    while size - start >= _SHORTEST and _startswith(
+        data, start + _LENGTH_SIZE, size, _WHOLE_NOTIFY
+    ):
         length = _frame_length(data, start)
-        if length > longest or length > size - start - _LENGTH_SIZE:
+        if length > max_length or length > size - start - _LENGTH_SIZE:
             break
         cursor.end = start + _LENGTH_SIZE + length
         cursor.pos = start + _LENGTH_SIZE + 5
@@ -491,11 +491,11 @@ def split_notifies(data: bytes, pos: int, limit: int, notifies: list[Any]) -> in
 
 
 class Reading(IntEnum):
-    """What an `ArgumentReader` makes of an argument."""
+    """Python value that an `ArgumentReader` makes of an argument."""
 
     SKIP = 0
-    VALUE = 1  # a bool, an int or an address, as its type says
-    TEXT = 2  # STRING or BINARY as str; what is not UTF-8 becomes lone surrogates
+    VALUE = 1  # a bool, an int or an address, by the wire type
+    TEXT = 2  # STRING or BINARY as str; bytes that are not UTF-8 become lone surrogates
     BYTES = 3  # STRING or BINARY as bytes
     WRAPPED = 4  # STRING or BINARY as the wrapper makes it
 
@@ -509,17 +509,17 @@ _BYTES = cython.declare(cython.uint, 3)
 @cython.final
 @cython.cclass
 class ArgumentReader:
-    """Reads the arguments of every message that has one shape on the wire.
+    """Parser for messages of one shape: one message name, its arguments' names and types.
 
-    The shape is the message's name, and the arguments' names and types. It is compared
-    as bytes, so that a known message costs no look-up and no decoding of names.
+    The shape is compared as bytes, so that a known message needs neither a look-up nor the
+    decoding of names.
 
     Args:
         name: the message's name.
         shape: the arguments' names and types, in their order on the wire.
-        readings: what to make of each argument.
+        readings: the Python value to make of each argument.
         slots: the index, below 256, of each argument's value in the list to fill.
-        wrap: called with the bytes and whether they came as BINARY, for `Reading.WRAPPED`.
+        wrap: for `Reading.WRAPPED`, called with the bytes, and True if they are a BINARY.
     """
 
     _head: bytes
@@ -539,39 +539,39 @@ class ArgumentReader:
         wrap: Callable[[bytes, bool], object],
     ) -> None:
         # MESSAGE-NAME and NB-ARGS (3.2), compared at once.
-        self._head = _string(name) + bytes((len(shape),))
-        self._names = tuple(_string(argument) for argument, _ in shape)
+        self._head = _encode_name(name) + bytes((len(shape),))
+        self._names = tuple(_encode_name(argument) for argument, _ in shape)
         self._kinds = bytes(kind for _, kind in shape)
         self._readings = bytes(readings)
         self._slots = bytes(slots)
         self._count = len(shape)
         self._wrap = wrap
 
-    def read_run(
+    def parse_run(
         self,
         events: Sequence[Any],
         first: int,
-        most: int,
+        max_frames: int,
         template: list[Any],
         ids: list[bytes],
         calls: list[list[Any]],
     ) -> int:
-        """Read consecutive frames that each have one message, of this shape.
+        """Parse consecutive frames that each have exactly one message, of this shape.
 
         Args:
-            events: what was received.
-            first: the index of the first event to look at.
-            most: how many frames to read at most.
+            events: events of a connection.
+            first: the index of the first event to parse.
+            max_frames: the largest number of frames to parse.
             template: the values of a call before its arguments are filled in.
-            ids: gains STREAM-ID and FRAME-ID of each frame.
-            calls: gains the values of each frame's call.
+            ids: STREAM-ID and FRAME-ID of each frame are appended.
+            calls: the values of each frame's call are appended.
 
         Returns:
-            The index behind the last one that was read. It is in front of whatever is no such
-            frame, or cannot be read.
+            The index after the last frame that was parsed. Parsing stops at the first event that
+            does not have this shape, or is malformed.
         """
         index: cython.Py_ssize_t = first
-        end: cython.Py_ssize_t = min(len(events), index + most)
+        end: cython.Py_ssize_t = min(len(events), index + max_frames)
         notify: Notify
         values: list[Any]
         while index < end:
@@ -580,7 +580,7 @@ class ArgumentReader:
                 break
             notify = event
             values = template[:]
-            if not self._fits(notify, values):
+            if not self._parse_frame(notify, values):
                 break
             ids.append(notify._ids)
             calls.append(values)
@@ -589,62 +589,62 @@ class ArgumentReader:
 
     @cython.cfunc
     @cython.exceptval(-1, check=False)
-    def _fits(self, notify: Notify, values: list[Any]) -> cython.bint:
-        """Read a frame into ``values``, if it has one message, of this shape; see `read`."""
+    def _parse_frame(self, notify: Notify, values: list[Any]) -> cython.bint:
+        """Parse a frame into ``values``; False if it is not exactly one message of this shape."""
         cursor: Cursor = _cursor(notify._data, notify._start, notify._end)
         try:
-            return self._read(cursor, values) and cursor.pos == cursor.end
+            return self._parse(cursor, values) and cursor.pos == cursor.end
         except InvalidFrameError:
             return False
 
-    def read_alone(self, data: bytes, values: list[Any]) -> bytes | None:
-        """Read a frame into ``values``, if it is a whole NOTIFY with one message of this shape.
+    def parse_single(self, data: bytes, values: list[Any]) -> bytes | None:
+        """Parse a read that is exactly one NOTIFY with one message of this shape.
 
         Args:
-            data: a frame, and nothing else, as it was received.
-            values: see `read`.
+            data: the bytes of one read.
+            values: see `parse`.
 
         Returns:
-            STREAM-ID and FRAME-ID as they came; None if it is something else.
+            STREAM-ID and FRAME-ID as they came; None if the read is anything else.
 
         Raises:
-            InvalidFrameError: an id or an argument cannot be read.
+            InvalidFrameError: an id or an argument is malformed.
         """
         size: cython.Py_ssize_t = len(data)
         if size < _SHORTEST or _frame_length(data, 0) != size - _LENGTH_SIZE:
             return None
-        if not _stands_at(data, _LENGTH_SIZE, size, _WHOLE_NOTIFY):
+        if not _startswith(data, _LENGTH_SIZE, size, _WHOLE_NOTIFY):
             return None
         start: cython.Py_ssize_t = _LENGTH_SIZE + len(_WHOLE_NOTIFY)
         cursor: Cursor = _cursor(data, start, size)
         _read_varint(cursor)
         _read_varint(cursor)
-        behind: cython.Py_ssize_t = cursor.pos
-        if not self._read(cursor, values) or cursor.pos != size:
+        ids_end: cython.Py_ssize_t = cursor.pos
+        if not self._parse(cursor, values) or cursor.pos != size:
             return None
-        # Not checked: the cursor has been there.
+        # Slicing a p_char checks no bounds: the cursor has been there.
         received: cython.p_char = data
-        return received[start:behind]
+        return received[start:ids_end]
 
-    def read(self, cursor: Cursor, values: list[Any]) -> bool:
-        """Read the message at the cursor into ``values``, if it has this shape.
+    def parse(self, cursor: Cursor, values: list[Any]) -> bool:
+        """Parse the message at the cursor into ``values``, if it has this shape.
 
         Returns:
-            Whether it has; if not, the cursor stays where it was, and ``values`` may
-            hold arguments that happened to fit.
+            False if it has another shape. Then the cursor has not moved, and ``values`` may
+            hold some of the arguments.
 
         Raises:
-            InvalidFrameError: an argument cannot be read.
+            InvalidFrameError: an argument is malformed.
         """
-        return self._read(cursor, values)
+        return self._parse(cursor, values)
 
     @cython.cfunc
     @cython.exceptval(-1, check=False)
-    def _read(self, cursor: Cursor, values: list[Any]) -> cython.bint:
+    def _parse(self, cursor: Cursor, values: list[Any]) -> cython.bint:
         start: cython.Py_ssize_t = cursor.pos
         data: bytes = cursor.data
         end: cython.Py_ssize_t = cursor.end
-        if not _stands_at(data, start, end, self._head):
+        if not _startswith(data, start, end, self._head):
             return False
         cursor.pos = start + len(self._head)
         names: tuple[bytes, ...] = self._names
@@ -654,7 +654,7 @@ class ArgumentReader:
         kind: cython.uint
         for index in range(self._count):
             name = names[index]
-            if not _stands_at(data, cursor.pos, end, name):
+            if not _startswith(data, cursor.pos, end, name):
                 cursor.pos = start
                 return False
             cursor.pos += len(name)
@@ -662,13 +662,13 @@ class ArgumentReader:
             if _peek(cursor) & _TYPE_MASK != kind:
                 cursor.pos = start
                 return False
-            self._take(cursor, index, values)
+            self._store(cursor, index, values)
         return True
 
     @cython.cfunc
     @cython.inline
     @cython.exceptval(-1, check=False)
-    def _take(
+    def _store(
         self, cursor: Cursor, index: cython.Py_ssize_t, values: list[Any]
     ) -> cython.Py_ssize_t:
         reading: cython.uint = self._readings[index]
@@ -693,16 +693,16 @@ class ArgumentReader:
 @cython.cfunc
 @cython.inline
 @cython.exceptval(-1, check=False)
-def _stands_at(
+def _startswith(
     data: bytes, pos: cython.Py_ssize_t, end: cython.Py_ssize_t, expected: bytes
 ) -> cython.bint:
-    """Return what ``data.startswith(expected, pos, end)`` does, without making objects of both."""
+    """Do what ``data.startswith(expected, pos, end)`` does, without a call into Python."""
     if not cython.compiled:
         return data.startswith(expected, pos, end)
     size: cython.Py_ssize_t = len(expected)
     if size > end - pos:
         return False
-    # Not checked when they are read: the comparison above is the check.
+    # Indexing a p_char checks no bounds: the comparison above does.
     received: cython.p_char = data
     known: cython.p_char = expected
     same: cython.Py_ssize_t = 0
@@ -712,12 +712,12 @@ def _stands_at(
 
 
 @cython.cfunc
-def _string(data: bytes) -> bytes:
-    """Return what a known name looks like on the wire: encoders are a module above."""
+def _encode_name(data: bytes) -> bytes:
+    """Encode a name behind its length; the module of the encoders imports this one."""
     size: cython.Py_ssize_t = len(data)
     if size < 240:
         return bytes((size,)) + data
     high: cython.Py_ssize_t = (size - 240) >> 4
     if high >= 128:
-        raise InvalidFrameError(f"a name of {size} bytes")
+        raise InvalidFrameError(f"a name of {size} bytes is too long")
     return bytes((0xF0 | (size & 0x0F), high)) + data

@@ -1,11 +1,11 @@
 # cython: wraparound=False
-"""Writing SPOP's bytes: varints, typed values, actions, ACK frames. Hot code.
+"""Encoders of SPOP: varints, typed values, actions, ACK frames. Hot code.
 
-Everything is appended to a list of pieces, which are joined once: a ``bytearray`` without room
-to spare costs more, as it grows with each piece.
+They append to a list of pieces that is joined once, which is cheaper than a ``bytearray`` that
+grows with each piece.
 
-Plain Python that compiles to C (see ``spoakit._cython``). Sections in the comments are
-those of HAProxy's SPOE.txt.
+Plain Python that compiles to C (see ``spoakit._cython``). Section numbers refer to HAProxy's
+SPOE.txt.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _PYTHON_TYPES: dict[int, tuple[type, ...]] = {
 }
 
 
-# Each byte as a piece.
+# Each byte as an object that can be appended as it is.
 _BYTES = cython.declare(tuple, tuple(bytes((byte,)) for byte in range(256)))
 
 
@@ -81,7 +81,7 @@ def _append_bytes(pieces: list[bytes], data: bytes) -> cython.Py_ssize_t:
 @cython.cfunc
 @cython.exceptval(-1, check=False)
 def _append_value(pieces: list[bytes], kind: cython.uint, value: Any) -> cython.Py_ssize_t:
-    """Append a typed value (3.1) that `_checked` has let pass; None goes as NULL."""
+    """Append a typed value (3.1) that `_check_value` has returned; None becomes NULL."""
     if value is None:
         pieces.append(_BYTES[0])
     elif kind == _BOOL:
@@ -95,7 +95,7 @@ def _append_value(pieces: list[bytes], kind: cython.uint, value: Any) -> cython.
 @cython.cfunc
 @cython.exceptval(-1, check=False)
 def _append_untyped(pieces: list[bytes], kind: cython.uint, value: Any) -> cython.Py_ssize_t:
-    """Append what follows the type of a value that is neither NULL nor a BOOL."""
+    """Append a value without its type; it is neither NULL nor a BOOL."""
     if kind in (_INT32, _INT64):
         _append_varint(pieces, value & 0xFFFFFFFFFFFFFFFF)
     elif kind <= _UINT64:
@@ -114,10 +114,10 @@ def _raw(text: Any) -> bytes:
 
 
 @cython.cfunc
-def _checked(kind: cython.uint, value: Any) -> Any:
-    """Return a value of exactly the type that is encoded, so that encoding it cannot fail.
+def _check_value(kind: cython.uint, value: Any) -> Any:
+    """Return the value as exactly the Python type that is encoded, so that encoding cannot fail.
 
-    A derived type may do anything when it is encoded, and no handler's fallback would help then.
+    A subclass could run any code while the ACK is encoded, too late for the handler's fallback.
 
     Raises:
         TypeError, ValueError: the value does not fit its type.
@@ -125,15 +125,15 @@ def _checked(kind: cython.uint, value: Any) -> Any:
     if value is None:
         return None
     if kind == _NULL:
-        raise TypeError(f"NULL takes None, not {value!r}")
+        raise TypeError(f"NULL takes None, got {value!r}")
     if kind == _BOOL:
         if type(value) is not bool:
-            raise TypeError(f"BOOL takes a bool, not {value!r}")
+            raise TypeError(f"BOOL takes a bool, got {value!r}")
     elif kind <= _UINT64:
         if type(value) is not int:
-            # bool is an int to isinstance, and never what was meant.
+            # bool is a subclass of int, but never what was meant.
             if type(value) is bool or not isinstance(value, int):
-                raise TypeError(f"{_DATA_TYPES[kind].name} takes an int, not {value!r}")
+                raise TypeError(f"{_DATA_TYPES[kind].name} takes an int, got {value!r}")
             value = int.__index__(value)
         if kind == _UINT32:
             fits = 0 <= value <= 0xFFFFFFFF
@@ -147,7 +147,7 @@ def _checked(kind: cython.uint, value: Any) -> Any:
             raise ValueError(f"{value} is out of the range of {_DATA_TYPES[kind].name}")
     elif not isinstance(value, _PYTHON_TYPES[kind]):
         raise TypeError(
-            f"{_DATA_TYPES[kind].name} takes {_PYTHON_TYPES[kind][0].__name__}, not {value!r}"
+            f"{_DATA_TYPES[kind].name} takes {_PYTHON_TYPES[kind][0].__name__}, got {value!r}"
         )
     elif kind in (_IPV4, _IPV6):
         return _exact_address(kind, value)
@@ -156,25 +156,25 @@ def _checked(kind: cython.uint, value: Any) -> Any:
             derived: Any = value
             value = str.__str__(derived) if isinstance(value, str) else bytes(memoryview(derived))
         if type(value) is str and not value.isascii():
-            # JSON can make surrogates that cannot be encoded: better refused here than in the ACK.
+            # JSON may contain surrogates that UTF-8 cannot encode: raise here, not in the ACK.
             _raw(value)
     return value
 
 
 @cython.cfunc
 def _exact_address(kind: cython.uint, value: Any) -> Any:
-    """Return an address whose number is there and in its range."""
+    """Return an address of exactly the type; raise if its number is missing or out of range."""
     number = getattr(value, "_ip", None)
     exact = _PYTHON_TYPES[kind][0]
     if type(value) is exact and type(number) is int:
         return value
     if not isinstance(number, int):
-        raise TypeError(f"{_DATA_TYPES[kind].name} takes an address, and this one is not complete")
+        raise TypeError(f"{_DATA_TYPES[kind].name} takes an address, got an incomplete one")
     return exact(int.__index__(number))
 
 
 def encode_varint(value: int) -> bytes:
-    """Encode an integer of 0 to 2**64 - 1 (3.1); others raise ValueError."""
+    """Encode an integer from 0 to 2**64 - 1 (3.1); others raise ValueError."""
     if not 0 <= value <= 0xFFFFFFFFFFFFFFFF:
         raise ValueError(f"{value} is out of the range of a varint, 0 to 2**64 - 1")
     pieces: list[bytes] = []
@@ -193,10 +193,10 @@ def encode_value(data_type: DataType, value: Value) -> bytes:
     """Encode a typed value (3.1); None becomes NULL.
 
     Raises:
-        TypeError: the value is not of a Python type that stands for ``data_type``.
+        TypeError: the value is not of a Python type that ``data_type`` accepts.
         ValueError: the integer is out of the type's range, or the text cannot be UTF-8.
     """
-    value = _checked(data_type, value)
+    value = _check_value(data_type, value)
     pieces: list[bytes] = []
     _append_value(pieces, data_type, value)
     return b"".join(pieces)
@@ -209,9 +209,9 @@ def encode_value(data_type: DataType, value: Value) -> bytes:
 @cython.freelist(64)
 @cython.cclass
 class Action:
-    """What an ACK asks HAProxy to do (3.4): set a variable, or unset it.
+    """Action of an ACK (3.4): set a variable, or unset it.
 
-    Made by ``Variable.set`` and never changed after. A value of None means unset,
+    ``Variable.set`` creates actions, which are immutable. A value of None unsets the variable,
     as HAProxy treats a NULL.
     """
 
@@ -219,17 +219,17 @@ class Action:
     _value: object
 
     def __init__(self, variable: VariableEncoder, value: Value) -> None:
-        if not isinstance(variable, VariableEncoder):  # None, or anything where not compiled
+        if not isinstance(variable, VariableEncoder):  # compiled, None passes the annotation
             raise TypeError(f"variable must be a VariableEncoder, got {variable!r}")
-        self._value = _checked(variable._kind, value)
+        self._value = _check_value(variable._kind, value)
         self._variable = variable
 
     @cython.cfunc
     def _encoder(self) -> VariableEncoder:
-        """Return the variable's encoder; TypeError if `Action.__new__` alone made this."""
+        """Return the variable's encoder; raise TypeError if only `Action.__new__` ran."""
         variable: VariableEncoder = self._variable
         if variable is None:
-            raise TypeError("this Action is of no variable; Variable.set makes actions")
+            raise TypeError("this Action has no variable; create actions with Variable.set")
         return variable
 
     @property
@@ -272,7 +272,7 @@ class Action:
 
     def __repr__(self) -> str:
         if self._variable is None:
-            return "<Action of no variable>"
+            return "<Action without a variable>"
         variable = f"{self.scope.name.lower()}.{self.name}"
         if self._value is None:
             return f"<unset {variable}>"
@@ -280,7 +280,7 @@ class Action:
 
 
 if not cython.compiled:
-    # Attributes of C start as None.
+    # Compiled, attributes start as None too.
     for _name in ("_variable", "_value"):
         setattr(Action, _name, None)
 
@@ -288,12 +288,12 @@ if not cython.compiled:
 @cython.final
 @cython.cclass
 class VariableEncoder:
-    """A variable's scope, name and type, prepared for being set often.
+    """Encoder for actions that set one variable: its scope, name and type, already encoded.
 
     Args:
         scope: where the variable lives.
         name: its name without scope and prefix, at most 63 bytes.
-        data_type: the type its values take.
+        data_type: the wire type of its values.
     """
 
     _scope: Scope
@@ -315,7 +315,7 @@ class VariableEncoder:
         # ACTION-TYPE, NB-ARGS, VAR-SCOPE, VAR-NAME (3.4).
         named = bytes((scope,)) + encode_string(raw)
         self._set_head = bytes((ActionType.SET_VAR, 3)) + named
-        # What stands before the value of all types but BOOL, whose first byte has the value too.
+        # Precedes the value of every type but BOOL, whose first byte contains the value too.
         self._typed_head = self._set_head + bytes((data_type,))
         self._unset = bytes((ActionType.UNSET_VAR, 2)) + named
 
@@ -326,7 +326,7 @@ class VariableEncoder:
             TypeError: the value is not of the variable's type.
             ValueError: the integer is out of the type's range, or the text cannot be UTF-8.
         """
-        checked = _checked(self._kind, value)
+        checked = _check_value(self._kind, value)
         action: Action = Action.__new__(Action)
         action._variable = self
         action._value = checked
@@ -338,7 +338,7 @@ class VariableEncoder:
 def _append_action(pieces: list[bytes], action: Action) -> cython.Py_ssize_t:
     variable: VariableEncoder = action._variable
     if variable is None:
-        return 0  # made by Action.__new__ alone: it sets nothing
+        return 0  # only Action.__new__ ran: it sets nothing
     if action._value is None:
         pieces.append(variable._unset)
         return 0
@@ -350,27 +350,27 @@ def _append_action(pieces: list[bytes], action: Action) -> cython.Py_ssize_t:
 
 
 def check_actions(actions: Any) -> Any:
-    """Return what a handler returned: an action, a tuple of them, or None.
+    """Return a handler's result as an action, a tuple of actions, or None.
 
-    A list is copied, since its owner may change it before the ACK is encoded, and so is what only
-    derives from tuple or list, since its iteration may differ from time to time.
+    A list is copied, since the handler may change it before the ACK is encoded. A subclass of
+    tuple or list is copied, since each iteration over it may yield something else.
 
     Raises:
-        TypeError: it is something else.
+        TypeError: the result is not made of actions.
     """
     if actions is None or type(actions) is Action:
         return actions
     if not isinstance(actions, (tuple, list)):
-        raise TypeError(f"a handler returns actions, not {shorten(actions)}")
+        raise TypeError(f"a handler must return actions, got {shorten(actions)}")
     several: tuple[Any, ...] = actions if type(actions) is tuple else tuple(actions)
     for action in several:
         if type(action) is not Action:
-            raise TypeError(f"a handler returns actions, and {shorten(action)} is none")
+            raise TypeError(f"a handler must return actions, got one that is {shorten(action)}")
     return several
 
 
 def extend_actions(collected: list[Any], actions: Any) -> None:
-    """Add actions that `check_actions` has let pass to a list of them."""
+    """Add the result of `check_actions` to a list of actions."""
     if type(actions) is Action:
         collected.append(actions)
     elif actions is not None:
@@ -390,7 +390,7 @@ def _ack_head(length: int) -> bytes:
     )
 
 
-# Nearly all ACKs are this short.
+# Heads of ACKs below this length are encoded once; nearly all ACKs are this short.
 _SHORT = cython.declare(cython.Py_ssize_t, 128)
 _SHORT_HEADS = cython.declare(tuple, tuple(map(_ack_head, range(128))))
 
@@ -413,11 +413,11 @@ def encode_ack(ids: bytes, actions: Any, limit: int) -> bytes | None:
 def append_ack(out: bytearray, ids: bytes, actions: Any, limit: int) -> bool:
     """Append an ACK (3.2.7).
 
-    HAProxy fails the frame, from 3.1 on every frame of the connection, when an ACK is
-    longer than agreed: such a one goes without its actions.
+    An ACK longer than agreed makes HAProxy fail the frame, and from 3.1 on all frames of the
+    connection. It is sent without its actions instead.
 
     Args:
-        out: what is to be sent.
+        out: the output buffer.
         ids: STREAM-ID and FRAME-ID as they came.
         actions: an action, a tuple or list of them, or None; see `check_actions`.
         limit: the agreed max-frame-size.
@@ -432,21 +432,21 @@ def append_acks(out: bytearray, ids: list[bytes], actions: list[Any], limit: int
     """Append the ACKs of several frames, each as `append_ack` does.
 
     Args:
-        out: what is to be sent.
+        out: the output buffer.
         ids: STREAM-ID and FRAME-ID of each frame, as they came.
-        actions: what is in each ACK; as many as ``ids``.
+        actions: the actions of each ACK; as many items as ``ids``.
         limit: the agreed max-frame-size.
 
     Returns:
-        How many ACKs went without their actions, which did not fit.
+        The number of ACKs whose actions did not fit.
     """
     pieces: list[bytes] = []
     oversized: cython.Py_ssize_t = 0
-    longest: cython.Py_ssize_t = limit
+    max_length: cython.Py_ssize_t = limit
     index: cython.Py_ssize_t
     for index in range(len(ids)):
-        if not _append_ack(pieces, ids[index], actions[index], longest):
-            _append_ack(pieces, ids[index], None, longest)
+        if not _append_ack(pieces, ids[index], actions[index], max_length):
+            _append_ack(pieces, ids[index], None, max_length)
             oversized += 1
     out += b"".join(pieces)
     return oversized
@@ -459,7 +459,7 @@ def _append_ack(
 ) -> cython.bint:
     """Append an ACK; False, and nothing is appended, if it exceeds the limit."""
     first: cython.Py_ssize_t = len(pieces)
-    pieces.append(ids)  # the head's place: it tells a length that is known at the end
+    pieces.append(ids)  # replaced by the head, which contains the length
     pieces.append(ids)
     if type(actions) is Action:
         _append_action(pieces, actions)

@@ -1,20 +1,20 @@
-"""Actions: what an ACK carries (SPOE.txt 3.4), as the engine reads them."""
+"""Decoder for the actions of an ACK (SPOE.txt 3.4), for the engine's side."""
 
 from spoakit.exceptions import InvalidFrameError
 from spoakit.spop._decode_cy import Cursor
 from spoakit.spop._encode_cy import Action, VariableEncoder
 from spoakit.spop.constants import ActionType, DataType, Scope
 
-# ACTION-TYPE and NB-ARGS: the two that exist.
+# ACTION-TYPE and NB-ARGS of the two actions that exist.
 _SET = (ActionType.SET_VAR, 3)
 _UNSET = (ActionType.UNSET_VAR, 2)
 
 
 def decode_actions(payload: bytes) -> list[Action]:
-    """Read the payload of an ACK.
+    """Decode the payload of an ACK.
 
     Raises:
-        InvalidFrameError: it is not a list of actions.
+        InvalidFrameError: the payload is not a list of actions.
     """
     cursor = Cursor(payload, 0, len(payload))
     actions = []

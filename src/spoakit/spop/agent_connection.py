@@ -1,4 +1,4 @@
-"""The agent's end of a connection."""
+"""Agent's end of a connection."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,14 +22,15 @@ from spoakit.spop.handshake import ASYNC, FRAGMENTATION, PIPELINING, AgentHello,
 
 @dataclass(frozen=True, slots=True)
 class AgentSettings:
-    """Settings of the agent's end: what it offers, and its limits.
+    """Settings of the agent's end: its offer to the engine, and its limits.
 
     Attributes:
-        max_frame_size: the largest frame agreed to, in bytes; None takes the engine's.
-        frame_size_cap: the longest frame read, whatever was agreed, in bytes.
-        reassembled_size: the longest payload put together from fragments, in bytes.
-        capabilities: what is announced; fragmentation always is, since HAProxy up to
-            3.0 sends fragments to all that announce it and never recovers from a refusal.
+        max_frame_size: the largest frame to agree on, in bytes; None for the engine's offer.
+        frame_size_cap: the longest frame to accept, whatever was agreed, in bytes.
+        reassembled_size: the longest payload to reassemble from fragments, in bytes.
+        capabilities: the capabilities to announce. Fragmentation is always announced, since
+            HAProxy up to 3.0 sends fragments whenever it announced the capability itself, and
+            never recovers from a refusal.
     """
 
     max_frame_size: int | None = None
@@ -39,14 +40,14 @@ class AgentSettings:
 
 
 class AgentConnection(Connection):
-    """The agent's end of a connection.
+    """Agent's end of a connection.
 
     Args:
-        settings: what is offered to the engine.
+        settings: its offer to the engine, and its limits.
 
     Attributes:
-        engine: what the engine said in its HELLO, None before.
-        refuse_health_checks: answer them with a DISCONNECT, because the agent leaves.
+        engine: the engine's HELLO; None before it has arrived.
+        refuse_health_checks: answer them with a DISCONNECT, because the agent is stopping.
     """
 
     DISCONNECT = FrameType.AGENT_DISCONNECT
@@ -60,10 +61,10 @@ class AgentConnection(Connection):
         self._fragment_ids = b""
 
     def send_ack(self, notify: Notify, actions: Iterable[Action] = ()) -> bool:
-        """Acknowledge a NOTIFY; the order among several is free.
+        """Acknowledge a NOTIFY; ACKs may be sent in any order.
 
         Returns:
-            False if the actions did not fit the agreed frame size and were left out.
+            False if the actions exceeded the agreed frame size and were left out.
         """
         return append_ack(self.outgoing, notify.ids, tuple(actions), self.max_frame_size)
 
@@ -72,8 +73,8 @@ class AgentConnection(Connection):
             super()._stop_reading()
             self._fragments = None
 
-    def _holds_nothing(self) -> bool:
-        return self._fragments is None and super()._holds_nothing()
+    def _has_no_partial_frame(self) -> bool:
+        return self._fragments is None and super()._has_no_partial_frame()
 
     def _receive_fast(self, data: bytes, position: int) -> int:
         if self.state is State.OPEN and self._fragments is None:
@@ -82,7 +83,7 @@ class AgentConnection(Connection):
 
     def _receive_hello(self, frame: Frame) -> None:
         self._check_hello(frame)
-        opened, encoded = _answer_hello(frame.payload, self._settings)
+        opened, encoded = _respond_to_hello(frame.payload, self._settings)
         hello = opened.engine
         if hello.healthcheck and self.refuse_health_checks:
             self._events.append(HealthChecked(refused=True))
@@ -99,9 +100,9 @@ class AgentConnection(Connection):
         self._events.append(opened)
 
     def _receive_notify(self, frame: Frame) -> None:
-        """Parse a NOTIFY that is not whole, or comes while another is not (3.2)."""
+        """Parse a NOTIFY that is fragmented, or comes while another one is incomplete (3.2)."""
         if self._fragments is not None:
-            raise InterlacedFramesError("a NOTIFY within the fragments of another")
+            raise InterlacedFramesError("a NOTIFY between the fragments of another one")
         if FrameFlag.ABORT in frame.flags:
             self._events.append(Aborted(frame.ids))
         elif frame.is_final:
@@ -112,9 +113,9 @@ class AgentConnection(Connection):
 
     def _receive_fragment(self, frame: Frame) -> None:
         if self._fragments is None:
-            raise FrameIdNotFoundError("a fragment of a NOTIFY that has not begun")
+            raise FrameIdNotFoundError("a fragment without a NOTIFY before it")
         if frame.ids != self._fragment_ids:
-            raise InterlacedFramesError("a fragment of another NOTIFY than the one begun")
+            raise InterlacedFramesError("a fragment with other ids than the NOTIFY before it")
         if FrameFlag.ABORT in frame.flags:
             self._fragments = None
             self._events.append(Aborted(frame.ids))
@@ -122,7 +123,7 @@ class AgentConnection(Connection):
         self._fragments += frame.payload
         if len(self._fragments) > self._settings.reassembled_size:
             limit = self._settings.reassembled_size
-            raise FrameTooBigError(f"a NOTIFY in fragments exceeds the limit of {limit} bytes")
+            raise FrameTooBigError(f"a fragmented NOTIFY exceeds the limit of {limit} bytes")
         if frame.is_final:
             payload = bytes(self._fragments)
             self._fragments = None
@@ -138,10 +139,11 @@ class AgentConnection(Connection):
 
 
 @lru_cache(64)
-def _answer_hello(payload: bytes, settings: AgentSettings) -> tuple[Opened, bytes]:
-    """Return what the engine says and the agent answers, and the frame of that.
+def _respond_to_hello(payload: bytes, settings: AgentSettings) -> tuple[Opened, bytes]:
+    """Return both HELLOs as an event, and the agent's one encoded.
 
-    An engine says the same on each of its connections, and in each of its health checks.
+    An engine sends the same HELLO on all of its connections, and another one in all of its health
+    checks, so the results are cached.
 
     Raises:
         ProtocolError: see `EngineHello.decode`.
@@ -152,8 +154,8 @@ def _answer_hello(payload: bytes, settings: AgentSettings) -> tuple[Opened, byte
 
 
 def _frame_size_for(hello: EngineHello, settings: AgentSettings) -> int:
-    # A health check says 16380 whatever HAProxy's buffers are, and fails on an echo that is larger
-    # than they are.
+    # HAProxy's health checks always offer 16380, and fail if the agent accepts more than
+    # HAProxy's buffers hold.
     if hello.healthcheck:
         return MIN_FRAME_SIZE
     wanted = settings.max_frame_size or hello.max_frame_size
@@ -161,6 +163,6 @@ def _frame_size_for(hello: EngineHello, settings: AgentSettings) -> int:
 
 
 def _capabilities_for(hello: EngineHello, settings: AgentSettings) -> frozenset[str]:
-    """Return what to announce: pipelining and async only to an engine that has them."""
+    """Return the capabilities to announce: pipelining and async only if the engine has them."""
     mutual = hello.capabilities & settings.capabilities & {PIPELINING, ASYNC}
     return mutual | {FRAGMENTATION}

@@ -1,13 +1,13 @@
-"""Both ends of an SPOP connection as state machines without input and output.
+"""Base of both ends of an SPOP connection: state machines without input and output.
 
-The caller moves the bytes: what arrives goes into `receive_data` or `receive_eof`,
-`events_received` says what it meant, `data_to_send` has what must be written, in one
-write, since HAProxy may stall on a frame in pieces. Everything that decides which frame
-may come when stands in the two tables `AgentConnection.RULES` and
-`EngineConnection.RULES`; a frame that no rule names is an `InvalidFrameError`.
+The caller moves the bytes. It passes received bytes to `receive_data` or `receive_eof`, handles
+the events that `events_received` returns, and writes the bytes that `data_to_send` returns, in
+one write, since HAProxy may stall on a frame in pieces. Two tables, `AgentConnection.RULES` and
+`EngineConnection.RULES`, define the frames that are allowed in each state. A frame without a rule
+is an `InvalidFrameError`.
 
-A violation by the peer is an event too, `Failed`: the caller sends the ACKs that are due,
-calls `send_disconnect` and closes.
+A violation by the peer is the event `Failed`. The caller then sends the ACKs that are due, calls
+`send_disconnect` and closes the connection.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,44 +27,45 @@ from spoakit.spop.frames import (
     LENGTH_SIZE,
     NO_IDS,
     Frame,
+    cache_small,
     decode_frame,
     encode_frame,
-    remember_small,
 )
 from spoakit.spop.handshake import Disconnect
 
-# What other protocols' first bytes look like where a frame's length should be.
+# First bytes of other protocols, found where a frame's length should be.
 _HTTP_METHODS = (b"GET ", b"HEAD", b"POST", b"PUT ", b"OPTI", b"DELE", b"PATC", b"CONN", b"PRI ")
 _TLS_HANDSHAKE = b"\x16\x03"
 
-# HAProxy's HELLO has less than 200 bytes; a stranger's connection is to hold no more.
+# HAProxy's HELLO has less than 200 bytes. Until it has arrived, the peer may be anyone, and must
+# not make the agent buffer much.
 _HELLO_SIZE_CAP = 4096
 
 _FRAME_NAMES = {int(kind): kind.name.replace("_", "-") for kind in FrameType}
 
 
 class State(StrEnum):
-    """State of a connection, as seen from its reading side."""
+    """State of a connection, from the reader's view."""
 
-    HELLO = "HELLO"  # the peer's HELLO is awaited
-    OPEN = "OPEN"  # NOTIFYs and ACKs go back and forth
-    CLOSING = "CLOSING"  # nothing more is read
+    HELLO = "HELLO"  # waits for the peer's HELLO
+    OPEN = "OPEN"  # exchanges NOTIFYs and ACKs
+    CLOSING = "CLOSING"  # ignores everything the peer sends
 
 
-# What is done with a frame of a type in a state.
+# The method that handles a frame, by state and frame type.
 Rules: TypeAlias = Mapping[tuple[State, int], Callable[[Any, Frame], None]]
 
 
 class Connection:
-    """Base of both ends: framing, the rules' application, the end.
+    """Base of both ends: framing, applying the rules, disconnecting.
 
     Args:
-        frame_size_cap: the longest frame read, in bytes.
+        frame_size_cap: the longest frame to accept, in bytes.
 
     Attributes:
         state: see `State`.
-        outgoing: what `data_to_send` will return; ACKs are built in it.
-        max_frame_size: the agreed size, 256 until there is one.
+        outgoing: the bytes that `data_to_send` will return; ACKs are appended to it.
+        max_frame_size: the agreed size in bytes, 256 until the handshake is done.
     """
 
     RULES: ClassVar[Rules]
@@ -81,16 +82,16 @@ class Connection:
 
     @property
     def is_closing(self) -> bool:
-        """True if nothing more is read: only `data_to_send` is still to be written."""
+        """True if received bytes are ignored; `data_to_send` must still be written."""
         return self.state is State.CLOSING
 
     @property
     def is_between_frames(self) -> bool:
-        """True if it is open and nothing has come in part.
+        """True if the connection is open and no frame is incomplete.
 
-        Whole NOTIFYs may be handled then without passing through here.
+        Then the caller may handle unfragmented NOTIFYs by itself.
         """
-        return self.state is State.OPEN and self._holds_nothing()
+        return self.state is State.OPEN and self._has_no_partial_frame()
 
     def receive_data(self, data: bytes) -> None:
         """Parse bytes from the peer; then call `events_received` and `data_to_send`."""
@@ -107,23 +108,23 @@ class Connection:
             if consumed < len(data):
                 consumed = self._receive_frames(data, consumed)
         except ProtocolError as error:
-            self._fail(error)
+            self._report_violation(error)
             return
         if consumed < len(data) and not self.is_closing:
             self._incomplete += data[consumed:]
 
     def receive_eof(self) -> None:
-        """Note that the peer sends nothing more; a frame cut short becomes an event.
+        """Handle the end of the peer's stream; within a frame it becomes the event `Failed`.
 
-        Between two frames it is normal: HAProxy closes idle connections so.
+        Between two frames it is normal: HAProxy closes idle connections like this.
         """
         if self._incomplete and not self.is_closing:
             text = f"the connection ended within a frame, after {len(self._incomplete)} bytes"
-            self._fail(InvalidFrameError(text))
+            self._report_violation(InvalidFrameError(text))
         self._stop_reading()
 
     def events_received(self) -> list[Event]:
-        """Return what came since the last call, in its order."""
+        """Return the events since the last call, in order."""
         events = self._events
         if events:
             self._events = []
@@ -136,26 +137,26 @@ class Connection:
         return data
 
     def send_disconnect(self, status_code: int, message: str) -> None:
-        """Tell the peer that the connection ends, and why; the caller then closes it.
+        """Send a DISCONNECT; the caller then writes it and closes the connection.
 
         Args:
-            status_code: a `StatusCode`, or what the peer's DISCONNECT had; see `Disconnect`.
+            status_code: a `StatusCode`, or the one of the peer's DISCONNECT; see `Disconnect`.
             message: the reason; cut to 255 bytes of UTF-8.
         """
         self._stop_reading()
         self.outgoing += _encode_disconnect(self.DISCONNECT, status_code, message)
 
-    def _fail(self, error: ProtocolError) -> None:
+    def _report_violation(self, error: ProtocolError) -> None:
         self._stop_reading()
         self._events.append(Failed(error))
 
     def _stop_reading(self) -> None:
-        """Leave for CLOSING, and keep nothing that was received in part."""
+        """Enter CLOSING, and drop an incomplete frame."""
         self.state = State.CLOSING
         self._incomplete.clear()
 
     def _receive_frames(self, data: bytes, position: int) -> int:
-        """Handle the whole frames from an offset on; return the offset behind the last one."""
+        """Handle the complete frames from an offset on; return the offset after the last one."""
         while not self.is_closing and position < len(data):
             start = position + LENGTH_SIZE
             if len(data) < start:
@@ -164,9 +165,9 @@ class Connection:
             length = int.from_bytes(data[position:start], "big")
             limit = self._frame_size_cap if self.state is State.OPEN else _HELLO_SIZE_CAP
             if length > limit:
-                raise FrameTooBigError(self._too_big(length, limit, data[position:]))
+                raise FrameTooBigError(self._describe_oversized(length, limit, data[position:]))
             if length == 0:
-                raise InvalidFrameError("a frame of zero bytes")
+                raise InvalidFrameError("a frame with a length of 0")
             if len(data) < start + length:
                 self._needed = LENGTH_SIZE + length
                 break
@@ -175,12 +176,12 @@ class Connection:
             position = self._receive_fast(data, position)
         return position
 
-    def _holds_nothing(self) -> bool:
-        """Return whether nothing has come in part."""
+    def _has_no_partial_frame(self) -> bool:
+        """Return whether no frame is incomplete."""
         return not self._incomplete
 
     def _receive_fast(self, data: bytes, position: int) -> int:
-        """Parse frames that need no rule; return the offset of the first one that does."""
+        """Parse frames that need no rule, and return the offset of the first that does."""
         return position
 
     def _receive_frame(self, frame: Frame) -> None:
@@ -189,7 +190,7 @@ class Connection:
         if rule is not None:
             rule(self, frame)
         elif frame.type in _FRAME_NAMES or self.state is State.HELLO:
-            raise InvalidFrameError(f"{name} in state {self.state.value}")
+            raise InvalidFrameError(f"{name} is not allowed in state {self.state.value}")
         else:
             self._events.append(Skipped(frame.type))
 
@@ -199,22 +200,22 @@ class Connection:
         self._events.append(event)
 
     def _check_hello(self, frame: Frame) -> None:
-        """Raise for a HELLO in fragments, or one with ids (3.2.4, 3.2.5)."""
+        """Raise if a HELLO is fragmented or has ids (3.2.4, 3.2.5)."""
         if not frame.is_final:
-            raise FragmentationError("a HELLO in fragments")
+            raise FragmentationError("a HELLO must not be fragmented")
         if frame.ids != NO_IDS:
-            text = f"a HELLO of stream {frame.stream_id}, frame {frame.frame_id}: both must be 0"
+            text = f"a HELLO has stream {frame.stream_id}, frame {frame.frame_id}: both must be 0"
             raise InvalidFrameError(text)
 
-    def _too_big(self, length: int, limit: int, data: bytes) -> str:
+    def _describe_oversized(self, length: int, limit: int, data: bytes) -> str:
         if self.state is State.HELLO and data.startswith(_HTTP_METHODS):
             return "an HTTP request, where an SPOP frame was expected"
         if self.state is State.HELLO and data.startswith(_TLS_HANDSHAKE):
             return "a TLS handshake, where an SPOP frame was expected"
-        return f"a frame of {length} bytes, over the limit of {limit}"
+        return f"a frame of {length} bytes exceeds the limit of {limit}"
 
 
-@remember_small
+@cache_small
 def _decode_disconnect(payload: bytes) -> Disconnected:
     reason = Disconnect.decode(payload)
     return Disconnected(reason.status_code, reason.message)
@@ -222,5 +223,5 @@ def _decode_disconnect(payload: bytes) -> Disconnected:
 
 @lru_cache(32)
 def _encode_disconnect(kind: FrameType, status_code: int, message: str) -> bytes:
-    # Nearly all connections end for the same few reasons.
+    # Nearly all connections end for one of a few reasons, so the frames are cached.
     return encode_frame(kind, Disconnect(status_code, message).encode())

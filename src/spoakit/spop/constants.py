@@ -1,4 +1,4 @@
-"""The numbers of SPOP 2.0, with the sections of HAProxy's SPOE.txt that define them."""
+"""Numbers of SPOP 2.0, with the sections of HAProxy's SPOE.txt that define them."""
 
 from enum import IntEnum, IntFlag
 
@@ -7,18 +7,18 @@ VERSION = "2.0"
 MIN_FRAME_SIZE = 256
 """Lowest max-frame-size, in bytes; a lower one is refused (SPOE.txt 3.2.4, 3.2.5)."""
 
-# Messages that a NOTIFY may have, unless more are allowed: HAProxy's have a few.
+# Limit on the messages of a NOTIFY; HAProxy sends a few.
 DEFAULT_MAX_MESSAGES = 1000
 
-# The text of a DISCONNECT that HAProxy reads in full (spoe.c keeps 256 bytes with the final NUL).
+# Longest text of a DISCONNECT that HAProxy does not cut (spoe.c: 256 bytes with the final NUL).
 MAX_DISCONNECT_MESSAGE = 255
 
-# Names of variables, scope and prefix included, that HAProxy sets (vars.c; longer ones vanish).
+# Longest name of a variable, with scope and prefix; HAProxy ignores longer ones (vars.c).
 MAX_VARIABLE_NAME = 63
 
 
 class FrameType(IntEnum):
-    """The kinds of frames (3.2.2)."""
+    """Types of frames (3.2.2)."""
 
     UNSET = 0
     HAPROXY_HELLO = 1
@@ -30,14 +30,14 @@ class FrameType(IntEnum):
 
 
 class FrameFlag(IntFlag):
-    """The flags of a frame (3.2)."""
+    """Flags of a frame (3.2)."""
 
     FIN = 0x00000001
     ABORT = 0x00000002
 
 
 class DataType(IntEnum):
-    """The types of a typed value (3.1); they fill the low four bits of its first byte."""
+    """Types of a typed value (3.1), the low four bits of its first byte."""
 
     NULL = 0
     BOOL = 1
@@ -52,7 +52,7 @@ class DataType(IntEnum):
 
 
 class ActionType(IntEnum):
-    """Actions of an ACK (3.4)."""
+    """Types of an ACK's actions (3.4)."""
 
     SET_VAR = 1
     UNSET_VAR = 2

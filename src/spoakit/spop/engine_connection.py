@@ -1,4 +1,4 @@
-"""HAProxy's end of a connection, for tests, benchmarks and tools."""
+"""Engine's end of a connection, for tests, benchmarks and tools."""
 
 from collections.abc import Iterable
 from typing import ClassVar
@@ -19,16 +19,14 @@ from spoakit.spop.messages import Message, encode_messages
 
 
 class EngineConnection(Connection):
-    """HAProxy's end of a connection, for tests, benchmarks and tools.
-
-    It holds the agent to what HAProxy holds it to.
+    """Engine's end of a connection, which checks the agent's frames as HAProxy does.
 
     Args:
-        hello: what to offer.
-        frame_size_cap: the longest frame read, in bytes.
+        hello: the HELLO to send.
+        frame_size_cap: the longest frame to accept, in bytes.
 
     Attributes:
-        agent: what the agent said in its HELLO, None before.
+        agent: the agent's HELLO; None before it has arrived.
     """
 
     DISCONNECT = FrameType.HAPROXY_DISCONNECT
@@ -40,7 +38,7 @@ class EngineConnection(Connection):
         self._awaited: dict[bytes, tuple[int, int]] = {}
 
     def send_hello(self) -> None:
-        """Begin the handshake; `Opened` tells that the agent agreed."""
+        """Begin the handshake; the event `Opened` completes it."""
         self.outgoing += encode_frame(FrameType.HAPROXY_HELLO, self._hello.encode())
 
     def send_notify(
@@ -51,37 +49,38 @@ class EngineConnection(Connection):
         frame_id: int = 1,
         fragment_size: int | None = None,
     ) -> None:
-        """Send messages; `Acknowledged` brings the answer.
+        """Send messages in a NOTIFY; the event `Acknowledged` has the actions of its ACK.
 
         Args:
-            messages: what to send.
+            messages: the messages of the NOTIFY.
             stream_id: 0 to 2**64 - 1.
-            frame_id: 0 to 2**64 - 1; together they must not be in flight already.
-            fragment_size: send the payload in fragments of so many bytes; by default
-                only a payload that exceeds the agreed size is cut, if the agent
-                announced fragmentation.
+            frame_id: 0 to 2**64 - 1; both together must not be in flight already.
+            fragment_size: bytes of each fragment; by default a payload is fragmented only if
+                it exceeds the agreed size and the agent announced fragmentation.
 
         Raises:
             SpoakitError: the handshake is not done, or the ids are in flight.
-            FrameTooBigError: the payload exceeds the agreed size, and the agent takes no
-                fragments.
+            FrameTooBigError: the payload exceeds the agreed size, and the agent did not announce
+                fragmentation.
         """
         ids = encode_ids(stream_id, frame_id)
         if self.agent is None or self.state is not State.OPEN:
-            raise SpoakitError(f"no NOTIFY can be sent in state {self.state.value}")
+            raise SpoakitError(f"a NOTIFY must be sent in state OPEN, not {self.state.value}")
         if ids in self._awaited:
-            raise SpoakitError(f"stream {stream_id}, frame {frame_id} is in flight already")
+            raise SpoakitError(f"stream {stream_id}, frame {frame_id} is already in flight")
         payload = encode_messages(messages)
         room = self.max_frame_size - 1 - FLAGS_SIZE - len(ids)
         if fragment_size is None and len(payload) > room:
             if FRAGMENTATION not in self.agent.capabilities:
-                raise FrameTooBigError(f"a payload of {len(payload)} bytes, {room} are agreed")
+                raise FrameTooBigError(
+                    f"a payload of {len(payload)} bytes exceeds the agreed {room}"
+                )
             fragment_size = room
         self._awaited[ids] = (stream_id, frame_id)
         self.outgoing += _encode_notify(ids, payload, fragment_size or max(1, len(payload)))
 
     def send_abort(self, *, stream_id: int, frame_id: int = 1) -> None:
-        """Give up a NOTIFY whose fragments have begun to be sent by hand."""
+        """Abort a NOTIFY some of whose fragments have been sent."""
         ids = encode_ids(stream_id, frame_id)
         flags = FrameFlag.FIN | FrameFlag.ABORT
         self.outgoing += encode_frame(FrameType.UNSET, b"", ids=ids, flags=flags)
@@ -98,10 +97,12 @@ class EngineConnection(Connection):
 
     def _receive_ack(self, frame: Frame) -> None:
         if not frame.is_final:
-            raise FragmentationError("an ACK in fragments")
+            raise FragmentationError("an ACK must not be fragmented")
         size = 1 + FLAGS_SIZE + len(frame.ids) + len(frame.payload)
         if size > self.max_frame_size:
-            raise FrameTooBigError(f"an ACK of {size} bytes, {self.max_frame_size} were agreed")
+            raise FrameTooBigError(
+                f"an ACK of {size} bytes exceeds the agreed {self.max_frame_size}"
+            )
         known = self._awaited.pop(frame.ids, None)
         if known is None:
             text = f"an ACK for stream {frame.stream_id}, frame {frame.frame_id}: not in flight"
@@ -117,7 +118,7 @@ class EngineConnection(Connection):
 
 
 def _encode_notify(ids: bytes, payload: bytes, fragment_size: int) -> bytes:
-    """Encode a payload as a NOTIFY and as many UNSET frames as it takes (3.2)."""
+    """Encode a payload as a NOTIFY, followed by UNSET frames if it is fragmented (3.2)."""
     frames = bytearray()
     parts = range(0, max(1, len(payload)), fragment_size)
     for start in parts:

@@ -1,4 +1,4 @@
-"""Events of a connection: the frames it has received, by their meaning."""
+"""Events of a connection, which stand for received frames."""
 
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -11,7 +11,7 @@ from spoakit.spop.handshake import AgentHello, EngineHello
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The handshake is done."""
+    """Event: the handshake is done."""
 
     engine: EngineHello
     agent: AgentHello
@@ -19,21 +19,21 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class HealthChecked:
-    """Health check by HAProxy; the response is ready: send it and close."""
+    """Event: HAProxy sent a health check. Write the response, which is ready, and close."""
 
     refused: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Aborted:
-    """The engine gave up a NOTIFY of which it had sent fragments."""
+    """Event: the engine aborted a NOTIFY after some of its fragments."""
 
     ids: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Acknowledged:
-    """The agent's answer to a NOTIFY."""
+    """Event: the agent acknowledged a NOTIFY."""
 
     stream_id: int
     frame_id: int
@@ -42,7 +42,7 @@ class Acknowledged:
 
 @dataclass(frozen=True, slots=True)
 class Disconnected:
-    """The peer ends the connection, and says why."""
+    """Event: the peer sent a DISCONNECT, with its reason."""
 
     status_code: int
     message: str
@@ -50,14 +50,14 @@ class Disconnected:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The peer broke the protocol."""
+    """Event: the peer violated the protocol. Send what is due, then a DISCONNECT, and close."""
 
     error: ProtocolError
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A frame of a type that is not known came, and was passed over (3.2.2)."""
+    """Event: a frame of an unknown type was skipped (3.2.2)."""
 
     type: int
 

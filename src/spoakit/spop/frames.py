@@ -1,4 +1,4 @@
-"""Frames of every kind (SPOE.txt 3.2), for all but the hot path, which splits NOTIFYs itself."""
+"""Frames of every type (SPOE.txt 3.2); `split_notifies` is the fast way for NOTIFYs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ _IDS_AT = 1 + FLAGS_SIZE
 _SMALL = 256
 
 T = TypeVar("T")
-# By the two bits that are known; 2 to 31 are reserved (3.2).
+# Indexed by the two bits that are defined; bits 2 to 31 are reserved (3.2).
 _FLAGS = tuple(map(FrameFlag, range(4)))
 _FINAL = tuple(flags for flags in _FLAGS if FrameFlag.FIN in flags)
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A frame taken apart; ``ids`` are STREAM-ID and FRAME-ID as they came."""
+    """Parsed frame; ``ids`` are STREAM-ID and FRAME-ID as they came."""
 
     type: int
     flags: FrameFlag
@@ -46,28 +46,28 @@ class Frame:
         return self.flags in _FINAL
 
 
-def remember_small(decode: Callable[[bytes], T]) -> Callable[[bytes], T]:
-    """Have a function remember the last 64 results for up to 256 bytes.
+def cache_small(decode: Callable[[bytes], T]) -> Callable[[bytes], T]:
+    """Cache the last 64 results of a decoder, for data of up to 256 bytes.
 
-    What an engine says at the begin and at the end of a connection is always the same.
+    An engine's HELLOs and DISCONNECTs are the same on each of its connections.
     """
-    remembering = lru_cache(64)(decode)
+    cached = lru_cache(64)(decode)
 
-    def decode_or_remember(data: bytes) -> T:
-        return remembering(data) if len(data) <= _SMALL else decode(data)
+    def decode_cached(data: bytes) -> T:
+        return cached(data) if len(data) <= _SMALL else decode(data)
 
-    return decode_or_remember
+    return decode_cached
 
 
-@remember_small
+@cache_small
 def decode_frame(data: bytes) -> Frame:
-    """Take apart a whole frame, given without its length.
+    """Decode a complete frame, given without its length.
 
     Raises:
-        InvalidFrameError: it ends before its payload starts.
+        InvalidFrameError: it ends before its payload.
     """
     if len(data) < _IDS_AT:
-        raise InvalidFrameError(f"a frame of {len(data)} bytes has no room for its flags")
+        raise InvalidFrameError(f"a frame of {len(data)} bytes is too short for its flags")
     flags = _FLAGS[data[_IDS_AT - 1] & 0b11]
     _, frame_id_at = decode_varint(data, _IDS_AT)
     _, payload_at = decode_varint(data, frame_id_at)
@@ -85,6 +85,6 @@ NO_IDS = encode_ids(0, 0)
 def encode_frame(
     kind: FrameType, payload: bytes, *, ids: bytes = NO_IDS, flags: FrameFlag = FrameFlag.FIN
 ) -> bytes:
-    """Encode a frame with its length in front."""
+    """Encode a frame, beginning with its length."""
     frame = bytes((kind,)) + flags.to_bytes(FLAGS_SIZE, "big") + ids + payload
     return len(frame).to_bytes(LENGTH_SIZE, "big") + frame

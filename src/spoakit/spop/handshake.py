@@ -1,4 +1,4 @@
-"""Contents of HELLO and DISCONNECT frames (SPOE.txt 3.2.4, 3.2.5, 3.2.8, 3.2.9)."""
+"""Payloads of HELLO and DISCONNECT frames (SPOE.txt 3.2.4, 3.2.5, 3.2.8, 3.2.9)."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ FRAGMENTATION = "fragmentation"
 PIPELINING = "pipelining"
 ASYNC = "async"
 
-# HAProxy's own items are five; a peer that sends more than this is none.
+# HAProxy sends five items; a peer that sends more than this is not HAProxy.
 _MAX_ITEMS = 64
 
 
@@ -49,13 +49,13 @@ class EngineHello:
 
     @classmethod
     def decode(cls, payload: bytes) -> "EngineHello":
-        """Read the payload, and check what can be checked without knowing the agent.
+        """Decode and check the payload.
 
         Raises:
             InvalidFrameError: it is not a KV-LIST.
             VersionNotFoundError, MaxFrameSizeNotFoundError, CapabilitiesNotFoundError:
-                an item is missing or not of its type.
-            UnsupportedVersionError: no version 2 is among those offered.
+                an item is missing or of a wrong type.
+            UnsupportedVersionError: the engine does not offer version 2.
             BadFrameSizeError: the size is below 256.
         """
         items = _decode_items(payload)
@@ -66,10 +66,10 @@ class EngineHello:
         capabilities = _words(items, "capabilities")
         if capabilities is None:
             raise CapabilitiesNotFoundError("the engine's HELLO has no capabilities")
-        # An engine that announces 2.x knows 2.0 too.
+        # An engine that announces 2.x supports 2.0 too.
         if not any(version.split(".")[0] == VERSION.split(".")[0] for version in versions):
             offered = ", ".join(versions) or "none"
-            raise UnsupportedVersionError(f"the engine offers SPOP {offered}, the agent {VERSION}")
+            raise UnsupportedVersionError(f"the engine offers SPOP {offered}, not {VERSION}")
         engine_id = items.get("engine-id")
         return cls(
             max_frame_size=size,
@@ -89,7 +89,7 @@ class AgentHello:
     version: str = VERSION
 
     def encode(self) -> bytes:
-        """Return the payload; spop-check requires all three items."""
+        """Return the payload; HAProxy's health check requires all three items."""
         return _encode_items(
             [
                 ("version", DataType.STRING, self.version),
@@ -100,14 +100,14 @@ class AgentHello:
 
     @classmethod
     def decode(cls, payload: bytes, offered: EngineHello) -> "AgentHello":
-        """Read the payload, and check it against what the engine offered, as HAProxy does.
+        """Decode the payload, and check it against the engine's offer, as HAProxy does.
 
         Raises:
             InvalidFrameError: it is not a KV-LIST.
             VersionNotFoundError, MaxFrameSizeNotFoundError, CapabilitiesNotFoundError:
-                an item is missing or not of its type.
-            UnsupportedVersionError: the version was not offered.
-            BadFrameSizeError: the size is below 256 or above what was offered.
+                an item is missing or of a wrong type.
+            UnsupportedVersionError: the engine did not offer the version.
+            BadFrameSizeError: the size is below 256 or above the engine's offer.
         """
         items = _decode_items(payload)
         version = items.get("version")
@@ -119,11 +119,11 @@ class AgentHello:
             raise CapabilitiesNotFoundError("the agent's HELLO has no capabilities")
         if version.strip() not in offered.versions:
             raise UnsupportedVersionError(
-                f"the agent answers SPOP {version}, which was not offered"
+                f"the agent chose SPOP {version}, which the engine did not offer"
             )
         if size > offered.max_frame_size:
             raise BadFrameSizeError(
-                f"the agent wants frames of {size} bytes, {offered.max_frame_size} were offered"
+                f"the agent chose a max-frame-size of {size}, over {offered.max_frame_size}"
             )
         return cls(size, frozenset(capabilities), version.strip())
 
@@ -136,9 +136,9 @@ class Disconnect:
     message: str
 
     def encode(self) -> bytes:
-        """Return the payload, the message cut to the 255 bytes HAProxy reads.
+        """Return the payload, with the message cut to the 255 bytes that HAProxy accepts.
 
-        A status code above 99 becomes 99: HAProxy 3.1 and 3.2 use it as an index without a check.
+        A status code above 99 becomes 99: HAProxy 3.1 and 3.2 use it as an unchecked index.
         """
         status_code = min(self.status_code, StatusCode.UNKNOWN)
         raw = self.message.encode("utf-8", "replace")[:MAX_DISCONNECT_MESSAGE]
@@ -151,16 +151,16 @@ class Disconnect:
 
     @classmethod
     def decode(cls, payload: bytes) -> "Disconnect":
-        """Read the payload; what is missing or of a wrong type becomes 99 and an empty text.
+        """Decode the payload; an item that is missing or of a wrong type becomes 99 or "".
 
-        The message is cut to 255 bytes, as HAProxy does: it is going to be logged.
+        The message is cut to 255 bytes, as HAProxy does, because it will be logged.
 
         Raises:
             InvalidFrameError: it is not a KV-LIST.
         """
         items = _decode_items(payload)
         code, message = items.get("status-code"), items.get("message")
-        # bool is an int to Python; no code is beyond 32 bits.
+        # bool is a subclass of int, and codes are UINT32.
         if type(code) is not int or not 0 <= code < 2**32:
             code = StatusCode.UNKNOWN
         return cls(code, message[:MAX_DISCONNECT_MESSAGE] if isinstance(message, str) else "")
@@ -175,29 +175,31 @@ def _encode_items(items: Iterable[tuple[str, DataType, Value]]) -> bytes:
 
 
 def _decode_items(payload: bytes) -> dict[str, Value]:
-    """Read a KV-LIST (3.2); of two items with one name the later counts, as in HAProxy."""
+    """Decode a KV-LIST (3.2); the last of several items with one name counts, as in HAProxy."""
     cursor = Cursor(payload, 0, len(payload))
     items: dict[str, Value] = {}
     while not cursor.at_end():
         name = cursor.string().decode("utf-8", "surrogateescape")
         items[name] = cursor.value()[1]
         if len(items) > _MAX_ITEMS:
-            raise InvalidFrameError(f"a list of more than {_MAX_ITEMS} items")
+            raise InvalidFrameError(f"a list exceeds the limit of {_MAX_ITEMS} items")
     return items
 
 
 def _words(items: dict[str, Value], name: str) -> tuple[str, ...] | None:
-    """Read a comma-separated list; None if it is missing."""
+    """Return the items of a comma-separated list; None if it is missing."""
     text = items.get(name)
     if not isinstance(text, str):
         return None
     return tuple(word for part in text.split(",") if (word := part.strip()))
 
 
-def _frame_size(items: dict[str, Value], whose: str) -> int:
+def _frame_size(items: dict[str, Value], sender: str) -> int:
     size = items.get("max-frame-size")
     if isinstance(size, bool) or not isinstance(size, int):
-        raise MaxFrameSizeNotFoundError(f"{whose} has no max-frame-size")
+        raise MaxFrameSizeNotFoundError(f"{sender} has no max-frame-size")
     if size < MIN_FRAME_SIZE:
-        raise BadFrameSizeError(f"{whose} wants frames of {size} bytes, {MIN_FRAME_SIZE} at least")
+        raise BadFrameSizeError(
+            f"{sender}: max-frame-size must be at least {MIN_FRAME_SIZE}, got {size}"
+        )
     return size

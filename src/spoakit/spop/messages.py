@@ -1,4 +1,4 @@
-"""Messages: what a NOTIFY carries (SPOE.txt 3.2: LIST-OF-MESSAGES)."""
+"""Messages of a NOTIFY (SPOE.txt 3.2: LIST-OF-MESSAGES)."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ _NATURAL_TYPES: dict[type, DataType] = {
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """One argument of a message: its name (often empty), its type on the wire, its value."""
+    """Argument of a message: its name (often empty), its wire type, its value."""
 
     name: str
     type: DataType
@@ -33,24 +33,24 @@ class Argument:
 
     @classmethod
     def of(cls, name: str, value: Value) -> "Argument":
-        """Return an argument whose type is the one that HAProxy sends such values in."""
+        """Return an argument with the wire type that HAProxy uses for values of this type."""
         return cls(name, _NATURAL_TYPES[type(value)], value)
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message: its name and its arguments in their order on the wire."""
+    """Message: its name, and its arguments in their order on the wire."""
 
     name: str
     arguments: tuple[Argument, ...] = ()
 
 
 def decode_messages(notify: Notify, max_messages: int = 0) -> list[Message]:
-    """Read all messages of a NOTIFY, with every argument decoded.
+    """Decode all messages of a NOTIFY, with all arguments.
 
     Args:
         notify: the frame.
-        max_messages: how many there may be; 0 for any number.
+        max_messages: the limit on their number; 0 for none.
 
     Raises:
         TooManyMessagesError: there are more.
@@ -65,10 +65,10 @@ def decode_messages(notify: Notify, max_messages: int = 0) -> list[Message]:
 
 
 def decode_message(cursor: Cursor) -> Message:
-    """Read the message at the cursor.
+    """Decode the message at the cursor.
 
     Raises:
-        InvalidFrameError: there is none.
+        InvalidFrameError: the message is malformed.
     """
     name = _text(cursor.string())
     arguments = []
@@ -89,7 +89,9 @@ def encode_messages(messages: Iterable[Message]) -> bytes:
     out = bytearray()
     for message in messages:
         if len(message.arguments) > MAX_ARGUMENTS:
-            raise InvalidFrameError(f"message {message.name!r} has over {MAX_ARGUMENTS} arguments")
+            raise InvalidFrameError(
+                f"message {message.name!r} has more than {MAX_ARGUMENTS} arguments"
+            )
         out += encode_string(_bytes(message.name))
         out.append(len(message.arguments))
         for argument in message.arguments:

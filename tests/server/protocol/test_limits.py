@@ -162,7 +162,7 @@ def test_a_connection_that_says_nothing_is_closed_with_status_2(
     assert server.metrics.value("spoakit_protocol_errors_total", status=2, error="timed_out") == 2
 
 
-MANY = "a NOTIFY of more than 3 messages, which is the limit"
+MANY = "a NOTIFY exceeds the limit of 3 messages"
 
 
 @pytest.mark.parametrize(

@@ -54,32 +54,32 @@ BEFORE_HELLO = {
     "an HTTP request": (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", 3, "an HTTP request"),
     "a TLS handshake": (b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03", 3, "a TLS handshake"),
     "garbage": (bytes(range(255, 100, -1)), 3, "a frame of 4294901244 bytes"),
-    "a frame of no bytes": (b"\0\0\0\0", 4, "a frame of zero bytes"),
-    "a frame without flags": (b"\0\0\0\x02\x01\0", 4, "no room for its flags"),
-    "a HELLO of a megabyte": (b"\0\x10\0\0" + b"\x01", 3, "over the limit"),
-    "a NOTIFY before HELLO": (notify_frame(b""), 4, "NOTIFY in state HELLO"),
+    "a frame of no bytes": (b"\0\0\0\0", 4, "a frame with a length of 0"),
+    "a frame without flags": (b"\0\0\0\x02\x01\0", 4, "too short for its flags"),
+    "a HELLO of a megabyte": (b"\0\x10\0\0" + b"\x01", 3, "exceeds the limit"),
+    "a NOTIFY before HELLO": (notify_frame(b""), 4, "NOTIFY is not allowed in state HELLO"),
     "a HELLO without versions": (hello_frame(SIZE + CAPABILITIES), 5, "no supported-versions"),
     "a HELLO without a size": (hello_frame(VERSIONS + CAPABILITIES), 6, "no max-frame-size"),
     "a HELLO without capabilities": (hello_frame(VERSIONS + SIZE), 7, "no capabilities"),
     "a HELLO for 1.0": (hello_frame(EngineHello(16380, ("1.0",)).encode()), 8, "offers SPOP 1.0"),
-    "a HELLO with a small size": (hello_frame(EngineHello(255).encode()), 9, "255 bytes"),
-    "a HELLO in fragments": (hello_frame(HELLO, FrameFlag(0)), 10, "in fragments"),
+    "a HELLO with a small size": (hello_frame(EngineHello(255).encode()), 9, "at least 256"),
+    "a HELLO in fragments": (hello_frame(HELLO, FrameFlag(0)), 10, "must not be fragmented"),
     "a HELLO cut short": (hello_frame(HELLO[:-1]), 4, "byte"),
     "an endless varint in HELLO": (hello_frame(HELLO + ENDLESS), 4, "exceeds 64 bits"),
     "an unknown type in HELLO": (hello_frame(HELLO + b"\x01x\x0f"), 4, "unknown data type 15"),
     "65 items in HELLO": (
         hello_frame(HELLO + b"".join(item(b"%d" % n, DataType.NULL, None) for n in range(65))),
         4,
-        "more than 64 items",
+        "the limit of 64 items",
     ),
 }
 NAME = b"\x04echo"
 CUT = b"\x05echo"
 AFTER_HELLO = {
-    "a second HELLO": (hello_frame(HELLO), 4, "HAPROXY-HELLO in state OPEN"),
-    "a frame of no bytes": (b"\0\0\0\0", 4, "a frame of zero bytes"),
-    "a frame over the cap": (b"\0\x10\0\x01" + b"\x03", 3, "1048577 bytes, over the limit"),
-    "an ACK": (encode_frame(FrameType.ACK, b""), 4, "ACK in state OPEN"),
+    "a second HELLO": (hello_frame(HELLO), 4, "HAPROXY-HELLO is not allowed in state OPEN"),
+    "a frame of no bytes": (b"\0\0\0\0", 4, "a frame with a length of 0"),
+    "a frame over the cap": (b"\0\x10\0\x01" + b"\x03", 3, "1048577 bytes exceeds the limit"),
+    "an ACK": (encode_frame(FrameType.ACK, b""), 4, "ACK is not allowed in state OPEN"),
     "an endless stream id": (notify_frame(b"", ENDLESS), 4, "exceeds 64 bits"),
     "a name longer than the frame": (notify_frame(b"\x05echo"), 4, "claims 5 bytes"),
     "a name of 2**64 bytes": (notify_frame(encode_varint(2**64 - 1)), 4, "claims 184467440737"),
@@ -91,11 +91,11 @@ AFTER_HELLO = {
     "a bad message for an async handler": (
         notify_frame(b"\x04wait\x01\x01n\x08\x50"), 4, "byte"
     ),
-    "a fragment of nothing": (encode_frame(FrameType.UNSET, b"", ids=b"\1\1"), 12, "not begun"),
+    "a fragment of nothing": (encode_frame(FrameType.UNSET, b"", ids=b"\1\1"), 12, "without"),
     "fragments of two frames": (
         notify_frame(b"", b"\1\1", FrameFlag(0)) + notify_frame(b"", b"\3\1", FrameFlag(0)),
         11,
-        "within the fragments of another",
+        "between the fragments of another",
     ),
     "fragments without end": (
         notify_frame(b"", b"\1\1", FrameFlag(0))
