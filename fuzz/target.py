@@ -101,7 +101,7 @@ class FormattingHandler(logging.Handler):
 class EngineLink:
     """A connection that is driven as the server drives it; see `spoakit.agent.interfaces`."""
 
-    takes_frames = True
+    accepts_frames = True
 
     def __init__(self, runtime: Runtime) -> None:
         self.connection = AgentConnection(SETTINGS)
@@ -128,7 +128,7 @@ class EngineLink:
             if not append_ack(self.outgoing, frame.ids, frame.actions, self.max_frame_size):
                 self._dispatcher.oversized_ack(self)
 
-    def fail(self, frame: PendingFrame, error: ProtocolError) -> None:
+    def close_with_error(self, frame: PendingFrame, error: ProtocolError) -> None:
         self.waiting.discard(frame)
         self.broken += 1
 

@@ -44,7 +44,7 @@ def _slowness_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Tests of just that undo it.
     """
-    monkeypatch.setattr(CallErrors, "slow", lambda errors, seconds, calls: None)
+    monkeypatch.setattr(CallErrors, "record_slow", lambda errors, seconds, calls: None)
 
 
 @pytest.fixture(autouse=True)

@@ -39,20 +39,20 @@ def test_a_message_in_two_agents_is_refused_even_if_one_only_observes() -> None:
     agents = Agent("a"), Agent("b")
     agents[0].message("check")(nothing)
     agents[1].observe("check")(nothing)
-    with pytest.raises(ConfigurationError, match="'check' is in the agents 'a' and 'b'"):
+    with pytest.raises(ConfigurationError, match="'check' is declared by the agents 'a' and 'b'"):
         combine(agents)
 
 
 def test_two_agents_of_one_name_are_refused() -> None:
     agent = Agent("a")
     agent.message("check")(nothing)
-    with pytest.raises(ConfigurationError, match="two agents are called 'a'"):
+    with pytest.raises(ConfigurationError, match="two agents have the name 'a'"):
         combine([agent, agent])
 
 
 def test_nothing_to_serve_is_refused() -> None:
     for agents in ([], [Agent("a")]):
-        with pytest.raises(ConfigurationError, match="no agent with a message"):
+        with pytest.raises(ConfigurationError, match="none of the agents has a message"):
             combine(agents)
 
 

@@ -23,7 +23,7 @@ from spoakit.agent.parameters import (
     ParameterKind,
     Role,
     describe,
-    read_parameters,
+    parse_parameters,
 )
 from spoakit.exceptions import RegistrationError
 from spoakit.spop.constants import DataType
@@ -45,7 +45,7 @@ def bind(function: Callable[..., Any], *shape: tuple[str, DataType]) -> Binding:
         describe(function),
         function,
         HandlerKind.INLINE,
-        read_parameters(function),
+        parse_parameters(function),
     )
     return bind_arguments(handler, [(name.encode(), kind) for name, kind in shape])
 
@@ -143,7 +143,7 @@ def test_another_type_is_a_mismatch_even_where_there_is_a_default() -> None:
     def handler(a: IPAddress | None = None) -> None: ...
 
     binding = bind(handler, ("a", STR))
-    assert binding.mismatch == "argument 'a' is STRING, not IPV4 or IPV6"
+    assert binding.mismatch == "argument 'a' must be IPV4 or IPV6, got STRING"
     assert binding.slots == ()
 
 
@@ -170,7 +170,7 @@ def test_parameters_that_are_no_arguments_take_none() -> None:
 def test_a_name_that_is_not_utf_8_is_extra() -> None:
     def handler(a: int = 0) -> None: ...
 
-    parameters = read_parameters(handler)
+    parameters = parse_parameters(handler)
     bound = Handler("agent", "message", "handler", handler, HandlerKind.INLINE, parameters)
     assert bind_arguments(bound, [(b"\xff", INT)]).extra == (b"\xff",)
 
@@ -186,17 +186,17 @@ def test_identifiers_are_made_of_argument_names(name: str, python: str) -> None:
 def test_handlers_tell_how_many_values_go_by_position() -> None:
     def handler(a: int, /, b: int, *, c: int) -> None: ...
 
-    parameters = read_parameters(handler)
+    parameters = parse_parameters(handler)
     assert Handler("a", "m", "h", handler, HandlerKind.INLINE, parameters).positional_count == 2
 
 
 @pytest.mark.parametrize(
     ("values", "why"),
     [
-        ({"event": "on-http"}, "'on-http' is none of on-client-session"),
+        ({"event": "on-http"}, "must be one of on-client-session"),
         ({"group": "a b"}, "group 'a b'"),
         ({"event": "on-http-response", "group": "g"}, "not both"),
-        ({"condition": "if { path / }"}, "belongs to an event"),
+        ({"condition": "if { path / }"}, "needs an event"),
         ({"condition": "{ path / }", "event": "on-http-response"}, "start with if or unless"),
         ({"condition": "if {\n}", "event": "on-http-response"}, "start with if or unless"),
     ],

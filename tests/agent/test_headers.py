@@ -179,10 +179,10 @@ def test_what_is_encoded_is_read_again(fields: list[tuple[str, str]]) -> None:
 
 @pytest.mark.parametrize("value", ["a\r\nInjected: 1", "a\nb", "a\rb", "a\0b", "\x1b[0m", "\x7f"])
 def test_a_value_cannot_begin_another_field(value: str) -> None:
-    with pytest.raises(ValueError, match="header x-a: its value has the character"):
+    with pytest.raises(ValueError, match="header x-a: the value must not contain"):
         Headers.of(("x-a", value))
     block = Headers(encode_string(b"x-a") + encode_string(value.encode()) + b"\0\0")
-    with pytest.raises(ValueError, match="header x-a: its value has the character"):
+    with pytest.raises(ValueError, match="header x-a: the value must not contain"):
         block.encode()
 
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from spoakit import Agent, Argument, Message
-from spoakit.agent._dispatch_cy import MANY_OBSERVATIONS
+from spoakit.agent._dispatch_cy import OBSERVER_BATCH
 from spoakit.agent.runtime import Runtime
 from tests.support.agent_frames import EngineLink, notify
 from tests.support.waiting import until
@@ -127,20 +127,20 @@ def test_others_have_their_turn_while_gathered_calls_are_made() -> None:
 async def _many(send: Send, seen: list[int], runtime: Runtime) -> None:
     send(0)
     await next_round()
-    for number in range(1, MANY_OBSERVATIONS):
+    for number in range(1, OBSERVER_BATCH):
         send(number)
         await next_round()
     assert seen == numbers(1)
-    send(MANY_OBSERVATIONS)
+    send(OBSERVER_BATCH)
     await next_round()
-    assert seen == numbers(MANY_OBSERVATIONS + 1)
-    send(*range(MANY_OBSERVATIONS + 1, 5 * MANY_OBSERVATIONS))
+    assert seen == numbers(OBSERVER_BATCH + 1)
+    send(*range(OBSERVER_BATCH + 1, 5 * OBSERVER_BATCH))
     await next_round()
-    assert seen == numbers(5 * MANY_OBSERVATIONS)
+    assert seen == numbers(5 * OBSERVER_BATCH)
 
 
 def test_many_do_not_wait() -> None:
-    assert seen_in(_many, NEVER) == numbers(5 * MANY_OBSERVATIONS)
+    assert seen_in(_many, NEVER) == numbers(5 * OBSERVER_BATCH)
 
 
 async def _end(send: Send, seen: list[int], runtime: Runtime) -> None:

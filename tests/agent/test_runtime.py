@@ -130,7 +130,7 @@ def test_what_cannot_work_is_refused_before_anything_starts(log: Log) -> None:
 
     with pytest.raises(RegistrationError, match="has no resource of type"):
         Runtime([agent])
-    with pytest.raises(ConfigurationError, match="two agents are called 'two'"):
+    with pytest.raises(ConfigurationError, match="two agents have the name 'two'"):
         Runtime([make_agent("two", log), make_agent("two", log)])
 
 
@@ -146,7 +146,7 @@ def test_errors_of_calls_are_handed_on(log: Log) -> None:
     asyncio.run(live())
     [error] = errors
     assert isinstance(error, MismatchError)
-    assert str(error).endswith("argument 'suffix' is INT64, not STRING or BINARY")
+    assert str(error).endswith("argument 'suffix' must be STRING or BINARY, got INT64")
 
 
 def test_a_runtime_can_start_again(log: Log) -> None:

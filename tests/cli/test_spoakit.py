@@ -196,7 +196,7 @@ def test_a_wrong_command_line_is_named_with_how_to_call_it(
         ([".agents:first"], "agent '.agents:first': give it as module:agent"),
         (["agents:third"], "agent 'agents:third': there is no such name in agents; its agents are"),
         (["agents:number"], "agent 'agents:number': it is not an Agent in agents; its agents are"),
-        (["agents:first", "agents:first"], "two agents are called 'first'"),
+        (["agents:first", "agents:first"], "two agents have the name 'first'"),
         (["agents:first", "--tls-key=x"], "--tls-key 'x': --tls-cert is missing"),
     ],
 )

@@ -422,4 +422,4 @@ def test_the_fallback_is_answered_where_a_handler_cannot(
         assert (answer["x-allowed"], answer["x-error"]) == (name, "")
         assert monotonic() - before < TIMEOUT
     program.wait_for("LookupError: no such thing")
-    program.wait_for("argument 'path' is STRING, not INT32 or UINT32 or INT64 or UINT64")
+    program.wait_for("argument 'path' must be INT32 or UINT32 or INT64 or UINT64, got STRING")

@@ -140,7 +140,7 @@ def test_a_resource_that_fails_is_a_startup_error_and_takes_the_others_down(
 
 
 def test_agents_that_do_not_go_together_are_refused_before_anything_starts() -> None:
-    with pytest.raises(ConfigurationError, match="two agents are called"):
+    with pytest.raises(ConfigurationError, match="two agents have the name"):
         AgentServer(Subject().agent, Subject().agent)
 
 

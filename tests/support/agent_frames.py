@@ -19,7 +19,7 @@ class EngineLink:
     peer = "192.0.2.9:1234"
     engine_id = None
     received = 0.0
-    takes_frames = True
+    accepts_frames = True
 
     def __init__(self, max_frame_size: int = 16380) -> None:
         self.outgoing = bytearray()
@@ -31,7 +31,7 @@ class EngineLink:
     def finish(self, frames: Sequence[PendingFrame]) -> None:
         raise AssertionError("nothing here takes time")
 
-    def fail(self, frame: PendingFrame, error: ProtocolError) -> None:
+    def close_with_error(self, frame: PendingFrame, error: ProtocolError) -> None:
         raise AssertionError("nothing here takes time")
 
     def acks(self) -> list[tuple[int, list[Action]]]:

@@ -24,7 +24,7 @@ class EngineLink:
     peer = "192.0.2.9:1234"
     engine_id = None
     max_frame_size = 16380
-    takes_frames = True
+    accepts_frames = True
 
     def __init__(self) -> None:
         self.outgoing = bytearray()
@@ -39,7 +39,7 @@ class EngineLink:
     def finish(self, frames: Sequence[PendingFrame]) -> None:
         self.finished += [frame.actions for frame in frames]
 
-    def fail(self, frame: PendingFrame, error: ProtocolError) -> None:
+    def close_with_error(self, frame: PendingFrame, error: ProtocolError) -> None:
         self.failed.append(error)
 
 

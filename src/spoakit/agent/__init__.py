@@ -1,4 +1,4 @@
-"""The agent framework: what declares variables, handlers and resources, and what calls them."""
+"""Agent framework: declarations of variables, handlers and resources, and their calls."""
 
 from spoakit.agent.agent import Agent
 

@@ -1,4 +1,4 @@
-# What other compiled modules use of calls without going through Python.
+# Declarations for other compiled modules, which use calls without going through Python.
 cimport cython
 
 

@@ -1,8 +1,8 @@
-"""Calls of async and threaded handlers, and the queue of those that have ended. Hot code.
+"""Calls of async and threaded handlers, and the queue of ended calls. Hot code.
 
-Plain Python that compiles to C (see ``spoakit._cython``). A call ends inside of its own task, which
-only adds it to the queue; the event loop's next round handles all that have ended meanwhile. A done
-callback for each would cost a quarter of such a call, and run in a context of its own.
+Plain Python that compiles to C (see ``spoakit._cython``). A call ends inside its own task, which
+only appends it to the queue. The next round of the event loop handles all calls in the queue. A
+done callback for each call would add a third to its cost, and run in a context of its own.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ COMPILED: bool = cython.compiled
 class Failure:
     """Result of a call that raised.
 
-    The call's task never has the exception itself: asyncio lets SystemExit out of the event loop,
-    refuses StopIteration, and logs an exception that is not asked for.
+    The task returns this instead of raising: asyncio would let SystemExit end the event loop,
+    refuse StopIteration, and log an exception that nobody retrieves.
     """
 
     __slots__ = ("error",)
@@ -40,19 +40,19 @@ class Failure:
 @cython.freelist(256)
 @cython.cclass
 class PendingCall:
-    """A call of an async or threaded handler.
+    """Call of an async or threaded handler.
 
     Args:
         bound: the handler.
-        deadline: when the fallback stands in for its actions, on the loop's clock.
+        deadline: when the fallback replaces its actions, on the loop's clock.
 
     Attributes:
         bound: the handler.
-        result: what it has been ended with.
-        has_ended: whether it has ended.
-        frame: waits for it; None if none does, or does no longer.
-        task: makes it; None if a thread does.
-        ended: the queue that it joins when it ends; None as long as nothing waits.
+        result: the handler's result or a `Failure`, once it has ended.
+        has_ended: True once it has ended.
+        frame: the suspended frame that waits for it; None without one, or after a deadline.
+        task: the task that runs it; None in a thread.
+        ended: the queue to join at the end; None while no frame waits.
     """
 
     if not cython.compiled:
@@ -75,16 +75,16 @@ class PendingCall:
 
     @property
     def deadline(self) -> float:
-        """When the fallback stands in for its actions, on the loop's clock."""
+        """Time at which the fallback replaces its actions, on the loop's clock."""
         return self._deadline
 
     @property
     def done(self) -> bool:
-        """Whether it has ended, or been given up."""
+        """True once it has ended, or its frame waits no longer."""
         return self.has_ended or self.frame is None
 
     def end(self, result: Any) -> None:
-        """Note the result; a frame that waits is resumed by the event loop's next round."""
+        """Set the result; the next round of the event loop resumes the frame that waits."""
         self.has_ended = True
         if self.ended is None:
             self.result = result
@@ -94,16 +94,16 @@ class PendingCall:
 
     @cython.cfunc
     def pop_result(self) -> object:
-        """Return the handler's result, or a `Failure`; `Deadlines` may keep this object longer."""
+        """Return the result and drop it, since `Deadlines` may keep this object for longer."""
         result: Any = self.result
-        # A task that cancels itself, and then returns without having waited, is cancelled.
+        # A task that cancelled itself and then ended without awaiting counts as cancelled.
         if self.task is not None and self.task.cancelled():
             result = Failure(CancelledError())
         self.result = self.frame = self.task = None
         return result
 
     def cancel(self) -> None:
-        """Give the call up; its result is ignored."""
+        """Cancel the call, and ignore its result."""
         task: Any = self.task
         self.frame = self.task = None
         if task is not None:
@@ -113,12 +113,12 @@ class PendingCall:
 @cython.final
 @cython.cclass
 class EndedCalls:
-    """Calls that have ended since the event loop's last round.
+    """Queue of calls that have ended since the last round of the event loop.
 
     Args:
         loop: the event loop.
-        resume: called with them, in the order in which they have ended. It runs in a copy of the
-            context in which this is made: what a handler has set is not for others.
+        resume: called with the ended calls in order. It runs in a copy of the context in which
+            this object was created, so that no handler sees another one's context variables.
     """
 
     if not cython.compiled:
@@ -134,7 +134,7 @@ class EndedCalls:
         self._calls = []
 
     def close(self) -> None:
-        """Resume nothing any more."""
+        """Drop the calls, and resume none from now on."""
         self._loop = None
         self._calls = []
 

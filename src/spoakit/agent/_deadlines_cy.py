@@ -20,37 +20,37 @@ else:
 
 COMPILED: bool = cython.compiled
 
-# uvloop's timers count whole milliseconds, and may ring that much too early.
+# uvloop's timers count whole milliseconds, and may fire that much too early.
 _RESOLUTION = cython.declare(cython.double, 0.001)
-# Below this many entries, looking for finished ones is not worth it.
+# Number of entries below which finished ones are not removed, because it is not worth the time.
 _MIN_ENTRIES = cython.declare(cython.Py_ssize_t, 64)
 
 
 class Entry(Protocol):
-    """A call that has a deadline."""
+    """Call or connection that has a deadline."""
 
     @property
     def deadline(self) -> float:
-        """The time at which it is late, on the clock of ``loop.time()``; never changes."""
+        """Deadline on the clock of ``loop.time()``; never changes."""
 
     @property
     def done(self) -> bool:
-        """True once it has finished, so that its deadline no longer matters."""
+        """True once it has finished, and its deadline does not matter any more."""
 
 
 @cython.final
 @cython.cclass
 class Deadlines:
-    """The deadlines of one handler's calls.
+    """Queue of the deadlines of one handler's calls.
 
-    All calls of a handler have the same time from the reading of their frame, so their
-    deadlines come in the order they are added in, or nearly: a queue is enough, where a
-    timer for each call would cost ten times as much. Finished calls are dropped later,
-    in passing: at most 64 calls are kept, and twice those that were unfinished at the last look.
+    All calls of a handler have the same timeout, so their deadlines are added almost in order, and
+    a queue with one timer is enough. A timer for each call would cost ten times as much. Finished
+    calls stay in the queue until `_drop_done`: at most 64, plus twice the number of unfinished
+    calls when it last ran.
 
     Args:
         loop: the event loop.
-        on_expired: called with each entry that is not done at its deadline, once.
+        on_expired: called once with each entry that is not done at its deadline.
     """
 
     _loop: Any
@@ -74,15 +74,15 @@ class Deadlines:
         self._timer_at = 0.0
 
     def __len__(self) -> int:
-        """Return how many entries are kept, some of which may be done."""
+        """Return the number of entries, including finished ones."""
         return len(self._entries)
 
     def add(self, entry: Entry) -> None:
-        """Watch a call until it is done or late."""
+        """Watch an entry until it is done or its deadline has passed."""
         if len(self._entries) >= self._limit:
             self._drop_done()
         deadline: cython.double = entry.deadline
-        # Entries that have left were earlier than those that are here.
+        # `_last` may belong to an entry that has left, which is earlier than all that remain.
         if deadline < self._last:
             self._insert(entry)
         else:
@@ -99,7 +99,7 @@ class Deadlines:
             self._timer = None
 
     def _insert(self, entry: Entry) -> None:
-        """Insert an entry by its deadline: its message waited for others of its frame."""
+        """Insert an entry whose deadline is not the latest: its message waited for others."""
         index = len(self._entries)
         while index and entry.deadline < self._entries[index - 1].deadline:
             index -= 1

@@ -1,14 +1,54 @@
 """Dispatch of NOTIFYs to handlers, and of their actions into ACKs. Hot code.
 
-Plain Python that compiles to C (see ``spoakit._cython``). A `BoundHandler` is one handler in one
-worker. It keeps a `CallPlan` for each shape in which its message has come, which knows the
-source of every parameter's value, so that a call costs comparing some bytes and decoding
-the values. Frames whose handlers are all inline, or async and do not wait, are answered at once;
-one whose handler waits, or runs in a thread, is handed on to ``spoakit.agent._suspension_cy``.
+Plain Python that compiles to C (see ``spoakit._cython``).
 
-Each message is one guarded step: whatever finding its values, or calling its handler, raises
-costs that message alone (`CallErrors.record_failure`), but for an InvalidFrameError of a payload
-that cannot be read.
+Theory of operation
+-------------------
+An engine sends the same few messages again and again, so the next frame nearly always has the
+*shape* of the last one: one message, the same name, the same argument names and wire types. The
+dispatcher predicts that, and tries the cheapest way first. A wrong prediction costs a comparison
+of bytes, never a wrong result: the next step of the ladder parses the bytes again.
+
+::
+
+    a read                             handled by         cost is paid once for
+      |
+      +- one NOTIFY of the           -> try_single          the frame; its ACK is returned,
+      |  predicted shape                                    not buffered
+      |        no |
+      +- only whole NOTIFYs          -> try_batch           the read
+      |        no |                       |
+      +- anything else               -> dispatch            the events, which AgentConnection
+         (other types, fragments)         |                 has parsed
+                                          v
+                           for the frames at the front:
+                 +- the predicted shape  -> _dispatch_run   the run: one parse, one clock
+                 |        no |                              reading, one encoding of ACKs
+                 +- any other NOTIFY     -> _dispatch_any   each message
+                                              |
+                                              +- a handler waits, or needs a thread
+                                                   -> suspend: `_suspension_cy` keeps the frame
+                                                      and resumes it at `dispatch_message`
+
+1. **Single.** `try_single` parses and answers a read that is exactly one frame of the predicted
+   shape, for an inline handler or an observer. The cost of a lone frame is mostly around it, so
+   this step does nothing else.
+2. **Batch.** `try_batch` splits a read into NOTIFYs in one call and passes them to `dispatch`.
+   `_dispatch_run` parses as many frames of the predicted shape as there are in a row, calls the
+   handler for each, and encodes their ACKs together.
+3. **Any.** `_dispatch_any` handles a frame of another shape, or of several messages, message by
+   message. Then `_predict` decides if its shape becomes the prediction: only a message with a
+   single handler that is not threaded, and without parameters that need the frame itself.
+4. **Suspended.** An async handler's task runs its first step at once, and mostly ends in it. If it
+   waits, or the handler is threaded, the frame becomes a `SuspendedFrame`.
+
+A `BoundHandler` is one handler in one worker. It keeps a `CallPlan` for each shape of its message:
+a parser for the arguments, and a template of the values that do not come from them. Making a plan
+(`plan_calls`, `bind_arguments`) is slow and happens once for a shape.
+
+**Errors.** Each message is one guarded step. An exception raised by parsing its values or calling
+its handler costs that message alone (`CallErrors.record_failure`). The exception is an
+InvalidFrameError of a malformed payload, which ends the connection.
 """
 
 from __future__ import annotations
@@ -56,37 +96,37 @@ else:
 
 COMPILED: bool = cython.compiled
 
-# Shapes differ by what is NULL and by configuration, so there are few. A peer that makes
-# more has them planned anew.
+# Limit on plans of a handler. Shapes differ by NULLs and by configuration, so a few are enough;
+# a peer that sends more has its oldest plan replaced.
 MAX_PLANS: int = 16
 
-# Names that a log line lists at most.
+# Limit on names in a log line.
 _MAX_SHOWN: int = 16
 
-# Bytes; with more to send, `Dispatcher.dispatch` returns, so that a peer that does not read
-# its ACKs is noticed.
+# Bytes in the output buffer at which `Dispatcher.dispatch` returns, so that the caller notices a
+# peer that does not read its ACKs.
 MAX_OUTGOING: int = 256 * 1024
 _MAX_OUTGOING = cython.declare(cython.Py_ssize_t, 256 * 1024)
 
-# Pending calls of observers; with this many, no more are waited for.
-MANY_OBSERVATIONS: int = 16
-_MANY_OBSERVATIONS = cython.declare(cython.Py_ssize_t, 16)
+# Pending calls of observers at which a batch is made at once.
+OBSERVER_BATCH: int = 16
+_OBSERVER_BATCH = cython.declare(cython.Py_ssize_t, 16)
 
-_NOTHING: Sequence[Any] = ()
+_NO_FRAMES: Sequence[Any] = ()
 
-# Seconds; an inline handler holds up every connection of its worker.
+# Seconds on the event loop after which calls are logged: they block all connections of a worker.
 SLOW = cython.declare(cython.double, 0.010)
 
 
 @cython.final
 @cython.cclass
 class CallPlan:
-    """Recipe for calls of one handler by messages of one shape; see `plan`."""
+    """Recipe for calls of one handler by messages of one shape; see `plan_calls`."""
 
     _reader: ArgumentReader
     _template: list[Any]
     _injected: tuple[tuple[int, Any], ...]
-    # The places of the agreed max-frame-size among the values; None, as mostly, without any.
+    # Indexes of the agreed max-frame-size among the values; None, as usual, if there are none.
     _frame_sizes: tuple[int, ...] | None
     _mismatch: str | None
 
@@ -108,16 +148,16 @@ class CallPlan:
 @cython.final
 @cython.cclass
 class BoundHandler:
-    """One handler in one worker.
+    """Handler in one worker, with its call plans and counters.
 
     Args:
         handler: the handler.
-        function: the handler's function in its middleware, taking all values by position.
-        resources: gives the object for the type of each RESOURCE parameter.
-        seconds: counts the time that each call takes.
-        ack_seconds: counts the time from the reading of each frame to its ACK.
-        on_error: called with the error of each call that failed, an exception of the handler's
-            own or a `CallError`. For tests.
+        function: the handler's function with its middleware; accepts all values by position.
+        resources: called with the type of a RESOURCE parameter, returns the object.
+        seconds: histogram of the time that each call takes.
+        ack_seconds: histogram of the time from reading a frame to its ACK.
+        on_error: for tests; called with the error of each failed call, the handler's exception or
+            a `CallError`.
     """
 
     _handler: Handler
@@ -168,7 +208,7 @@ class BoundHandler:
 
     @property
     def timeout(self) -> float:
-        """Seconds from the reading of the frame to the fallback, for calls that take time."""
+        """Seconds from reading the frame to the fallback, for async and threaded handlers."""
         return self._timeout
 
     @property
@@ -187,7 +227,7 @@ class BoundHandler:
         return self._function(*values)
 
     def add_result(self, result: Any, actions: list[Any]) -> None:
-        """Add the actions that a call has returned; its fallback's where it failed."""
+        """Add the actions of a call's result; the fallback if the call failed."""
         if type(result) is Failure:
             self._errors.record_failure(result.error)
             extend_actions(actions, self._fallback)
@@ -199,24 +239,24 @@ class BoundHandler:
             extend_actions(actions, self._fallback)
 
     def observe_wait(self, began: float, received: float, now: float) -> None:
-        """Count a call that took time, and the frame whose ACK follows; times of one clock."""
+        """Record the times of a suspended call and its frame; all are on the monotonic clock."""
         self._seconds._observe(now - began, 1)
         self._ack_seconds._observe(now - received, 1)
 
     def bind_values(self, cursor: Cursor, notify: Notify, link: EngineLink) -> list[Any] | None:
-        """Go past the message at the cursor; return the values to call the handler with.
+        """Parse the message at the cursor; return the values to call the handler with.
 
         Returns:
-            None if it cannot be called, which has been counted and logged.
+            None if the handler cannot be called. The error has been counted and logged.
 
         Raises:
-            InvalidFrameError: the message cannot be read.
+            InvalidFrameError: the message is malformed.
         """
         start: cython.Py_ssize_t = cursor.tell()
         try:
             return self._bind_values(start, cursor, notify, link)
         except BaseException as error:
-            # The message's fault, or that of the code that makes a value?
+            # Decoding raises if the message is malformed; otherwise making a value failed.
             cursor.seek(start)
             decode_message(cursor)
             self._errors.record_failure(error)
@@ -233,21 +273,21 @@ class BoundHandler:
             known = self._last
             values = known._template.copy()
             if known._reader.parse(cursor, values):
-                return self._finish(known, values, start, cursor, notify, link)
+                return self._complete(known, values, start, cursor, notify, link)
         for known in self._plans:
             values = known._template.copy()
             if known._reader.parse(cursor, values):
                 self._last = known
-                return self._finish(known, values, start, cursor, notify, link)
-        known = self._learn(cursor)
+                return self._complete(known, values, start, cursor, notify, link)
+        known = self._add_plan(cursor)
         cursor.seek(start)
         values = known._template.copy()
         known._reader.parse(cursor, values)
-        return self._finish(known, values, start, cursor, notify, link)
+        return self._complete(known, values, start, cursor, notify, link)
 
     @cython.cfunc
     @cython.inline
-    def _finish(
+    def _complete(
         self,
         known: CallPlan,
         values: list[Any],
@@ -260,15 +300,15 @@ class BoundHandler:
             self._errors.record_mismatch(known._mismatch, link.peer)
             return None
         if known._frame_sizes is not None:
-            _put_frame_size(known._frame_sizes, values, link)
+            _set_frame_size(known._frame_sizes, values, link)
         if known._injected:
             self._inject(known._injected, values, start, cursor, notify, link)
         return values
 
-    def _learn(self, cursor: Cursor) -> CallPlan:
-        """Plan calls for the shape of the message at the cursor, and go past it."""
+    def _add_plan(self, cursor: Cursor) -> CallPlan:
+        """Plan calls for the shape of the message at the cursor, and move past the message."""
         name, shape = cursor.message_shape()
-        made = plan(self._handler, name, shape, self._resources)
+        made = plan_calls(self._handler, name, shape, self._resources)
         if len(self._plans) >= MAX_PLANS:
             del self._plans[0]
         self._plans.append(made)
@@ -284,7 +324,7 @@ class BoundHandler:
         notify: Notify,
         link: EngineLink,
     ) -> None:
-        """Fill in the values that come from the frame."""
+        """Fill in the values that come from the frame: PerFrame, Message and Context."""
         if notify.state is None:
             notify.state = FrameState(link.received)
         state: Any = notify.state
@@ -308,14 +348,14 @@ class BoundHandler:
 
 
 @cython.cfunc
-def _put_frame_size(slots: tuple[int, ...], values: list[Any], link: EngineLink) -> object:
+def _set_frame_size(slots: tuple[int, ...], values: list[Any], link: EngineLink) -> object:
     """Fill in the agreed max-frame-size, which is the same for all frames of a connection."""
     for slot in slots:
         values[slot] = link.max_frame_size
     return None
 
 
-def plan(
+def plan_calls(
     handler: Handler,
     name: bytes,
     shape: list[tuple[bytes, Any]],
@@ -330,7 +370,7 @@ def plan(
             extra += f" and {len(binding.extra) - _MAX_SHOWN} more"
         once_a_minute.warning(
             (handler.name, extra),
-            "message %s has arguments that handler %s does not take: %s",
+            "message %s has arguments that handler %s has no parameters for: %s",
             handler.message,
             handler.name,
             extra,
@@ -359,22 +399,24 @@ def plan(
 @cython.final
 @cython.cclass
 class Dispatcher:
-    """Router of messages to their handlers; one for a worker.
+    """Dispatcher of messages to their handlers; one for a worker.
 
     Args:
-        routes: the handlers of each message; one that answers stands before observers.
-        suspend: takes over a frame with a call that waits (None if the next one is for a thread),
-            with the cursor (None behind the last message), the actions so far, and the observers'
-            calls that are due once its ACK is written; tells if its connection takes more frames.
-        await_call: makes the coroutine of an async handler's call, which ends the call with the
+        routes: the handlers of each message; the one that answers comes before the observers.
+        suspend: `Suspender.suspend`. It gets a frame with its pending call (None if the next
+            message is for a thread), the cursor (None after the last message), the actions so far,
+            and the calls of observers to make after the ACK. Returns False if the connection
+            accepts no more frames now.
+        await_call: returns the coroutine of an async handler's call, which ends the call with the
             handler's result or a `Failure`.
-        start: starts a task of a coroutine and a name; it has run to its end, or to what it waits
-            for first.
-        schedule: schedules `run_observers`, which is given to it, once the ACKs that are due
-            have been written; called with the first pending call of an observer.
-        hurry: schedules the same soon; called once `MANY_OBSERVATIONS` calls are pending.
-        max_messages: messages that a frame may have; the handlers of that many may have been
-            called when a frame is found to have more.
+        start: called with a coroutine and a name; returns a task that has run to its first await
+            that blocks, or to its end.
+        schedule: called with `run_observers` when the first call of an observer is pending;
+            schedules it after the ACKs that are due have been written.
+        schedule_soon: called with `run_observers` when `OBSERVER_BATCH` calls are pending;
+            schedules it for the next round of the event loop.
+        max_messages: limit on the messages of a frame. When a frame turns out to have more, the
+            handlers of this many may have been called.
     """
 
     _routes: dict[bytes, Any]
@@ -383,11 +425,11 @@ class Dispatcher:
     _start: Any
     _started: Any
     _schedule: Any
-    _hurry: Any
+    _schedule_soon: Any
     _observations: list[Any]
     _clock: cython.double
     _received: cython.double
-    _expected: Any
+    _predicted: Any
     _frames: cython.ulonglong
     _oversized: cython.ulonglong
     _unknown: cython.ulonglong
@@ -411,7 +453,7 @@ class Dispatcher:
         await_call: Callable[[PendingCall, BoundHandler, list[Any]], Coroutine[Any, Any, None]],
         start: Callable[[Coroutine[Any, Any, None], str], Task[None]],
         schedule: Callable[[Callable[[int], bool]], object],
-        hurry: Callable[[Callable[[int], bool]], object],
+        schedule_soon: Callable[[Callable[[int], bool]], object],
         max_messages: int = DEFAULT_MAX_MESSAGES,
     ) -> None:
         self._routes = dict(routes)
@@ -420,11 +462,11 @@ class Dispatcher:
         self._start = start
         self._started = None
         self._schedule = schedule
-        self._hurry = hurry
+        self._schedule_soon = schedule_soon
         self._max_messages = max_messages
         self._observations = []
         self._clock = self._received = 0.0
-        self._expected = None
+        self._predicted = None
         self._frames = 0
         self._oversized = 0
         self._unknown = 0
@@ -450,30 +492,30 @@ class Dispatcher:
         return self._unknown
 
     def start_clock(self, now: float, received: float) -> None:
-        """Note the time before calls of `dispatch_message`, and when the frame was received."""
+        """Set the times that the next calls of `dispatch_message` are measured from."""
         self._clock = now
         self._received = received
 
     def pop_started(self) -> PendingCall | None:
-        """Return the call that the frame waits for; None if it is for a thread, and not started."""
+        """Return the call that the frame waits for; None if it has to be started in a thread."""
         started: PendingCall | None = self._started
         self._started = None
         return started
 
     def try_batch(self, data: bytes, limit: int, link: EngineLink) -> Sequence[Any] | None:
-        """Handle a read that is whole NOTIFYs and nothing else, as nearly all reads are.
+        """Handle a read that is unfragmented NOTIFYs only, as nearly all reads are.
 
         Args:
-            data: what was received, by a connection that is between two frames.
-            limit: the largest FRAME-LENGTH that is taken.
+            data: the bytes of the read; the connection is between two frames.
+            limit: the largest FRAME-LENGTH that is accepted.
             link: the connection.
 
         Returns:
-            The frames that `dispatch` has left; None if the read is something else, and
+            The frames that `dispatch` has not handled; None if the read is anything else, and
             nothing has been done.
 
         Raises:
-            InvalidFrameError: a payload cannot be read; its frame has no ACK then.
+            InvalidFrameError: a payload is malformed; its frame gets no ACK.
         """
         frames: list[Any] = []
         try:
@@ -485,22 +527,23 @@ class Dispatcher:
         handled: cython.Py_ssize_t = self.dispatch(frames, 0, link)
         if handled < len(frames):
             return frames[handled:]
-        return _NOTHING
+        return _NO_FRAMES
 
     def try_single(self, data: bytes, received: float, link: EngineLink) -> bytes | None:
-        """Answer `data` if it is exactly one NOTIFY of the expected shape.
+        """Fast path: answer `data` if it is exactly one NOTIFY of the predicted shape.
 
         Args:
-            data: what was received, by a connection that is between two frames.
-            received: when that was; whatever runs until its handler is called is quick.
+            data: the bytes of the read; the connection is between two frames.
+            received: the time of the read. It also stands for the time of the call, which follows
+                at once.
             link: the connection.
 
         Returns:
-            Its ACK, not in ``link.outgoing``; None if the read is something else, and nothing
-            has been done.
+            The ACK, which is not in ``link.outgoing``; None if the read is anything else, and
+            nothing has been done.
         """
-        known: CallPlan = self._expected_plan()
-        if known is None or self._expects_async():
+        known: CallPlan = self._predicted_plan()
+        if known is None or self._predicts_async():
             return None
         values: list[Any] = known._template.copy()
         try:
@@ -510,11 +553,11 @@ class Dispatcher:
         if ids is None:
             return None
         if known._frame_sizes is not None:
-            _put_frame_size(known._frame_sizes, values, link)
+            _set_frame_size(known._frame_sizes, values, link)
         self._clock = received
         self._frames += 1
         calls: list[Any] = [values]
-        self._call_expected(calls, received)
+        self._call_predicted(calls, received)
         ack = encode_ack(ids, calls[0], link.max_frame_size)
         if ack is None:
             self.oversized_ack(link)
@@ -525,20 +568,20 @@ class Dispatcher:
         """Handle frames, and append their ACKs to ``link.outgoing``.
 
         Args:
-            events: what was received.
-            first: the index of the first event to look at.
-            link: the connection they came by.
+            events: events of the connection.
+            first: the index of the first event to handle.
+            link: the connection.
 
         Returns:
-            The index behind the last frame that was handled or has to wait (``link.finish`` is
-            called with such a one, maybe before this returns). It ends in front of an event that
-            is no frame, where the link takes no more frames, and where over `MAX_OUTGOING` bytes
-            are to be sent.
+            The index after the last frame that was handled or suspended. A suspended frame ends
+            with ``link.finish``, which may happen before this returns. Dispatching stops at an
+            event that is not a NOTIFY, when the link accepts no more frames, and when more than
+            `MAX_OUTGOING` bytes are in the buffer.
 
         Raises:
-            InvalidFrameError: a payload cannot be read; its frame has no ACK then.
+            InvalidFrameError: a payload is malformed; its frame gets no ACK.
         """
-        # Whatever runs between here and the first handler is quick.
+        # Little runs between here and the first handler, so one reading of the clock is enough.
         self._clock = monotonic()
         self._received = link.received
         index: cython.Py_ssize_t = first
@@ -556,8 +599,8 @@ class Dispatcher:
                         break
                     goes_on = self._dispatch_any(event, out, limit, link)
                     handled += 1
-                elif self._expects_async():
-                    goes_on = link.takes_frames
+                elif self._predicts_async():
+                    goes_on = link.accepts_frames
                 index = handled
         finally:
             self._frames += index - first
@@ -573,36 +616,36 @@ class Dispatcher:
         limit: cython.Py_ssize_t,
         link: EngineLink,
     ) -> cython.Py_ssize_t:
-        """Handle frames that look like the last one, up to one that does not.
+        """Handle frames of the predicted shape, up to the first of another shape.
 
-        They are read together, called one after the other, and their ACKs encoded together: each
-        of the two is a call into another module.
+        Frames are parsed together and their ACKs are encoded together, because each of the two is
+        a call into another module.
 
         Returns:
-            The index behind the last one.
+            The index after the last frame that was handled.
         """
-        known: CallPlan = self._expected_plan()
+        known: CallPlan = self._predicted_plan()
         if known is None:
             return first
-        # So many ACKs cannot exceed _MAX_OUTGOING by more than one.
-        most: cython.Py_ssize_t = (_MAX_OUTGOING - len(out)) // limit + 1
+        # Limits the ACKs of this run, so that at most one of them exceeds _MAX_OUTGOING.
+        max_frames: cython.Py_ssize_t = (_MAX_OUTGOING - len(out)) // limit + 1
         ids: list[Any] = []
         calls: list[Any] = []
         template: list[Any] = known._template
         if known._frame_sizes is not None:
             template = template.copy()
-            _put_frame_size(known._frame_sizes, template, link)
+            _set_frame_size(known._frame_sizes, template, link)
         behind: cython.Py_ssize_t = known._reader.parse_run(
-            events, first, most, template, ids, calls
+            events, first, max_frames, template, ids, calls
         )
         if behind == first:
             return first
-        bound: BoundHandler = self._expected
+        bound: BoundHandler = self._predicted
         if bound._async:
             started: cython.Py_ssize_t = self._start_calls(bound, events, first, ids, calls, link)
             behind = first + started
         else:
-            self._call_expected(calls, self._received)
+            self._call_predicted(calls, self._received)
         oversized: cython.Py_ssize_t = append_acks(out, ids, calls, limit)
         while oversized > 0:
             self.oversized_ack(link)
@@ -611,9 +654,9 @@ class Dispatcher:
 
     @cython.cfunc
     @cython.exceptval(-1, check=False)
-    def _call_expected(self, calls: list[Any], received: cython.double) -> cython.Py_ssize_t:
-        """Call the expected handler; replace each call's values by its actions."""
-        bound: BoundHandler = self._expected
+    def _call_predicted(self, calls: list[Any], received: cython.double) -> cython.Py_ssize_t:
+        """Call the predicted handler; replace each call's values with its actions."""
+        bound: BoundHandler = self._predicted
         index: cython.Py_ssize_t
         count: cython.Py_ssize_t = len(calls)
         if bound._observer:
@@ -623,8 +666,8 @@ class Dispatcher:
             return 0
         for index in range(count):
             calls[index] = self._call(bound, calls[index])
-        # Looking at the clock costs as much as a small handler: once for all.
-        self._time(bound, count, count)
+        # Reading the clock costs as much as a small handler, so it is read once for all calls.
+        self._record_time(bound, count, count)
         bound._ack_seconds._observe(self._clock - received, count)
         return 0
 
@@ -639,12 +682,12 @@ class Dispatcher:
         calls: list[Any],
         link: EngineLink,
     ) -> cython.Py_ssize_t:
-        """Start calls of the expected handler, an async one, as long as the link takes frames.
+        """Start calls of the predicted async handler, while the link accepts frames.
 
-        Afterwards ``ids`` and ``calls`` have what can be acknowledged, with the actions.
+        Afterwards ``ids`` and ``calls`` have the ids and the actions of the calls that have ended.
 
         Returns:
-            How many calls were started.
+            The number of calls that were started.
         """
         count: cython.Py_ssize_t = len(calls)
         index: cython.Py_ssize_t = 0
@@ -662,22 +705,22 @@ class Dispatcher:
                 )
             index += 1
         del ids[done:], calls[done:]
-        self._time(bound, index, done)
+        self._record_time(bound, index, done)
         bound._ack_seconds._observe(self._clock - self._received, done)
         return index
 
     @cython.cfunc
     @cython.inline
     @cython.exceptval(-1, check=False)
-    def _expects_async(self) -> cython.bint:
-        bound: BoundHandler = self._expected
+    def _predicts_async(self) -> cython.bint:
+        bound: BoundHandler = self._predicted
         return bound is not None and bound._async
 
     @cython.cfunc
     @cython.inline
-    def _expected_plan(self) -> Any:
-        """Return the plan for the expected shape; None if there is none."""
-        bound: BoundHandler = self._expected
+    def _predicted_plan(self) -> Any:
+        """Return the plan for the predicted shape; None without a prediction."""
+        bound: BoundHandler = self._predicted
         if bound is None:
             return None
         known: CallPlan = bound._last
@@ -688,7 +731,7 @@ class Dispatcher:
     def _dispatch_any(
         self, notify: Notify, out: bytearray, limit: int, link: EngineLink
     ) -> cython.bint:
-        """Handle a frame, or have it wait; False if no more may be handled."""
+        """Handle or suspend a frame; return False if the link accepts no more frames."""
         cursor: Cursor = notify.cursor(self._max_messages)
         actions: list[Any] = []
         observations: list[Any] = []
@@ -714,25 +757,25 @@ class Dispatcher:
         actions: list[Any],
         observations: list[Any],
     ) -> bool:
-        """Handle the message at the cursor, and go past it.
+        """Handle the message at the cursor, and move past it.
 
         Args:
-            cursor: in front of the message.
+            cursor: a cursor at the message.
             notify: its frame.
-            link: the connection it came by.
-            actions: gains those of its handler.
-            observations: gains the calls that `call_observers` is to make after the ACK.
+            link: the connection.
+            actions: the handler's actions are appended.
+            observations: the calls for `call_observers` to make after the ACK are appended.
 
         Returns:
-            False if the frame has to wait for its handler. An async one has been called then, see
-            `pop_started`; a threaded one has not, and the cursor has not moved.
+            False if the frame has to wait for the handler. An async handler has been called, see
+            `pop_started`. A threaded one has not been called, and the cursor has not moved.
 
         Raises:
-            InvalidFrameError: the message cannot be read.
+            InvalidFrameError: the message is malformed.
         """
         handlers: Any = self._routes.get(cursor.message_name())
         if handlers is None:
-            self._skip(cursor, link)
+            self._skip_unknown(cursor, link)
             return True
         bound: BoundHandler = handlers[0]
         start: cython.Py_ssize_t = cursor.tell()
@@ -743,7 +786,7 @@ class Dispatcher:
                 extend_actions(actions, bound._fallback)
             else:
                 extend_actions(actions, self._call(bound, values))
-                self._time(bound, 1, 1)
+                self._record_time(bound, 1, 1)
                 bound._ack_seconds._observe(self._clock - self._received, 1)
             observers = handlers[1:]
         elif bound._async:
@@ -751,13 +794,13 @@ class Dispatcher:
                 self.observe(handlers[1:], start, cursor, notify, link, observations)
                 cursor.seek(start)
             self._call_async(bound, cursor, notify, link, actions)
-            self._expect(handlers)
+            self._predict(handlers)
             return self._started is None
         elif not bound._observer:
             return False
         if observers:
             self.observe(observers, start, cursor, notify, link, observations)
-        self._expect(handlers)
+        self._predict(handlers)
         return True
 
     @cython.cfunc
@@ -769,13 +812,13 @@ class Dispatcher:
         link: EngineLink,
         actions: list[Any],
     ) -> object:
-        """Call an async handler; `_started` has the call if it waits."""
+        """Call an async handler; if it waits, `_started` is its call."""
         values: Any = bound.bind_values(cursor, notify, link)
         if values is None:
             extend_actions(actions, bound._fallback)
             return None
         done: cython.bint = self._start_call(bound, values, actions)
-        self._time(bound, 1, done)
+        self._record_time(bound, 1, done)
         bound._ack_seconds._observe(self._clock - self._received, done)
         return None
 
@@ -784,7 +827,7 @@ class Dispatcher:
     def _start_call(
         self, bound: BoundHandler, values: list[Any], actions: list[Any]
     ) -> cython.bint:
-        """Start a call of an async handler; False, and `_started` has the call, if it waits."""
+        """Start a call of an async handler; if it waits, set `_started` and return False."""
         call: PendingCall = PendingCall(bound, self._received + bound._timeout)
         try:
             call.task = self._start(self._await_call(call, bound, values), bound._name)
@@ -799,24 +842,24 @@ class Dispatcher:
         return False
 
     @cython.cfunc
-    def _expect(self, handlers: tuple[Any, ...]) -> object:
-        """Expect the next frames to be like this one, if that makes them simple to handle."""
+    def _predict(self, handlers: tuple[Any, ...]) -> object:
+        """Predict that the next frames have this shape, if `_dispatch_run` could handle them."""
         bound: BoundHandler = handlers[0]
         if bound._last is None or len(handlers) != 1:
-            return None  # without a plan where making one failed
+            return None  # without a plan, because making it failed
         known: CallPlan = bound._last
         if not known._injected and known._mismatch is None:
-            self._expected = bound
+            self._predicted = bound
         return None
 
     @cython.cfunc
     @cython.inline
     def _call(self, bound: BoundHandler, values: list[Any]) -> Any:
-        """Call an inline handler, and return actions, its fallback where it fails."""
+        """Call an inline handler; return its actions, or its fallback if it fails."""
         bound._calls += 1
         function: Any = bound._function
         try:
-            # One value, as is usual, needs no tuple.
+            # A single value, which is usual, is passed without making a tuple.
             actions: Any = function(values[0]) if len(values) == 1 else function(*values)
             if actions is not None and type(actions) is not Action:
                 actions = check_actions(actions)
@@ -834,7 +877,7 @@ class Dispatcher:
         link: EngineLink,
         observations: list[Any],
     ) -> None:
-        """Add the calls of observers with the message at ``start``, and go past it."""
+        """Add the observers' calls for the message at ``start``, and move past the message."""
         bound: BoundHandler
         for bound in handlers:
             cursor.seek(start)
@@ -850,19 +893,19 @@ class Dispatcher:
         waiting: cython.Py_ssize_t = len(self._observations)
         if waiting == 1:
             self._schedule(self.run_observers)
-        elif waiting == _MANY_OBSERVATIONS:
-            self._hurry(self.run_observers)
+        elif waiting == _OBSERVER_BATCH:
+            self._schedule_soon(self.run_observers)
         return 0
 
-    def run_observers(self, most: int = 0) -> bool:
-        """Make `most` of the pending observers' calls, or all; return True if some are left."""
+    def run_observers(self, max_calls: int = 0) -> bool:
+        """Make up to `max_calls` pending observers' calls, all for 0; True if any are left."""
         observations: list[Any] = self._observations
-        self._observations = observations[most:] if most else []
-        self._call_observers(observations[:most] if most else observations)
+        self._observations = observations[max_calls:] if max_calls else []
+        self._call_observers(observations[:max_calls] if max_calls else observations)
         return bool(self._observations)
 
     def call_observers(self, observations: list[Any]) -> None:
-        """Make calls of observers of frames whose ACKs are written."""
+        """Make calls of observers; the ACKs of their frames have been written."""
         self._call_observers(observations)
 
     @cython.cfunc
@@ -877,27 +920,27 @@ class Dispatcher:
                 function(*values)
             except BaseException as error:
                 bound._errors.record_failure(error)
-            self._time(bound, 1, 1)
+            self._record_time(bound, 1, 1)
         return None
 
     def oversized_ack(self, link: EngineLink) -> None:
-        """Count and log an ACK that lost its actions because they did not fit."""
+        """Count and log an ACK that was sent without its actions, which did not fit."""
         self._oversized += 1
         throttle.warning(
             "oversized",
-            "an ACK to %s exceeded the agreed %d bytes and was sent without its actions: "
+            "an ACK to %s exceeded the agreed %d bytes and was sent without its actions; "
             "raise tune.bufsize and max-frame-size, or set shorter values",
             link.peer,
             link.max_frame_size,
         )
 
-    def _skip(self, cursor: Cursor, link: EngineLink) -> None:
+    def _skip_unknown(self, cursor: Cursor, link: EngineLink) -> None:
         self._unknown += 1
         name, _ = cursor.message_shape()
         shown: str = show_name(name)
         once_a_minute.warning(
             shown,
-            "message %s from %s has no handler here: check the names of the spoe-messages",
+            "message %s from %s has no handler; check the names of the spoe-messages",
             shown,
             link.peer,
         )
@@ -905,18 +948,18 @@ class Dispatcher:
     @cython.cfunc
     @cython.inline
     @cython.exceptval(-1, check=False)
-    def _time(
+    def _record_time(
         self, bound: BoundHandler, calls: cython.Py_ssize_t, ended: cython.Py_ssize_t
     ) -> cython.Py_ssize_t:
-        """Count the time of the last calls; log them if they held up everything for long.
+        """Record the time of the last calls, and log them if they blocked the event loop for long.
 
-        Of those that have ended each counts with their mean: a look at the clock costs as much as a
-        small handler.
+        Calls that have ended are recorded with their mean time, since reading the clock for each
+        would cost as much as a small handler.
         """
         now: cython.double = monotonic()
         took: cython.double = now - self._clock
         if took > SLOW:
-            bound._errors.slow(took, calls)
+            bound._errors.record_slow(took, calls)
         if ended > 0:
             bound._seconds._observe(took / calls, ended)
         self._clock = now

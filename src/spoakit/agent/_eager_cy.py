@@ -1,4 +1,4 @@
-"""Tasks whose first step runs at once, so that one that never waits costs no round of the loop.
+"""Eager tasks: the first step runs at once, so a task that never waits costs no loop round.
 
 Hot code: plain Python that compiles to C (see ``spoakit._cython``).
 """
@@ -26,11 +26,11 @@ _EAGERLY: dict[str, Any] = {"eager_start": True}
 @cython.final
 @cython.cclass
 class TaskStarter:
-    """Starter of tasks in one event loop, and on Python 3.11 a stand-in for it as they are made.
+    """Starter of eager tasks in one event loop.
 
-    A task schedules its first step with the loop it is made with. This one keeps the step, and
-    then the task is given the true loop, as any future is, before the step runs. From Python 3.12
-    on, tasks have `eager_start` for that.
+    From Python 3.12 on this is `eager_start`. In Python 3.11 the task is created with this object
+    in place of its loop: `call_soon` keeps the first step instead of scheduling it. Before the
+    step runs, the task gets the real loop.
 
     Args:
         loop: the event loop.
@@ -46,9 +46,9 @@ class TaskStarter:
         self._context = None
 
     def start(self, coroutine: Coroutine[Any, Any, Any], name: str) -> Task[Any]:
-        """Return a task that has run to its end, or to what it waits for first.
+        """Return a task that has run to its first await that blocks, or to its end.
 
-        It is `current_task()` meanwhile, and runs in a copy of the current context, as any task.
+        Meanwhile it is `current_task()`, and runs in a copy of the current context, like any task.
         """
         loop: Any = self._loop
         task: Task[Any]
@@ -65,7 +65,7 @@ class TaskStarter:
         if outer is None:
             context.run(step)
             return task
-        # No two tasks are current at once.
+        # Only one task may be current.
         _leave_task(loop, outer)
         try:
             context.run(step)
@@ -74,10 +74,10 @@ class TaskStarter:
         return task
 
     def get_debug(self) -> bool:
-        """Return False: a task that asks has been made here."""
+        """Return False; a new task asks its loop for this."""
         return False
 
     def call_soon(self, step: Any, *, context: Any) -> None:
-        """Keep a task's first step, and the context that it is to run in."""
+        """Keep a task's first step and its context; called by the constructor of `Task`."""
         self._step = step
         self._context = context

@@ -1,8 +1,8 @@
 """Frames whose ACK waits for ``async def`` and threaded handlers. Hot code.
 
-Plain Python that compiles to C (see ``spoakit._cython``). The messages of a frame are handled one
-after the other, in their order; frames run concurrently. Where a call fails, or has not finished at
-its deadline, its handler's fallback stands in for its actions, and the frame is resumed.
+Plain Python that compiles to C (see ``spoakit._cython``). The messages of a frame are handled in
+order, one at a time; frames run concurrently. If a call fails or misses its deadline, the handler's
+fallback replaces its actions, and the frame is resumed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ COMPILED: bool = cython.compiled
 @cython.final
 @cython.cclass
 class Suspender:
-    """Keeper of frames whose calls take time, and watch of their deadlines; one for a worker.
+    """Suspended frames of one worker: their calls, deadlines and threads.
 
     Args:
         loop: the event loop.
@@ -68,7 +68,7 @@ class Suspender:
         actions: list[Action],
         observations: list[Any],
     ) -> bool:
-        """Take over a frame, and tell if its connection takes more: see `Dispatcher`."""
+        """Suspend a frame; return False if its connection accepts no more: see `Dispatcher`."""
         frame: SuspendedFrame = SuspendedFrame(
             self, dispatcher, notify, link, cursor, actions, observations
         )
@@ -77,10 +77,10 @@ class Suspender:
             frame._resume()
         else:
             frame._wait_for(call)
-        return link.takes_frames
+        return link.accepts_frames
 
     def resume(self, calls: list[Any]) -> None:
-        """Go on with the frames of calls that have ended, up to their ACKs if they are done."""
+        """Resume the frames of ended calls, and send the ACKs of frames that are done."""
         now: cython.double = monotonic()
         link: Any = None
         finished: list[Any] = []
@@ -107,15 +107,15 @@ class Suspender:
         finally:
             _finish(link, finished)
             if index < len(calls):
-                # What was raised ends the process, or it goes on with these.
+                # If the exception does not end the process, the rest is handled.
                 self._loop.call_soon(self.resume, calls[index:])
 
     @cython.cfunc
     def _submit(self, call: PendingCall, values: list[Any]) -> object:
-        """Have a thread make a call.
+        """Make a call in a thread.
 
         Raises:
-            RefusedError: there is no thread for it.
+            RefusedError: no thread is free.
         """
         if self._threads is None:
             self._threads = ThreadPool(self._loop)
@@ -124,7 +124,7 @@ class Suspender:
 
     @cython.cfunc
     def _watch(self, call: PendingCall) -> object:
-        """Make a call expire at its deadline."""
+        """Watch the deadline of a call."""
         deadlines: Any = self._deadlines.get(call.bound)
         if deadlines is None:
             deadlines = self._deadlines[call.bound] = Deadlines(self._loop, _expire)
@@ -133,12 +133,12 @@ class Suspender:
 
     @cython.cfunc
     def _call_soon(self, function: Any, argument: Any) -> object:
-        """Have the event loop call a function in its next round."""
+        """Call a function in the next round of the event loop."""
         self._loop.call_soon(function, argument)
         return None
 
     def close(self) -> None:
-        """Stop timers and threads; of calls that still run, nothing is sent."""
+        """Stop timers and threads. Calls that still run are ignored."""
         self._ended.close()
         for deadlines in self._deadlines.values():
             deadlines.close()
@@ -156,7 +156,7 @@ def _finish(link: Any, frames: list[Any]) -> object:
 
 @cython.cfunc
 def _check_ignored(call: PendingCall) -> object:
-    """Let an error out that must end more than its call, though nobody waits for that."""
+    """Raise the error of a call that no frame waits for, if it must end the process."""
     result: Any = call.pop_result()
     if type(result) is Failure:
         propagate_fatal(result.error)
@@ -164,7 +164,7 @@ def _check_ignored(call: PendingCall) -> object:
 
 
 def _expire(call: PendingCall) -> None:
-    """Give a call up at its deadline."""
+    """Cancel a call at its deadline, and resume its frame with the fallback."""
     frame: SuspendedFrame = call.frame
     call.cancel()
     call.bound.errors.record_deadline()
@@ -175,17 +175,17 @@ def _expire(call: PendingCall) -> None:
 @cython.freelist(256)
 @cython.cclass
 class SuspendedFrame:
-    """A frame that waits for the call of one of its messages, or is between two.
+    """Frame that waits for the call of one of its messages.
 
     Args:
-        suspender: watches its calls.
-        dispatcher: handles the messages that take no time.
+        suspender: the suspender that watches its calls.
+        dispatcher: the dispatcher that handles its other messages.
         notify: the frame.
-        link: the connection it came by.
-        cursor: behind the message whose call has started, or in front of one for a thread; None
-            behind the last one.
-        actions: those of the messages before.
-        observations: the calls of observers that are due once the ACK is written.
+        link: the connection.
+        cursor: a cursor after the message whose call has started, or at a message for a thread;
+            None after the last message.
+        actions: the actions of the messages so far.
+        observations: the calls of observers to make after the ACK.
     """
 
     _suspender: Suspender
@@ -198,7 +198,7 @@ class SuspendedFrame:
     _call: Any
     _size: cython.Py_ssize_t
     _received: cython.double
-    _began: cython.double  # when its last call did
+    _began: cython.double  # start of its current call
 
     def __init__(
         self,
@@ -240,11 +240,11 @@ class SuspendedFrame:
 
     @property
     def size(self) -> int:
-        """The bytes of its payload."""
+        """Size of its payload in bytes."""
         return self._size
 
     def cancel(self) -> None:
-        """Give the call up, because the connection has ended."""
+        """Cancel the call, because the connection has ended."""
         if self._call is not None:
             self._call.cancel()
             self._call = None
@@ -252,7 +252,7 @@ class SuspendedFrame:
     @cython.cfunc
     @cython.inline
     def _has_more(self) -> cython.bint:
-        """Return whether anything is to do besides the ACK."""
+        """Return whether messages or calls of observers remain."""
         return self._cursor is not None or len(self._observations) > 0
 
     @cython.cfunc
@@ -267,7 +267,7 @@ class SuspendedFrame:
 
     @cython.cfunc
     def _expire_call(self, bound: BoundHandler) -> object:
-        """Go on without the call: its handler's fallback stands in for its actions."""
+        """Resume without the call: the handler's fallback replaces its actions."""
         self._call = None
         extend_actions(self._actions, bound.handler.fallback)
         self._began = monotonic()
@@ -276,23 +276,23 @@ class SuspendedFrame:
 
     @cython.cfunc
     def _resume(self) -> object:
-        """Handle messages up to one that the frame has to wait for, or to the end."""
+        """Handle messages until one has to wait, or all are done."""
         if self._cursor is not None:
             try:
                 if not self._handle_messages():
                     return None
             except InvalidFrameError as error:
-                self._link.fail(self, error)
+                self._link.close_with_error(self, error)
                 return None
         self._link.finish([self])
         if self._observations:
-            # `finish` has scheduled the write of the ACK, which thus comes before.
+            # `finish` has scheduled the write of the ACK, so it comes first.
             self._suspender._call_soon(self._dispatcher.call_observers, self._observations)
         return None
 
     @cython.cfunc
     def _handle_messages(self) -> cython.bint:
-        """Handle the messages from the cursor on; False if the frame has to wait for one."""
+        """Handle the messages from the cursor on; return False if the frame has to wait."""
         dispatcher: Any = self._dispatcher
         cursor: Any = self._cursor
         notify: Any = self._notify
@@ -315,7 +315,7 @@ class SuspendedFrame:
 
     @cython.cfunc
     def _wait_for(self, call: PendingCall) -> object:
-        """Wait for a call that has started, or is about to."""
+        """Wait for a call that has started, or is about to start."""
         self._call = call
         call.frame = self
         call.ended = self._suspender._ended
@@ -325,7 +325,7 @@ class SuspendedFrame:
     @cython.cfunc
     @cython.exceptval(-1, check=False)
     def _submit(self) -> cython.bint:
-        """Have a thread make the call for the message at the cursor; False if it cannot be made."""
+        """Call the handler of the message at the cursor in a thread; return False on failure."""
         cursor: Any = self._cursor
         notify: Any = self._notify
         handlers: Any = self._dispatcher.routes[cursor.message_name()]

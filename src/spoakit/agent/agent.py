@@ -1,4 +1,4 @@
-"""`Agent`: what users declare their variables, handlers and resources on."""
+"""`Agent`: declarations of variables, handlers and resources."""
 
 import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -18,8 +18,8 @@ from spoakit.agent.handlers import (
     matches,
     with_middleware,
 )
-from spoakit.agent.parameters import ALLOWED, IPAddress, Role, describe, read_parameters
-from spoakit.agent.resources import Resource, read_resource
+from spoakit.agent.parameters import ALLOWED, IPAddress, Role, describe, parse_parameters
+from spoakit.agent.resources import Resource, parse_resource
 from spoakit.agent.variables import NAME, Variable
 from spoakit.exceptions import RegistrationError
 from spoakit.spop._encode_cy import Action
@@ -34,7 +34,7 @@ ReloadT = TypeVar("ReloadT", bound=Callable[[], None])
 ResourceT = TypeVar("ResourceT", bound=Callable[..., AsyncIterator[Any]])
 
 
-# What `@agent.resource()` passes on, which type checkers report where it decorates.
+# Default that makes `@agent.resource()` an error with an explanation, in place of a TypeError.
 _NO_FUNCTION: Any = None
 
 
@@ -46,42 +46,46 @@ def _is_number(value: object) -> bool:
 
 
 class Agent:
-    """One agent: the variables it sets, the messages it answers, the resources it needs.
+    """Agent: the variables it sets, the messages it handles, the resources it needs.
 
-    It is what one spoe-agent section of HAProxy talks to. Everything is declared when
-    its module is imported, and does nothing until a server or a test runs the agent.
+    It serves one spoe-agent section of HAProxy. Declarations are made when its module is imported,
+    and have no effect until a server or a test runs the agent.
 
     Args:
-        name: the agent's name, in HAProxy's configuration too.
-        var_prefix: what HAProxy puts before the names of its variables, the name with _
-            for - by default.
-        middleware: what to put around each handler when the agent starts, the first one
-            outermost: once in a service, before its workers are forked, and once for each
-            `Engine`. Each is called with the handler and the name of its message and
-            returns what is called instead, with the same arguments: for ``def`` handlers
-            a function, for ``async def`` ones what returns an awaitable.
+        name: the agent's name, also in HAProxy's configuration.
+        var_prefix: the prefix that HAProxy adds to the names of its variables; by default the
+            name with _ in place of -.
+        middleware: functions that wrap each handler, the first one outermost. They are applied
+            once in a service, before its workers are forked, and once for each `Engine`. Each is
+            called with the handler and the name of its message, and returns the function to call
+            with the same arguments: a function for a ``def``, and for an ``async def`` one that
+            returns an awaitable.
 
     Raises:
-        RegistrationError: HAProxy does not take the name or the prefix.
+        RegistrationError: HAProxy would refuse the name or the prefix.
     """
 
     def __init__(
         self, name: str, *, var_prefix: str | None = None, middleware: Sequence[Middleware] = ()
     ) -> None:
         if not matches(SECTION_NAME, name):
-            raise RegistrationError(f"agent {name!r}: a name has letters, digits and _ . : - only")
+            raise RegistrationError(
+                f"agent {name!r}: a name must consist of letters, digits and _ . : -"
+            )
         prefix = name.replace("-", "_") if var_prefix is None else var_prefix
         if not matches(NAME, prefix):
             raise RegistrationError(
-                f"agent {name!r}: the var_prefix {prefix!r} has to have letters, digits, _ and . "
-                "only"
+                f"agent {name!r}: var_prefix must consist of letters, digits, _ and ., "
+                f"got {prefix!r}"
             )
         self.name = name
         self.var_prefix = prefix
         self.middleware = tuple(middleware)
         for wrap in self.middleware:
             if not callable(wrap):
-                raise RegistrationError(f"agent {name!r}: middleware {wrap!r} is not callable")
+                raise RegistrationError(
+                    f"agent {name!r}: middleware must be callable, got {wrap!r}"
+                )
         self._variables: dict[tuple[Scope, str], Variable[Any]] = {}
         self._handlers: list[Handler] = []
         self._resources: dict[Any, Resource] = {}
@@ -102,7 +106,7 @@ class Agent:
 
     @property
     def resources(self) -> tuple[Resource, ...]:
-        """The registered resources, in the order they start in."""
+        """The registered resources, in the order to start them."""
         return tuple(self._resources.values())
 
     @property
@@ -141,18 +145,18 @@ class Agent:
         """Declare a variable that this agent sets.
 
         Args:
-            name: its scope (proc, sess, txn, req or res) and its name, "txn.user". HAProxy
-                knows it as "txn.PREFIX.user", which has at most 63 bytes.
+            name: its scope (proc, sess, txn, req or res) and its name, "txn.user". In HAProxy it
+                is "txn.PREFIX.user", which must have at most 63 bytes.
             data_type: bool, int (sent as INT64), str (STRING), bytes (BINARY), IPv4Address,
                 IPv6Address, IPAddress (IPV4 or IPV6 as the value is), or a DataType.
 
         Raises:
-            RegistrationError: HAProxy would not set it, or it is declared already.
+            RegistrationError: HAProxy would not set it, or it is already declared.
         """
         variable: Variable[Any] = Variable(name, data_type, self.var_prefix)
         key = variable.scope, variable.name
         if key in self._variables:
-            raise RegistrationError(f"variable {name!r} is declared already")
+            raise RegistrationError(f"variable {name!r} is already declared")
         self._variables[key] = variable
         return variable
 
@@ -207,26 +211,25 @@ class Agent:
     ) -> Callable[[Any], Any]:
         """Register the decorated function as the handler of a message.
 
-        A ``def`` runs on the event loop, and while it runs nothing else does: it must not
-        wait for anything. What waits is an ``async def``, what blocks is ``threaded``. An
-        ``async def`` runs at once, as a task of its own, up to what it waits for first; one that
-        does not wait costs little more than a ``def``. The decorator returns the function as it
-        is, so it can be called by tests.
+        A ``def`` runs on the event loop and blocks it, so it must not wait for anything. Code that
+        awaits is an ``async def``; code that blocks is ``threaded``. The task of an ``async def``
+        starts at once; if it never has to wait, it costs little more than a ``def``. The decorator
+        returns the function unchanged, so tests can call it.
 
         Args:
             name: the message's name.
-            event: when HAProxy sends it.
+            event: the event on which HAProxy sends it.
             condition: ``if`` or ``unless`` and an ACL expression, for the event.
-            group: the spoe-group it belongs to; a ``send-spoe-group`` rule sends it then.
-            fallback: what is answered where an argument does not fit, the handler fails
-                or is late, or no thread is free. Nothing by default.
+            group: its spoe-group; a ``send-spoe-group`` rule sends it.
+            fallback: the actions to send if an argument does not match, the handler fails or is
+                late, or no thread is free; none by default.
             threaded: run a ``def`` in a thread.
-            timeout: seconds from the reading of the frame to the fallback, for ``async
-                def`` and threaded handlers; the server's default is 1.
+            timeout: seconds from reading the frame to the fallback, for ``async def`` and
+                threaded handlers; 1 by default.
 
         Raises:
-            RegistrationError: now or by the decorator: something here or in the function's
-                signature cannot work; or the message has a handler already.
+            RegistrationError: (also by the decorator) an argument or the function's signature
+                cannot work, or the message already has a handler.
         """
         trigger = self._trigger(name, event, condition, group)
         answer = self._fallback(name, fallback)
@@ -241,7 +244,7 @@ class Agent:
             if kind is HandlerKind.INLINE and timeout is not None:
                 raise RegistrationError(
                     f"{describe(function)}: a def on the event loop cannot be interrupted, so it "
-                    "has no timeout; make it async def or threaded=True"
+                    "cannot have a timeout; make it async def or threaded=True"
                 )
             self._register(
                 Handler(
@@ -250,7 +253,7 @@ class Agent:
                     name=describe(function),
                     function=function,
                     kind=kind,
-                    parameters=read_parameters(function),
+                    parameters=parse_parameters(function),
                     fallback=answer,
                     timeout=timeout,
                     trigger=trigger,
@@ -269,24 +272,23 @@ class Agent:
         group: str | None = None,
         max_delay: float = 0.0,
     ) -> Callable[[ObserverT], ObserverT]:
-        """Register the decorated function to see a message after its ACK has been sent.
+        """Register the decorated function to be called with a message after its ACK.
 
-        It is a ``def`` that returns nothing and must not wait: it runs on the event loop. A
-        message may have several observers, beside its handler or without one.
+        It is a ``def`` that returns nothing. It runs on the event loop, and must not wait. A
+        message may have several observers, with or without a handler.
 
         Args:
             name: the message's name.
-            event: when HAProxy sends it.
+            event: the event on which HAProxy sends it.
             condition: ``if`` or ``unless`` and an ACL expression, for the event.
-            group: the spoe-group it belongs to.
-            max_delay: seconds that a call may wait after the ACK, so that several are made
-                together, which costs less each. It waits only while messages come in quick
-                succession, for a few others, and for no longer than the shortest ``max_delay`` of
-                the observers of all agents that are served together.
+            group: its spoe-group.
+            max_delay: seconds that a call may wait after the ACK, to be made in a batch, which
+                costs less. Calls wait only while messages come in quick succession, and for at
+                most the shortest ``max_delay`` of all observers in the process.
 
         Raises:
-            RegistrationError: now or by the decorator: something here or in the function's
-                signature cannot work.
+            RegistrationError: (also by the decorator) an argument or the function's signature
+                cannot work.
         """
         trigger = self._trigger(name, event, condition, group)
         if not (_is_number(max_delay) and 0 <= max_delay <= _DAY):
@@ -297,8 +299,8 @@ class Agent:
         def register(function: ObserverT) -> ObserverT:
             if handler_kind(name, function, False) is HandlerKind.ASYNC:
                 raise RegistrationError(
-                    f"{describe(function)}: an observer is a def, since nothing would bound how "
-                    "many async ones run; hand what waits to a resource with a bounded queue"
+                    f"{describe(function)}: an observer must be a def, because nothing would limit "
+                    "the number of running tasks; put work that waits into a resource's queue"
                 )
             self._register(
                 Handler(
@@ -307,7 +309,7 @@ class Agent:
                     name=describe(function),
                     function=function,
                     kind=HandlerKind.OBSERVER,
-                    parameters=read_parameters(function),
+                    parameters=parse_parameters(function),
                     trigger=trigger,
                     max_delay=max_delay,
                 )
@@ -317,33 +319,32 @@ class Agent:
         return register
 
     def resource(self, function: ResourceT = _NO_FUNCTION) -> ResourceT:
-        """Register an async generator function whose object handlers can ask for by type.
+        """Register an async generator function that yields an object for handlers to share.
 
-        It runs once in each worker, up to its yield before the worker serves, the rest
-        when the worker stops. Health checks fail until all resources are up. Resources
-        start in the order they are registered in, stop in reverse, and may have
-        parameters of the types of earlier ones.
+        Handlers get the object by a parameter of its type. The function runs once in each worker:
+        up to its yield before the worker serves, and to its end when the worker stops. Health
+        checks fail until all resources are up. Resources start in the order of their registration
+        and stop in reverse. A resource may have parameters of the types of earlier ones.
 
         Raises:
-            RegistrationError: it is something else, its return annotation does not say what
-                it yields, or another resource yields the same type.
+            RegistrationError: it is not an async generator function, its return annotation does
+                not name the yielded type, or another resource yields the same type.
         """
         if function is _NO_FUNCTION:
             raise RegistrationError("write @agent.resource without parentheses")
-        resource = read_resource(function, self._resources)
+        resource = parse_resource(function, self._resources)
         self._resources[resource.type] = resource
         return function
 
     def on_reload(self, function: ReloadT) -> ReloadT:
         """Register the decorated function to be called in each worker at a reload.
 
-        A reload is asked for by SIGHUP, or by a change of the file of ``--watch``. The function is
-        a ``def`` without parameters, and runs on the event loop between two callbacks. What it
-        raises is logged, and the worker goes on.
+        SIGHUP triggers a reload, and so does a change of the file of ``--watch``. The function is a
+        ``def`` without parameters, and runs on the event loop. Its exceptions are logged, and the
+        worker keeps serving.
 
         Raises:
-            RegistrationError: it is an ``async def``, or nothing that can be called without
-                arguments.
+            RegistrationError: it is an ``async def``, or cannot be called without arguments.
         """
         try:
             inspect.signature(function).bind()
@@ -351,18 +352,20 @@ class Agent:
             raise RegistrationError(f"{describe(function)}: on_reload: {error}") from error
         if inspect.iscoroutinefunction(function):
             raise RegistrationError(
-                f"{describe(function)}: on_reload: a reload is a def; start what waits from a "
-                "resource"
+                f"{describe(function)}: on_reload: the function must be a def; work that waits "
+                "belongs into a task of a resource"
             )
         self._reloads.append(function)
         return function
 
     def prepare(self) -> tuple[Handler, ...]:
-        """Return the handlers as they are called: checked as a whole, middleware applied.
+        """Return the handlers with their middleware, after checking that all resources exist.
+
+        A server calls it before it forks.
 
         Raises:
-            RegistrationError: a parameter is of a type that is not a resource, or a middleware
-                returned what cannot be called as the handler was.
+            RegistrationError: the type of a parameter is not a resource, or a middleware returned
+                something that cannot be called like the handler.
         """
         for handler in self._handlers:
             for parameter in handler.parameters:
@@ -380,12 +383,12 @@ class Agent:
     ) -> Trigger:
         if callable(message):
             raise RegistrationError(
-                f"{describe(message)}: the decorator takes the message's name: "
+                f"{describe(message)}: give the decorator the message's name: "
                 '@agent.message("name")'
             )
         if not matches(SECTION_NAME, message):
             raise RegistrationError(
-                f"message {message!r}: a name has letters, digits and _ . : - only"
+                f"message {message!r}: a name must consist of letters, digits and _ . : -"
             )
         try:
             return Trigger(event, condition, group)
@@ -398,14 +401,15 @@ class Agent:
                 continue
             if HandlerKind.OBSERVER not in (handler.kind, other.kind):
                 raise RegistrationError(
-                    f"{handler.name}: message {handler.message!r} has the handler {other.name}"
+                    f"{handler.name}: message {handler.message!r} already has a handler, "
+                    f"{other.name}"
                 )
             if Trigger() not in (handler.trigger, other.trigger) and (
                 handler.trigger != other.trigger
             ):
                 raise RegistrationError(
                     f"{handler.name}: message {handler.message!r} has another event, condition "
-                    f"or group at {other.name}"
+                    f"or group in {other.name}"
                 )
         self._handlers.append(handler)
 
@@ -416,11 +420,11 @@ class Agent:
         for action in actions:
             if not isinstance(action, Action):
                 raise RegistrationError(
-                    f"message {message!r}: fallback: {action!r} is not an action"
+                    f"message {message!r}: fallback must consist of actions, got {action!r}"
                 )
             if (action.scope, action.name) not in self._variables:
                 raise RegistrationError(
-                    f"message {message!r}: fallback: {action!r} is of a variable that agent "
-                    f"{self.name!r} does not declare"
+                    f"message {message!r}: fallback {action!r}: agent {self.name!r} does not "
+                    "declare this variable"
                 )
         return actions

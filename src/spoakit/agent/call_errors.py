@@ -1,4 +1,4 @@
-"""Errors of calls of handlers: counted, logged within limits, passed on to tests."""
+"""Errors of handler calls: counting, throttled logging, reporting to tests."""
 
 import logging
 import signal
@@ -21,31 +21,30 @@ _SLOW_ASYNC: Final = "make it a def with threaded=True, or await asyncio.to_thre
 _MAX_NAME: Final = 80
 _MAX_RELEASED: Final = 20
 _TRACEBACK: Final = BaseException.__dict__["__traceback__"]
-# The packages whose frames stand between the event loop and a handler.
+# Packages whose stack frames are between the event loop and a handler.
 _OWN_PACKAGES: Final = ("spoakit.agent.", "spoakit.spop.")
 
 
 def show_name(name: bytes) -> str:
-    """Return a name that came from a peer as logs show it: quoted, and cut after 80 bytes."""
+    """Return a peer's name for a log line: quoted, and cut after 80 bytes."""
     if not name:
-        return "one without a name"
+        return "(without a name)"
     shown = repr(name[:_MAX_NAME].decode("utf-8", "replace"))
     return shown if len(name) <= _MAX_NAME else f"{shown}..."
 
 
 class CallErrors:
-    """The calls of one handler, in one worker, that failed.
+    """Failed calls of one handler in one worker: counts and log lines.
 
     Args:
         handler: the handler.
-        on_error: called with each error, an exception of the handler's own or a `CallError`.
-            For tests.
+        on_error: for tests; called with each error, the handler's exception or a `CallError`.
 
     Attributes:
         failures: calls that raised, or returned something other than actions.
-        mismatches: messages whose arguments do not fit the handler.
+        mismatches: messages whose arguments do not match the handler's parameters.
         expired: calls that missed their deadline.
-        refused: calls for which there was no thread.
+        refused: calls for which no thread was free.
     """
 
     __slots__ = (
@@ -82,7 +81,7 @@ class CallErrors:
             self._subject, self._consequence = f"handler {handler.name}", ", nothing is set"
 
     def record_failure(self, error: BaseException) -> None:
-        """Count and log that a call raised, or returned something other than actions.
+        """Count and log a call that raised, or returned something other than actions.
 
         Raises:
             MemoryError: see `propagate_fatal`.
@@ -103,20 +102,20 @@ class CallErrors:
             self._report(error)
 
     def _log_failure(self, error: BaseException) -> None:
-        called = _from_the_handler(_traceback_of(error))
+        called = _skip_own_frames(_get_traceback(error))
         # `with_traceback`, since an attribute of a frozen dataclass cannot be set.
         BaseException.with_traceback(error, called)
-        place, kind = _place_of(error, self._handler.name)
+        place, kind = _locate(error, self._handler.name)
         message = "%s failed%s%s"
         shown = self._subject, place, self._consequence
         throttle.error(kind, message, *shown, error=error, extra=self._extra)
         if self._on_error is None:
-            _release(error)
+            _drop_tracebacks(error)
         else:
             self._report(error)
 
     def record_deadline(self) -> None:
-        """Count and log that a call had not finished at its deadline."""
+        """Count and log a call that missed its deadline."""
         self.expired += 1
         name = self._handler.name
         throttle.warning(
@@ -127,11 +126,11 @@ class CallErrors:
             extra=self._extra,
         )
         self._report(
-            DeadlineError(f"handler {name} had not answered after {self._handler.deadline_after} s")
+            DeadlineError(f"handler {name} did not finish within {self._handler.deadline_after} s")
         )
 
     def record_refusal(self, reason: str) -> None:
-        """Count and log that there was no thread for a call."""
+        """Count and log a call for which no thread was free."""
         self.refused += 1
         throttle.warning(
             ("refused", self._handler.name, reason),
@@ -144,7 +143,7 @@ class CallErrors:
         self._report(RefusedError(f"no thread is free for {self._subject}: {reason}"))
 
     def record_mismatch(self, reason: str, peer: str) -> None:
-        """Count and log that a message's arguments do not fit the handler."""
+        """Count and log a message whose arguments do not match the handler's parameters."""
         self.mismatches += 1
         handler = self._handler
         once_a_minute.warning(
@@ -159,17 +158,17 @@ class CallErrors:
         )
         self._report(MismatchError(f"handler {handler.name} cannot be called: {reason}"))
 
-    def slow(self, seconds: float, calls: int) -> None:
-        """Log that a call, or several in a row, took long on the event loop.
+    def record_slow(self, seconds: float, calls: int) -> None:
+        """Log calls that blocked the event loop for long.
 
-        Of a call of an async handler this is the part until it first waits.
+        For an async handler the time is the part before its first await that blocks.
         """
         throttle.warning(
             ("slow", self._handler.name),
-            "%s took %.0f ms on the event loop%s, and everything waited: %s",
+            "%s blocked the event loop for %.0f ms%s; %s",
             self._subject,
             seconds * 1000,
-            f" for {calls} calls" if calls > 1 else "",
+            f" in {calls} calls" if calls > 1 else "",
             _SLOW_ASYNC if self._handler.kind is HandlerKind.ASYNC else _SLOW_INLINE,
             extra=self._extra,
         )
@@ -184,36 +183,36 @@ class CallErrors:
 
 
 def propagate_fatal(error: BaseException) -> None:
-    """Let an error out that must end more than the call in which it was met.
+    """Raise an error that must end the process, not only the call in which it occurred.
 
-    A KeyboardInterrupt is raised by the event loop's next round, unless the process ignores
-    SIGINT, as workers do. Raised at once, it would end the connection alone: uvloop catches
-    whatever leaves ``data_received``.
+    A KeyboardInterrupt is raised in the next round of the event loop, unless the process ignores
+    SIGINT, as workers do. Raised here it would only end the connection: uvloop catches all
+    exceptions of ``data_received``.
 
     Raises:
-        MemoryError: spoakit itself raised it, not the handler: the process is at its end.
+        MemoryError: spoakit's own code raised it, so the process is out of memory.
     """
     kind = type(error)  # `isinstance` would ask the exception itself
-    if issubclass(kind, MemoryError) and _from_the_handler(_traceback_of(error)) is None:
+    if issubclass(kind, MemoryError) and _skip_own_frames(_get_traceback(error)) is None:
         raise error
     if issubclass(kind, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-        get_running_loop().call_soon(_raise, error, _traceback_of(error))
+        get_running_loop().call_soon(_raise, error, _get_traceback(error))
 
 
 def _raise(error: BaseException, traceback: TracebackType | None) -> NoReturn:
     raise error.with_traceback(traceback)
 
 
-def _traceback_of(error: BaseException) -> TracebackType | None:
-    """Return the traceback of an exception, whatever its class has under that name."""
-    found: TracebackType | None = _TRACEBACK.__get__(error)
-    return found
+def _get_traceback(error: BaseException) -> TracebackType | None:
+    """Return the traceback of an exception, even if its class overrides the attribute."""
+    traceback: TracebackType | None = _TRACEBACK.__get__(error)
+    return traceback
 
 
-def _release(error: BaseException) -> None:
-    """Drop the tracebacks of an exception and of those that led to it.
+def _drop_tracebacks(error: BaseException) -> None:
+    """Drop the tracebacks of an exception and of its causes and contexts.
 
-    One that is raised again and again would collect the frames of each time.
+    An exception object that is raised repeatedly would collect the stack frames of each time.
     """
     waiting: list[BaseException | None] = [error]
     for _ in range(_MAX_RELEASED):
@@ -228,8 +227,8 @@ def _release(error: BaseException) -> None:
             waiting += each.exceptions
 
 
-def _from_the_handler(traceback: TracebackType | None) -> TracebackType | None:
-    """Return the part of a traceback that begins behind spoakit's own frames, if there is one."""
+def _skip_own_frames(traceback: TracebackType | None) -> TracebackType | None:
+    """Return a traceback without spoakit's own frames at its beginning; None if none is left."""
     while traceback is not None:
         module = traceback.tb_frame.f_globals.get("__name__")
         if not (isinstance(module, str) and module.startswith(_OWN_PACKAGES)):
@@ -238,10 +237,10 @@ def _from_the_handler(traceback: TracebackType | None) -> TracebackType | None:
     return traceback
 
 
-def _place_of(error: BaseException, handler: str) -> tuple[str, Hashable]:
-    """Return the place where an error was raised, as logs show it, and its kind for a throttle."""
+def _locate(error: BaseException, handler: str) -> tuple[str, Hashable]:
+    """Return where an error was raised, for the log line, and a key for the throttle."""
     kind = f"{type(error).__module__}.{type(error).__qualname__}"
-    traceback = _traceback_of(error)
+    traceback = _get_traceback(error)
     if traceback is None:
         return "", (kind, handler)
     while traceback.tb_next is not None:

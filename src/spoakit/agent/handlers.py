@@ -1,7 +1,7 @@
-"""A registered handler, and how the arguments of a message become its parameters.
+"""Handlers, and the rule that binds the arguments of a message to a handler's parameters.
 
-`bind_arguments` answers for one shape on the wire, that is the names and types of a message's
-arguments. Its answer is kept for all messages of that shape, so it may take its time.
+The result of `bind_arguments` is kept for all messages of a shape (the names and wire types of
+their arguments), so it is written for clarity, not speed.
 """
 
 import inspect
@@ -33,10 +33,10 @@ Event: TypeAlias = Literal[
 """Event on which HAProxy sends a message (SPOE.txt 2.3)."""
 
 Middleware: TypeAlias = Callable[[Callable[..., Any], str], Callable[..., Any]]
-"""Takes a handler and its message's name, returns what is called instead of it."""
+"""Function that gets a handler and its message's name, and returns the function to call."""
 
 Shape: TypeAlias = Sequence[tuple[bytes, DataType]]
-"""The arguments of a message on the wire: each one's name and type."""
+"""Names and wire types of a message's arguments, in order."""
 
 SECTION_NAME: Final = re.compile(r"[A-Za-z0-9_.:-]+")
 """Names that HAProxy accepts for a spoe-agent, a spoe-message, a spoe-group."""
@@ -45,21 +45,21 @@ _CONDITION: Final = re.compile(r"(if|unless) \S.*")
 
 
 def matches(pattern: re.Pattern[str], text: object) -> bool:
-    """Return whether the whole of a text matches; what is not a str does not."""
+    """Return whether a value is a str that matches the pattern as a whole."""
     return isinstance(text, str) and pattern.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Trigger:
-    """Trigger of a message: its event or group (SPOE.txt 2.3, 2.4), as far as declared.
+    """Trigger of a message, as declared: its event or group (SPOE.txt 2.3, 2.4).
 
     Attributes:
         event: the event.
         condition: ``if`` or ``unless`` and an ACL expression, for the event.
-        group: the spoe-group the message belongs to, and then it has no event.
+        group: the spoe-group of the message; a message in a group has no event.
 
     Raises:
-        RegistrationError: HAProxy would not take it.
+        RegistrationError: HAProxy would refuse it.
     """
 
     event: Event | None = None
@@ -68,21 +68,25 @@ class Trigger:
 
     def __post_init__(self) -> None:
         if self.event is not None and self.event not in get_args(Event):
-            raise RegistrationError(f"event {self.event!r} is none of {', '.join(get_args(Event))}")
+            raise RegistrationError(
+                f"event must be one of {', '.join(get_args(Event))}, got {self.event!r}"
+            )
         if self.group is not None and not matches(SECTION_NAME, self.group):
             raise RegistrationError(
                 f"group {self.group!r}: a name has letters, digits and _ . : - only"
             )
         if self.event is not None and self.group is not None:
-            raise RegistrationError("a message is sent on an event or with its group, not both")
+            raise RegistrationError("a message has an event or a group, not both")
         if self.condition is not None and self.event is None:
-            raise RegistrationError(f"condition {self.condition!r} belongs to an event")
+            raise RegistrationError(f"condition {self.condition!r} needs an event")
         if self.condition is not None and not matches(_CONDITION, self.condition):
-            raise RegistrationError(f"condition {self.condition!r} must start with if or unless")
+            raise RegistrationError(
+                f"condition must start with if or unless, got {self.condition!r}"
+            )
 
 
 DEFAULT_TIMEOUT: Final = 1.0
-"""Seconds from the reading of a frame to the fallback, for handlers that do not say."""
+"""Seconds from reading a frame to the fallback, for handlers without a timeout."""
 
 
 class HandlerKind(Enum):
@@ -96,19 +100,19 @@ class HandlerKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """One handler of a message.
+    """Handler of a message.
 
     Attributes:
         agent: the name of its agent.
         message: the name of its message.
-        name: its own name, "module.qualified_name", for errors and logs.
-        function: what is called: the user's function, at start with middleware around it.
-        kind: how it is called.
-        parameters: what it is called with, in the order of its signature.
-        fallback: what is answered where it cannot be called, fails or is late.
-        timeout: seconds from the reading of the frame to the fallback; None for the
-            server's default. Inline handlers and observers have none.
-        trigger: when HAProxy is to send the message.
+        name: "module.qualified_name" of the function, for errors and logs.
+        function: the user's function; from `Agent.prepare` on with its middleware.
+        kind: the way it runs.
+        parameters: its parameters, in the order of its signature.
+        fallback: the actions to send if it cannot be called, fails or is late.
+        timeout: seconds from reading the frame to the fallback; None for the server's
+            default. Inline handlers and observers have no timeout.
+        trigger: the event or group with which HAProxy sends the message.
         max_delay: seconds that an observer's call may wait for others.
     """
 
@@ -125,7 +129,7 @@ class Handler:
 
     @property
     def deadline_after(self) -> float | None:
-        """Seconds from the reading of the frame to the fallback; None for what runs at once."""
+        """Seconds from reading the frame to the fallback; None for handlers without a timeout."""
         if self.kind in (HandlerKind.INLINE, HandlerKind.OBSERVER):
             return None
         return DEFAULT_TIMEOUT if self.timeout is None else self.timeout
@@ -139,24 +143,24 @@ class Handler:
 
 
 def handler_kind(message: str, function: Callable[..., Any], threaded: bool) -> HandlerKind:
-    """Return how a function is to be run as a handler.
+    """Return the way to run a function as a handler.
 
     Raises:
-        RegistrationError: it is not a function, yields, or is async and to be threaded.
+        RegistrationError: it is not a function, it is a generator, or it is async and threaded.
     """
-    # A classmethod or partialmethod object is a routine too, until its class binds it.
+    # An unbound classmethod or partialmethod object is a routine, but not callable.
     if not (inspect.isroutine(function) and callable(function)):
         raise RegistrationError(
             f"message {message!r}: {function!r} is not a function; write a def or async def that "
             "calls it"
         )
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise RegistrationError(f"{describe(function)}: a handler returns actions, it has no yield")
+        raise RegistrationError(f"{describe(function)}: a handler must return actions, not yield")
     if not inspect.iscoroutinefunction(function):
         if not threaded and inspect.iscoroutinefunction(inspect.unwrap(function)):
             raise RegistrationError(
-                f"{describe(function)}: a def wraps an async def, and nothing would await what it "
-                "returns; make the wrapper an async def too"
+                f"{describe(function)}: a def wraps an async def, and nothing would await its "
+                "result; make the wrapper an async def too"
             )
         return HandlerKind.THREADED if threaded else HandlerKind.INLINE
     if threaded:
@@ -168,15 +172,19 @@ def with_middleware(handler: Handler, middleware: Sequence[Middleware]) -> Handl
     """Return a handler with middleware around its function, the first one outermost.
 
     Raises:
-        RegistrationError: what the middleware returned cannot be called as the handler was.
+        RegistrationError: the middleware returned something that cannot be called like the handler.
     """
     function = handler.function
     for wrap in reversed(middleware):
         function = wrap(function, handler.message)
         if not callable(function):
-            raise RegistrationError(f"{handler.name}: middleware {wrap!r} returned {function!r}")
+            raise RegistrationError(
+                f"{handler.name}: middleware {wrap!r} must return a function, got {function!r}"
+            )
     if handler.kind is not HandlerKind.ASYNC and inspect.iscoroutinefunction(function):
-        raise RegistrationError(f"{handler.name} is a def, and middleware made an async def of it")
+        raise RegistrationError(
+            f"{handler.name} is a def, but its middleware returned an async def"
+        )
     return replace(handler, function=function)
 
 
@@ -186,9 +194,9 @@ class ParameterSource:
 
     Attributes:
         parameter: the parameter.
-        index: the number of its argument on the wire, or None.
-        value: where there is no index, the value of an ARGUMENT; other roles get theirs
-            from the frame or the resources.
+        index: the index of its argument on the wire; None without one.
+        value: the default of an ARGUMENT without an index. Values of other roles come from the
+            frame or the resources.
     """
 
     parameter: Parameter
@@ -201,9 +209,9 @@ class Binding:
     """Result of `bind_arguments`.
 
     Attributes:
-        slots: one for each parameter of the handler, in order; empty on a mismatch.
-        mismatch: why the handler cannot be called, or None.
-        extra: the names of the arguments that no parameter takes.
+        slots: the source of each parameter, in order; empty on a mismatch.
+        mismatch: the reason why the handler cannot be called; None if it can.
+        extra: the names of arguments without a parameter.
     """
 
     slots: tuple[ParameterSource, ...]
@@ -212,40 +220,41 @@ class Binding:
 
 
 def bind_arguments(handler: Handler, shape: Shape) -> Binding:
-    """Match the arguments of a message with the parameters of its handler.
+    """Bind the arguments of a message to the parameters of its handler.
 
-    Parameters before ``/`` take the first arguments, whatever these are called. The
-    others take the first argument of their name; then the first whose name becomes
-    theirs by `identifier`, unless they have a ``Fetch(name=)``; then those before ``*``
-    take the unnamed arguments that are left, in order.
+    1. Positional-only parameters, before ``/``, get the first arguments, whatever their names.
+    2. Other parameters get the first argument of the same name.
+    3. Then they get the first argument whose name becomes theirs by `identifier`, unless they
+       have a ``Fetch(name=)``.
+    4. Parameters before ``*`` get the remaining unnamed arguments, in order.
     """
     wanted = [each for each in handler.parameters if each.role is Role.ARGUMENT]
     positional = [each for each in wanted if each.kind is ParameterKind.POSITIONAL_ONLY]
     by_name = wanted[len(positional) :]
     names = [name.decode("utf-8", "surrogateescape") for name, _ in shape]
     identifiers = [identifier(name) for name in names]
-    taken = {each.name: index for each, index in zip(positional, range(len(shape)), strict=False)}
-    left = list(range(len(taken), len(shape)))
+    bound = {each.name: index for each, index in zip(positional, range(len(shape)), strict=False)}
+    left = list(range(len(bound), len(shape)))
 
-    def take(parameter: Parameter, known: list[str], name: str) -> None:
+    def bind(parameter: Parameter, known: list[str], name: str) -> None:
         index = next((index for index in left if known[index] == name), None)
-        if index is not None and parameter.name not in taken:
-            taken[parameter.name] = index
+        if index is not None and parameter.name not in bound:
+            bound[parameter.name] = index
             left.remove(index)
 
     for each in by_name:
-        take(each, names, each.wire_name)
+        bind(each, names, each.wire_name)
     for each in by_name:
         if each.fetch is None or each.fetch.name is None:
-            take(each, identifiers, each.name)
+            bind(each, identifiers, each.name)
     for each in by_name:
         if each.kind is ParameterKind.ORDINARY:
-            take(each, names, "")
+            bind(each, names, "")
 
     extra = tuple(shape[index][0] for index in left)
     slots = []
     for each in handler.parameters:
-        index = taken.get(each.name)
+        index = bound.get(each.name)
         if each.role is not Role.ARGUMENT:
             slots.append(ParameterSource(each))
         elif index is not None and shape[index][1] in each.accepts:
@@ -253,7 +262,7 @@ def bind_arguments(handler: Handler, shape: Shape) -> Binding:
         elif index is not None and shape[index][1] is not DataType.NULL:
             accepted = " or ".join(kind.name for kind in sorted(each.accepts))
             came = shape[index][1].name
-            return Binding((), f"argument {each.wire_name!r} is {came}, not {accepted}", extra)
+            return Binding((), f"argument {each.wire_name!r} must be {accepted}, got {came}", extra)
         elif each.when_absent is REQUIRED:
             state = "missing" if index is None else "NULL"
             return Binding((), f"argument {each.wire_name!r} is {state}", extra)
@@ -263,6 +272,6 @@ def bind_arguments(handler: Handler, shape: Shape) -> Binding:
 
 
 def identifier(name: str) -> str:
-    """Return the Python name for an argument's: "x-id" is x_id, "class" is class_."""
+    """Return the Python name for an argument's name: x_id for "x-id", class_ for "class"."""
     made = "".join(character if f"_{character}".isidentifier() else "_" for character in name)
     return f"{made}_" if keyword.iskeyword(made) else made

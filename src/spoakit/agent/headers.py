@@ -1,4 +1,4 @@
-"""The header fields of a request or response, as HAProxy sends them in one argument."""
+"""Header fields of a request or response, which HAProxy sends as one argument."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -16,18 +16,18 @@ _END: Final = b"\0\0"
 
 
 class Headers:
-    """Header fields in their order, repeated ones included, read when first looked into.
+    """Header fields in order, repeated fields included; parsed on first use.
 
     Args:
         raw: the argument's bytes.
-        binary: whether they are a BINARY (``req.hdrs_bin``, ``res.hdrs_bin``) and not a
-            STRING (``req.hdrs``, ``res.hdrs``).
+        binary: True for a BINARY (``req.hdrs_bin``, ``res.hdrs_bin``), False for a STRING
+            (``req.hdrs``, ``res.hdrs``).
 
-    Names are compared without regard to case. Names and values are str, decoded as UTF-8
-    with surrogateescape, which loses nothing; `raw` has the bytes.
+    Names are case-insensitive. Names and values are str, decoded as UTF-8 with surrogateescape,
+    which loses nothing; `raw` has the bytes.
 
-    Making one checks and costs nothing. All but `raw` and `binary` raise ValueError where
-    the bytes are not a header block.
+    The constructor does not parse. All methods and properties but `raw` and `binary` raise
+    ValueError if the bytes are not a header block.
     """
 
     __slots__ = ("_fields", "binary", "raw")
@@ -43,10 +43,10 @@ class Headers:
 
     @classmethod
     def of(cls, *fields: tuple[str, str]) -> "Headers":
-        """Return a header block of these names and values, as `encode` makes it.
+        """Return header fields with these names and values.
 
-        An agent sets a BINARY variable to it for HAProxy's ``set-headers-bin`` and
-        ``add-headers-bin`` (3.4 and later), and a test gives it as an argument.
+        An agent sets a BINARY variable to their `raw` bytes for HAProxy's ``set-headers-bin``
+        and ``add-headers-bin`` (3.4 and later). A test passes them as an argument.
 
         Raises:
             ValueError: see `encode`.
@@ -54,10 +54,9 @@ class Headers:
         return cls(_encode(fields))
 
     def encode(self) -> bytes:
-        """Return the fields as a BINARY block, in which nothing can be injected.
+        """Return the fields as a BINARY block that is safe for ``set-headers-bin``.
 
-        HAProxy does not check what ``set-headers-bin`` is given: a line feed in a value would
-        begin another header field.
+        HAProxy does not check the block: a line feed in a value would begin another field.
 
         Raises:
             ValueError: a name is not a token (RFC 9110, 5.6.2), or a value has a control character
@@ -67,9 +66,9 @@ class Headers:
 
     @property
     def fields(self) -> tuple[tuple[str, str], ...]:
-        """The (name, value) pairs, names in the case HAProxy gave them."""
+        """The (name, value) pairs; names have the case that HAProxy sent."""
         if self._fields is None:
-            pairs = _read_binary(self.raw) if self.binary else _read_text(self.raw)
+            pairs = _parse_binary(self.raw) if self.binary else _parse_text(self.raw)
             self._fields = tuple((_decode(name), _decode(value)) for name, value in pairs)
         return self._fields
 
@@ -78,7 +77,7 @@ class Headers:
     @overload
     def get(self, name: str, default: T) -> str | T: ...
     def get(self, name: str, default: object = None) -> object:
-        """Return the value of the first field of that name, or the default."""
+        """Return the value of the first field with this name, or the default."""
         wanted = name.lower()
         for field, value in self.fields:
             if field.lower() == wanted:
@@ -86,7 +85,7 @@ class Headers:
         return default
 
     def getall(self, name: str) -> list[str]:
-        """Return the values of all fields of that name, in their order."""
+        """Return the values of all fields with this name, in order."""
         wanted = name.lower()
         return [value for field, value in self.fields if field.lower() == wanted]
 
@@ -117,7 +116,7 @@ def _encode(fields: Iterable[tuple[str, str]]) -> bytes:
         if not _TOKEN.fullmatch(name):
             raise ValueError(f"header name {name!r:.80} is not a token (RFC 9110)")
         if found := _CONTROL.search(value):
-            raise ValueError(f"header {name:.80}: its value has the character {found[0]!r}")
+            raise ValueError(f"header {name:.80}: the value must not contain {found[0]!r}")
         for text in (name, value):
             block += encode_string(text.encode("utf-8", "surrogateescape"))
     return bytes(block + _END)
@@ -127,8 +126,8 @@ def _decode(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape")
 
 
-def _read_binary(raw: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Read names and values, each behind its length as a varint, to an empty pair."""
+def _parse_binary(raw: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Parse names and values with varint lengths, up to an empty pair."""
     cursor = Cursor(raw, 0, len(raw))
     try:
         while True:
@@ -140,20 +139,20 @@ def _read_binary(raw: bytes) -> Iterator[tuple[bytes, bytes]]:
     except InvalidFrameError as error:
         raise ValueError(f"not a req.hdrs_bin block: {error}") from None
     if value or not cursor.at_end():
-        raise ValueError("not a req.hdrs_bin block: there is more behind its empty name")
+        raise ValueError("not a req.hdrs_bin block: there is data after its empty name")
 
 
-def _read_text(raw: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Read "name: value" lines to an empty line or the end; LF alone ends a line too.
+def _parse_text(raw: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Parse "name: value" lines up to an empty line or the end; LF alone ends a line too.
 
-    Converters in the SPOE configuration may have changed the text, so it is not taken
-    for granted that it is what HAProxy parsed. A line that starts with a space or a tab
-    continues the one before (RFC 9112, 5.2) and is joined to it by one space.
+    Converters in the SPOE configuration may have changed the text since HAProxy parsed it, so it
+    may be malformed. A line that starts with a space or a tab continues the line before it
+    (RFC 9112, 5.2), and is joined to it with one space.
     """
     lines = [line.removesuffix(b"\r") for line in raw.split(b"\n")]
     end = lines.index(b"") if b"" in lines else len(lines)
     if any(lines[end:]):
-        raise ValueError("not a req.hdrs block: there is more behind its empty line")
+        raise ValueError("not a req.hdrs block: there is data after its empty line")
     unfolded: list[bytes] = []
     for line in lines[:end]:
         if unfolded and line[0] in b" \t":

@@ -1,4 +1,4 @@
-"""Interfaces that the layers above implement: a connection, as a dispatcher sees it."""
+"""Interfaces between the dispatcher and a connection, which a layer above implements."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -8,7 +8,7 @@ from spoakit.spop._encode_cy import Action
 
 
 class PendingFrame(Protocol):
-    """A frame whose ACK waits for a handler, as its connection sees it."""
+    """Suspended frame: its ACK waits for a handler."""
 
     @property
     def ids(self) -> bytes:
@@ -20,14 +20,14 @@ class PendingFrame(Protocol):
 
     @property
     def size(self) -> int:
-        """The bytes that it holds in memory."""
+        """Bytes that it holds in memory."""
 
     def cancel(self) -> None:
         """Cancel its handler, because nobody waits for the ACK any more."""
 
 
 class EngineLink(Protocol):
-    """A connection to an engine, which sends the ACKs of its frames."""
+    """Connection to an engine, which sends the ACKs of its frames."""
 
     @property
     def outgoing(self) -> bytearray:
@@ -47,17 +47,17 @@ class EngineLink(Protocol):
 
     @property
     def received(self) -> float:
-        """The time of the last read, on ``time.monotonic()``'s clock."""
+        """Time of the last read, on ``time.monotonic()``'s clock."""
 
     @property
-    def takes_frames(self) -> bool:
-        """False if no more frames may be handled now, since as many as may be are in flight."""
+    def accepts_frames(self) -> bool:
+        """False while the limit on frames in flight is reached, or the peer does not read ACKs."""
 
     def wait(self, frame: PendingFrame) -> None:
-        """Keep a suspended frame until `finish` or `fail`."""
+        """Keep a suspended frame until `finish` or `close_with_error`."""
 
     def finish(self, frames: Sequence[PendingFrame]) -> None:
         """Send the ACKs of suspended frames."""
 
-    def fail(self, frame: PendingFrame, error: ProtocolError) -> None:
-        """End the connection: a message of a suspended frame cannot be read."""
+    def close_with_error(self, frame: PendingFrame, error: ProtocolError) -> None:
+        """End the connection, because a message of a suspended frame is malformed."""

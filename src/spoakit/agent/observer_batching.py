@@ -1,27 +1,27 @@
-"""Batches of observers' calls: soon after the ACK, or several calls together."""
+"""Batches of observers' calls, made after the ACKs have been written."""
 
 from asyncio import AbstractEventLoop, Handle
 from collections.abc import Callable
 from typing import Final
 
 Run = Callable[[int], bool]
-"""Makes at most this many of the pending calls, all for 0; returns True if some are left."""
+"""Function that makes up to this many pending calls, all for 0; True if any are left."""
 
-# Calls that are made in one round of the event loop, so that ACKs do not wait for all of them.
+# Limit on calls in one round of the event loop, so that ACKs do not wait for a whole batch.
 _CALLS_A_ROUND: Final = 4
 
 
 class ObserverBatcher:
-    """Scheduler of observers' calls, several at a time while messages come close to each other.
+    """Scheduler that batches observers' calls while messages come in quick succession.
 
-    A small call costs mostly two things: waking up this process and the one it writes to, and
-    missing the processor's caches. Several at a time share both. The first call after a quiet
-    time is made at once. Those that follow wait until `max_delay` seconds after the last ones, or
-    until many are pending.
+    Most of a small call's cost is waking up this process and the one it writes to, and missing the
+    processor's caches. The calls of a batch share both. The first call after a pause is made at
+    once. Later calls wait until `max_delay` seconds after the last batch, or until
+    `OBSERVER_BATCH` calls are pending.
 
     Args:
         loop: the event loop.
-        max_delay: seconds; with 0 no call waits for longer than the loop's next round.
+        max_delay: seconds; 0 makes calls in the next round of the loop.
     """
 
     __slots__ = ("_loop", "_max_delay", "_next", "_next_at")
@@ -39,7 +39,7 @@ class ObserverBatcher:
         else:
             self._next = self._loop.call_at(self._next_at, self._run_some, run)
 
-    def hurry(self, run: Run) -> None:
+    def schedule_soon(self, run: Run) -> None:
         """Schedule the batch for the loop's next round, since many calls are pending."""
         if self._max_delay:
             if self._next is not None:

@@ -1,8 +1,8 @@
-"""A handler's signature, read once: where each parameter's value comes from.
+"""Parameters of handlers and resources: their signatures, parsed at registration.
 
-A parameter is an argument of the message if its annotation is one of `ARGUMENT_TYPES`,
-with or without ``| None``. `Context`, `Message` and `PerFrame` come from the frame,
-`MaxFrameSize` from its connection; any other annotation names a resource by its type.
+A parameter is an argument of the message if its annotation is one of `ARGUMENT_TYPES`, with or
+without ``| None``. The values of `Context`, `Message` and `PerFrame` come from the frame, the value
+of `MaxFrameSize` from its connection. Any other annotation is the type of a resource.
 """
 
 import inspect
@@ -38,13 +38,13 @@ ARGUMENT_TYPES: Final[dict[object, tuple[frozenset[DataType], Reading]]] = {
     IPv4Address: (frozenset({DataType.IPV4}), Reading.VALUE),
     IPv6Address: (frozenset({DataType.IPV6}), Reading.VALUE),
     IPAddress: (frozenset({DataType.IPV4, DataType.IPV6}), Reading.VALUE),
-    # An address that may come as text, out of a header for instance, which the handler parses.
+    # HAProxy may send an address as text, for instance from a header; the handler parses it.
     IPAddress | str: (frozenset({DataType.IPV4, DataType.IPV6, DataType.STRING}), Reading.VALUE),
     str: (_STRINGS, Reading.TEXT),
     bytes: (_STRINGS, Reading.BYTES),
     Headers: (_STRINGS, Reading.WRAPPED),
 }
-"""The annotations of arguments: the wire types each accepts, and how these are read."""
+"""Wire types that each annotation accepts, and how their values are read."""
 
 ALLOWED: Final = (
     "int, bool, str, bytes, IPv4Address, IPv6Address, IPAddress, IPAddress | str or Headers, each "
@@ -52,10 +52,10 @@ ALLOWED: Final = (
     "the agent"
 )
 
-# A NOTIFY's message has at most this many arguments, and plans number them in a byte.
+# A message has at most this many arguments (NB-ARGS is one byte), and plans index them by bytes.
 _MAX_PARAMETERS: Final = 255
 
-# What can stand before the = in a spoe-message's args without quotes.
+# Argument names that need no quotes in the args of a spoe-message.
 _ARGUMENT_NAME: Final = re.compile(r"""[^\s="'\\#\x00-\x1f\x7f]+""")
 
 
@@ -64,13 +64,13 @@ class Fetch:
     """Source of an argument in HAProxy: ``Annotated[str, Fetch("req.hdr(host)")]``.
 
     Args:
-        expression: a sample expression of HAProxy, converters included, for the
-            spoe-message's args.
-        name: the argument's name on the wire, where it is not the parameter's; no other
-            name matches then.
+        expression: a sample expression of HAProxy with its converters, for the args of
+            the spoe-message.
+        name: the argument's name on the wire, if it differs from the parameter's. Then
+            no other name matches.
 
     Raises:
-        RegistrationError: the expression or the name cannot stand in a configuration.
+        RegistrationError: the expression or the name is not valid in a configuration.
     """
 
     expression: str
@@ -79,12 +79,14 @@ class Fetch:
     def __post_init__(self) -> None:
         text = self.expression
         if not isinstance(text, str) or not text.strip() or not text.isprintable():
-            raise RegistrationError(f"Fetch({self.expression!r}): this is not a sample expression")
+            raise RegistrationError(
+                f"Fetch({self.expression!r}): must be a sample expression in one line"
+            )
         if self.name is not None and not (
             isinstance(self.name, str) and _ARGUMENT_NAME.fullmatch(self.name)
         ):
             raise RegistrationError(
-                f"Fetch(name={self.name!r}): a name has no space and none of = # \" ' \\"
+                f"Fetch(name={self.name!r}): must not contain spaces or = # \" ' \\"
             )
 
 
@@ -109,19 +111,19 @@ class Role(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One parameter of a handler.
+    """Parameter of a handler.
 
     Attributes:
         name: its name in Python.
         kind: before ``/``, ordinary, or after ``*``.
-        role: where its value comes from.
-        annotation: its type, without Annotated and None. For PER_FRAME what makes the
+        role: the origin of its value.
+        annotation: its type, without Annotated and None. For PER_FRAME the factory of the
             frame's object, for RESOURCE the resource's type.
-        accepts: the wire types an ARGUMENT takes, NULL aside; empty for the other roles.
-        reading: how an ARGUMENT is read.
-        optional: whether the annotation allows None.
+        accepts: the wire types of an ARGUMENT besides NULL; empty for other roles.
+        reading: the Python value to make of an ARGUMENT.
+        optional: True if the annotation allows None.
         default: the default, or REQUIRED.
-        fetch: where HAProxy takes the argument from, if that is said.
+        fetch: the sample expression of the argument, if it is declared.
     """
 
     name: str
@@ -136,29 +138,29 @@ class Parameter:
 
     @property
     def wire_name(self) -> str:
-        """The argument's name on the wire, unless it is matched by position or mangled."""
+        """Name of the argument on the wire, unless it is bound by position or by `identifier`."""
         return self.fetch.name if self.fetch and self.fetch.name else self.name
 
     @property
     def when_absent(self) -> Any:
-        """The value where the argument is NULL or absent: default, None or REQUIRED."""
+        """Value if the argument is NULL or absent: default, None or REQUIRED."""
         if self.default is REQUIRED and self.optional:
             return None
         return self.default
 
 
 def describe(function: Callable[..., Any]) -> str:
-    """Return how errors and logs name a handler: "module.qualified_name"."""
+    """Return a function's name for errors and logs: "module.qualified_name"."""
     # Methods of types written in C have no module.
     module = getattr(function, "__module__", None) or "builtins"
     return f"{module}.{getattr(function, '__qualname__', repr(function))}"
 
 
 def resolve(function: Callable[..., Any], annotation: object) -> Any:
-    """Return an annotation of a function as a type, evaluated if it is text.
+    """Return an annotation as a type; evaluate it if it is text.
 
     Raises:
-        RegistrationError: it cannot be evaluated with the names of the function's module.
+        RegistrationError: the annotation uses names that the function's module does not define.
     """
     holder = SimpleNamespace(__annotations__={"it": annotation})
     try:
@@ -172,27 +174,29 @@ def resolve(function: Callable[..., Any], annotation: object) -> Any:
         ) from error
 
 
-def read_parameters(function: Callable[..., Any]) -> tuple[Parameter, ...]:
-    """Return the parameters of a handler or a resource in their order.
+def parse_parameters(function: Callable[..., Any]) -> tuple[Parameter, ...]:
+    """Return the parameters of a handler or a resource, in order.
 
     Raises:
-        RegistrationError: a parameter cannot be filled; it names the function and the parameter.
+        RegistrationError: nothing can fill a parameter; the text names the function and the
+            parameter.
     """
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError, NameError) as error:
-        raise RegistrationError(f"{describe(function)}: no signature to read: {error}") from error
+        raise RegistrationError(f"{describe(function)}: it has no signature: {error}") from error
     parameters = []
     for found in signature.parameters.values():
         try:
-            parameters.append(_read_parameter(function, found))
+            parameters.append(_parse_parameter(function, found))
         except RegistrationError as error:
             raise RegistrationError(
                 f"{describe(function)}: parameter {found.name!r}: {error}"
             ) from error
     if len(parameters) > _MAX_PARAMETERS:
         raise RegistrationError(
-            f"{describe(function)}: {len(parameters)} parameters, {_MAX_PARAMETERS} are allowed"
+            f"{describe(function)}: must have at most {_MAX_PARAMETERS} parameters, "
+            f"got {len(parameters)}"
         )
     _check_wire_names(function, parameters)
     return tuple(parameters)
@@ -206,32 +210,32 @@ def _check_wire_names(function: Callable[..., Any], parameters: Iterable[Paramet
         other = known.setdefault(parameter.wire_name, parameter.name)
         if other != parameter.name:
             raise RegistrationError(
-                f"{describe(function)}: parameters {other!r} and {parameter.name!r} are both "
-                f"called {parameter.wire_name!r} on the wire"
+                f"{describe(function)}: parameters {other!r} and {parameter.name!r} have the same "
+                f"name on the wire, {parameter.wire_name!r}"
             )
 
 
-def _read_parameter(function: Callable[..., Any], found: inspect.Parameter) -> Parameter:
+def _parse_parameter(function: Callable[..., Any], found: inspect.Parameter) -> Parameter:
     if found.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
-        raise RegistrationError("name each argument; the parameter Message has them all")
+        raise RegistrationError("name each argument; a parameter of type Message has them all")
     if found.annotation is found.empty:
         raise RegistrationError(f"it has no annotation; allowed are {ALLOWED}")
     annotation, optional, extras = _strip(resolve(function, found.annotation))
     if not is_hashable(annotation):
         raise RegistrationError(f"{annotation!r} is not a type; allowed are {ALLOWED}")
-    role = role_of(annotation, extras)
+    role = find_role(annotation, extras)
     if role is None:
-        raise RegistrationError(f"{annotation} is none of what is allowed: {ALLOWED}")
+        raise RegistrationError(f"{annotation} is not allowed; allowed are {ALLOWED}")
     if role is Role.PER_FRAME:
         _check_factory(annotation)
     fetches = [extra for extra in extras if isinstance(extra, Fetch)]
     if len(fetches) > 1:
         raise RegistrationError("it has more than one Fetch")
     if role is not Role.ARGUMENT and fetches:
-        raise RegistrationError("Fetch is for arguments, and this is none")
+        raise RegistrationError("Fetch is for arguments of the message only")
     if role is not Role.ARGUMENT and optional:
         name = role.value if role is Role.MAX_FRAME_SIZE else _name(annotation)
-        raise RegistrationError(f"{name} is always there: leave | None out")
+        raise RegistrationError(f"{name} is never None; leave out | None")
     accepts, reading = frozenset[DataType](), Reading.SKIP
     if role is Role.ARGUMENT:
         accepts, reading = ARGUMENT_TYPES[annotation]
@@ -248,8 +252,8 @@ def _read_parameter(function: Callable[..., Any], found: inspect.Parameter) -> P
     )
 
 
-def role_of(annotation: Any, extras: Sequence[object] = ()) -> Role | None:
-    """Return what a parameter of this type is for; None for a union, which is nothing's type."""
+def find_role(annotation: Any, extras: Sequence[object] = ()) -> Role | None:
+    """Return the role of a parameter by its type; None for a union that is not an argument."""
     if any(isinstance(extra, PerFrameMarker) for extra in extras):
         return Role.PER_FRAME
     if any(isinstance(extra, MaxFrameSizeMarker) for extra in extras):
@@ -266,19 +270,19 @@ def role_of(annotation: Any, extras: Sequence[object] = ()) -> Role | None:
 def _check_factory(annotation: Any) -> None:
     """Refuse a PerFrame type that cannot be made without arguments."""
     if not callable(annotation):
-        raise RegistrationError(f"PerFrame[{_name(annotation)}]: this is not a class")
+        raise RegistrationError(f"PerFrame[{_name(annotation)}]: must be a class")
     try:
         inspect.signature(annotation).bind()
     except ValueError:
-        pass  # a class written in C that does not tell
+        pass  # a class written in C without a signature
     except TypeError as error:
         raise RegistrationError(
-            f"PerFrame[{_name(annotation)}]: {_name(annotation)}() has to work: {error}"
+            f"PerFrame[{_name(annotation)}]: the class must need no arguments: {error}"
         ) from error
 
 
 def _strip(annotation: Any) -> tuple[Any, bool, tuple[object, ...]]:
-    """Take Annotated and None off a type; return it, whether None was there, the extras."""
+    """Return a type without Annotated and None, whether it allowed None, and its extras."""
     if get_origin(annotation) is Annotated:
         inner, *outside = get_args(annotation)
         stripped, optional, inside = _strip(inner)
@@ -289,13 +293,13 @@ def _strip(annotation: Any) -> tuple[Any, bool, tuple[object, ...]]:
         if len(members) == 1:
             stripped, _, inside = _strip(members[0])
             return stripped, optional, inside
-        # typing.Union and | become one form, which ARGUMENT_TYPES can be asked for.
+        # typing.Union and | become one form, which is a key of ARGUMENT_TYPES.
         return reduce(operator.or_, members), optional, ()
     return annotation, False, ()
 
 
 def is_hashable(value: object) -> bool:
-    """Return whether a value has a hash: Literal[[]] has the method, which fails."""
+    """Return whether a value has a hash; Literal[[]] has the method, but it raises."""
     try:
         hash(value)
     except TypeError:

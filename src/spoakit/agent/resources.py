@@ -1,8 +1,7 @@
 """Resources: objects that handlers share for the life of a worker, such as connections.
 
-A resource is an async generator that yields once. What it yields goes to the handlers,
-and to later resources, that have a parameter of its type; what stands behind the yield
-runs when the worker stops.
+A resource is an async generator that yields one object. Handlers and later resources get it by a
+parameter of its type. The code after the yield runs when the worker stops.
 """
 
 import inspect
@@ -19,10 +18,10 @@ from spoakit.agent.parameters import (
     ParameterKind,
     Role,
     describe,
+    find_role,
     is_hashable,
-    read_parameters,
+    parse_parameters,
     resolve,
-    role_of,
 )
 from spoakit.exceptions import ConfigurationError, RegistrationError, StartupError
 from spoakit.metrics.memory import WorkerMetrics
@@ -35,10 +34,10 @@ class Resource:
     """A registered resource.
 
     Attributes:
-        name: the function's, "module.qualified_name", for errors and logs.
-        type: what it yields, by which it is asked for.
+        name: "module.qualified_name" of the function, for errors and logs.
+        type: the type of the object it yields, which parameters name.
         function: the async generator function.
-        parameters: the resources it needs itself.
+        parameters: the resources that it needs itself.
     """
 
     name: str
@@ -47,26 +46,30 @@ class Resource:
     parameters: tuple[Parameter, ...]
 
 
-def read_resource(
+def parse_resource(
     function: Callable[..., AsyncIterator[Any]], known: Mapping[Any, Resource]
 ) -> Resource:
-    """Return the description of a resource that comes after the known ones.
+    """Return the resource that a function declares.
+
+    Args:
+        function: the decorated function.
+        known: the resources registered before, by type.
 
     Raises:
-        RegistrationError: it is not an async generator function, its return annotation
-            does not say what it yields, or it needs what is not known yet.
+        RegistrationError: it is not an async generator function, its return annotation does not
+            name the yielded type, or it needs a resource that is not registered before it.
     """
     if not (inspect.isroutine(function) and inspect.isasyncgenfunction(function)):
         raise RegistrationError(f"resource {function!r} must be an async def with a yield")
     name = describe(function)
-    parameters = read_parameters(function)
+    parameters = parse_parameters(function)
     returned = resolve(function, function.__annotations__.get("return"))
     if get_origin(returned) not in (AsyncIterator, AsyncGenerator) or not get_args(returned):
         raise RegistrationError(f"resource {name}: annotate it with -> AsyncIterator[its type]")
     yielded = get_args(returned)[0]
-    if not is_hashable(yielded) or role_of(yielded) is not Role.RESOURCE:
+    if not is_hashable(yielded) or find_role(yielded) is not Role.RESOURCE:
         raise RegistrationError(
-            f"resource {name}: a parameter of type {yielded} never is a resource; yield an object "
+            f"resource {name}: a parameter of type {yielded} is never a resource; yield an object "
             "of a class of its own"
         )
     if yielded in known:
@@ -77,20 +80,20 @@ def read_resource(
         if parameter.role is not Role.RESOURCE or parameter.annotation not in known:
             raise RegistrationError(
                 f"resource {name}: parameter {parameter.name!r}: a resource takes the worker's "
-                "WorkerMetrics and resources that are registered before it, and nothing else"
+                "WorkerMetrics and resources that are registered before it only"
             )
     return Resource(name, yielded, function, parameters)
 
 
 class ResourceSet:
-    """The resources of one agent in one worker.
+    """Resources of one agent in one worker.
 
     Args:
-        resources: in the order they start in.
-        row: the worker's counters, which a resource may ask for as it does for others.
-        overrides: objects to use instead of those that the resources would yield, by
-            type; their generators do not run. For tests.
-        on_error: called with what a resource raises when it stops. For tests.
+        resources: the resources, in the order to start them.
+        row: the worker's counters; a resource may have a parameter for them.
+        overrides: for tests; objects by type, which replace resources. The generators of these
+            resources do not run.
+        on_error: for tests; called with exceptions of resources that stop.
 
     Raises:
         ConfigurationError: an override is for a type that is not a resource.
@@ -109,7 +112,7 @@ class ResourceSet:
         for override in overrides:
             if override not in types:
                 raise ConfigurationError(
-                    f"there is no resource of type {override}; there are: {types}"
+                    f"the agent has no resource of type {override}; it has {types}"
                 )
         self._resources = resources
         self._overrides = overrides
@@ -118,10 +121,10 @@ class ResourceSet:
         self._stack = AsyncExitStack()
 
     async def start(self) -> None:
-        """Start all, each after those it may need.
+        """Start all resources in order.
 
         Raises:
-            StartupError: one of them failed; those that had started have been stopped.
+            StartupError: a resource failed; the resources started before have been stopped.
         """
         async with AsyncExitStack() as stack:
             for resource in self._resources:
@@ -132,7 +135,7 @@ class ResourceSet:
             self._stack = stack.pop_all()
 
     async def aclose(self) -> None:
-        """Stop all in reverse order; one that fails is logged and does not hold up the others."""
+        """Stop all resources in reverse order; a failure is logged, and the others are stopped."""
         self._objects.clear()
         await self._stack.aclose()
 
@@ -153,7 +156,7 @@ class ResourceSet:
         try:
             yielded: object = await manager.__aenter__()
         except StartupError:
-            raise  # it says itself what is wrong
+            raise  # its text already says what failed
         except BaseException as error:
             if _ends_the_task(error):
                 raise
@@ -175,9 +178,10 @@ class ResourceSet:
 
 
 def _ends_the_task(error: BaseException) -> bool:
-    """Return whether an exception comes from outside: SystemExit and others are a resource's own.
+    """Return whether an exception ends the task, and is not an error of the resource.
 
-    A CancelledError is one of the resource's unless its task is being cancelled.
+    A CancelledError is an error of the resource unless the task is being cancelled. SystemExit is
+    always one.
     """
     if isinstance(error, CancelledError):
         task = current_task()

@@ -1,4 +1,4 @@
-"""Agents at work in one worker: their resources, and a dispatcher with their handlers."""
+"""Runtime of agents in one worker: their resources, and a dispatcher for their handlers."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ ACK_SECONDS = histogram(
 
 
 class Runtime:
-    """The agents of one port in one worker; to be started on the loop that serves them.
+    """Agents of one port in one worker. Start it in the event loop that serves them.
 
     Args:
-        agents: one or more, whose messages all differ.
-        resources: objects to use instead of what resources would yield, by type. For tests.
-        on_error: called with what goes wrong in calls of handlers, see `BoundHandler`, and when
-            resources stop. For tests.
-        row: the worker's counters, for resources that ask for them.
-        max_messages: messages that a frame may have.
-        handlers: of these agents, from `combine`; None calls it, which applies middleware anew.
+        agents: one or more agents with different messages.
+        resources: for tests; objects by type, which replace resources.
+        on_error: for tests; called with errors of handler calls, see `BoundHandler`, and of
+            resources that stop.
+        row: the worker's counters, for resources with a parameter for them.
+        max_messages: limit on the messages of a frame.
+        handlers: the result of `combine`; None calls it, which applies middleware again.
 
     Raises:
-        ConfigurationError: two agents have one name or one message, see `combine`; or an
-            object is for a type that is not a resource of any agent.
+        ConfigurationError: agents share a name or a message, see `combine`; or a replacement has
+            a type that is not a resource of any agent.
         RegistrationError: a handler cannot work.
     """
 
@@ -82,10 +82,10 @@ class Runtime:
         }
 
     async def start(self) -> None:
-        """Start all resources, then make the dispatcher.
+        """Start all resources, then create the dispatcher.
 
         Raises:
-            StartupError: a resource failed; those that had started have been stopped.
+            StartupError: a resource failed; the resources started before have been stopped.
         """
         try:
             for resources in self._resources.values():
@@ -94,30 +94,30 @@ class Runtime:
             await self._stop_resources()
             raise
         loop = get_running_loop()
-        self._waiting = Suspender(loop)
+        self._suspender = Suspender(loop)
         routes = {
-            message.encode(): tuple(self._runner(handler) for handler in handlers)
+            message.encode(): tuple(self._bind_handler(handler) for handler in handlers)
             for message, handlers in self._handlers.items()
         }
-        batcher = ObserverBatcher(loop, self._shortest_wait())
+        batcher = ObserverBatcher(loop, self._shortest_delay())
         self.dispatcher = Dispatcher(
             routes,
-            self._waiting.suspend,
+            self._suspender.suspend,
             _await_call,
             TaskStarter(loop).start,
             batcher.schedule,
-            batcher.hurry,
+            batcher.schedule_soon,
             self._max_messages,
         )
 
     async def aclose(self) -> None:
         """Stop timers and threads, then the resources in reverse order."""
-        self._waiting.close()
+        self._suspender.close()
         self.dispatcher.run_observers()
         await self._stop_resources()
 
-    def _shortest_wait(self) -> float:
-        """Return how long calls of observers may wait: they are made in one order."""
+    def _shortest_delay(self) -> float:
+        """Return the shortest `max_delay` of all observers, whose calls share one queue."""
         observers = (
             handler
             for handlers in self._handlers.values()
@@ -126,7 +126,7 @@ class Runtime:
         )
         return min((observer.max_delay for observer in observers), default=0.0)
 
-    def _runner(self, handler: Handler) -> BoundHandler:
+    def _bind_handler(self, handler: Handler) -> BoundHandler:
         resources = self._resources[handler.agent]
         return BoundHandler(
             handler,
@@ -145,7 +145,7 @@ class Runtime:
 async def _await_call(call: PendingCall, bound: BoundHandler, values: list[Any]) -> None:
     """Call an async handler, await its result, and end the call with it.
 
-    Its middleware may raise at once, and may return any awaitable.
+    Middleware may raise before it returns, and may return any awaitable.
     """
     try:
         result = await bound.call(values)
@@ -159,7 +159,7 @@ def _types(agent: Agent) -> set[Any]:
 
 
 def _by_position(handler: Handler) -> Callable[..., Any]:
-    """Return what takes all values by position, keyword-only parameters last as they stand."""
+    """Return the handler's function as one that accepts keyword-only parameters by position too."""
     function, count = handler.function, handler.positional_count
     names = [parameter.name for parameter in handler.parameters[count:]]
     if not names:

@@ -1,4 +1,4 @@
-"""Threads for threaded handlers, and a bound on the calls that wait for one."""
+"""Thread pool for threaded handlers, with a limit on waiting calls."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from spoakit.exceptions import RefusedError
 
 
 class ThreadPool:
-    """The threads of threaded handlers, and a bound on the calls that wait for one.
+    """Thread pool for threaded handlers, with a limit on waiting calls.
 
     Args:
         loop: the event loop.
-        size: how many threads there are at most.
-        queue: how many calls may wait for one; further ones are refused.
+        size: limit on the number of threads.
+        queue: limit on the number of calls that wait for a thread; further calls are refused.
     """
 
     def __init__(self, loop: AbstractEventLoop, size: int = 32, queue: int = 1024) -> None:
@@ -29,26 +29,26 @@ class ThreadPool:
         self._queue = queue
         self._occupied = 0
         self._threads: list[Thread] = []
-        # Waking the loop is a system call: one for all results that it has not seen.
+        # Waking the loop is a system call, so it is made once for all results it has not handled.
         self._results: deque[tuple[PendingCall, Any]] = deque()
         self._is_woken = False
         self._calls: SimpleQueue[tuple[PendingCall, list[Any]] | None] = SimpleQueue()
 
     def submit(self, call: PendingCall, values: list[Any]) -> None:
-        """Schedule a call of a handler that a frame waits for.
+        """Queue a call for the next free thread.
 
         Raises:
-            RefusedError: too many calls wait, or no thread can be started.
+            RefusedError: the queue is full, or no thread can be started.
         """
         if self._occupied == self._size + self._queue:
-            raise RefusedError(f"{self._size} threads are busy, and {self._queue} calls wait")
+            raise RefusedError(f"all {self._size} threads are busy, and {self._queue} calls wait")
         if len(self._threads) < min(self._occupied + 1, self._size):
             self._start_thread()
         self._occupied += 1
         self._calls.put((call, values))
 
     def close(self) -> None:
-        """Drop the calls that wait; running ones end by themselves, and nobody waits for them."""
+        """Drop waiting calls; each thread ends after its running call, which is not awaited."""
         while not self._calls.empty():
             self._calls.get()
         for _ in self._threads:
@@ -58,7 +58,7 @@ class ThreadPool:
         """Start one more thread.
 
         Raises:
-            RefusedError: that fails, and none runs that could make the call instead.
+            RefusedError: that failed, and no other thread could make the call.
         """
         count = len(self._threads)
         thread = Thread(target=self._run, name=f"spoakit-{count}", daemon=True)
@@ -67,7 +67,7 @@ class ThreadPool:
         except RuntimeError as error:
             if count == 0:
                 raise RefusedError(str(error)) from error
-            throttle.warning("threads", "%d threads, and not one more: %s", count, error)
+            throttle.warning("threads", "cannot start more than %d threads: %s", count, error)
         else:
             self._threads.append(thread)
 
@@ -83,16 +83,16 @@ class ThreadPool:
             self._results.append((call, result))
             if not self._is_woken:
                 self._is_woken = True
-                # The loop is closed when a handler outlives the drain.
+                # The loop is closed if the handler ran for longer than the drain.
                 with suppress(RuntimeError):
                     self._loop.call_soon_threadsafe(self._finish_all)
             del submitted, call, values, result
 
     def _finish_all(self) -> None:
-        # In this order: a result that is added later wakes the loop again.
+        # Reset first, so that a result added from now on wakes the loop again.
         self._is_woken = False
         while self._results:
             call, result = self._results.popleft()
-            # A slot is free when the thread is, not when a deadline gave the call up.
+            # A call that missed its deadline occupies its thread until it ends.
             self._occupied -= 1
             call.end(result)

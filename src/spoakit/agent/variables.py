@@ -1,4 +1,4 @@
-"""The variables an agent sets in HAProxy."""
+"""Variables that an agent sets in HAProxy."""
 
 import re
 from collections.abc import Callable
@@ -21,23 +21,23 @@ VARIABLE_TYPES: Final[dict[object, DataType]] = {
     IPv4Address: DataType.IPV4,
     IPv6Address: DataType.IPV6,
 }
-"""The Python types of variables, IPAddress aside, and how their values are sent."""
+"""Wire types of variables by Python type; IPAddress is handled apart."""
 
 _SCOPES: Final = {scope.name.lower(): scope for scope in Scope}
-# What HAProxy takes in names of variables and in var-prefix (SPOE.txt 2.2).
+# Names of variables, and values of var-prefix, that HAProxy accepts (SPOE.txt 2.2).
 NAME: Final = re.compile(r"[A-Za-z0-9_.]+")
 
 
 class Variable(Generic[T]):
-    """A variable of HAProxy that an agent sets; `Agent.variable` makes them.
+    """Variable of HAProxy that an agent sets; `Agent.variable` creates them.
 
     Attributes:
-        scope: where it lives.
+        scope: its scope.
         name: its name in ACK frames: without scope, and without the prefix that HAProxy adds.
         full_name: its name in HAProxy's configuration, "txn.auth.user".
-        set: returns the action that sets the variable to a value, or with None unsets it.
-            Raises TypeError for a value of another type, ValueError for an integer that
-            the type does not hold.
+        set: returns the action that sets the variable to a value; None unsets the variable.
+            Raises TypeError for a value of another type, ValueError for an integer out of
+            the type's range.
     """
 
     __slots__ = ("full_name", "name", "scope", "set")
@@ -45,7 +45,7 @@ class Variable(Generic[T]):
     scope: Scope
     name: str
     full_name: str
-    # The encoder's own method: nothing of Python runs between a handler and its action.
+    # The encoder's own method, so that a call from a handler runs compiled code only.
     set: Callable[[T | None], Action]
 
     def __init__(self, name: str, data_type: object, prefix: str) -> None:
@@ -58,13 +58,13 @@ class Variable(Generic[T]):
                 "letters, digits, _ and . of ASCII"
             )
         if self.name.startswith(f"{prefix}."):
-            raise RegistrationError(f"variable {name!r}: leave the prefix out, HAProxy adds it")
+            raise RegistrationError(f"variable {name!r}: leave out the prefix, HAProxy adds it")
         self.scope = _SCOPES[scope]
         self.full_name = f"{scope}.{prefix}.{self.name}"
         if len(self.full_name) > MAX_VARIABLE_NAME:
             raise RegistrationError(
-                f"variable {name!r}: HAProxy does not set {self.full_name!r}, since it has "
-                f"{len(self.full_name)} bytes; {MAX_VARIABLE_NAME} are allowed"
+                f"variable {name!r}: {self.full_name!r} must have at most "
+                f"{MAX_VARIABLE_NAME} bytes, got {len(self.full_name)}"
             )
         try:
             self.set = _setter(self.scope, self.name, data_type)
@@ -83,10 +83,10 @@ def _setter(scope: Scope, name: str, data_type: object) -> Callable[[Value], Act
     if not isinstance(data_type, DataType):
         if not is_hashable(data_type) or data_type not in VARIABLE_TYPES:
             raise RegistrationError(
-                f"its type is {data_type!r}; allowed are bool, int, str, bytes, IPv4Address, "
-                "IPv6Address, IPAddress and the members of DataType"
+                f"the type must be bool, int, str, bytes, IPv4Address, IPv6Address, IPAddress or a "
+                f"DataType, got {data_type!r}"
             )
         data_type = VARIABLE_TYPES[data_type]
     if data_type is DataType.NULL:
-        raise RegistrationError("NULL is not a type; set(None) unsets a variable")
+        raise RegistrationError("the type must not be NULL; set(None) unsets a variable")
     return VariableEncoder(scope, name, data_type).set

@@ -125,7 +125,7 @@ class FastPathProtocol:
         outgoing: the output buffer.
 
     Attributes:
-        outgoing, max_frame_size, received, takes_frames: see `EngineLink`.
+        outgoing, max_frame_size, received, accepts_frames: see `EngineLink`.
         backlog: what is not finished.
         received_bytes, sent_bytes: how much has been read and written.
         is_halted: no more frames are handled for now, however few are in flight.
@@ -219,12 +219,12 @@ class FastPathProtocol:
             self._write(acks)
 
     @property
-    def takes_frames(self) -> bool:
+    def accepts_frames(self) -> bool:
         """False if no more frames may be handled now."""
         return not self.is_halted and not self.backlog._is_full()
 
     def wait(self, frame: PendingFrame) -> None:
-        """Keep a frame as in flight until `finish` or `fail`."""
+        """Keep a frame as in flight until `finish` or `close_with_error`."""
         self.backlog.add(frame)
         self._is_open = False
 

@@ -182,7 +182,7 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
 
     # --- called by suspended frames ----------------------------------------------------
 
-    def fail(self, frame: PendingFrame, error: ProtocolError) -> None:
+    def close_with_error(self, frame: PendingFrame, error: ProtocolError) -> None:
         """End the connection, because a frame in flight cannot be read to its end."""
         self.backlog.discard(frame)
         self._violate(error)
@@ -232,7 +232,7 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
         try:
             # With a reason to disconnect nothing more is handled.
             while index < count and self._reason is None:
-                if not self.takes_frames:
+                if not self.accepts_frames:
                     self.backlog.events.extend(events[index:])
                     self._transport.pause_reading()
                     return

@@ -221,7 +221,7 @@ class _Link:
 
     peer = "testing.Engine"
     engine_id = "testing.Engine"
-    takes_frames = True
+    accepts_frames = True
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
@@ -268,6 +268,6 @@ class _Link:
         assert self._waiting is not None
         self._waiting.set_result(None)
 
-    def fail(self, frame: PendingFrame, error: ProtocolError) -> None:
+    def close_with_error(self, frame: PendingFrame, error: ProtocolError) -> None:
         assert self._waiting is not None
         self._waiting.set_exception(error)

@@ -95,7 +95,7 @@ def test_an_argument_nobody_takes_is_told_once(
         for n in range(3):
             assert engine.call("echo", n=n, surplus=b"\xff") == {"txn.number": n}
     assert caplog.text.count("arguments that handler") == 1
-    assert "does not take: 'surplus'" in caplog.text
+    assert "has no parameters for: 'surplus'" in caplog.text
 
 
 def test_a_handler_that_takes_the_message_takes_all_its_arguments(
@@ -107,7 +107,7 @@ def test_a_handler_that_takes_the_message_takes_all_its_arguments(
 
     with Engine(agent) as engine:
         engine.call("message", 1, surplus=b"x")
-    assert "does not take" not in caplog.text
+    assert "has no parameters for" not in caplog.text
 
 
 def test_a_mismatch_is_never_called_however_often_it_comes(
@@ -127,7 +127,7 @@ def test_a_mismatch_is_never_called_however_often_it_comes(
             for _ in range(3):
                 assert engine.call("message", n="1") == {"txn.number": -1}
     assert calls == [1, 1]
-    assert caplog.text.count("argument 'n' is STRING, not INT32 or") == 1
+    assert caplog.text.count("argument 'n' must be INT32 or") == 1
 
 
 def test_the_shape_of_another_handlers_message_is_not_mistaken(agent: Agent) -> None:
@@ -157,7 +157,7 @@ def test_an_unknown_message_is_told_once_and_its_neighbours_are_answered(
         for n in range(2):
             unknown = Message("no\nsuch", (Argument.of("", SRC),))
             assert engine.notify([unknown, echo(n), unknown]) == {"txn.number": n}
-    assert caplog.text.count("has no handler here") == 1
+    assert caplog.text.count("has no handler;") == 1
 
 
 def test_long_names_are_cut_in_logs(echoing: Agent, caplog: pytest.LogCaptureFixture) -> None:
