@@ -111,11 +111,11 @@ _NONE: Final[Mapping[str, object]] = {}
 class _Kind:
     """A kind of line: when it was last logged, and the last line that was held back since."""
 
-    __slots__ = ("args", "error", "extra", "held_back", "level", "logged_at", "message")
+    __slots__ = ("args", "error", "extra", "level", "logged_at", "message", "suppressed")
 
     def __init__(self, logged_at: float) -> None:
         self.logged_at = logged_at
-        self.held_back = 0
+        self.suppressed = 0
         self.level = logging.INFO
         self.message = ""
         self.args: tuple[object, ...] = ()
@@ -199,9 +199,9 @@ class Throttle:
             elapsed = now - state.logged_at
             if not final and elapsed < self._interval:
                 continue
-            if state.held_back:
+            if state.suppressed:
                 # The line that stands for the others is one of them, hence one less "more".
-                self._summarise(state, state.held_back - 1, now)
+                self._summarise(state, state.suppressed - 1, now)
             else:
                 del self._kinds[kind]
 
@@ -235,15 +235,15 @@ class Throttle:
             return
         state.level, state.message, state.args, state.extra = level, message, args, extra
         if now - state.logged_at < self._interval:
-            state.held_back += 1
-            _held_back[0] += 1
+            state.suppressed += 1
+            _suppressed[0] += 1
             if kind is _OTHERS:
                 # The exception that was last logged is another one than this.
                 kind_of_error = type(error).__qualname__
                 state.error = None if error is None else FormattedError(kind_of_error, "")
         else:
             state.error = None if error is None else format_error(error)
-            self._summarise(state, state.held_back, now)
+            self._summarise(state, state.suppressed, now)
 
     def _summarise(self, state: _Kind, more: int, now: float) -> None:
         suffix, extra = "", state.extra
@@ -254,7 +254,7 @@ class Throttle:
             suffix = f" (and {more} more like it in the last {span})"
         self._write(state.level, state.message, state.args, extra, state.error, suffix)
         state.logged_at = now
-        state.held_back = 0
+        state.suppressed = 0
         state.message, state.args, state.extra = "", (), _NONE
 
     def _write(
@@ -282,7 +282,7 @@ class Throttle:
 
 
 _OTHERS: Final = object()
-_held_back: Final = [0]
+_suppressed: Final = [0]
 _failing: Final = logging.Handler()
 _throttles: WeakSet[Throttle] = WeakSet()
 
@@ -293,9 +293,9 @@ def flush_throttles(*, final: bool = False) -> None:
         throttle.flush(final=final)
 
 
-def lines_held_back() -> int:
+def suppressed_lines() -> int:
     """Return how many lines all throttles of this process have held back."""
-    return _held_back[0]
+    return _suppressed[0]
 
 
 def forget_throttled() -> None:

@@ -133,7 +133,7 @@ def test_a_second_sigterm_ends_a_drain_at_once(serve: Serve, workers: int) -> No
 
         def obeyed() -> bool:
             agent.process.send_signal(signal.SIGTERM)
-            return "SIGTERM again: ending at once" in agent.log
+            return "second SIGTERM: ending at once" in agent.log
 
         # Signals within half a second of each other are one.
         wait_until(obeyed, "the second SIGTERM")

@@ -30,7 +30,7 @@ def test_a_selector_can_be_asked_for(
         assert type(vars(loop)["_selector"]).__name__ == selector
         loop.close()
     monkeypatch.delattr(selectors, selector, raising=False)
-    with pytest.raises(ConfigurationError, match=f"loop: this system has no {name}"):
+    with pytest.raises(ConfigurationError, match=f"loop: this system does not support {name}"):
         choose_loop(name)
 
 

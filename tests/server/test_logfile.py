@@ -94,7 +94,7 @@ def test_a_daemon_keeps_its_file(start: Start, workers: int, tmp_path: Path) -> 
     )
     assert service.wait() == 0
     wait_for(service, file, "--- stop")
-    assert "the runtime is over" in file.read_text()
+    assert "the runtime has ended" in file.read_text()
 
 
 def test_the_file_of_a_live_process_is_not_emptied_by_a_second_one(
@@ -105,7 +105,7 @@ def test_the_file_of_a_live_process_is_not_emptied_by_a_second_one(
     wait_for(first, file, "listening on")
     second = start(pidfile="l.pid", logfile={"path": "l.log", "truncate": True})
     assert second.wait() == 1
-    assert "is running and holds it" in second.log
+    assert "holds it; stop that process first" in second.log
     assert "listening on" in file.read_text()
 
 

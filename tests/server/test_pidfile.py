@@ -48,7 +48,9 @@ def test_the_file_of_a_live_process_is_refused_and_left_alone(path: Path) -> Non
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"locked\n"
-        with pytest.raises(StartupError, match=f"process {holder.pid} is running and holds it"):
+        with pytest.raises(
+            StartupError, match=f"process {holder.pid} holds it; stop that process first"
+        ):
             Pidfile(str(path)).lock()
         assert path.read_text() == f"{holder.pid}\n"
 

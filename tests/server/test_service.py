@@ -65,7 +65,7 @@ def test_a_second_signal_ends_at_once(start: Start, workers: int) -> None:
     service.signal(signal.SIGTERM)
     assert service.wait() == 128 + signal.SIGTERM
     assert time.monotonic() - first < 3
-    assert "SIGTERM again: ending at once" in service.log
+    assert "second SIGTERM: ending at once" in service.log
 
 
 def test_the_drain_is_bounded(start: Start, workers: int) -> None:
@@ -93,7 +93,7 @@ def test_resources_that_take_longer_are_left(start: Start, workers: int) -> None
     service = start(workers=workers, fail="slow-close", drain={"timeout": 0}).ready()
     service.signal(signal.SIGTERM)
     assert service.wait() == 1
-    assert service.log.count("not done within 1 s of draining; leaving all the same") == workers
+    assert service.log.count("the drain has not ended within 1 s; stopping anyway") == workers
 
 
 def test_health_checks_are_refused_while_service_goes_on(start: Start, workers: int) -> None:
@@ -113,7 +113,7 @@ def test_health_checks_are_refused_while_service_goes_on(start: Start, workers: 
 def test_it_stops_by_itself_when_its_runtime_is_over(start: Start, workers: int) -> None:
     service = start(workers=workers, runtime=0.2)
     assert service.wait() == 0
-    assert "stopping: the runtime is over" in service.log
+    assert "stopping: the runtime has ended" in service.log
 
 
 def test_signals_call_the_hooks_in_each_process(start: Start, workers: int) -> None:
@@ -237,7 +237,7 @@ def test_connections_over_the_limit_are_turned_away(start: Start, workers: int) 
     clients = [service.connect() for _ in range(3)]
     assert all(client.ask("pid").isdigit() for client in clients)
     assert service.connect().read() == ""
-    service.wait_for("connection closed: 3 are open, which is the limit")
+    service.wait_for("connection closed: the limit of 3 connections is reached")
     clients.pop().close()
     wait_until(lambda: service.connect().ask("checks") == "accepted", "a free place")
 
@@ -280,7 +280,7 @@ def test_the_pidfile_is_written_locked_and_removed(
     assert path.read_text() == f"{service.process.pid}\n"
     second = start(workers=workers, pidfile=str(path))
     assert second.wait() == 1
-    assert f"pidfile {path}: process {service.process.pid} is running" in second.log
+    assert f"pidfile {path}: process {service.process.pid} holds it" in second.log
     assert path.read_text() == f"{service.process.pid}\n"
     service.signal(signal.SIGTERM)
     assert service.wait() == 0
@@ -330,4 +330,4 @@ def test_an_agent_process_leaves_no_descriptor_to_its_children(start: Start, wor
 
 def test_the_limit_of_select_is_said_at_the_start(start: Start, workers: int) -> None:
     service = start(workers=workers, loop="select").ready()
-    assert "loop select: at most 900 connections are accepted" in service.log
+    assert "loop select: the limit is 900 connections" in service.log

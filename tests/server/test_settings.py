@@ -30,13 +30,13 @@ def test_the_defaults_are_valid() -> None:
     [
         (lambda: TcpAddress(port=65536), "port must be between 0 and 65535, got 65536"),
         (lambda: TcpAddress(port=-1), "port must be between 0 and 65535, got -1"),
-        (lambda: TcpAddress(""), "address: it is empty"),
-        (lambda: Listen(()), "listen: there is no address"),
+        (lambda: TcpAddress(""), "address must not be empty"),
+        (lambda: Listen(()), "listen must have at least one address"),
         (lambda: Listen((TcpAddress(), TcpAddress())), "listen: 0.0.0.0 port 12345 is given twice"),
         (lambda: Listen((UnixAddress("a"), UnixAddress("a"))), "listen: a is given twice"),
         (lambda: Listen(backlog=0), "backlog must be between 1 and 65535, got 0"),
         (lambda: Listen.at(unix=""), "unix must be a path, got an empty one"),
-        (lambda: UnixAddress("/" + "x" * 103), "is not 1 to 103 bytes long"),
+        (lambda: UnixAddress("/" + "x" * 103), "must have at most 103 bytes"),
         (lambda: Listen(unix_mode=0o1777), "unix mode must be between 000 and 777, got 1777"),
         (lambda: Limits(connections=0), "max connections must be between 1 and 1000000, got 0"),
         (lambda: Limits(in_flight=0), "max in-flight frames must be between"),
@@ -131,7 +131,7 @@ def test_an_address_is_a_url(url: str, address: object) -> None:
     ],
 )
 def test_what_is_not_an_address_is_refused(url: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"is neither tcp://HOST:PORT nor unix:PATH"):
+    with pytest.raises(ConfigurationError, match=r"must be tcp://HOST:PORT or unix:PATH"):
         parse_address(url)
 
 

@@ -40,49 +40,49 @@ def debouncer(clock: Clock) -> SignalDebouncer:
 def test_each_signal_has_its_meaning(
     debouncer: SignalDebouncer, signum: int, action: SignalAction
 ) -> None:
-    assert debouncer.read(signum) is action
+    assert debouncer.interpret(signum) is action
 
 
 def test_signals_to_stop_within_half_a_second_are_one(
     debouncer: SignalDebouncer, clock: Clock
 ) -> None:
-    assert debouncer.read(signal.SIGINT) is SignalAction.STOP
+    assert debouncer.interpret(signal.SIGINT) is SignalAction.STOP
     clock.now += 0.25
-    assert debouncer.read(signal.SIGTERM) is None
+    assert debouncer.interpret(signal.SIGTERM) is None
     clock.now += 0.24
-    assert debouncer.read(signal.SIGINT) is None
+    assert debouncer.interpret(signal.SIGINT) is None
 
 
 def test_a_later_signal_to_stop_asks_to_end(debouncer: SignalDebouncer, clock: Clock) -> None:
-    debouncer.read(signal.SIGTERM)
+    debouncer.interpret(signal.SIGTERM)
     clock.now += 0.5
-    assert debouncer.read(signal.SIGINT) is SignalAction.END
+    assert debouncer.interpret(signal.SIGINT) is SignalAction.END
 
 
 @pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGUSR1])
 def test_each_reload_and_reopening_counts_since_the_file_may_have_changed(
     debouncer: SignalDebouncer, signum: int
 ) -> None:
-    assert debouncer.read(signum) is not None
-    assert debouncer.read(signum) is not None
+    assert debouncer.interpret(signum) is not None
+    assert debouncer.interpret(signum) is not None
 
 
 def test_repeated_reports_are_one_and_later_ones_are_more(
     debouncer: SignalDebouncer, clock: Clock
 ) -> None:
-    assert debouncer.read(signal.SIGUSR2) is SignalAction.REPORT
-    assert debouncer.read(signal.SIGUSR2) is None
-    assert debouncer.read(signal.SIGUSR1) is SignalAction.REOPEN_LOGS
+    assert debouncer.interpret(signal.SIGUSR2) is SignalAction.REPORT
+    assert debouncer.interpret(signal.SIGUSR2) is None
+    assert debouncer.interpret(signal.SIGUSR1) is SignalAction.REOPEN_LOGS
     clock.now += 1
-    assert debouncer.read(signal.SIGUSR2) is SignalAction.REPORT
+    assert debouncer.interpret(signal.SIGUSR2) is SignalAction.REPORT
 
 
 def test_a_reload_does_not_make_a_stop_the_second_signal(
     debouncer: SignalDebouncer, clock: Clock
 ) -> None:
-    debouncer.read(signal.SIGHUP)
+    debouncer.interpret(signal.SIGHUP)
     clock.now += 1
-    assert debouncer.read(signal.SIGTERM) is SignalAction.STOP
+    assert debouncer.interpret(signal.SIGTERM) is SignalAction.STOP
 
 
 def test_the_hooks_of_a_program_without_any_say_so(caplog: pytest.LogCaptureFixture) -> None:
@@ -90,7 +90,7 @@ def test_the_hooks_of_a_program_without_any_say_so(caplog: pytest.LogCaptureFixt
     Hooks().call(SignalAction.RELOAD)
     Hooks().call(SignalAction.REOPEN_LOGS)
     assert caplog.messages == [
-        "reload: there is nothing to reload",
+        "reload: nothing to reload",
         "reopen logs: logs go to standard error",
     ]
 
@@ -99,7 +99,7 @@ def test_a_worker_may_reload_in_another_way_than_its_supervisor() -> None:
     called: list[str] = []
     alike = Hooks(partial(called.append, "reload"))
     other = replace(alike, reload_worker=partial(called.append, "in a worker"))
-    for hooks in (alike, alike.of_worker(), other, other.of_worker()):
+    for hooks in (alike, alike.for_worker(), other, other.for_worker()):
         assert hooks.call(SignalAction.RELOAD)
     assert called == ["reload", "reload", "reload", "in a worker"]
 

@@ -87,7 +87,7 @@ def test_an_address_of_a_name_that_the_system_lacks_is_skipped(
     listeners = listening(Listen.at("name", 0))
     assert listeners.describe().startswith("127.0.0.1:")
     connect(listeners).close()
-    assert "name is also 2001:db8::1, which is skipped: Cannot assign" in caplog.text
+    assert "name resolves to 2001:db8::1, which is skipped: Cannot assign" in caplog.text
 
 
 def test_a_name_without_any_address_of_the_system_is_an_error(
@@ -304,7 +304,7 @@ def test_accepting_pauses_when_descriptors_run_out(caplog: pytest.LogCaptureFixt
         assert list(acceptor.accept(listener)) == []
     assert acceptor.paused_until == 101.0
     assert counters.worker(0).get(ACCEPT_FAILURES) == 2
-    assert caplog.messages == ["cannot accept: Too many open files; trying again in 1 s"]
+    assert caplog.messages == ["cannot accept connections: Too many open files; retrying in 1 s"]
 
 
 def test_several_addresses_are_listened_on_at_once(listening: Listening, tmp_path: Path) -> None:
@@ -345,8 +345,8 @@ def test_a_unix_socket_has_the_owner_and_group_that_are_asked_for(
 @pytest.mark.parametrize(
     ("owner", "group", "error"),
     [
-        ("no such user", None, "unix owner: this system has no user 'no such user'"),
-        (None, "no such group", "unix group: this system has no group 'no such group'"),
+        ("no such user", None, "unix owner: unknown user 'no such user'"),
+        (None, "no such group", "unix group: unknown group 'no such group'"),
     ],
 )
 def test_an_unknown_owner_is_named(
@@ -365,6 +365,6 @@ def test_an_owner_that_the_system_refuses_is_an_error(
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "chown", refuse)
-    with pytest.raises(StartupError, match=r"cannot change the owner or group of .*own groups"):
+    with pytest.raises(StartupError, match=r"cannot change the owner or group of .*only root"):
         Listeners(Listen((UnixAddress(str(tmp_path / "a")),), unix_group="0"))
     assert list(tmp_path.iterdir()) == []

@@ -321,10 +321,10 @@ def test_files_that_cannot_be_used_are_named(agent: Agent, pem: Pem, tmp_path: P
     good = str(pem.both)
     for tls, reason in (
         (ListenTls(absent), f"tls certificate {absent}: No such file"),
-        (ListenTls(broken), f"tls certificate {broken}: no PEM file"),
+        (ListenTls(broken), f"tls certificate {broken}: it must be a PEM file"),
         (ListenTls(good, absent), f"tls certificate {good} with key {absent}: No such file"),
         (ListenTls(good, ca=absent), f"tls ca {absent}: No such file"),
-        (ListenTls(good, ca=broken), f"tls ca {broken}: no PEM file"),
+        (ListenTls(good, ca=broken), f"tls ca {broken}: it must be a PEM file"),
     ):
         with pytest.raises(ConfigurationError, match=reason):
             AgentServer(agent, settings=ServerSettings(listen=Listen(tls=tls)))
@@ -337,5 +337,5 @@ def test_a_key_with_a_password_is_refused_and_nobody_asked(pem: Pem, tmp_path: P
         check=True,
         capture_output=True,
     )
-    with pytest.raises(ConfigurationError, match=f"with key {locked}: no PEM file"):
+    with pytest.raises(ConfigurationError, match=f"with key {locked}: it must be a PEM file"):
         server_context(ListenTls(str(pem.certificate), str(locked)))

@@ -40,7 +40,7 @@ def test_a_connection_travels_and_is_counted_until_it_is_reported_closed(pair: P
     handle, worker = pair
     ours, theirs = socket.socketpair()
     with ours:
-        assert handle.hand(theirs)
+        assert handle.hand_over(theirs)
         assert theirs.fileno() == -1
         assert handle.connections == 1
         commands, [connection] = receive_commands(worker)
@@ -57,12 +57,12 @@ def test_a_connection_travels_and_is_counted_until_it_is_reported_closed(pair: P
 def test_commands_that_cannot_be_sent_wait_and_keep_their_place(pair: Pair) -> None:
     handle, worker = pair
     sent = 0
-    while handle.hand(connection := socket.socket()):
+    while handle.hand_over(connection := socket.socket()):
         sent += 1
     with connection:
         handle.send_command(SupervisorCommand.DRAIN)
         assert handle.has_unsent
-        assert not handle.hand(connection)
+        assert not handle.hand_over(connection)
         assert connection.fileno() >= 0
     received = b""
     while len(received) < sent:

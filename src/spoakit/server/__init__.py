@@ -1,4 +1,4 @@
-"""Serving of agents: sockets, workers, limits, signals; see `run` and `serve`."""
+"""Server for agents: sockets, workers, limits, signals; see `run` and `serve`."""
 
 from spoakit.server.event_loops import loop_factory
 from spoakit.server.logfile import begin_logfile, end_logfile

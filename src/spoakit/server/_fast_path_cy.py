@@ -1,7 +1,7 @@
 """Fast path of reads, and frames in flight: the compiled half of a connection. Hot code.
 
-Plain Python that compiles to C (see ``spoakit._cython``). A read of few frames costs mostly what
-is around them, so its way is kept short: a look at the clock, one call or two, one write.
+Plain Python that compiles to C (see ``spoakit._cython``). Most of the cost of a small read is
+around its frames, so the fast path is short: read the clock, make one or two calls, write once.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ else:
 COMPILED: bool = cython.compiled
 
 MAX_IN_FLIGHT_SIZE: int = 4 * 1024 * 1024
-"""Bytes that the frames in flight of one connection may hold."""
+"""Limit on the bytes of one connection's frames in flight."""
 _MAX_IN_FLIGHT_SIZE = cython.declare(cython.Py_ssize_t, 4 * 1024 * 1024)
 
 
 @cython.final
 @cython.cclass
 class Backlog:
-    """Events not handled yet, in their order, and frames whose handlers have not finished.
+    """Backlog of a connection: events not handled yet, and frames in flight.
 
     Args:
-        max_in_flight: the number of frames in flight at which no further event is handled.
+        max_in_flight: limit on frames in flight; while it is reached, no event is handled.
 
     Attributes:
-        events: those that wait; events received later must wait behind them.
+        events: events that wait, in order; later events must wait behind them.
     """
 
     events = cython.declare(list[Event], visibility="readonly")
@@ -61,14 +61,14 @@ class Backlog:
 
     @property
     def is_empty(self) -> bool:
-        """True if every frame received has been acknowledged."""
+        """True if all received frames have been acknowledged."""
         return not self._in_flight and not self.events
 
     @property
     def is_full(self) -> bool:
-        """True if the limit of frames in flight, or of their bytes, is reached.
+        """True if the limit on frames in flight, or on their bytes, is reached.
 
-        One frame is always taken: it may be larger than that by itself.
+        One frame is always accepted, since it may exceed the limit on bytes by itself.
         """
         return bool(self._is_full())
 
@@ -82,21 +82,21 @@ class Backlog:
 
     @cython.ccall
     def add(self, frame: PendingFrame) -> object:
-        """Count a frame as in flight."""
+        """Add a frame in flight."""
         self._in_flight.add(frame)
         self._size += frame.size
         return None
 
     @cython.ccall
     def discard(self, frame: PendingFrame) -> object:
-        """Count a frame as in flight no longer."""
+        """Remove a frame that is not in flight any more; does nothing for others."""
         if frame in self._in_flight:
             self._in_flight.remove(frame)
             self._size -= frame.size
         return None
 
     def pop_events(self) -> list[Event]:
-        """Return the events that wait; none waits then."""
+        """Return and clear the events that wait."""
         events: list[Any] = self.events
         self.events = []
         return events
@@ -113,23 +113,23 @@ class Backlog:
 
 @cython.cclass
 class FastPathProtocol:
-    """Base of a protocol: answers reads of whole NOTIFYs, as nearly all are, by itself.
+    """Base of `SpopProtocol`, which answers reads of unfragmented NOTIFYs by itself.
 
-    Other reads go to `receive`.
+    Nearly all reads are like this. It passes other reads to `receive`.
 
     Args:
-        dispatcher: handles the frames.
+        dispatcher: the dispatcher of the worker.
         frame_size_cap: the largest FRAME-LENGTH that is accepted.
-        longest: the longest read, in bytes, that is handled here.
+        max_read: the longest read, in bytes, for the fast path.
         max_in_flight: see `Backlog`.
         outgoing: the output buffer.
 
     Attributes:
         outgoing, max_frame_size, received, accepts_frames: see `EngineLink`.
-        backlog: what is not finished.
-        received_bytes, sent_bytes: how much has been read and written.
-        is_halted: no more frames are handled for now, however few are in flight.
-        flush_handle: of a call that `flush_soon` has scheduled; None if none is.
+        backlog: events that wait, and frames in flight.
+        received_bytes, sent_bytes: the number of bytes read and written.
+        is_halted: True while no frames may be handled, however few are in flight.
+        flush_handle: the handle of the call that `flush_soon` has scheduled, or None.
     """
 
     outgoing = cython.declare(bytearray, visibility="readonly")
@@ -143,7 +143,7 @@ class FastPathProtocol:
     _try_single: Any
     _try_batch: Any
     _frame_size_cap: cython.Py_ssize_t
-    _longest: cython.Py_ssize_t
+    _max_read: cython.Py_ssize_t
     _write: Any
     _received: cython.double
     _is_open: cython.bint
@@ -152,7 +152,7 @@ class FastPathProtocol:
         self,
         dispatcher: Dispatcher,
         frame_size_cap: int,
-        longest: int,
+        max_read: int,
         max_in_flight: int,
         outgoing: bytearray,
     ) -> None:
@@ -166,19 +166,19 @@ class FastPathProtocol:
         self._try_single = dispatcher.try_single
         self._try_batch = dispatcher.try_batch
         self._frame_size_cap = frame_size_cap
-        self._longest = longest
+        self._max_read = max_read
         self._write = None
         self._received = monotonic()
         self._is_open = False
 
     @property
     def received(self) -> float:
-        """When the last bytes were read, on ``time.monotonic()``'s clock."""
+        """Time of the last read, on ``time.monotonic()``'s clock."""
         return self._received
 
     @property
     def is_fast_path_open(self) -> bool:
-        """Whether the next read may be handled here: nothing waits or has come in part."""
+        """True if the fast path may handle the next read: nothing waits, no frame is incomplete."""
         return self._is_open
 
     @is_fast_path_open.setter
@@ -186,14 +186,14 @@ class FastPathProtocol:
         self._is_open = is_open
 
     def connection_made(self, transport: Any) -> None:
-        """Keep the function that writes."""
+        """Keep the transport's write method."""
         self._write = transport.write
 
     def data_received(self, data: bytes) -> None:
-        """Handle all frames of a read, and write what is due at once."""
+        """Handle all frames of a read, and write their ACKs at once."""
         self._received = monotonic()
         self.received_bytes += len(data)
-        if not self._is_open or len(data) > self._longest:
+        if not self._is_open or len(data) > self._max_read:
             self.receive(data)
             return
         # FRAME-LENGTH does not count itself.
@@ -220,16 +220,16 @@ class FastPathProtocol:
 
     @property
     def accepts_frames(self) -> bool:
-        """False if no more frames may be handled now."""
+        """False while no more frames may be handled; see `EngineLink`."""
         return not self.is_halted and not self.backlog._is_full()
 
     def wait(self, frame: PendingFrame) -> None:
-        """Keep a frame as in flight until `finish` or `close_with_error`."""
+        """Add a suspended frame until `finish` or `close_with_error`."""
         self.backlog.add(frame)
         self._is_open = False
 
     def finish(self, frames: Sequence[PendingFrame]) -> None:
-        """Acknowledge frames in flight, in one write with others that finish now."""
+        """Acknowledge frames in flight, in one write with others that finish in this round."""
         backlog: Backlog = self.backlog
         ids: list[Any] = []
         actions: list[Any] = []
@@ -244,20 +244,20 @@ class FastPathProtocol:
         if self.flush_handle is None:
             self.flush_soon()
 
-    # The rest is the protocol's, which derives from this: what is compiled cannot be abstract.
+    # SpopProtocol implements the rest. Compiled classes cannot have abstract methods.
 
     def flush_soon(self) -> None:
-        """Write, and handle what waits, once the callbacks that are due have run."""
-        raise NotImplementedError("the protocol's")
+        """Schedule a write, after the callbacks that are due."""
+        raise NotImplementedError("see SpopProtocol")
 
     def receive(self, data: bytes) -> None:
         """Handle a read of any kind."""
-        raise NotImplementedError("the protocol's")
+        raise NotImplementedError("see SpopProtocol")
 
     def handle(self, events: Sequence[Any]) -> None:
-        """Handle the events of a read that `Dispatcher.try_batch` has left."""
-        raise NotImplementedError("the protocol's")
+        """Handle the events of a read that `Dispatcher.try_batch` has not handled."""
+        raise NotImplementedError("see SpopProtocol")
 
     def refuse(self, error: ProtocolError) -> None:
-        """End the connection, because of what has been read."""
-        raise NotImplementedError("the protocol's")
+        """End the connection because of a violation by the engine."""
+        raise NotImplementedError("see SpopProtocol")

@@ -1,4 +1,4 @@
-"""Accept connections in the event loop of the server that serves them."""
+"""Accepting of connections in the event loop of the server that serves them."""
 
 import asyncio
 import socket
@@ -11,16 +11,17 @@ from spoakit.server.sockets import Acceptor, Listeners
 
 
 class AcceptLoop:
-    """Accepts from listening sockets in the running event loop, for one server.
+    """Accept loop of one server, in the running event loop.
 
-    For a server that need not share its connections: one in somebody's own event loop, and the
-    only worker of a service. Handing over a descriptor costs as much as serving a health check.
+    A standalone server uses it, and the only worker of a service. With several workers the
+    supervisor accepts (`Distributor`), since handing over a descriptor costs as much CPU time as
+    serving a health check.
 
     Args:
-        settings: who is allowed, how many connections.
-        listeners: where connections come in; closed with this.
-        server: gets each connection. The limit asks it how many it has.
-        row: where to count.
+        settings: the allowed networks, and the limit on connections.
+        listeners: the listening sockets; closed with this.
+        server: the server that adopts the connections and knows their number.
+        row: the worker's counters.
     """
 
     __slots__ = ("_acceptor", "_listeners", "_loop", "_resume", "_server")
@@ -45,13 +46,13 @@ class AcceptLoop:
         self._resume: asyncio.TimerHandle | None = None
 
     def open(self) -> None:
-        """Accept from now on."""
+        """Start accepting."""
         self._resume = None
         for listener in self._listeners.sockets:
             self._loop.add_reader(listener, partial(self._on_connections, listener))
 
     def close(self) -> None:
-        """Stop listening, in this process."""
+        """Stop listening in this process."""
         if self._resume is not None:
             self._resume.cancel()
         for listener in self._listeners.sockets:

@@ -1,12 +1,12 @@
-"""A `selectors` selector on Linux AIO: io_submit(2) with IOCB_CMD_POLL, and io_getevents(2).
+"""Selector on Linux AIO: io_submit(2) with IOCB_CMD_POLL, and io_getevents(2).
 
-A poll request of the kernel's is answered once, while a selector reports for as long as a
-descriptor is ready. So each turn submits a request for every descriptor that has none under way,
-all in one system call, and collects the answers in a second one. A request that nobody wants any
-more is cancelled; its answer comes all the same, and is passed over by its number.
+The kernel answers a poll request once, but a selector reports a descriptor for as long as it is
+ready. So each `select` submits a request for every descriptor without a pending one, all in one
+system call, and collects the answers in a second call. A request can be cancelled; its answer still
+comes, and is ignored by its number.
 
-The kernel's numbers are those of linux/aio_abi.h. There is no wrapper for these calls in the C
-library, so they are made by their numbers.
+Constants are from linux/aio_abi.h. The C library has no wrappers for these system calls, so they
+are made by number.
 """
 
 import ctypes
@@ -30,13 +30,13 @@ _NUMBERS: Final = {
     "loongarch64": (0, 1, 4, 2, 3),
 }
 _IOCB_CMD_POLL: Final = 5
-# An error or a hang-up is told to whoever waits for anything, as the next call meets it. The kernel
-# may tell more than was asked for.
+# Errors and hang-ups count as readable and writable, since the next call on the descriptor reports
+# them. The kernel may return more events than requested.
 _READABLE: Final = select.POLLIN | select.POLLERR | select.POLLHUP
 _WRITABLE: Final = select.POLLOUT | select.POLLERR | select.POLLHUP
 _FIRST_CAPACITY: Final = 1024
 _BATCH: Final = 256
-# What to wait at most while the kernel has no room for some of the requests.
+# Longest wait in seconds while the kernel has no room for some of the requests.
 _RETRY: Final = 0.01
 
 
@@ -77,11 +77,11 @@ _FileObject: TypeAlias = int | _HasFileno
 
 
 class _Context:
-    """The kernel's side: a queue of requests and one of answers.
+    """Kernel context: a queue of requests, and a queue of answers.
 
     Raises:
-        OSError: the kernel has no AIO, or `capacity` is more than fs.aio-max-nr leaves.
-        ConfigurationError: this is not Linux on a processor whose calls are known here.
+        OSError: the kernel has no AIO, or `capacity` exceeds what fs.aio-max-nr leaves.
+        ConfigurationError: the system is not Linux, or the processor is not in `_NUMBERS`.
     """
 
     __slots__ = ("_answers", "_id", "_numbers", "_syscall", "capacity")
@@ -110,10 +110,10 @@ class _Context:
         self._call(1, self._id)
 
     def collect(self, timeout: float | None) -> list[tuple[int, int]]:
-        """Wait for answers; return the number and the result of each.
+        """Wait for answers; return the request's number and the result of each.
 
         Args:
-            timeout: seconds; 0 does not wait, None waits for ever.
+            timeout: seconds; 0 does not wait, None waits without limit.
         """
         spec = None
         if timeout is not None:
@@ -124,22 +124,22 @@ class _Context:
         return [(answer.data, answer.result) for answer in self._answers[:count]]
 
     def submit(self, requests: "list[_Request]") -> int:
-        """Hand requests to the kernel; return how many of them, in their order, it took."""
+        """Submit requests; return how many of them the kernel accepted, in order."""
         pointers = (ctypes.c_void_p * len(requests))(*(request.address for request in requests))
         return self._call(3, self._id, ctypes.c_long(len(requests)), pointers)
 
     def cancel(self, request: "_Request") -> None:
-        """Ask for an answer at once, and the file to be let go of."""
+        """Cancel a request, so that the kernel answers at once and releases the file."""
         try:
             self._call(4, self._id, ctypes.c_void_p(request.address), ctypes.byref(_Event()))
         except OSError as error:
-            # In progress is how the kernel says yes; invalid, that it is answered already.
+            # EINPROGRESS means that it is being cancelled, EINVAL that it has been answered.
             if error.errno not in (errno.EINPROGRESS, errno.EINVAL, errno.EAGAIN):
                 raise
 
 
 class _Request:
-    """A poll request; to be kept until it is answered, since its address stands for it."""
+    """Poll request. It must be kept until the answer, since the kernel uses its address."""
 
     __slots__ = ("_iocb", "address", "descriptor", "number")
 
@@ -160,7 +160,7 @@ class _Keys(Mapping[Any, selectors.SelectorKey]):
 
     def __getitem__(self, fileobj: _FileObject) -> selectors.SelectorKey:
         try:
-            return self.by_descriptor[self.descriptor_of(fileobj)]
+            return self.by_descriptor[self.get_descriptor(fileobj)]
         except (KeyError, ValueError):
             raise KeyError(f"{fileobj!r} is not registered") from None
 
@@ -170,11 +170,11 @@ class _Keys(Mapping[Any, selectors.SelectorKey]):
     def __len__(self) -> int:
         return len(self.by_descriptor)
 
-    def descriptor_of(self, fileobj: _FileObject) -> int:
-        """Return the descriptor, also that of a registered object which is closed by now.
+    def get_descriptor(self, fileobj: _FileObject) -> int:
+        """Return the descriptor of a file object, even if it was registered and is closed now.
 
         Raises:
-            ValueError: it has none.
+            ValueError: it has no descriptor.
         """
         descriptor = fileobj if isinstance(fileobj, int) else fileobj.fileno()
         if descriptor >= 0:
@@ -186,9 +186,9 @@ class _Keys(Mapping[Any, selectors.SelectorKey]):
 
 
 class AioSelector(selectors.BaseSelector):
-    """Wait for descriptors as `selectors.EpollSelector` does, through Linux AIO.
+    """Selector with the interface of `selectors.EpollSelector`, on Linux AIO.
 
-    A closed descriptor is to be unregistered first: the kernel holds its file while it polls it.
+    Unregister a descriptor before closing it: the kernel holds its file while it polls.
 
     Raises:
         ConfigurationError: this system has no AIO or does not allow it.
@@ -216,14 +216,14 @@ class AioSelector(selectors.BaseSelector):
 
         Raises:
             KeyError: it is watched already.
-            ValueError: it is no descriptor, or these are no events.
-            OSError: there are more of them than fs.aio-max-nr leaves room for.
+            ValueError: the object has no descriptor, or the events are invalid.
+            OSError: there are more descriptors than fs.aio-max-nr allows.
         """
         _check_events(events)
-        descriptor = self._keys.descriptor_of(fileobj)
+        descriptor = self._keys.get_descriptor(fileobj)
         if descriptor in self._keys.by_descriptor:
             raise KeyError(f"{fileobj!r} (FD {descriptor}) is already registered")
-        # A request for each, and as many that were cancelled since the last turn.
+        # One request for each, and as many cancelled ones since the last `select`.
         if 2 * (len(self._keys) + 1) > self._context.capacity:
             self._grow()
         key = selectors.SelectorKey(fileobj, descriptor, events, data)
@@ -232,7 +232,7 @@ class AioSelector(selectors.BaseSelector):
         return key
 
     def unregister(self, fileobj: _FileObject) -> selectors.SelectorKey:
-        """Watch a descriptor no more. Raises KeyError if it is not watched."""
+        """Stop watching a descriptor. Raises KeyError if it is not watched."""
         key = self._keys[fileobj]
         del self._keys.by_descriptor[key.fd]
         self._disarm(key.fd)
@@ -250,9 +250,9 @@ class AioSelector(selectors.BaseSelector):
         return key
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Return what is ready, after `timeout` seconds at most; None waits for ever.
+        """Return ready descriptors after at most `timeout` seconds; None waits without limit.
 
-        A signal ends the wait with what there is, mostly nothing.
+        A signal ends the wait with an empty list.
         """
         deadline = None if timeout is None else time.monotonic() + max(timeout, 0)
         while True:
@@ -264,7 +264,7 @@ class AioSelector(selectors.BaseSelector):
                 answers = self._context.collect(wait)
             except InterruptedError:
                 return []
-            ready = [event for answer in answers if (event := self._read(*answer))]
+            ready = [event for answer in answers if (event := self._match_answer(*answer))]
             if ready or (deadline is not None and time.monotonic() >= deadline):
                 return ready
 
@@ -282,7 +282,7 @@ class AioSelector(selectors.BaseSelector):
             self._unarmed.clear()
             self._under_way.clear()
 
-    def _read(self, number: int, result: int) -> tuple[selectors.SelectorKey, int] | None:
+    def _match_answer(self, number: int, result: int) -> tuple[selectors.SelectorKey, int] | None:
         request = self._under_way.pop(number)
         if self._armed.get(request.descriptor) is not request:
             return None  # cancelled
@@ -305,10 +305,10 @@ class AioSelector(selectors.BaseSelector):
                 taken = self._context.submit(requests)
             except OSError as error:
                 if error.errno == errno.EAGAIN:
-                    return  # no room until some answers are collected
+                    return  # no room until answers have been collected
                 if error.errno != errno.EBADF:
                     raise
-                # Closed, though registered: not heard of again, as epoll has it.
+                # Closed while registered: never reported again, as with epoll.
                 self._unarmed.discard(requests[0].descriptor)
                 continue
             for request in requests[:taken]:
@@ -323,7 +323,7 @@ class AioSelector(selectors.BaseSelector):
             self._context.cancel(request)
 
     def _grow(self) -> None:
-        """Take larger queues; requests under way are made anew there."""
+        """Create larger queues, and submit pending requests again there."""
         larger = _Context(self._context.capacity * 2)
         self._context.destroy()
         self._context = larger

@@ -1,4 +1,4 @@
-"""The end of a process that hangs, when nobody else is left or able to end it."""
+"""Backstop: ends a process that hangs, when no supervisor does."""
 
 import faulthandler
 import logging
@@ -15,14 +15,14 @@ from spoakit.server.worker_process import is_traced
 logger = logging.getLogger("spoakit.server")
 
 _STANDARD_ERROR: Final = 2
-# Of a write to a socket that nobody reads; a traceback has some hundred of them.
+# Timeout of a write to a socket that nobody reads; a traceback makes some hundred writes.
 _SEND_TIMEOUT: Final = struct.pack("@ll", 0, 10_000)
 
 
 def backstop_for(worker_timeout: float) -> float:
-    """Return the seconds after which a worker ends itself: twice the timeout, 5 s more at least.
+    """Return the seconds after which a worker ends itself: twice the timeout, at least 5 s more.
 
-    By then its supervisor, if there is one, has replaced it.
+    By then its supervisor, if it is alive, has replaced it.
     """
     return max(2 * worker_timeout, worker_timeout + 5.0) if worker_timeout else 0.0
 
@@ -30,13 +30,13 @@ def backstop_for(worker_timeout: float) -> float:
 def arm_backstop(seconds: float) -> None:
     """End this process after a time, unless called again before.
 
-    A thread in C does it, with no need of the interpreter: it ends an event loop in an endless
-    loop, and a call into C that never returns. It writes the tracebacks of all threads to standard
-    error; the exit code is 1. A process that is stopped, or a machine that sleeps, for longer than
-    that is ended when it goes on. A process that is being traced is left alone.
+    A thread in C does it without the interpreter, so it ends endless loops and calls into C that
+    never return. It writes the tracebacks of all threads to standard error; the exit code is 1. A
+    process that is stopped, or whose machine sleeps, for longer ends when it continues. A process
+    with a tracer or debugger is left alone.
 
     Args:
-        seconds: elapsed time; 0 leaves the process alone.
+        seconds: elapsed time; 0 disarms the backstop.
     """
     faulthandler.cancel_dump_traceback_later()
     if not seconds or sys.gettrace() is not None or is_traced("self"):
@@ -44,14 +44,14 @@ def arm_backstop(seconds: float) -> None:
     try:
         faulthandler.dump_traceback_later(seconds, exit=True, file=_output.descriptor())
     except RuntimeError as error:
-        logger.warning("no backstop against a hanging event loop: %s", error)
+        logger.warning("no backstop: a hanging event loop will not be ended: %s", error)
 
 
 class _Output:
-    """Standard error, as a descriptor on which no write waits for a reader.
+    """Standard error, as a descriptor whose writes never block.
 
-    A traceback that nobody reads would keep a hung process from its end. O_NONBLOCK on standard
-    error itself would belong to every process that shares it, so it is opened once more.
+    A blocked write of the traceback would keep a hung process alive. O_NONBLOCK would apply to all
+    processes that share standard error, so it is opened once more.
     """
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class _Output:
         self._identity: tuple[int, int] | None = None
 
     def descriptor(self) -> int:
-        """Return it; the same as long as standard error is."""
+        """Return the descriptor; it changes when standard error is redirected."""
         try:
             status = os.fstat(_STANDARD_ERROR)
         except OSError:
@@ -86,7 +86,7 @@ class _Output:
 
 
 def _limit_waiting(descriptor: int) -> None:
-    """Limit the time that a write to a socket waits; it cannot be opened once more."""
+    """Limit the time that a write to a socket blocks; a socket cannot be opened once more."""
     with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as duplicate:
         duplicate.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT)
 

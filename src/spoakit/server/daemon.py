@@ -1,4 +1,4 @@
-"""Going to the background, and notifying the starter and the service manager of the start."""
+"""Daemon mode, and notification of the starting process and the service manager."""
 
 import os
 import socket
@@ -14,10 +14,10 @@ _OK: Final = b"\0"
 
 
 class StartupNotifier:
-    """Notifies the process that started this one, and waits for that, how the start went.
+    """Notifier of the process that started this one and waits for the result of the start.
 
     Args:
-        pipe: descriptor of the pipe to it; -1 without one.
+        pipe: descriptor of the pipe to that process; -1 without one.
     """
 
     __slots__ = ("_pipe",)
@@ -26,22 +26,22 @@ class StartupNotifier:
         self._pipe = pipe
 
     def ready(self) -> None:
-        """Let the starter exit with 0."""
+        """Let the starting process exit with 0."""
         self._send(_OK)
 
     def failed(self, reason: str) -> None:
-        """Let the starter print the reason and exit with 1."""
+        """Let the starting process print the reason and exit with 1."""
         self._send(reason.encode(errors="surrogateescape"))
 
     def close(self) -> None:
-        """Close the way to the starter, in a worker."""
+        """Close the pipe, in a worker."""
         if self._pipe >= 0:
             os.close(self._pipe)
             self._pipe = -1
 
     def _send(self, message: bytes) -> None:
         if self._pipe >= 0:
-            # If the starter was killed, the service does not depend on it.
+            # The service keeps running if the starting process was killed.
             with suppress(OSError):
                 os.write(self._pipe, message)
             self.close()
@@ -50,11 +50,12 @@ class StartupNotifier:
 def daemonize(show: Callable[[str], None]) -> StartupNotifier:
     """Continue in a process of its own session, with its standard streams on /dev/null.
 
-    Returns in that process only. The caller's own process stays until it is notified how the start
-    went, so that its exit code is true. The working directory stays, for relative paths.
+    It returns in that process only. The caller's process waits for the notification, so that its
+    exit code is the result of the start. The working directory does not change, so relative paths
+    stay valid.
 
     Args:
-        show: writes a text where the caller sees it, in the process that stays.
+        show: prints a text for the user, in the waiting process.
 
     Raises:
         StartupError: the system has no process or descriptor left.
@@ -70,7 +71,7 @@ def daemonize(show: Callable[[str], None]) -> StartupNotifier:
     os.close(reader)
     try:
         os.setsid()
-        # Not a session leader any more, this process never gets a controlling terminal.
+        # A process that is not a session leader never gets a controlling terminal.
         if os.fork():
             os._exit(0)
     except OSError as error:
@@ -85,7 +86,7 @@ def daemonize(show: Callable[[str], None]) -> StartupNotifier:
 
 
 def _await_start(reader: int, show: Callable[[str], None]) -> NoReturn:
-    """Wait for the notification, and exit with the code that it calls for."""
+    """Wait for the notification, and exit with its code."""
     code = 1
     try:
         stop_receiving()
@@ -102,15 +103,15 @@ def _await_start(reader: int, show: Callable[[str], None]) -> NoReturn:
 
 
 def notify_service_manager(state: str) -> None:
-    """Send a state ("READY=1", "STOPPING=1") to systemd or what stands in for it; see sd_notify(3).
+    """Send a state ("READY=1", "STOPPING=1") to systemd or a compatible manager; see sd_notify(3).
 
-    Does nothing where none asked for it in NOTIFY_SOCKET.
+    Does nothing if NOTIFY_SOCKET is not set.
     """
     path = os.environ.get("NOTIFY_SOCKET")
     if not path:
         return
     if path.startswith("@"):
         path = "\0" + path[1:]
-    # The service goes on without a manager, and without a descriptor for the message to it.
+    # The service keeps running if the manager is gone, or no descriptor is left.
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.sendto(state.encode(), path)

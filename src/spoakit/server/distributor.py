@@ -1,7 +1,7 @@
-"""Accept connections, and hand each to the worker with the least work.
+"""Distributor: accepts connections, and hands each to the worker with the least work.
 
-An only worker accepts by itself: handing over a connection costs as much as it does to serve a
-health check.
+A single worker accepts by itself: handing over a connection costs as much as serving a health
+check.
 """
 
 import logging
@@ -25,19 +25,20 @@ _TOO_LONG: Final = 1.0
 
 
 class Distributor:
-    """Accepts connections while workers are available, and hands them over.
+    """Distributor of connections over the workers that are available.
 
-    Work is what a worker last reported: the frames that it handled in about a second, and those in
-    flight. HAProxy keeps few connections and uses them unevenly, so their number says little. A
-    connection handed over since then counts as an average one, so that a burst is spread evenly;
-    of workers with equal work, the one with the fewest connections comes first.
+    A worker's work is its last report: the frames that it handled in about a second, plus its
+    frames in flight. HAProxy keeps few connections and uses them unevenly, so counting connections
+    would not balance the load. A connection handed over since the report counts as an average one,
+    so that a burst is spread evenly. Among workers with equal work, the one with the fewest
+    connections is chosen.
 
     Args:
-        workers: all of the service.
-        listeners: where connections come in.
-        selector: the supervisor's, whose events call what is registered with them.
-        settings: who is allowed, how many connections.
-        row: where to count.
+        workers: all workers of the service.
+        listeners: the listening sockets.
+        selector: the supervisor's selector; it calls the data registered with an event.
+        settings: limits on peers and connections.
+        row: the supervisor's counters.
     """
 
     def __init__(
@@ -61,23 +62,24 @@ class Distributor:
         self._turns = 0
 
     def open(self) -> None:
-        """Accept from now on, whenever a worker is available, unless that is an only one."""
+        """Start accepting, whenever a worker is available; a single worker accepts by itself."""
         self._is_open = not self._has_one_worker
 
     def close(self) -> None:
-        """Stop listening; a connection that waits for a worker is handed over or closed."""
+        """Stop listening; hand over or close the pending connection."""
         self._is_open = False
         self._pause_or_resume(time.monotonic())
         self._listeners.close()
         if self._pending is not None:
-            if not self._hand(self._pending):
+            if not self._hand_over(self._pending):
                 self._pending.close()
             self._pending = None
 
     def leave_to_worker(self) -> Listeners | None:
-        """Return what an only worker accepts from, in its process, which was just forked.
+        """Return the listening sockets that a single worker accepts from; called after the fork.
 
-        For one of several this closes the descriptors, and touches nothing that is shared.
+        In one of several workers this closes the descriptors instead, without changing the shared
+        selector.
         """
         if self._has_one_worker:
             return self._listeners
@@ -87,13 +89,13 @@ class Distributor:
         return None
 
     def run_once(self, now: float) -> None:
-        """Do what is due; called in each round of the supervisor."""
+        """Retry the pending connection, and pause or resume; called in each supervisor round."""
         if self._pending is not None:
             self._retry(self._pending, now)
         self._pause_or_resume(now)
 
     def next_due(self, now: float) -> float | None:
-        """Return when something is due by itself; None if nothing is."""
+        """Return the time of the next retry or resume; None without one."""
         if self._pending is not None:
             return now + _RETRY
         return self._acceptor.paused_until if self._acceptor.paused_until > now else None
@@ -112,7 +114,7 @@ class Distributor:
             return
         registered = self._selector.get_map()
         for listener in self._listeners.sockets:
-            # Registering may have failed half way, for lack of memory.
+            # An earlier registration may have failed half way, for lack of memory.
             if wanted and listener not in registered:
                 on_connections = partial(self._on_connections, listener)
                 self._selector.register(listener, selectors.EVENT_READ, on_connections)
@@ -124,13 +126,13 @@ class Distributor:
         if self._pending is not None:
             return
         for connection in self._acceptor.accept(listener):
-            if not self._hand(connection):
-                # A burst does this: the workers' queues are full, the kernel's backlog takes over.
+            if not self._hand_over(connection):
+                # A burst has filled the workers' queues; connections wait in the kernel's backlog.
                 self._pending = connection
                 self._pending_since = time.monotonic()
                 return
 
-    def _hand(self, connection: socket.socket) -> bool:
+    def _hand_over(self, connection: socket.socket) -> bool:
         available = [worker for worker in self._workers if worker.is_available]
         work = sum(worker.work for worker in available)
         connections = sum(worker.connections - worker.handed_over for worker in available)
@@ -140,16 +142,18 @@ class Distributor:
             return worker.work + worker.handed_over * average, worker.connections, worker.turn
 
         for worker in sorted(available, key=load):
-            if worker.hand(connection):
+            if worker.hand_over(connection):
                 self._turns += 1
                 worker.turn = self._turns
                 return True
         return False
 
     def _retry(self, pending: socket.socket, now: float) -> None:
-        if self._hand(pending):
+        if self._hand_over(pending):
             self._pending = None
         elif now - self._pending_since >= _TOO_LONG:
             self._throttle.warning(
-                "pending", "no worker took a connection for %.0f s", now - self._pending_since
+                "pending",
+                "no worker has accepted a connection for %.0f s",
+                now - self._pending_since,
             )

@@ -11,7 +11,7 @@ from spoakit.exceptions import ConfigurationError
 from spoakit.server.aio_selector import AioSelector
 from spoakit.server.settings import LoopName
 
-# The names that select(2), poll(2) and epoll(7) have as selectors; a system may lack some.
+# Classes of the module `selectors` for select(2), poll(2) and epoll(7); a system may lack some.
 _SELECTORS: Final = {
     "select": "SelectSelector",
     "poll": "PollSelector",
@@ -20,10 +20,10 @@ _SELECTORS: Final = {
 
 
 def choose_loop(name: LoopName) -> LoopName:
-    """Return the name, or what "auto" stands for here: "uvloop" where it is installed.
+    """Return the name; for "auto" it is "uvloop" if that is installed, otherwise "asyncio".
 
     Raises:
-        ConfigurationError: this system does not have what is asked for.
+        ConfigurationError: this system does not support the loop.
     """
     if name == "auto":
         return "asyncio" if importlib.util.find_spec("uvloop") is None else "uvloop"
@@ -35,7 +35,7 @@ def choose_loop(name: LoopName) -> LoopName:
 
 
 def loop_factory(name: LoopName) -> Callable[[], asyncio.AbstractEventLoop]:
-    """Return what makes an event loop of that name (see `choose_loop`)."""
+    """Return the factory of event loops with that name (see `choose_loop`)."""
     name = choose_loop(name)
     if name == "uvloop":
         import uvloop
@@ -51,7 +51,7 @@ def _selector_type(name: str) -> Callable[[], selectors.BaseSelector]:
         return AioSelector
     found: Callable[[], selectors.BaseSelector] | None = getattr(selectors, _SELECTORS[name], None)
     if found is None:
-        raise ConfigurationError(f"loop: this system has no {name}")
+        raise ConfigurationError(f"loop: this system does not support {name}; choose another loop")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Fork, so that a child never runs its parent's code, and no dead pipe ends either of them."""
+"""Forking, so that a child never runs its parent's code, and a dead pipe ends neither."""
 
 import logging
 import os
@@ -13,15 +13,15 @@ logger = logging.getLogger("spoakit.server")
 
 
 def fork(child: Callable[[], int]) -> int:
-    """Fork; return the child's process id. The child calls `child` and exits with what it returns.
+    """Fork; return the child's process id. The child calls `child` and exits with its result.
 
-    Whatever is raised in the child is logged and makes its exit code 1: nothing of the caller's,
-    such as an ``except`` or a ``finally`` that removes the service's files, ever runs there.
+    An exception in the child is logged, and its exit code is 1. The caller's ``except`` and
+    ``finally`` blocks, which remove the service's files, never run in the child.
 
     Raises:
-        OSError: (in the parent alone) the system has no memory or process left.
+        OSError: (in the parent only) the system has no memory or process left.
     """
-    flush_standard_streams()  # or the child would write the parent's text once more
+    flush_standard_streams()  # or the child would write the parent's buffers again
     pid = os.fork()
     if pid == 0:
         _run_and_exit(child)
@@ -43,10 +43,10 @@ def _run_and_exit(child: Callable[[], int]) -> NoReturn:
 
 
 def flush_standard_streams() -> None:
-    """Flush standard output and standard error, and discard what cannot be written.
+    """Flush standard output and standard error, and discard text that cannot be written.
 
-    Either may be missing, closed, on a full disk, or a pipe without a reader. Text that stays in a
-    buffer would fail again when the interpreter ends, and turn the exit code into 120.
+    Either may be missing, closed, on a full disk, or a pipe without a reader. Text left in a buffer
+    would fail again when the interpreter ends, and change the exit code to 120.
     """
     for stream in (sys.stdout, sys.stderr):
         if stream is None:
@@ -54,13 +54,13 @@ def flush_standard_streams() -> None:
         try:
             stream.flush()
         except (OSError, ValueError):
-            # Whatever takes the place of a stream may have no descriptor.
+            # An object that replaces a stream may have no descriptor.
             with suppress(OSError, ValueError):
                 _discard_buffer(stream)
 
 
 def _discard_buffer(stream: TextIO) -> None:
-    """Empty the buffer of a stream into /dev/null; what is written later goes where it went."""
+    """Empty the buffer of a stream into /dev/null; later text goes to its file again."""
     descriptor = stream.fileno()
     original = os.dup(descriptor)
     try:

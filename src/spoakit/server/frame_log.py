@@ -1,4 +1,4 @@
-"""Frames as text for the debug log: values shortened, secrets masked."""
+"""Text of frames for the debug log: values shortened, secrets masked."""
 
 import re
 from collections.abc import Iterator
@@ -28,10 +28,10 @@ _BEARER: Final = re.compile(r"\b(bearer|basic)\s+[\w.~+/=-]+", re.I)
 
 
 def describe_notify(notify: Notify, max_messages: int) -> str:
-    """Return a NOTIFY's ids, and its messages with their arguments.
+    """Return a NOTIFY as text: its ids, its messages and their arguments.
 
     Raises:
-        ProtocolError: it cannot be read, or has too many messages.
+        ProtocolError: it is malformed, or has too many messages.
     """
     messages = (
         f"{message.name}({', '.join(map(_argument, message.arguments))})"
@@ -41,7 +41,7 @@ def describe_notify(notify: Notify, max_messages: int) -> str:
 
 
 def describe_outgoing(data: bytes) -> Iterator[str]:
-    """Yield what each of the agent's frames says, given whole and with their lengths."""
+    """Yield each of the agent's frames as text; `data` is complete frames with their lengths."""
     start = 0
     while start < len(data):
         begin = start + LENGTH_SIZE
@@ -87,7 +87,7 @@ def _headers(argument: Argument) -> str:
 
 
 def _value(name: str, value: Value) -> str:
-    """Return a value as text, masked where its name or what is in it tells of a secret."""
+    """Return a value as text; mask it if its name or its text looks like a secret."""
     if value is None or isinstance(value, bool | int):
         return str(value)
     if not isinstance(value, str | bytes):

@@ -8,7 +8,7 @@ from spoakit.agent._deadlines_cy import Entry
 
 
 class WorkerServer(Protocol):
-    """The server of a worker: `spoakit.server.server.Server`, or a stand-in for it in tests."""
+    """Server of a worker: `spoakit.server.server.Server`, or a substitute in tests."""
 
     on_closed: Callable[[], None]
 
@@ -17,7 +17,7 @@ class WorkerServer(Protocol):
         """Number of adopted connections that are not closed yet."""
 
     async def start(self) -> None:
-        """Bring the resources up, or, failing or cancelled, none of them; raises StartupError."""
+        """Start all resources, or none if it fails (StartupError) or is cancelled."""
 
     def adopt(self, sock: socket.socket) -> None:
         """Take ownership of a connected socket."""
@@ -26,13 +26,13 @@ class WorkerServer(Protocol):
         """Answer health checks with a DISCONNECT from now on."""
 
     def run_observers(self) -> None:
-        """Have the agents' observers see now what has been acknowledged."""
+        """Make the pending calls of observers now."""
 
     async def drain(self, timeout: float) -> None:
         """Close each connection when it is quiet, and all within `timeout` seconds."""
 
     async def aclose(self) -> None:
-        """Close what is left and take the resources down."""
+        """Close the remaining connections, and stop the resources."""
 
 
 class OpenConnection(Entry, Protocol):

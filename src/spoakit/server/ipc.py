@@ -1,7 +1,7 @@
 """Messages between a supervisor and its worker, one byte each, over a Unix stream socket.
 
-A stream, since its end is then seen by both; single bytes, since they need no framing. A descriptor
-travels with its command's byte. Figures are in the worker's row of shared memory: it publishes them
+Both sides see the end of a stream, and single bytes need no framing. A descriptor is sent with the
+byte of its command. Figures are not sent: a worker publishes them in its row of shared memory
 before it answers a ping.
 """
 
@@ -17,7 +17,7 @@ from spoakit.metrics.families import counter, gauge
 FRAMES: Final = counter("spoakit_frames_total", "NOTIFY frames received.")
 FRAMES_LOST: Final = counter(
     "spoakit_frames_lost_total",
-    "NOTIFY frames that were with a worker when it ended unexpectedly.",
+    "NOTIFY frames that a worker had not answered when it ended unexpectedly.",
 )
 IN_FLIGHT: Final = gauge(
     "spoakit_frames_in_flight",
@@ -26,7 +26,7 @@ IN_FLIGHT: Final = gauge(
 )
 
 TRACEBACK_SIGNAL: Final[int] = getattr(signal, "SIGRTMIN", signal.SIGPROF)
-"""Has a worker write the calls of its main thread to its channel; then it is killed."""
+"""Signal on which a worker writes the stack of its main thread to its channel."""
 
 _RECEIVE_SIZE: Final = 4096
 _MAX_DESCRIPTORS: Final = 64
@@ -34,14 +34,14 @@ _CLOSE_ON_EXEC: Final[int] = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
 
 class SupervisorCommand(IntEnum):
-    """A byte from the supervisor."""
+    """Command of the supervisor: one byte."""
 
     CONNECTION = ord("C")
-    """Take the connection whose descriptor comes with this byte."""
+    """Adopt the connection whose descriptor comes with this byte."""
     REFUSE_CHECKS = ord("H")
     """Answer health checks with a DISCONNECT from now on."""
     DRAIN = ord("D")
-    """Finish what is under way, and leave. The end of the stream means the same."""
+    """Drain, and exit. The end of the stream means the same."""
     RELOAD = ord("R")
     """Load the configuration again, and report when that is done."""
     REOPEN_LOGS = ord("L")
@@ -51,22 +51,22 @@ class SupervisorCommand(IntEnum):
 
 
 class WorkerEvent(IntEnum):
-    """A byte from the worker."""
+    """Event of a worker: one byte."""
 
     READY = ord("+")
     """All resources are up."""
     CLOSED = ord("-")
-    """One of the connections is gone."""
+    """A connection is closed."""
     RELOADED = ord("r")
-    """A reload is done, whatever came of it."""
+    """A reload is done, successfully or not."""
     PONG = ord("p")
     """The answer to a ping."""
     FAILED = ord("!")
-    """It cannot start; what follows to the end is the reason, as text."""
+    """It cannot start; the rest of the stream is the reason as text."""
 
 
 def send_descriptor(channel: socket.socket, descriptor: int) -> None:
-    """Send a connection to a worker. Raises BlockingIOError when it has too many to take yet."""
+    """Send a connection to a worker. Raises BlockingIOError if its channel is full."""
     rights = array.array("i", [descriptor])
     channel.sendmsg(
         [bytes((SupervisorCommand.CONNECTION,))], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
@@ -74,10 +74,10 @@ def send_descriptor(channel: socket.socket, descriptor: int) -> None:
 
 
 def receive_commands(channel: socket.socket) -> tuple[bytes, list[socket.socket]]:
-    """Return the commands received, and the connections that came with them, in their order.
+    """Return the received commands, and the connections that came with them, in order.
 
-    There are fewer connections than `CONNECTION` commands when this process ran out of descriptors:
-    the kernel has closed them then. Empty commands are the end of the stream.
+    If this process has no descriptors left, the kernel closes connections, and there are fewer than
+    `CONNECTION` commands. Empty commands mean the end of the stream.
     """
     commands, descriptors, _, _ = socket.recv_fds(
         channel, _RECEIVE_SIZE, _MAX_DESCRIPTORS, _CLOSE_ON_EXEC

@@ -1,4 +1,4 @@
-"""A file in place of standard output and standard error."""
+"""Logfile, which replaces standard output and standard error."""
 
 import logging
 import os
@@ -14,24 +14,23 @@ _STREAMS = (1, 2)
 
 
 class OpenLogfile:
-    """The file that both streams of this process and its workers go to.
+    """File that replaces both standard streams of this process and its workers.
 
-    All append, so that whole lines of several processes do not mix. Whoever writes to descriptors
-    1 and 2 needs to know nothing of it. A start has two steps: `begin`, before anything is logged,
-    and `settle`, once this process is the one that serves. Until then the file is appended to, even
-    if it is to be emptied, since it may be that of a service that runs; and the streams that the
-    process was started with are kept, for `show`.
+    All processes append, so their lines do not mix. Code that writes to descriptors 1 and 2 does
+    not change. A start has two steps: `begin`, before anything is logged, and `settle`, once this
+    process holds the pidfile. Until `settle` the file is not truncated, since a running service may
+    own it, and the original streams are kept, for `show`.
 
     Raises:
         StartupError: the file cannot be written.
     """
 
-    __slots__ = ("_begin", "_original", "_path", "_truncate")
+    __slots__ = ("_begin", "_original_streams", "_path", "_truncate")
 
     def __init__(self, settings: Logfile) -> None:
         self._path = os.path.abspath(settings.path)
         self._truncate = settings.truncate
-        self._original: list[int] = []
+        self._original_streams: list[int] = []
         try:
             descriptor = self._open()
         except OSError as error:
@@ -40,19 +39,19 @@ class OpenLogfile:
         os.close(descriptor)
 
     def begin(self) -> None:
-        """Send both streams to the file from now on."""
+        """Redirect both streams to the file."""
         for stream in _STREAMS:
             copy = os.dup(stream)
             os.set_inheritable(copy, False)
-            self._original.append(copy)
+            self._original_streams.append(copy)
         self.redirect()
         self.mark("start")
 
     def redirect(self) -> None:
-        """Open the file by its name, and send both streams to it.
+        """Open the file by its name, and redirect both streams to it.
 
         Raises:
-            OSError: that does not go; the streams stay where they are.
+            OSError: opening failed; the streams do not change.
         """
         descriptor = self._open()
         for stream in _STREAMS:
@@ -60,29 +59,29 @@ class OpenLogfile:
         os.close(descriptor)
 
     def settle(self) -> None:
-        """Drop what was in the file before `begin`, if that is asked for, and the first streams."""
+        """Truncate the file up to `begin`, if asked for, and close the original streams."""
         if self._truncate:
-            # What is not a file that one can read and empty is left as it is.
+            # A pipe or device cannot be truncated.
             with suppress(OSError):
                 self._drop_former()
-        self.forget_streams()
+        self.close_original_streams()
 
     def show(self, text: str) -> None:
-        """Write a text to the standard error that the process was started with."""
-        if self._original:
+        """Write a text to the original standard error."""
+        if self._original_streams:
             with suppress(OSError):
-                os.write(self._original[-1], text.encode(errors="surrogateescape"))
+                os.write(self._original_streams[-1], text.encode(errors="surrogateescape"))
 
-    def give_back(self) -> None:
-        """Send both streams where they went before `begin`, unless they are forgotten."""
-        for stream, copy in zip(_STREAMS, self._original, strict=False):
+    def restore_streams(self) -> None:
+        """Restore both streams to their targets before `begin`, if they are still open."""
+        for stream, copy in zip(_STREAMS, self._original_streams, strict=False):
             os.dup2(copy, stream)
-        self.forget_streams()
+        self.close_original_streams()
 
-    def forget_streams(self) -> None:
-        """Close the streams that the process was started with."""
-        while self._original:
-            os.close(self._original.pop())
+    def close_original_streams(self) -> None:
+        """Close the original streams."""
+        while self._original_streams:
+            os.close(self._original_streams.pop())
 
     def mark(self, word: str) -> None:
         """Write the line that "start" or "stop" has in the C program's files."""
@@ -103,7 +102,7 @@ _current: OpenLogfile | None = None
 
 
 def begin_logfile(settings: Logfile) -> OpenLogfile:
-    """Return the process's logfile; a command may have begun it before the server does.
+    """Return the process's logfile, and begin it unless a command has done so.
 
     Raises:
         StartupError: the file cannot be written.
@@ -117,13 +116,13 @@ def begin_logfile(settings: Logfile) -> OpenLogfile:
 
 
 def end_logfile(reason: str | None = None) -> None:
-    """Forget the logfile; log the reason before, if there is one.
+    """Log a reason, if there is one, and forget the logfile.
 
-    Where the start failed the streams are given back, else they stay where they are.
+    After a failed start the original streams are restored.
     """
     global _current
     if _current is not None:
         if reason is not None:
             logger.error("%s", reason)
-        _current.give_back()
+        _current.restore_streams()
         _current = None

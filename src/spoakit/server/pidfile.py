@@ -1,4 +1,4 @@
-"""The pidfile: a lock that dies with its process, so that a stale file stands in nobody's way."""
+"""Pidfile with a lock that ends with its process, so that a stale file blocks no start."""
 
 import fcntl
 import os
@@ -8,10 +8,10 @@ from spoakit.exceptions import StartupError
 
 
 class Pidfile:
-    """A file with this process's id, locked as long as the process lives.
+    """File with this process's id, locked until the process ends.
 
-    The lock is fcntl's: a fork does not inherit it, so a worker that outlives its supervisor does
-    not hold it.
+    It is an fcntl lock, which forked processes do not inherit, so a worker that outlives its
+    supervisor does not hold it.
     """
 
     __slots__ = ("_descriptor", "_path", "_pid")
@@ -22,10 +22,10 @@ class Pidfile:
         self._pid = 0
 
     def lock(self) -> Self:
-        """Take the file over and write this process's id to it.
+        """Lock the file, and write this process's id to it.
 
         Raises:
-            StartupError: a live process holds it, or it cannot be written.
+            StartupError: another process holds the lock, or the file cannot be written.
         """
         try:
             while self._descriptor < 0:
@@ -45,9 +45,9 @@ class Pidfile:
             holder = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip() or "unknown"
             os.close(descriptor)
             raise StartupError(
-                f"pidfile {self._path}: process {holder} is running and holds it"
+                f"pidfile {self._path}: process {holder} holds it; stop that process first"
             ) from None
-        # Its last holder may have removed the file between our open and our lock.
+        # The last holder may have removed the file between our open and our lock.
         if self._is_at_path(descriptor):
             self._descriptor = descriptor
         else:
@@ -60,13 +60,13 @@ class Pidfile:
             return False
 
     def close(self) -> None:
-        """Close the descriptor and leave the file alone, in a process forked from the holder."""
+        """Close the descriptor in a forked process; the file stays."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
     def release(self) -> None:
-        """Remove the file, if it is still ours, and give up the lock."""
+        """Remove the file, if it is still ours, and release the lock."""
         if self._descriptor >= 0 and self._pid == os.getpid():
             if self._is_at_path(self._descriptor):
                 os.unlink(self._path)

@@ -3,7 +3,7 @@
 import os
 from typing import Final
 
-from spoakit.logs import lines_held_back
+from spoakit.logs import suppressed_lines
 from spoakit.metrics.families import counter, gauge
 from spoakit.metrics.memory import WorkerMetrics
 
@@ -14,24 +14,24 @@ MEMORY = gauge(
 )
 THROTTLED = counter(
     "spoakit_throttled_lines_total",
-    "Lines of the log that were held back, since one of their kind is logged once a second.",
+    "Lines of the log that were suppressed, since a kind of line is logged once a second.",
 )
 
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 class ProcessMetrics:
-    """Collector of the metrics of this process, from now on.
+    """Collector of the metrics of this process: its memory and its throttled log lines.
 
     Args:
-        metrics: the process's.
+        metrics: the metrics of this process.
     """
 
-    __slots__ = ("_held_back", "_metrics")
+    __slots__ = ("_metrics", "_suppressed")
 
     def __init__(self, metrics: WorkerMetrics) -> None:
         self._metrics = metrics
-        self._held_back = lines_held_back()
+        self._suppressed = suppressed_lines()
         metrics.on_publish(self._collect)
 
     def close(self) -> None:
@@ -40,14 +40,14 @@ class ProcessMetrics:
         self._metrics.forget(self._collect)
 
     def _collect(self) -> None:
-        held_back = lines_held_back()
-        self._metrics.add(THROTTLED, held_back - self._held_back)
-        self._held_back = held_back
+        suppressed = suppressed_lines()
+        self._metrics.add(THROTTLED, suppressed - self._suppressed)
+        self._suppressed = suppressed
         self._metrics.set(MEMORY, resident_bytes())
 
 
 def resident_bytes() -> int:
-    """Return how much memory this process holds; 0 where the system does not tell."""
+    """Return the memory of this process in bytes; 0 if the system does not report it."""
     try:
         with open("/proc/self/statm", "rb") as file:
             return int(file.read().split()[1]) * _PAGE

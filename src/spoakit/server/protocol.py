@@ -1,8 +1,8 @@
-"""One connection to an engine: asyncio's side of `spoakit.spop.AgentConnection`.
+"""Connection to an engine: the asyncio adapter of `spoakit.spop.AgentConnection`.
 
-All frames of a read are handled before anything is written, and their ACKs leave in one
-write: a system call costs more than handling a frame. Frames whose handlers take time are in
-flight; when as many are as may be, the connection is not read until some are acknowledged.
+All frames of a read are handled before their ACKs leave in one write, because a system call costs
+more than handling a frame. Frames whose handlers wait are in flight. While the limit on frames in
+flight is reached, the connection is not read.
 """
 
 import asyncio
@@ -34,44 +34,44 @@ from spoakit.spop import (
 
 logger = logging.getLogger("spoakit.server")
 
-# After our DISCONNECT the engine's end is read and thrown away for this long: closing with
-# input unread would reset the connection, and the engine might never see the reason.
+# Seconds in which input is read and discarded after our DISCONNECT. Closing with unread input would
+# reset the connection, and the engine might never read the DISCONNECT.
 LINGER: Final = 1.0
 
-# After a read of this many bytes it is the others' turn. uvloop reads 250 KiB at once, and reads
-# on up to 32 times while there is more, before it looks at another connection.
+# Bytes of a read after which other connections get their turn. uvloop reads 250 KiB at a time, up
+# to 32 times in a row, before it serves another connection.
 _TURN: Final = 128 * 1024
 
 
 class Phase(IntEnum):
-    """Phase of a connection; each leads to a later one only."""
+    """Phase of a connection; it only moves on to a later one."""
 
     HELLO = 0
-    """The engine's HELLO is awaited."""
+    """Waiting for the engine's HELLO."""
     OPEN = 1
-    """Frames are read and handled."""
+    """Reading and handling frames."""
     DRAINING = 2
-    """Nothing more is read. What was received is acknowledged, then the connection is closed."""
+    """Not reading any more. Received frames are acknowledged, then the connection is closed."""
     CLOSED = 3
-    """Nothing more is written."""
+    """Not writing any more."""
 
 
-# In Python 3.11 looking up a member of an Enum costs a call.
+# Python 3.11 makes a call for each access to an Enum's member.
 HELLO, OPEN, DRAINING, CLOSED = Phase
 
 
 class SpopProtocol(FastPathProtocol, asyncio.Protocol):
-    """A connection to an engine.
+    """Connection to an engine.
 
     Args:
-        state: shared by all connections of the worker.
+        state: the state that all connections of the worker share.
         peer: the engine's address, for logs and for `Context`.
 
     Attributes:
         peer, engine_id: see `EngineLink`.
-        deadline: when the HELLO must have come, on the loop's clock.
-        retire_at: when it has reached its age, on the same clock.
-        phase: see `Phase`; changed here alone.
+        deadline: the time by which the HELLO must arrive, on the loop's clock.
+        retire_at: the time at which it reaches its maximum age, on the same clock.
+        phase: see `Phase`; only this class changes it.
     """
 
     def __init__(self, state: ServerState, peer: str) -> None:
@@ -93,7 +93,7 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
         self._dispatch = state.dispatcher.dispatch
         self._debug = state.debug
         self._frames_left = state.limits.frames or None
-        # Frames are logged or counted one by one.
+        # The fast path neither logs nor counts single frames.
         self._is_watched = state.debug or state.limits.frames > 0
         self._reason: tuple[int, str] | None = None
         self._is_write_paused = False
@@ -104,14 +104,14 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
     # --- called by asyncio -------------------------------------------------------------
 
     def connection_made(self, transport: Any) -> None:
-        """Begin to wait for the engine's HELLO."""
+        """Wait for the engine's HELLO."""
         super().connection_made(transport)
         self._transport: asyncio.Transport = transport
         self._connection.refuse_health_checks = self._state.refuses_health_checks
         self._state.opened(self)
 
     def receive(self, data: bytes) -> None:
-        """Handle all frames of a read, and write what is due at once."""
+        """Handle a read that the fast path has passed on, and write ACKs at once."""
         if self.phase in (HELLO, OPEN):
             self._connection.receive_data(data)
             events = self._connection.events_received()
@@ -128,7 +128,7 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
         self._is_half_closed = True
         self._connection.receive_eof()
         self._enter(DRAINING)
-        # A frame that is cut short is not the engine's mistake but its connection's.
+        # A frame that is cut short is an error of the connection, not a violation by the engine.
         self.handle(
             [
                 Failed(InputOutputError(str(event.error))) if isinstance(event, Failed) else event
@@ -138,7 +138,7 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
         return self.phase is DRAINING and self._transport.can_write_eof()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Cancel the handlers that are still running, and hold nothing."""
+        """Cancel running handlers, and free everything."""
         if self._debug:
             logger.debug("connection from %s closed%s", self.peer, f": {exc}" if exc else "")
         self._enter(CLOSED)
@@ -146,19 +146,19 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
         for handle in handles:
             if handle is not None:
                 handle.cancel()
-        # The state may remember this object for a while; it is not to hold what came in part.
+        # `Deadlines` may keep this object for a while, so incomplete frames are dropped.
         self._connection.receive_eof()
         self.backlog.cancel()
         self._state.closed(self)
 
     def pause_writing(self) -> None:
-        """Read no more while the engine does not read our ACKs."""
+        """Stop reading while the engine does not read our ACKs."""
         self._is_write_paused = self.is_halted = True
         self._transport.pause_reading()
         self._set_fast_path()
 
     def resume_writing(self) -> None:
-        """Handle what waits, and read on."""
+        """Handle events that wait, and resume reading."""
         self._is_write_paused = False
         self.is_halted = self._reason is not None
         self.flush_soon()
@@ -166,7 +166,7 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
     # --- called by the fast path -------------------------------------------------------
 
     def handle(self, events: Sequence[Event]) -> None:
-        """Handle events after those that wait, and write what is due at once."""
+        """Handle events, after events that wait, and write ACKs at once."""
         if self.backlog.events:
             self.backlog.events.extend(events)
         elif events:
@@ -176,14 +176,14 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
         self._settle()
 
     def refuse(self, error: ProtocolError) -> None:
-        """End the connection for a violation: nothing more is handled."""
+        """End the connection because of a violation; no further event is handled."""
         self._violate(error)
         self._settle()
 
     # --- called by suspended frames ----------------------------------------------------
 
     def close_with_error(self, frame: PendingFrame, error: ProtocolError) -> None:
-        """End the connection, because a frame in flight cannot be read to its end."""
+        """End the connection, because a message of a suspended frame is malformed."""
         self.backlog.discard(frame)
         self._violate(error)
         self.flush_soon()
@@ -192,7 +192,7 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
 
     @property
     def done(self) -> bool:
-        """True once the HELLO has come, or is not awaited any more."""
+        """True once the HELLO has arrived, or the connection has ended."""
         return self.phase is not HELLO
 
     @property
@@ -201,7 +201,7 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
         return len(self.backlog)
 
     def expire(self) -> None:
-        """End a connection whose HELLO did not come in time."""
+        """End the connection, whose HELLO did not arrive in time."""
         self.refuse(TimedOutError(f"no HELLO within {self._state.limits.hello_timeout:g} s"))
 
     def refuse_health_checks(self) -> None:
@@ -209,28 +209,28 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
         self._connection.refuse_health_checks = True
 
     def is_quiet(self, since: float) -> bool:
-        """Return whether no ACK is pending, and nothing has been received since then."""
+        """Return whether no ACK is pending, and nothing has been received after a time."""
         return self.backlog.is_empty and self.received <= since
 
     def leave(self, reason: str) -> None:
-        """Send a DISCONNECT with status 0 and a reason, and close."""
+        """Send a DISCONNECT with status 0 after the pending ACKs, and close."""
         self._disconnect(StatusCode.NORMAL, reason)
         self._settle()
 
     def abort(self) -> None:
-        """Close at once."""
+        """Close at once, without a DISCONNECT."""
         self._enter(CLOSED)
         self._transport.abort()
 
     # --- frames ------------------------------------------------------------------------
 
     def _handle_events(self, events: Sequence[Event]) -> None:
-        """Handle events in their order; those that must wait go into the backlog."""
+        """Handle events in order; events that must wait go to the backlog."""
         if self._debug:
             self._log_frames(events)
         index, count = 0, len(events)
         try:
-            # With a reason to disconnect nothing more is handled.
+            # Once there is a reason to disconnect, no further event is handled.
             while index < count and self._reason is None:
                 if not self.accepts_frames:
                     self.backlog.events.extend(events[index:])
@@ -257,7 +257,7 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
                     logger.debug("from %s: HELLO %s; agreed: %s", self.peer, engine, agent)
             case HealthChecked():
                 self._state.health_checked()
-                logger.debug("from %s: a health check", self.peer)
+                logger.debug("from %s: health check", self.peer)
                 self._has_engine_left = True
                 self._enter(DRAINING)
             case Disconnected(status_code, message):
@@ -274,14 +274,14 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
             case Failed(error):
                 self._violate(error)
             case Aborted():
-                logger.debug("a NOTIFY in fragments from %s was aborted", self.peer)
+                logger.debug("from %s: aborted a fragmented NOTIFY", self.peer)
             case Skipped(kind):
-                logger.debug("a frame of unknown type %d from %s was skipped", kind, self.peer)
+                logger.debug("from %s: skipped a frame of unknown type %d", self.peer, kind)
 
     def _log_frames(self, events: Sequence[Event]) -> None:
         for event in events:
             if isinstance(event, Notify):
-                # Dispatching says what is wrong with a frame that cannot be read.
+                # Dispatching reports the error of a malformed frame.
                 with suppress(ProtocolError):
                     notify = describe_notify(event, self._state.limits.messages)
                     logger.debug("from %s: %s", self.peer, notify)
@@ -292,10 +292,10 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
         """Change the phase, unless a later one has been reached."""
         if phase > self.phase:
             self.phase = phase
-            self.is_fast_path_open = False  # until `_settle` finds that it may be open
+            self.is_fast_path_open = False  # `_settle` may open it again
 
     def _set_fast_path(self) -> None:
-        """Open the fast path if the next read may be handled at once, or else shut it."""
+        """Open or close the fast path for the next read."""
         self.is_fast_path_open = (
             self.phase is OPEN
             and self.backlog.is_empty
@@ -305,9 +305,9 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
         )
 
     def _violate(self, error: ProtocolError) -> None:
-        """Count and log a violation by the engine, and disconnect for it.
+        """Count and log a violation by the engine, and disconnect.
 
-        Frames in flight are cancelled, unless the engine has only been cut off.
+        Frames in flight are cancelled, unless the stream has only ended within a frame.
         """
         if self._reason is None and self.phase is not CLOSED:
             self._state.failed(self.peer, error)
@@ -316,7 +316,7 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
             self._disconnect(error.status_code, str(error))
 
     def _disconnect(self, status_code: int, message: str) -> None:
-        """Have a DISCONNECT sent behind the pending ACKs; of several reasons the first is sent.
+        """Enter DRAINING; a DISCONNECT follows the pending ACKs, with the first reason given.
 
         Events that wait came after the reason, and are dropped. Frames in flight came before it.
         """
@@ -327,10 +327,10 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
             self._enter(DRAINING)
 
     def _settle(self) -> None:
-        """Write what is due, and close where nothing is pending any more."""
+        """Write pending bytes, and close a connection that has been drained."""
         if self._frames_left == 0 and not self.backlog.events:
-            # All frames of the last read are acknowledged, those over the limit too: to the engine
-            # a frame without an ACK is an error.
+            # Frames of the last read over the limit are acknowledged too: a frame without an ACK is
+            # an error to the engine.
             frames = self._state.limits.frames
             self._disconnect(StatusCode.NORMAL, f"the connection has had its {frames} frames")
         if self.phase is DRAINING and self.backlog.is_empty:
@@ -340,7 +340,7 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
         self._set_fast_path()
 
     def flush_soon(self) -> None:
-        """Write once the callbacks that are due have run: several frames may be done by then."""
+        """Schedule a write after the callbacks that are due, which may finish more frames."""
         if self.flush_handle is None:
             self.flush_handle = self._state.loop.call_soon(self._flush)
 
@@ -352,7 +352,7 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
         self._resume_reading()
 
     def _resume_reading(self) -> None:
-        """Read on, if neither events wait nor the engine's end has ended."""
+        """Resume reading, unless events wait, writing is paused or the stream has ended."""
         must_wait = self.backlog.events or self._is_write_paused or self._is_half_closed
         if not must_wait and not self._transport.is_closing():
             self._transport.resume_reading()
@@ -367,7 +367,7 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
             self._transport.write(data)
 
     def _close(self) -> None:
-        """Write what is left, and close: by half, so that the engine can read the reason."""
+        """Send the DISCONNECT, and close the write side, so that the engine can read it."""
         if self._reason is not None:
             self._connection.send_disconnect(*self._reason)
         if self.outgoing:
@@ -376,16 +376,16 @@ class SpopProtocol(FastPathProtocol, asyncio.Protocol):
         if self._transport.is_closing():
             return
         if self._is_half_closed or not self._transport.can_write_eof():
-            # TLS waits for the engine's end by itself, LINGER at most.
+            # TLS waits for the engine's close by itself, for at most LINGER.
             self._transport.close()
             return
         if self._has_engine_left:
-            # It has sent its last frame, so that nothing is left unread.
+            # The engine has sent its last frame, so no input stays unread.
             self._transport.close()
             if self._transport.get_write_buffer_size() == 0:
                 return  # closed at once
         else:
-            # asyncio raises where the engine has gone in the meantime.
+            # asyncio raises if the engine has closed in the meantime.
             with suppress(OSError):
                 self._transport.write_eof()
             self._transport.resume_reading()

@@ -1,4 +1,4 @@
-"""The server of one worker: agents at work on the connections the worker is given."""
+"""Server of one worker: its agents, and the connections it has adopted."""
 
 import asyncio
 import logging
@@ -32,33 +32,33 @@ LOOP_LAG = histogram(
     "Timers count whole milliseconds.",
 )
 
-# A connection on which nothing came for so long is quiet: HAProxy sends what it has at once.
+# Seconds without input after which a connection is quiet; HAProxy does not delay frames.
 QUIET: Final = 0.1
 _LOOK_INTERVAL: Final = 0.02
 _LAG_INTERVAL: Final = 0.25
 _LOOKS_A_PUBLISHING: Final = 4
 _RETIRE_INTERVAL: Final = 0.25
-# Time that a connection which has reached its age has to become quiet.
+# Seconds that a connection which has reached its age has to become quiet.
 _RETIREMENT: Final = 10.0
-# Rounds of the event loop that a cancelled task takes to end.
+# Rounds of the event loop until a cancelled task has ended.
 _ROUNDS: Final = 2
 
 
 class Server:
-    """Serves agents on the running event loop.
+    """Server of agents in the running event loop. It does not listen: see `adopt`.
 
     Args:
-        agents: one or more, whose messages all differ.
-        settings: limits, TLS and what to announce; where to listen is not its business.
+        agents: one or more agents with different messages.
+        settings: limits, TLS, capabilities and drain times.
         row: the worker's counters.
-        tls: the context that the workers of a service share; made of the settings by default.
-        handlers: of these agents, prepared before the fork; None prepares them here.
+        tls: the context that all workers of a service share; by default made from the settings.
+        handlers: the agents' handlers, prepared before the fork; None prepares them here.
 
     Attributes:
-        on_closed: called once for each adopted connection when it is gone.
+        on_closed: called once for each adopted connection when it is closed.
 
     Raises:
-        RegistrationError: the agents do not go together.
+        RegistrationError: the agents cannot be served together.
         ConfigurationError: a TLS file cannot be used.
     """
 
@@ -97,7 +97,7 @@ class Server:
         return self._count
 
     async def start(self) -> None:
-        """Start the agents' resources; connections can be adopted then.
+        """Start the agents' resources; then connections can be adopted.
 
         Raises:
             StartupError: a resource failed.
@@ -111,10 +111,10 @@ class Server:
             self._tasks.append(asyncio.create_task(_retire_forever(self._state)))
 
     def adopt(self, sock: socket.socket) -> None:
-        """Serve an accepted connection; the socket is the server's from now on."""
+        """Serve an accepted connection, and take ownership of its socket."""
         self._count += 1
         state = self._state
-        if state is None:  # it has been closed in the meantime
+        if state is None:  # the server has been closed in the meantime
             sock.close()
             self._closed()
             return
@@ -132,12 +132,12 @@ class Server:
             self._state.refuse_health_checks()
 
     def run_observers(self) -> None:
-        """Have the agents' observers see now what has been acknowledged."""
+        """Make the pending calls of observers now."""
         if self._state is not None:
             self._state.dispatcher.run_observers()
 
     async def drain(self, timeout: float) -> None:
-        """Close each connection when it is quiet, and at the end of `timeout` seconds all."""
+        """Close each connection when it is quiet, and all after `timeout` seconds."""
         self.refuse_health_checks()
         self._end_handshakes()
         end = monotonic() + timeout
@@ -148,21 +148,21 @@ class Server:
         await asyncio.sleep(0)
 
     async def aclose(self) -> None:
-        """Close what is left, and stop the resources."""
+        """Close the remaining connections, and stop the resources."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
         self._end_handshakes()
         if self._adopting:
-            # A moment each. Cancelled, they would leave their sockets open.
+            # They end at once; cancelling them would leave their sockets open.
             await asyncio.wait(self._adopting)
         if self._state is not None:
             for connection in tuple(self._state.connections):
                 connection.abort()
             while self._state.connections:
                 await asyncio.sleep(0)
-            # Handlers that were cancelled with their connections end before their resources do.
+            # Cancelled handlers must end before their resources stop.
             for _ in range(_ROUNDS):
                 await asyncio.sleep(0)
             self._state.close()
@@ -179,16 +179,16 @@ class Server:
         self._closed()
         if not isinstance(error, OSError):
             raise error
-        # The peer left before it was served, or does not speak TLS.
+        # The peer closed before it was served, or does not speak TLS.
         if self._accepting:
             self._row.add(TLS_FAILURES)
             self._throttle.warning("tls", "TLS with %s failed: %s", peer, error)
 
     def _end_handshakes(self) -> None:
-        """Fail the handshakes under way: nothing has been promised to those peers."""
+        """Abort TLS handshakes; their peers have not sent a frame yet."""
         if self._accepting:
             for sock, _ in self._adopting.values():
-                # The peer may have gone first.
+                # The peer may have closed first.
                 with suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
 
@@ -204,10 +204,10 @@ class Server:
 
 
 def _retire(state: ServerState) -> bool:
-    """Close connections that have reached their age, if they are quiet; tell if some are not.
+    """Close quiet connections that have reached their age; return True if busy ones remain.
 
-    The time in which nothing may have come shrinks, to 0 at the end: a moment without a frame in
-    flight is what a busy connection has at best.
+    The quiet time that is required shrinks to 0, since a busy connection has only moments without
+    a frame in flight.
     """
     now = monotonic()
     due = [each for each in state.connections if each.retire_at <= now]
@@ -227,7 +227,7 @@ async def _retire_forever(state: ServerState) -> None:
 
 
 async def _publish_forever(metrics: WorkerMetrics) -> None:
-    """Publish the metrics once a second, and see how late the event loop is."""
+    """Publish the metrics once a second, and measure the lag of the event loop."""
     loop = asyncio.get_running_loop()
     lag = metrics.histogram(LOOP_LAG)
     looks = 0

@@ -1,4 +1,4 @@
-"""State that the connections of a worker share: dispatcher, settings, counters, each other."""
+"""State that all connections of a worker share: dispatcher, settings, counters."""
 
 import asyncio
 import logging
@@ -28,8 +28,8 @@ DISCONNECTS = counter(
 )
 PROTOCOL_ERRORS = counter(
     "spoakit_protocol_errors_total",
-    "Connections ended for what the engine sent, by the status code of the DISCONNECT and by what "
-    "was wrong.",
+    "Connections ended because of a violation by the engine, by the status code of the DISCONNECT "
+    "and the error.",
     labels=("status", "error"),
 )
 RETIRED = counter("spoakit_connections_retired_total", "Connections closed for their age.")
@@ -54,29 +54,33 @@ CALL_FAILURES = counter(
     labels=("message", "reason"),
     limit=64,
 )
-OVERSIZED = counter("spoakit_oversized_acks_total", "ACKs that lost actions that did not fit.")
-UNKNOWN = counter("spoakit_unknown_messages_total", "Messages that no handler takes.")
+OVERSIZED = counter("spoakit_oversized_acks_total", "ACKs sent without actions, which did not fit.")
+UNKNOWN = counter("spoakit_unknown_messages_total", "Messages without a handler.")
 
 _KNOWN = frozenset(StatusCode)
-# HAProxy up to 3.0 ends idle connections with these, by "timeout server" and "timeout idle".
+# HAProxy up to 3.0 ends idle connections with these ("timeout server", "timeout idle").
 _EVERYDAY = frozenset({StatusCode.NORMAL, StatusCode.IO, StatusCode.TIMEOUT})
 
 logger = logging.getLogger("spoakit.server")
 
 
 class ServerState:
-    """State that the connections of a worker share; to be made on the loop that serves them.
+    """State that all connections of a worker share. Create it in the loop that serves them.
 
     Args:
-        runtime: the agents, started.
+        runtime: the started agents.
         settings: the server's settings.
         row: the worker's counters.
         on_closed: called for each connection that is closed.
 
     Attributes:
-        connections: those that are open.
-        refuses_health_checks: answer them with a DISCONNECT, because the agent leaves.
-        debug: log each frame.
+        loop: the event loop.
+        dispatcher: the dispatcher of the worker's agents.
+        limits: the limits for each connection.
+        agent_settings: the settings of each connection's state machine.
+        connections: all open connections.
+        refuses_health_checks: True to answer them with a DISCONNECT, because the agent is stopping.
+        debug: True to log each frame.
     """
 
     def __init__(
@@ -107,12 +111,12 @@ class ServerState:
         row.on_publish(self._collect)
 
     def opened(self, connection: OpenConnection) -> None:
-        """Watch a new connection."""
+        """Add a new connection, and watch the deadline of its HELLO."""
         self.connections.add(connection)
         self._hellos.add(connection)
 
     def closed(self, connection: OpenConnection) -> None:
-        """Forget a connection."""
+        """Remove a closed connection."""
         self.connections.discard(connection)
         self._bytes[0] += connection.received_bytes
         self._bytes[1] += connection.sent_bytes
@@ -129,15 +133,15 @@ class ServerState:
         self._row.add(HEALTH_CHECKS)
 
     def disconnected(self, peer: str, status_code: int, message: str) -> None:
-        """Log why the engine ends a connection, if it is not one of its everyday reasons."""
+        """Count and log a DISCONNECT of the engine, unless it is a normal end."""
         if status_code in _EVERYDAY:
             return
-        # The code is the peer's, and may be any number.
+        # A peer may send any number; unknown ones share one label.
         known = status_code if status_code in _KNOWN else None
         self._row.add(DISCONNECTS, 1, "unknown" if known is None else str(int(known)))
         self._throttle.warning(
             ("disconnect", known),
-            "%s disconnects with status %d: %s",
+            "%s disconnected with status %d: %s",
             peer,
             status_code,
             message,
@@ -145,7 +149,7 @@ class ServerState:
         )
 
     def failed(self, peer: str, error: ProtocolError) -> None:
-        """Count and log that a connection is ended because of what the engine sent."""
+        """Count and log a connection that ends because of a violation by the engine."""
         self._row.add(PROTOCOL_ERRORS, 1, str(int(error.status_code)), _short(type(error)))
         self._throttle.warning(
             ("failed", type(error)),
@@ -157,7 +161,7 @@ class ServerState:
         )
 
     def backpressure(self) -> None:
-        """Count that frames of a read must wait, since as many are in flight as may be."""
+        """Count a read whose frames must wait, since the limit on frames in flight is reached."""
         self._row.add(BACKPRESSURE)
 
     def refuse_health_checks(self) -> None:
@@ -167,13 +171,13 @@ class ServerState:
             connection.refuse_health_checks()
 
     def close(self) -> None:
-        """Stop the timer, publish the last counts."""
+        """Stop the timer, and publish the last counts."""
         self._hellos.close()
         self._row.publish()
         self._row.forget(self._collect)
 
     def _collect(self) -> None:
-        """Count what the hot path has counted by itself since the last publishing."""
+        """Carry the counts of the hot path over to counters, before each publishing."""
         dispatcher, connections, carry = self.dispatcher, self.connections, self._carried.raise_to
         received, sent = self._bytes
         carry(FRAMES, dispatcher.frames)
@@ -187,7 +191,7 @@ class ServerState:
         self._row.set(IN_FLIGHT, sum(connection.frames_in_flight for connection in connections))
 
     def _collect_calls(self, handlers: tuple[BoundHandler, ...]) -> None:
-        """Count the calls of one message's handlers; several observers are one series."""
+        """Carry over the counts of one message's handlers; all observers share a series."""
         message, answering = handlers[0].handler.message, handlers[0]
         calls: Tally[str] = Tally()
         failures: Tally[str] = Tally()
@@ -207,7 +211,7 @@ class ServerState:
 
 
 def _short(error: type[ProtocolError]) -> str:
-    """Return the name of an error as a label has it: FrameTooBigError is "frame_too_big"."""
+    """Return the label for an error: "frame_too_big" for FrameTooBigError."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", error.__name__.removesuffix("Error"))
     return words.lower()
 

@@ -1,4 +1,4 @@
-"""Run a server: as a service of one or more processes, or in an event loop that runs already."""
+"""Running of a server: as a service of several processes, or in a running event loop."""
 
 import asyncio
 import logging
@@ -31,12 +31,13 @@ from spoakit.server.standalone import StandaloneServer
 from spoakit.server.supervisor import Supervisor
 from spoakit.server.tls import server_context
 
-# Some systems grant a thousand million, which programs that walk through them do not survive.
-_ENOUGH: Final = 1024 * 1024
+# Highest limit of open files that is set. Some systems grant 10**9, and programs that loop over all
+# possible descriptors would never end.
+_MAX_OPEN_FILES: Final = 1024 * 1024
 
-# Descriptors beside one for each worker, and those of a worker with its event loop.
-_SUPERVISORS: Final = 8
-_WORKERS: Final = 16
+# Descriptors of a supervisor besides one for each worker, and of a worker with its event loop.
+_SUPERVISOR_FILES: Final = 8
+_WORKER_FILES: Final = 16
 
 logger = logging.getLogger("spoakit.server")
 
@@ -63,25 +64,25 @@ def run(
 ) -> int:
     """Serve agents until SIGTERM or SIGINT, and return the process's exit code.
 
-    To be called in the main thread of a process without an event loop or other threads, since it
-    receives signals and forks. In this order it checks the agents, binds, goes to the background,
-    locks the pidfile, takes up the logfile, forks the workers, and reports that it is ready once
-    their resources are up.
+    Call it in the main thread of a process without an event loop or other threads, since it
+    receives signals and forks. In this order it checks the agents, binds the sockets, goes to the
+    background, locks the pidfile, opens the logfile, forks the workers, and reports that it is
+    ready once their resources have started.
 
     Args:
-        agents: one or more, whose messages all differ; each HAProxy engine uses its own.
-        settings: where to listen, limits, workers.
-        hooks: called on SIGHUP and SIGUSR1; a logfile is reopened behind the latter.
+        agents: one or more agents with different messages.
+        settings: addresses, limits, workers.
+        hooks: called on SIGHUP and SIGUSR1; the logfile is reopened after the latter.
 
     Returns:
         0 after a drain; 1 if the start failed (the reason is logged) or a worker had to be killed;
-        128 and the signal's number if a second signal ended it at once.
+        128 plus the signal's number if a second signal ended it at once.
 
     Raises:
-        ConfigurationError: the system lacks the loop asked for, or a TLS file cannot be used.
-        RegistrationError: the agents do not go together.
+        ConfigurationError: the system does not support the loop, or a TLS file cannot be used.
+        RegistrationError: the agents cannot be served together.
     """
-    # Once, before the workers are forked: middleware is applied, and the TLS key read.
+    # Before the fork, so that middleware is applied once, and only this process reads the TLS key.
     handlers = combine(agents)
     reloads = [function for agent in agents for function in agent.reloads]
     if reloads:
@@ -91,7 +92,7 @@ def run(
 
 
 def _with_reloads(hooks: Hooks, reloads: Sequence[Callable[[], None]]) -> Hooks:
-    """Return hooks that call the agents' functions in each worker, after what they do already."""
+    """Return hooks that also call the agents' functions in each worker."""
 
     def reload() -> None:
         if hooks.reload is not _DEFAULT_HOOKS.reload:
@@ -103,35 +104,35 @@ def _with_reloads(hooks: Hooks, reloads: Sequence[Callable[[], None]]) -> Hooks:
             try:
                 function()
             except (Exception, SystemExit):
-                logger.exception("reload: %s failed; going on", describe(function))
+                logger.exception("reload: %s failed, the worker keeps serving", describe(function))
 
     return replace(hooks, reload=reload, reload_worker=reload_worker)
 
 
 async def serve(agents: Sequence[Agent], settings: ServerSettings = _DEFAULT_SETTINGS) -> None:
-    """Serve agents in the running event loop until cancelled; then drain, within its bound.
+    """Serve agents in the running event loop until cancelled; then drain within the timeout.
 
-    A second cancellation ends the drain: connections are closed at once, and resources have the
-    time for them (`Drain.resources`) and a second.
+    A second cancellation ends the drain: connections are closed at once, and resources have
+    `Drain.resources` and one second to stop.
 
-    For programs with an event loop of their own. Signals are theirs, too.
+    It is for programs with their own event loop, which also handle signals themselves.
 
     Raises:
-        ConfigurationError: the settings ask for what needs a process (workers, a pidfile, a
-            logfile, a runtime, reports, going to the background), or a TLS file cannot be used.
-        RegistrationError: the agents do not go together.
-        StartupError: an address cannot be had, or a resource does not come up.
+        ConfigurationError: a setting needs a process (workers, pidfile, logfile, runtime, monitor,
+            watch, daemonize), or a TLS file cannot be used.
+        RegistrationError: the agents cannot be served together.
+        StartupError: an address cannot be bound, or a resource does not start.
     """
     await serve_in_loop(lambda row: Server(agents, settings, row), settings)
 
 
 def run_service(make_server: MakeServer, settings: ServerSettings, hooks: Hooks) -> int:
-    """Serve until told to stop, and return the exit code, as `run` does.
+    """Serve until a signal stops the service, and return the exit code, as `run` does.
 
     Args:
-        make_server: makes what a worker runs. It is called once here, so that what is wrong with
-            the agents is raised before anything else happens, and again in each worker.
-        settings: where to listen, limits, workers.
+        make_server: creates the server of a worker. It is called once here, so that errors of the
+            agents are raised before anything else happens, and again in each worker.
+        settings: addresses, limits, workers.
         hooks: called on SIGHUP and SIGUSR1.
     """
     loop = choose_loop(settings.loop)
@@ -140,10 +141,10 @@ def run_service(make_server: MakeServer, settings: ServerSettings, hooks: Hooks)
     starter = StartupNotifier()
     logfile: OpenLogfile | None = None
     try:
-        # Before anything is logged, and before the sockets are bound: that may fail.
+        # Opened first, because the following steps log, and may fail.
         if settings.logfile is not None:
             logfile = begin_logfile(settings.logfile)
-        # Signals are received until all files are removed: one to stop again must leave none.
+        # Signals are received until all files are removed, so that a second one leaves none behind.
         with SignalReceiver() as signals, ExitStack() as stack:
             listeners = Listeners(settings.listen)
             stack.callback(listeners.remove)
@@ -151,7 +152,7 @@ def run_service(make_server: MakeServer, settings: ServerSettings, hooks: Hooks)
             if settings.daemonize:
                 starter = daemonize(_show if logfile is None else logfile.show)
                 if logfile is not None:
-                    logfile.forget_streams()
+                    logfile.close_original_streams()
                     logfile.redirect()
             pidfile = Pidfile(settings.pidfile) if settings.pidfile else None
             if pidfile is not None:
@@ -165,12 +166,12 @@ def run_service(make_server: MakeServer, settings: ServerSettings, hooks: Hooks)
             _raise_descriptor_limit(settings.limits.connections)
             if loop == "select":
                 logger.warning(
-                    "loop select: at most %d connections are accepted; use another loop for more",
+                    "loop select: the limit is %d connections; use another loop for more",
                     settings.limits.connections,
                 )
             _require_descriptors(settings.workers)
             compiled = form()
-            # One who has asked for the uncompiled form need not be told.
+            # No warning if the user chose the uncompiled form.
             if compiled != COMPILED and os.environ.get("SPOAKIT_EXT") != "disable":
                 logger.warning("%s", REMEDY)
 
@@ -212,7 +213,7 @@ async def serve_in_loop(make_server: MakeServer, settings: ServerSettings) -> No
     """Serve in the running event loop until cancelled, as `serve` does."""
     for option in _FOR_PROCESSES:
         if getattr(settings, option) != getattr(_DEFAULT_SETTINGS, option):
-            raise ConfigurationError(f"{option}: it needs a process; use run(), not serve()")
+            raise ConfigurationError(f"{option} is not supported by serve(); use run()")
     metrics = SharedMetrics(1).worker(0)
     server = make_server(metrics)
     listeners = Listeners(settings.listen)
@@ -235,17 +236,17 @@ def _show(text: str) -> None:
 
 
 def _raise_descriptor_limit(connections: int) -> None:
-    """Allow this process and its workers as many descriptors as the system grants."""
+    """Raise the limit of open files to the hard limit; warn if it is below `connections`."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    granted = _ENOUGH if hard == resource.RLIM_INFINITY else min(hard, _ENOUGH)
+    granted = _MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_OPEN_FILES)
     if soft < granted:
-        # macOS has a lower limit beside this one, and refuses.
+        # macOS has another, lower limit, and refuses.
         with suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (granted, hard))
             soft = granted
     if soft < connections:
         logger.warning(
-            "max connections is %d, but the limit of open files %d; raise it (ulimit -n)",
+            "max connections is %d, but the limit of open files is %d; raise it (ulimit -n)",
             connections,
             soft,
         )
@@ -255,14 +256,14 @@ def _require_descriptors(workers: int) -> None:
     """Refuse a start that would run out of descriptors before the first connection.
 
     Raises:
-        StartupError: the limit of this process is too low; it names the least that is needed.
+        StartupError: the limit of open files is too low; the text says how many are needed.
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         opened = len(os.listdir("/dev/fd"))
     except OSError:
-        opened = limit  # not even one is left to look with
-    needed = opened + max(workers + _SUPERVISORS, _WORKERS)
+        opened = limit  # no descriptor is left to list the folder with
+    needed = opened + max(workers + _SUPERVISOR_FILES, _WORKER_FILES)
     if limit < needed:
         raise StartupError(
             f"the limit of open files is {limit}, and {workers} workers need at least {needed}, "

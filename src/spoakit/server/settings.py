@@ -1,6 +1,6 @@
 """Server settings, validated on construction.
 
-A value out of its range is a `ConfigurationError` that names the option, the value and the range.
+A value out of its range raises a `ConfigurationError` with the option, the value and the range.
 Sizes are in bytes, times in seconds.
 """
 
@@ -38,7 +38,7 @@ MAX_MESSAGES: Final = 1_000_000
 """Highest value of `Limits.messages`."""
 MAX_CONNECTION_AGE: Final = 30 * 86400.0
 """Highest value of `Limits.connection_age`, in seconds."""
-# select(2) takes descriptors below 1024, and the process and its resources have some themselves.
+# select(2) supports descriptors below 1024, and the process and its resources need some.
 MAX_SELECT_CONNECTIONS: Final = 900
 _DAY: Final = 86400
 # sun_path holds 108 bytes on Linux and 104 on macOS, the final NUL included.
@@ -57,10 +57,10 @@ def _check_path(option: str, path: str | None) -> None:
 
 
 def parse_network(text: str) -> IPNetwork:
-    """Parse an address or a CIDR network, as `--allow` takes it: "192.0.2.7", "2001:db8::/32".
+    """Parse the value of `--allow`, an address or a CIDR network: "192.0.2.7", "2001:db8::/32".
 
     Raises:
-        ConfigurationError: it is neither, or has host bits set.
+        ConfigurationError: the text is neither, or has host bits set.
     """
     try:
         return ip_network(text)
@@ -72,13 +72,13 @@ def parse_network(text: str) -> IPNetwork:
 
 @dataclass(frozen=True, slots=True)
 class ListenTls:
-    """TLS on the listening sockets; the files are PEM.
+    """TLS settings of the listening sockets; the files are PEM.
 
     Attributes:
         certificate: path of the certificate, with its chain.
         key: path of its key, which is not encrypted; None if it is in the certificate's file.
-        ca: path of the authorities that a connection's own certificate must come from; None asks
-            for none.
+        ca: path of the authorities that must have signed a client's certificate; None does not
+            ask for client certificates.
     """
 
     certificate: str
@@ -92,12 +92,12 @@ class ListenTls:
 
 @dataclass(frozen=True, slots=True)
 class TcpAddress:
-    """A TCP address to listen on.
+    """TCP address to listen on.
 
     Attributes:
-        host: an IPv4 or IPv6 address or a host name; "::" takes IPv4 as well, "*" takes all
-            addresses of the families that the system has.
-        port: 0 to 65535; 0 lets the system choose, and the choice is logged.
+        host: an IPv4 or IPv6 address or a host name; "::" accepts IPv4 too, "*" listens on all
+            addresses of all families that the system supports.
+        port: 0 to 65535; 0 lets the system choose the port, which is logged.
     """
 
     host: str = "0.0.0.0"
@@ -105,7 +105,9 @@ class TcpAddress:
 
     def __post_init__(self) -> None:
         if not self.host:
-            raise ConfigurationError("address: it is empty; 0.0.0.0 listens on all IPv4 addresses")
+            raise ConfigurationError(
+                "address must not be empty; 0.0.0.0 listens on all IPv4 addresses"
+            )
         _check("port", self.port, 0, 65535)
 
     def __str__(self) -> str:
@@ -114,10 +116,10 @@ class TcpAddress:
 
 @dataclass(frozen=True, slots=True)
 class UnixAddress:
-    """A Unix socket to listen on.
+    """Unix socket to listen on.
 
     Attributes:
-        path: 1 to 103 bytes; a relative one begins in the current directory.
+        path: 1 to 103 bytes; a relative path starts from the current directory.
     """
 
     path: str
@@ -126,7 +128,7 @@ class UnixAddress:
         _check_path("unix", self.path)
         if not len(os.fsencode(self.path)) <= _MAX_UNIX_PATH:
             raise ConfigurationError(
-                f"unix: the path {self.path!r} is not 1 to {_MAX_UNIX_PATH} bytes long"
+                f"unix: the path must have at most {_MAX_UNIX_PATH} bytes, got {self.path!r}"
             )
 
     def __str__(self) -> str:
@@ -143,13 +145,13 @@ def parse_address(url: str) -> ListenAddress:
     An IPv6 address is in brackets: "tcp://[::1]:12345".
 
     Raises:
-        ConfigurationError: it is neither, or the port or the path cannot be.
+        ConfigurationError: the text is neither, or the port or the path is invalid.
     """
     if url.startswith("unix:"):
         return UnixAddress(url.removeprefix("unix:"))
     match = _TCP_URL.fullmatch(url)
     if match is None:
-        raise ConfigurationError(f"listen: {url!r} is neither tcp://HOST:PORT nor unix:PATH")
+        raise ConfigurationError(f"listen must be tcp://HOST:PORT or unix:PATH, got {url!r}")
     return TcpAddress(match[1] or match[2], int(match[3]))
 
 
@@ -158,16 +160,15 @@ class Listen:
     """Addresses to listen on, and peers to accept.
 
     Attributes:
-        addresses: one or more, all different.
-        unix_mode: permissions of the Unix sockets; every process that may write to one may
-            connect.
-        unix_owner: name or number of the user that owns the Unix sockets; None for that of the
-            process. To give them to another takes root.
-        unix_group: name or number of their group; None for that of the process.
-        backlog: connections that the kernel keeps until they are accepted, 1 to 65535.
-        allow: networks that may connect; empty for all. SPOP has no authentication of its own.
-            Does not concern Unix sockets.
-        tls: take TLS connections only; None takes plain ones.
+        addresses: one or more different addresses.
+        unix_mode: permissions of the Unix sockets; a process needs write permission to connect.
+        unix_owner: name or number of the user who owns the Unix sockets; None for the user of
+            the process. Only root may choose another user.
+        unix_group: name or number of their group; None for the group of the process.
+        backlog: limit on connections that wait in the kernel to be accepted, 1 to 65535.
+        allow: networks that may connect; empty for all. SPOP has no authentication. It does not
+            apply to Unix sockets.
+        tls: accept TLS connections only; None accepts plain ones.
     """
 
     addresses: tuple[ListenAddress, ...] = (TcpAddress(),)
@@ -180,7 +181,7 @@ class Listen:
 
     def __post_init__(self) -> None:
         if not self.addresses:
-            raise ConfigurationError("listen: there is no address")
+            raise ConfigurationError("listen must have at least one address")
         for index, address in enumerate(self.addresses):
             gets_a_port = isinstance(address, TcpAddress) and address.port == 0
             if address in self.addresses[:index] and not gets_a_port:
@@ -195,9 +196,9 @@ class Listen:
     def at(
         cls, address: str | None = None, port: int | None = None, *, unix: str | None = None
     ) -> "Listen":
-        """Return that for an address and a port, for a Unix socket, or for both.
+        """Return the settings for an address and a port, for a Unix socket, or for both.
 
-        Without any of them it is 0.0.0.0 port 12345, of which an address or a port changes a part.
+        The default is 0.0.0.0 port 12345; an address or a port alone changes that part.
         """
         default = TcpAddress()
         tcp = TcpAddress(
@@ -212,33 +213,30 @@ class Listen:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits of what peers may use.
+    """Limits on the resources that peers may use.
 
-    SPOP has no authentication: each connection of any peer can hold a frame and fragments received
-    in part, `frame_size_cap` and `reassembled_size` together, 5 MiB as they
-    are, times `connections`. Where others than HAProxy reach the port, use `Listen.allow`.
+    SPOP has no authentication. Each connection of any peer can hold an incomplete frame and
+    incomplete fragments: `frame_size_cap` plus `reassembled_size`, 5 MiB by default, times
+    `connections`. Use `Listen.allow` if other hosts than HAProxy's can reach the port.
 
     Attributes:
-        connections: accepted connections of all workers together, 1 to 1,000,000; further ones are
+        connections: open connections of all workers together, 1 to 1,000,000; further ones are
             closed at once.
-        in_flight: unanswered frames of one connection, 1 to 1,000,000; a connection that has as
-            many, or over 4 MiB of them, is not read until some are answered.
-        frame_size: what we offer as max-frame-size, 256 up to `frame_size_cap`; 0 takes the
-            engine's.
-        frame_size_cap: the largest frame that is taken at all, 256 bytes to 256 MiB.
-        reassembled_size: a NOTIFY put together from fragments, 256 bytes to 1 GiB.
-        hello_timeout: time a new connection has to complete its HELLO, and TLS before it, up to a
-            day.
-        frames: NOTIFYs that a connection may send before the agent answers them, disconnects with
-            status 0 and closes, 1 to 1,000,000,000; 0 for any number. What the engine has sent by
-            then and the agent has not read gets no answer: some frames with pipelining, hardly one
-            without.
-        messages: messages of one NOTIFY, 1 to 1,000,000. One with more gets a DISCONNECT with
-            status 4 and no ACK; by then handlers may have been called for as many as are allowed.
+        in_flight: frames in flight of one connection, 1 to 1,000,000. A connection that has
+            reached it, or 4 MiB in flight, is not read until some frames are acknowledged.
+        frame_size: the max-frame-size to agree on, 256 to `frame_size_cap`; 0 for the engine's.
+        frame_size_cap: the largest frame to accept, 256 bytes to 256 MiB.
+        reassembled_size: the largest NOTIFY to reassemble from fragments, 256 bytes to 1 GiB.
+        hello_timeout: time for the TLS handshake and the HELLO of a new connection, up to a day.
+        frames: NOTIFYs of one connection, 1 to 1,000,000,000; then the agent acknowledges them,
+            disconnects with status 0 and closes. 0 for no limit. Frames that the agent has not
+            read by then get no ACK: some with pipelining, hardly any without.
+        messages: messages of one NOTIFY, 1 to 1,000,000. A NOTIFY with more gets a DISCONNECT with
+            status 4 and no ACK; handlers may have been called for the allowed number.
         connection_age: time, 1 s to 30 days, after which a connection is closed, so that its engine
-            opens another one, maybe to another agent behind the same address. Each connection has
-            up to a tenth more or less of it. It is closed when it is quiet, or 10 s later all the
-            same, which costs the NOTIFYs that are on their way. 0 for no limit.
+            opens another one, perhaps to another agent behind the same address. It varies by up
+            to a tenth for each connection. The connection is closed once it is quiet, at the
+            latest after another 10 s, which loses NOTIFYs in transit. 0 for no limit.
     """
 
     connections: int = _DEFAULT_CONNECTIONS
@@ -267,15 +265,15 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Times in which to stop.
+    """Timeouts of a drain.
 
     Attributes:
-        timeout: time the connections have to become quiet before they are closed all the same.
-        checks: time before that in which service goes on, but health checks are answered with an
-            AGENT-DISCONNECT, so that HAProxy takes the agent out of its backend. At least HAProxy's
-            `inter` times `fall`; 0 skips this.
-        resources: time after the connections that the agents' resources have to finish what they
-            hold, as a queue; a second is added for closing.
+        timeout: time for connections to become quiet; then they are closed anyway.
+        checks: time before that, in which the agent keeps serving but answers health checks with
+            an AGENT-DISCONNECT, so that HAProxy takes it out of its backend. It should be at least
+            HAProxy's `inter` times `fall`; 0 skips this.
+        resources: time for the agents' resources to finish their work, such as a queue, after the
+            connections are closed; one second is added for closing.
     """
 
     timeout: float = 10.0
@@ -289,18 +287,18 @@ class Drain:
 
     @property
     def total(self) -> float:
-        """The time that connections and resources have together."""
+        """Time for connections and resources together."""
         return self.timeout + self.resources
 
 
 @dataclass(frozen=True, slots=True)
 class Logfile:
-    """A file instead of standard output and standard error.
+    """File that replaces standard output and standard error.
 
     Attributes:
-        path: it is made if need be, and opened anew on SIGUSR1.
-        truncate: empty it at the start, instead of writing on.
-        line_buffered: code that gathers lines has to write each at once.
+        path: its path; it is created if it is missing, and reopened on SIGUSR1.
+        truncate: truncate it at the start, instead of appending.
+        line_buffered: write each line at once, instead of batches of lines.
     """
 
     path: str
@@ -316,24 +314,26 @@ class ServerSettings:
     """All settings of a server.
 
     Attributes:
-        workers: processes, 1 to 1024, each with its own event loop, beside that of the supervisor.
-        worker_timeout: time, 1 s to a day, in which a worker has to answer its supervisor; one that
-            does not is killed and replaced, with the calls of its main thread in the log. It gets
-            no new connections from the first second on. Twice this time, at least 5 s more, ends a
-            worker whose supervisor is gone; it is elapsed time, in which the process may have been
-            stopped. 0 lets workers hang.
-        capabilities: what to announce in AGENT-HELLO, of "fragmentation", "pipelining", "async".
-        runtime: stop by itself after this time, as SIGTERM would; None runs until told to stop.
-        pidfile: written and locked while the server runs.
+        listen: addresses to listen on.
+        limits: limits on the resources that peers may use.
+        drain: timeouts of a drain.
+        workers: number of worker processes, 1 to 1024, besides the supervisor.
+        worker_timeout: time, 1 s to a day, in which a worker must answer its supervisor. A worker
+            that does not answer gets no connections after a second; after this time it is killed
+            and replaced, and the stack of its main thread is logged. A worker without a supervisor
+            ends itself after twice this time, at least 5 s more, of elapsed time, also if it was
+            stopped. 0 for no timeout.
+        capabilities: the capabilities to announce: "fragmentation", "pipelining", "async".
+        runtime: stop after this time, like on SIGTERM; None for no limit.
+        pidfile: file with the process id, locked while the server runs.
         daemonize: detach from the terminal once the sockets are bound.
-        logfile: where standard output and standard error go once the pidfile is locked; None
-            leaves them.
-        monitor: time between two logs of the workers' counters, from 0.1 to a day; None for none.
-            SIGUSR2 asks for one at any time.
-        watch: a file whose change has the effect of SIGHUP.
+        logfile: file that replaces standard output and standard error; None keeps them.
+        monitor: interval at which counters are logged, 0.1 s to a day; None for never. SIGUSR2
+            logs them at any time.
+        watch: a file whose change triggers a reload, like SIGHUP.
         loop: "uvloop"; "asyncio"; asyncio's loop on "select", "poll", "epoll" or "linuxaio"; or
-            "auto" for uvloop where it is installed. With "select" at most 900 connections are
-            accepted: the default of `limits` is lowered, a higher limit is an error.
+            "auto" for uvloop if it is installed. With "select" the limit on connections is 900: the
+            default is lowered, and a higher limit is an error.
     """
 
     listen: Listen = field(default_factory=Listen)
@@ -366,7 +366,7 @@ class ServerSettings:
             _check("monitor", self.monitor, 0.1, _DAY)
 
     def _limit_to_select(self) -> None:
-        """Lower the default limit, of all workers together: one may get all connections."""
+        """Lower the default limit on connections of all workers, since one may get them all."""
         wanted = self.limits.connections
         if wanted <= MAX_SELECT_CONNECTIONS:
             return

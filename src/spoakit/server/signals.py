@@ -1,4 +1,4 @@
-"""Signals: their meaning, and their reception by the supervisor."""
+"""Signals: the actions they ask for, and how the supervisor receives them."""
 
 import logging
 import signal
@@ -47,12 +47,11 @@ _HARMLESS: Final = frozenset({SignalAction.RELOAD, SignalAction.REOPEN_LOGS})
 
 
 class SignalDebouncer:
-    """Tell a signal's meaning from those before it.
+    """Debouncer of signals, which finds the action that a signal asks for.
 
-    A terminal or a service manager may signal the group and the process both, so what comes within
-    500 ms of a signal of the same meaning is that one again. Not so SIGHUP and SIGUSR1: obeying
-    them twice does no harm, and the file may have changed in between. SIGTERM or SIGINT for the
-    second time, later than that, asks to end at once.
+    A terminal or a service manager may signal both the group and the process, so a repeated action
+    within 500 ms is ignored. SIGHUP and SIGUSR1 are never ignored: repeating them is harmless, and
+    the file may have changed in between. A second SIGTERM or SIGINT after 500 ms ends at once.
     """
 
     __slots__ = ("_clock", "_last", "_stopping")
@@ -62,8 +61,8 @@ class SignalDebouncer:
         self._last: dict[SignalAction, float] = {}
         self._stopping = False
 
-    def read(self, signum: int) -> SignalAction | None:
-        """Return what a signal of `SIGNALS` asks for; None when it repeats the one before it."""
+    def interpret(self, signum: int) -> SignalAction | None:
+        """Return the action that a signal of `SIGNALS` asks for; None if it is a repetition."""
         action = _ACTIONS[signal.Signals(signum)]
         now = self._clock()
         last = self._last.get(action)
@@ -78,22 +77,22 @@ class SignalDebouncer:
 
 
 def stop_receiving() -> None:
-    """Let signals end this process, in one that only waits for the one that it has forked."""
+    """Restore default signal handling, in a process that only waits for the forked one."""
     signal.set_wakeup_fd(-1)
     for signum in SIGNALS:
         signal.signal(signum, signal.SIG_DFL)
 
 
 class InterruptedBySignal(BaseException):
-    """Raised by a signal to stop, in code that may take for ever."""
+    """Raised by a signal to stop, in code that may block."""
 
 
 class SignalReceiver:
-    """Make signals something to read; a context manager, for a process without an asyncio loop.
+    """Receiver of signals for a process without an asyncio loop; a context manager.
 
     While it is entered, a signal of `SIGNALS`, or the end of a child process, makes `fileno`
-    readable, and interrupts nothing outside of `interruptible`. However many come before they are
-    read, each signal is kept once: the descriptor wakes up, and does not carry them.
+    readable, and does not interrupt code outside of `interruptible`. Each pending signal is kept
+    once; the descriptor only wakes up the process, so its buffer may be full.
     """
 
     __slots__ = ("_before", "_is_interruptible", "_pending", "_reader", "_wakeup", "_writer")
@@ -123,7 +122,7 @@ class SignalReceiver:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Let a signal to stop raise `InterruptedBySignal` in the block; it can be read, too."""
+        """Let a signal to stop raise `InterruptedBySignal` in the block; it stays pending."""
         self._is_interruptible = True
         try:
             yield
@@ -142,11 +141,11 @@ class SignalReceiver:
 
     @property
     def has_pending(self) -> bool:
-        """True if signals came that have not been read; one that just comes may be missed."""
+        """True if signals are pending; may miss one that arrives at this moment."""
         return bool(self._pending)
 
-    def read(self) -> list[int]:
-        """Return the signals that came, each once, SIGCHLD among them."""
+    def pop_pending(self) -> list[int]:
+        """Return and clear the pending signals, SIGCHLD included."""
         with suppress(BlockingIOError):
             while self._reader.recv(4096):
                 pass
@@ -155,7 +154,7 @@ class SignalReceiver:
         return signals
 
     def ignore(self) -> None:
-        """Ignore the signals from now on, in a worker just forked."""
+        """Ignore all signals, in a forked worker."""
         signal.set_wakeup_fd(-1)
         for signum in SIGNALS:
             signal.signal(signum, signal.SIG_IGN)
@@ -169,7 +168,7 @@ class SignalReceiver:
 
 
 def _log_reload() -> None:
-    logger.info("reload: there is nothing to reload")
+    logger.info("reload: nothing to reload")
 
 
 def _log_reopen() -> None:
@@ -178,18 +177,18 @@ def _log_reopen() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """Functions that a program calls on SIGHUP and SIGUSR1, in the supervisor and in each worker.
+    """Hooks for SIGHUP and SIGUSR1, called in the supervisor and then in each worker.
 
-    Both run in the process's event loop, between two callbacks. What a hook raises is logged, and
-    if it was raised in the supervisor the workers are not told: so a reload is refused. Observers
-    have seen all that was acknowledged before a reload.
+    They run between two callbacks of the event loop. Exceptions are logged. If a hook raises in the
+    supervisor, the workers do not call it: this is how a reload is refused. Pending calls of
+    observers are made before a reload.
 
     Attributes:
         reload: called on SIGHUP.
         reopen_logs: called on SIGUSR1, to reopen the files that the program writes; None for none.
-        reopen_logfile: called on SIGUSR1 behind that; the server sets it where it has a logfile.
-        reload_worker: called in a worker when its supervisor has reloaded, and may leave unsaid
-            what that has said; None for `reload`.
+        reopen_logfile: called on SIGUSR1 after that; the server sets it if it has a logfile.
+        reload_worker: called in a worker when its supervisor has reloaded, which has already
+            logged the changes; None for `reload`.
     """
 
     reload: Callable[[], None] = _log_reload
@@ -197,12 +196,12 @@ class Hooks:
     reopen_logfile: Callable[[], None] = _log_reopen
     reload_worker: Callable[[], None] | None = None
 
-    def of_worker(self) -> "Hooks":
-        """Return what a worker that has a supervisor does."""
+    def for_worker(self) -> "Hooks":
+        """Return the hooks for a worker."""
         return replace(self, reload=self.reload_worker or self.reload)
 
     def call(self, action: SignalAction) -> bool:
-        """Run the hook for `RELOAD` or `REOPEN_LOGS`; tell if it went well."""
+        """Run the hook for `RELOAD` or `REOPEN_LOGS`; return True if it succeeded."""
         what = action.describe()
         try:
             if action is SignalAction.RELOAD:
@@ -212,7 +211,7 @@ class Hooks:
         except (ConfigurationError, OSError) as error:
             logger.error("%s refused, going on as before: %s", what, error)
         except (Exception, SystemExit):
-            # A hook that exits would take the service with it.
+            # SystemExit of a hook must not end the service.
             logger.exception("%s failed; going on as before", what)
         else:
             return True

@@ -1,4 +1,4 @@
-"""Listening sockets, and accepting from them."""
+"""Listening sockets, and the acceptor of their connections."""
 
 import errno
 import fcntl
@@ -25,7 +25,7 @@ logger = logging.getLogger("spoakit.server")
 ACCEPTED = counter("spoakit_connections_accepted_total", "Connections accepted.")
 REJECTED = counter(
     "spoakit_connections_rejected_total",
-    "Connections closed at once, by reason: not_allowed (its address), over_limit (of the number), "
+    "Connections closed at once, by reason: not_allowed (by address), over_limit (of connections), "
     "no_descriptor (none was left in a worker).",
     labels=("reason",),
     limit=4,
@@ -35,16 +35,16 @@ ACCEPT_FAILURES = counter(
     "Failures to accept a connection, mostly for lack of descriptors.",
 )
 
-# Connections taken in one go; signals and the other descriptors wait no longer than for these.
+# Limit on connections accepted in a row, so that signals and other descriptors are handled soon.
 _BATCH: Final = 64
 _PAUSE: Final = 1.0
 _LOCK_TIMEOUT: Final = 5.0
 _LOCK_POLL: Final = 0.01
-# A name may have addresses that this system or container lacks, ::1 most of all.
+# A name may have addresses that this system or container does not have, mostly ::1.
 _ABSENT: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
 
 _Identity = tuple[int, int, int]
-# accept(2) passes on what has become of the waiting connection; all else is about this process.
+# Errors of the waiting connection, which accept(2) returns. All others concern this process.
 _PEER_ERRORS: Final = frozenset(
     {
         errno.ECONNABORTED,
@@ -58,7 +58,7 @@ _PEER_ERRORS: Final = frozenset(
 
 
 class Listeners:
-    """The listening sockets, non-blocking.
+    """Listening sockets of a service, non-blocking.
 
     Attributes:
         sockets: one or more for each address.
@@ -70,8 +70,8 @@ class Listeners:
         """Bind and listen.
 
         Raises:
-            StartupError: an address cannot be had, or the system does not know the owner or group
-                of the Unix sockets.
+            StartupError: an address cannot be bound, or the owner or group of the Unix sockets
+                is unknown.
         """
         self.sockets: list[socket.socket] = []
         self._unix: list[tuple[str, _Identity]] = []
@@ -91,7 +91,7 @@ class Listeners:
         return ", ".join(map(_describe, self.sockets))
 
     def close(self) -> None:
-        """Stop listening in this process; others that share the sockets go on."""
+        """Stop listening in this process; other processes keep their copies of the sockets."""
         for listener in self.sockets:
             listener.close()
         self.sockets.clear()
@@ -100,7 +100,7 @@ class Listeners:
         """Remove the Unix sockets' files, if they are still ours."""
         while self._unix:
             path, ours = self._unix.pop()
-            # A file that stays is harmless: the next start removes it.
+            # A file that remains is harmless: the next start removes it.
             with suppress(OSError), _locked_directory(path):
                 if _identity(path) == ours:
                     os.unlink(path)
@@ -116,7 +116,7 @@ class Listeners:
             port = wanted.port
             absent: dict[str, OSError] = {}
             for family, _, _, _, address in dict.fromkeys(found):
-                # With port 0 the first address chooses for all.
+                # With port 0, all addresses use the port chosen for the first one.
                 name = address[0], port, *address[2:]
                 try:
                     listener = _bind(family, name, dual_stack=host == "::")
@@ -132,7 +132,7 @@ class Listeners:
                 raise next(iter(absent.values()))
             for skipped, why in absent.items():
                 logger.warning(
-                    "%s is also %s, which is skipped: %s", wanted.host, skipped, why.strerror
+                    "%s resolves to %s, which is skipped: %s", wanted.host, skipped, why.strerror
                 )
         except OSError as error:
             raise StartupError(f"cannot listen on {where}: {error.strerror}") from error
@@ -148,10 +148,10 @@ class Listeners:
         self.sockets.append(listener)
         listener.setblocking(False)
         try:
-            # Until it listens, another start would take its file for a stale one.
+            # Before it listens, another start would remove its file as a stale one.
             with _locked_directory(path):
                 _remove_stale(path)
-                umask = os.umask(0o177)  # nobody gets in before the mode is what was asked for
+                umask = os.umask(0o177)  # nobody else may connect before chmod
                 try:
                     listener.bind(path)
                 finally:
@@ -162,7 +162,7 @@ class Listeners:
                 os.chmod(path, listen.unix_mode)
                 listener.listen(listen.backlog)
         except OSError as error:
-            # Python itself refuses a path that became too long, and has no number for that.
+            # Python refuses a path that is too long, and that error has no strerror.
             raise StartupError(f"cannot listen on {path}: {error.strerror or error}") from error
 
 
@@ -170,42 +170,42 @@ def user_id(option: str, user: str | None) -> int:
     """Return the number of a user; -1 for None.
 
     Raises:
-        StartupError: there is no such user; the text names the option.
+        StartupError: the user is unknown; the text names the option.
     """
     if user is None or user.isdecimal():
         return int(user or -1)
     try:
         return pwd.getpwnam(user).pw_uid
     except KeyError:
-        raise StartupError(f"{option}: this system has no user {user!r}") from None
+        raise StartupError(f"{option}: unknown user {user!r}") from None
 
 
 def group_id(option: str, group: str | None) -> int:
     """Return the number of a group; -1 for None.
 
     Raises:
-        StartupError: there is no such group; the text names the option.
+        StartupError: the group is unknown; the text names the option.
     """
     if group is None or group.isdecimal():
         return int(group or -1)
     try:
         return grp.getgrnam(group).gr_gid
     except KeyError:
-        raise StartupError(f"{option}: this system has no group {group!r}") from None
+        raise StartupError(f"{option}: unknown group {group!r}") from None
 
 
 def change_owner(path: str, owner: int, group: int) -> None:
-    """Change the owner and the group of a Unix socket to these numbers; -1 leaves them.
+    """Change the owner and the group of a Unix socket; -1 keeps them.
 
     Raises:
-        StartupError: this process may not.
+        StartupError: this process lacks the permission.
     """
     try:
         os.chown(path, owner, group)
     except OSError as error:
         raise StartupError(
-            f"cannot change the owner or group of {path}: {error.strerror}; a process without "
-            "root can only choose among its own groups"
+            f"cannot change the owner or group of {path}: {error.strerror}; only root may choose "
+            "another user, or a group that the process is not in"
         ) from error
 
 
@@ -221,22 +221,22 @@ def _bind(family: int, name: tuple[Any, ...], *, dual_stack: bool) -> socket.soc
 
 
 def _identity(path: str) -> _Identity:
-    """Return what tells a file from a later one, which often has the same inode number."""
+    """Return the identity of a file; a later file often has the same inode number."""
     status = os.stat(path)
     return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
 @contextmanager
 def _locked_directory(path: str) -> Iterator[None]:
-    """Lock the directory of a Unix socket, which leaves no file and ends with the process.
+    """Lock the directory of a Unix socket. The lock needs no file and ends with the process.
 
     Raises:
-        TimeoutError: others have held the lock for too long.
+        TimeoutError: another process holds the lock for too long.
     """
     try:
         descriptor = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
-        yield  # what cannot be read cannot be locked; if it is not there, binding says so
+        yield  # an unreadable directory cannot be locked; for a missing one, bind raises
         return
     try:
         give_up = time.monotonic() + _LOCK_TIMEOUT
@@ -255,7 +255,7 @@ def _try_lock(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     except OSError:
-        pass  # a file system without locks of directories
+        pass  # the file system does not support locks on directories
     return True
 
 
@@ -264,14 +264,14 @@ def _set_options(listener: socket.socket, dual_stack: bool) -> None:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if listener.family == socket.AF_INET6:
         listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dual_stack)
-    # Accepted sockets inherit these. Idle connections are kept, so keepalive is what notices that
-    # the engine's host is gone; and an ACK must not wait for the engine's delayed TCP ACK.
+    # Accepted sockets inherit these. Only keepalive notices that the host of an idle connection is
+    # gone. With TCP_NODELAY an ACK does not wait for the engine's delayed TCP ACK.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _remove_stale(path: str) -> None:
-    """Remove a Unix socket that nobody listens on; refuse what is alive or no socket."""
+    """Remove a stale Unix socket; raise if it is in use, or is not a socket."""
     try:
         if not stat.S_ISSOCK(os.stat(path).st_mode):
             raise StartupError(f"cannot listen on {path}: it exists and is not a socket")
@@ -285,7 +285,7 @@ def _remove_stale(path: str) -> None:
             os.unlink(path)
             return
         except BlockingIOError:
-            pass  # its backlog is full, so someone listens
+            pass  # the backlog is full, so a process listens
     raise StartupError(f"cannot listen on {path}: another process listens there")
 
 
@@ -295,15 +295,15 @@ def _describe(listener: socket.socket) -> str:
 
 
 def describe_peer(connection: socket.socket) -> str:
-    """Return the address of an accepted connection's other end.
+    """Return the address of an accepted connection's peer.
 
-    It is "192.0.2.1:50000", "[::1]:50000", or the path of the Unix socket that was connected to:
-    those who connect to one have no address of their own.
+    It is "192.0.2.1:50000", "[::1]:50000", or the path of the listening Unix socket, since the
+    peer of a Unix socket has no address.
     """
     try:
         name = connection.getpeername()
     except OSError:
-        return "a peer that left"
+        return "a closed peer"
     if isinstance(name, tuple):
         return _describe_address(name)
     return os.fsdecode(connection.getsockname()) or "a Unix socket without a path"
@@ -317,10 +317,10 @@ def _describe_address(name: Any) -> str:
 
 
 class _AcceptedSocket(socket.socket):
-    """A connection whose `family` and `type` are numbers.
+    """Socket whose `family` and `type` are plain numbers.
 
-    `socket.socket` looks up an enum's member for them each time. Event loops ask three times for a
-    connection, and `socket.accept` twice: together a tenth of the CPU time of one with one frame.
+    `socket.socket` looks up an enum's member on each access. Event loops access them three times
+    for a connection, `socket.accept` twice: a tenth of the CPU time of a connection with one frame.
     """
 
     __slots__ = ()
@@ -329,14 +329,14 @@ class _AcceptedSocket(socket.socket):
 
 
 class Acceptor:
-    """Accepts connections in batches, and turns away those that may not come in.
+    """Acceptor of connections, which checks the allowed networks and the limit.
 
     Args:
-        listen: who is allowed.
-        limits: how many connections.
-        count: tells how many there are now.
-        row: where to count.
-        clock: monotonic seconds.
+        listen: settings with the allowed networks.
+        limits: settings with the limit on connections.
+        count: returns the current number of connections.
+        row: the counters of this process.
+        clock: returns monotonic seconds.
     """
 
     __slots__ = ("_allow", "_clock", "_count", "_limit", "_row", "_throttle", "paused_until")
@@ -356,11 +356,11 @@ class Acceptor:
         self._clock = clock
         self._throttle = Throttle(logger, clock=clock)
         self.paused_until = 0.0
-        """Time to accept again, after descriptors or memory ran out; on the same clock."""
+        """Time on that clock to accept again, after descriptors or memory ran out."""
 
     def accept(self, listener: socket.socket) -> Iterator[socket.socket]:
-        """Yield what waits to be accepted and may come in, a batch at most."""
-        # What `accept` is made of; that makes a `socket.socket`.
+        """Yield accepted connections, at most a batch; close those that are not allowed."""
+        # The private method avoids that `accept` creates a `socket.socket`.
         accept: Callable[[], tuple[int, Any]] = cast("Any", listener)._accept
         kind = listener.family, listener.type, listener.proto
         for _ in range(_BATCH):
@@ -374,13 +374,13 @@ class Acceptor:
                 self._pause(error)
                 return
             connection = _AcceptedSocket(*kind, fileno=descriptor)
-            if self._may_enter(connection, address):
+            if self._is_admitted(connection, address):
                 self._row.add(ACCEPTED)
                 yield connection
             else:
                 connection.close()
 
-    def _may_enter(self, connection: socket.socket, address: Any) -> bool:
+    def _is_admitted(self, connection: socket.socket, address: Any) -> bool:
         if self._allow and connection.family != socket.AF_UNIX and not self._is_allowed(address[0]):
             self._row.add(REJECTED, 1, "not_allowed")
             self._throttle.warning(
@@ -393,7 +393,9 @@ class Acceptor:
         if self._count() >= self._limit:
             self._row.add(REJECTED, 1, "over_limit")
             self._throttle.warning(
-                "limit", "connection closed: %d are open, which is the limit", self._limit
+                "limit",
+                "connection closed: the limit of %d connections is reached; raise max connections",
+                self._limit,
             )
             return False
         return True
@@ -405,9 +407,9 @@ class Acceptor:
         return any(peer in network for network in self._allow)
 
     def _pause(self, error: OSError) -> None:
-        # The connection still waits, so the socket stays readable: without a pause this would spin.
+        # The connection still waits, so without a pause the readable socket would make this spin.
         self._row.add(ACCEPT_FAILURES)
         self._throttle.error(
-            "resources", "cannot accept: %s; trying again in %g s", error.strerror, _PAUSE
+            "resources", "cannot accept connections: %s; retrying in %g s", error.strerror, _PAUSE
         )
         self.paused_until = self._clock() + _PAUSE

@@ -1,4 +1,4 @@
-"""A server without a supervisor, in an event loop that runs already: it accepts by itself."""
+"""Standalone server: it accepts by itself in a running event loop, without a supervisor."""
 
 import asyncio
 import logging
@@ -19,10 +19,10 @@ T = TypeVar("T")
 
 
 class StandaloneServer:
-    """A server and its listening sockets in the running event loop.
+    """Server and its listening sockets in the running event loop.
 
     Raises:
-        StartupError: (from `start`) a resource did not come up.
+        StartupError: (by `start`) a resource did not start.
     """
 
     __slots__ = ("_accepting", "_flusher", "_loop", "_recording", "_row", "_server", "_settings")
@@ -43,7 +43,7 @@ class StandaloneServer:
         self._flusher: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Bring the resources up, then accept. What is declared counts for this server now."""
+        """Start the resources, then accept. Metrics count for this server from now on."""
         self._recording = Recording(self._row)
         self._flusher = asyncio.create_task(flush_logs_forever())
         starting = asyncio.create_task(start_server(self._server))
@@ -56,18 +56,18 @@ class StandaloneServer:
         self._accepting.open()
 
     def refuse_health_checks(self) -> None:
-        """Answer health checks with a DISCONNECT from now on, serving as before."""
+        """Answer health checks with a DISCONNECT from now on, and keep serving."""
         self._server.refuse_health_checks()
 
     def run_observers(self) -> None:
-        """Have the agents' observers see now what has been acknowledged."""
+        """Make the pending calls of observers now."""
         self._server.run_observers()
 
     async def leave(self) -> bool:
-        """Stop listening, drain, close; return whether that was done within the drain's bound.
+        """Stop listening, drain and close; return True if it was done within the timeouts.
 
-        A cancellation ends the drain. Closing has a bound, and is completed all the same: neither
-        connections nor resources nor tasks are left behind.
+        A cancellation ends the drain. Closing has a timeout of its own and is completed anyway, so
+        that no connection, resource or task remains.
         """
         self.close()
         drain = self._settings.drain
@@ -80,9 +80,9 @@ class StandaloneServer:
         return await self._close_server(begin, drain.total + GRACE)
 
     async def _close_server(self, begin: float, bound: float) -> bool:
-        """Close the server; return whether that was done within `bound` seconds of a time.
+        """Close the server; return True if it was done within `bound` seconds after `begin`.
 
-        A cancellation is raised in the end; resources have their own time and the grace from then.
+        A cancellation is raised at the end, after at most the timeout of resources and the grace.
         """
         closing = asyncio.create_task(self._server.aclose())
         cancellation: asyncio.CancelledError | None = None
@@ -97,7 +97,7 @@ class StandaloneServer:
         if done:
             closing.result()
         else:
-            logger.error("not done within %g s of draining; leaving all the same", bound)
+            logger.error("the drain has not ended within %g s; stopping anyway", bound)
             await _uncancelled(_cancel(closing))
         if self._flusher is not None:
             await _uncancelled(_cancel(self._flusher))
@@ -116,7 +116,7 @@ class StandaloneServer:
 
 
 async def _uncancelled(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end, though cancelled meanwhile; then raise the cancellation."""
+    """Run a coroutine to its end despite a cancellation, which is raised afterwards."""
     task = asyncio.create_task(coroutine)
     cancellation: asyncio.CancelledError | None = None
     while not task.done():
@@ -131,8 +131,8 @@ async def _uncancelled(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:
-    """Cancel a task, and give it a moment to end."""
+    """Cancel a task, and wait `GRACE` seconds for its end."""
     task.cancel()
     await asyncio.wait([task], timeout=GRACE)
     if task.done() and not task.cancelled():
-        task.exception()  # asked for, so that asyncio does not report it
+        task.exception()  # retrieve it, so that asyncio does not log it

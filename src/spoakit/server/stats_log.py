@@ -1,9 +1,8 @@
-"""Metrics as lines of the log that a person can read.
+"""Log lines that show metrics to people.
 
-One line for each message, target, source and so on: for each value of a family's first label, if
-that is one of `SUBJECTS`; one for each worker; and one for everything else. Counters are shown with
-what came in the interval and how much that is a second, histograms with the percentiles of the
-interval.
+There is a line for each message, target, source and so on (each value of a family's first label, if
+that is one of `SUBJECTS`), for each worker, and for everything else. Counters are shown with their
+growth and rate in the interval, histograms with the percentiles of the interval.
 """
 
 import logging
@@ -18,7 +17,7 @@ from spoakit.metrics.snapshot import Distribution, Snapshot
 logger = logging.getLogger("spoakit.server")
 
 SUBJECTS: Final = ("message", "target", "source", "zone")
-"""Labels whose values have a line each."""
+"""Labels with a line for each value."""
 
 _PERCENTILES: Final = ((0.5, "p50"), (0.99, "p99"), (0.999, "p99.9"))
 _TIMES: Final = ((1.0, 1.0, "s"), (1e-3, 1e3, "ms"), (0.0, 1e6, "us"))
@@ -26,10 +25,10 @@ _SIZES: Final = ((2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"))
 
 
 class StatsLog:
-    """Writer of the lines; each shows what has been since the last one, or since the start.
+    """Writer of the lines, which show the time since its last lines, or since the start.
 
     Args:
-        metrics: those of the service; the last row is the supervisor's.
+        metrics: the metrics of the service; the last row is the supervisor's.
     """
 
     def __init__(self, metrics: SharedMetrics) -> None:
@@ -40,7 +39,7 @@ class StatsLog:
         """Write the lines.
 
         Args:
-            everything: show what has not changed in the interval, too.
+            everything: also show figures that have not changed in the interval.
         """
         now, last = Snapshot.take(self._metrics), self._last
         self._last = now
@@ -51,7 +50,7 @@ class StatsLog:
 
 
 def describe(now: Snapshot, last: Snapshot, *, everything: bool) -> Iterator[str]:
-    """Yield the lines of what has been between two snapshots."""
+    """Yield the lines for the time between two snapshots."""
     seconds = max(now.at - last.at, 1e-3)
     interval = now.since(last)
     subjects: dict[tuple[str, str], list[str]] = {}
@@ -59,7 +58,7 @@ def describe(now: Snapshot, last: Snapshot, *, everything: bool) -> Iterator[str
         for labels, value in now.values[family].items():
             grown = interval.values[family][labels] if isinstance(family, Counter) else value
             if value and (everything or grown):
-                name = name_of(family, labels, subject=False)
+                name = figure_name(family, labels, subject=False)
                 shown = f"{name} {_figure(family, value, grown, seconds)}"
                 subjects.setdefault(_subject(family, labels), []).append(shown)
     for histogram, series in (now if everything else interval).distributions.items():
@@ -67,12 +66,12 @@ def describe(now: Snapshot, last: Snapshot, *, everything: bool) -> Iterator[str
             recent = interval.distributions[histogram][labels]
             shown_of = recent if recent.count else distribution
             if shown_of.count:
-                name = name_of(histogram, labels, subject=False)
+                name = figure_name(histogram, labels, subject=False)
                 shown = f"{name} {_percentiles(histogram, shown_of)}"
                 subjects.setdefault(_subject(histogram, labels), []).append(shown)
     for worker in range(1, len(now.rows)):
         shown_gauges = [
-            f"{name_of(gauge, labels, subject=False)} {_figure(gauge, value, value, seconds)}"
+            f"{figure_name(gauge, labels, subject=False)} {_figure(gauge, value, value, seconds)}"
             for gauge, workers in now.by_worker.items()
             for labels, value in workers.get(worker, {}).items()
             if value
@@ -89,13 +88,13 @@ def _subject(family: Family, labels: Labels) -> tuple[str, str]:
     return "all", ""
 
 
-def name_of(family: Family, labels: Labels, *, subject: bool = True) -> str:
-    """Return what a figure is called in lines: "responses 2xx", "handler".
+def figure_name(family: Family, labels: Labels, *, subject: bool = True) -> str:
+    """Return the name of a figure in a line: "responses 2xx", "handler".
 
     Args:
         family: its family.
         labels: the values of its labels.
-        subject: name the one that the line would be about as well.
+        subject: append the subject, for text outside of the subject's line.
     """
     name = family.name.removeprefix("spoakit_").removeprefix("mirror_").removeprefix("iprep_")
     for end in ("_total", "_seconds", "_bytes"):
@@ -123,7 +122,7 @@ def _percentiles(family: Family, distribution: Distribution) -> str:
 
 
 def _amount(name: str, value: float) -> str:
-    """Return a figure with the unit that its family's name ends with."""
+    """Return a figure with the unit in its family's name."""
     if isnan(value):
         return "-"
     if name.endswith("_seconds"):

@@ -1,10 +1,10 @@
-"""The supervisor: forks workers, replaces them, obeys signals, stops.
+"""Supervisor: forks and replaces workers, handles signals, stops.
 
-The listening sockets are its own, in the hands of the distributor, so that what comes between two
-workers waits.
+The distributor keeps the listening sockets open, so connections wait in the kernel while a worker
+is replaced.
 
-It has no asyncio loop, so that workers are forked from a process without loop state or threads.
-Everything it does is a round of one `select` loop: events, ended processes, signals, deadlines.
+The supervisor has neither an asyncio loop nor threads, so a forked worker inherits no state of
+them. It runs one `select` loop, whose rounds handle events, ended processes, signals and deadlines.
 """
 
 import errno
@@ -44,7 +44,7 @@ from spoakit.server.signals import (
     SignalReceiver,
 )
 from spoakit.server.sockets import Listeners
-from spoakit.server.stats_log import StatsLog, name_of
+from spoakit.server.stats_log import StatsLog, figure_name
 from spoakit.server.watch import WatchedFile
 from spoakit.server.watchdog import Watchdog
 from spoakit.server.worker import FLUSH_INTERVAL, GRACE, run_worker
@@ -54,7 +54,7 @@ logger = logging.getLogger("spoakit.server")
 
 ENDED = counter(
     "spoakit_workers_ended_total",
-    "Workers that ended without being told to, by reason: died, or hung and was killed.",
+    "Workers that ended unexpectedly, by reason: died, or hung and was killed.",
     labels=("reason",),
     limit=3,
 )
@@ -65,9 +65,9 @@ RELOADS = counter(
     limit=3,
 )
 
-# A worker bounds its own leaving; one that is still there half a second later hangs.
+# A worker limits the time of its own drain; if it still runs half a second later, it hangs.
 _KILL_AFTER: Final = GRACE + 0.5
-# A worker that hangs writes its traceback at once, or cannot.
+# A hanging worker writes its traceback at once, or never.
 _TRACEBACK_TIMEOUT: Final = 0.3
 _MAX_TRACEBACK_LINES: Final = 40
 _WATCH_INTERVAL: Final = 0.25
@@ -78,22 +78,22 @@ _PAUSE_AFTER_FAILURE: Final = 0.1
 class _Phase(IntEnum):
     STARTING = 0
     SERVING = 1
-    ANNOUNCING = 2  # serving still, but health checks are refused
+    ANNOUNCING = 2  # serves, but refuses health checks
     DRAINING = 3
 
 
 class Supervisor:
-    """Runs `settings.workers` workers on listening sockets.
+    """Supervisor of `settings.workers` workers on listening sockets.
 
     Args:
         settings: the number of workers, limits, drain, runtime.
-        listeners: where connections come in.
-        metrics: a row for each worker and one more for the supervisor.
-        make_server: makes the server of a worker; called in the worker.
+        listeners: the listening sockets.
+        metrics: a row for each worker, and the last one for the supervisor.
+        make_server: creates the server of a worker; called in the worker.
         hooks: called on SIGHUP and SIGUSR1, here and in the workers.
         on_ready: called once, when all workers are ready.
-        close_in_worker: closes what else a worker must not keep open.
-        signals: those that this process receives.
+        close_in_worker: closes other descriptors that a worker must not keep.
+        signals: the receiver of this process's signals.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Supervisor:
         self._on_ready = on_ready
         self._close_in_worker = close_in_worker
         self._row = metrics.worker(settings.workers)
-        # Each shows the time since its own last lines.
+        # Two writers, since each shows the time since its own last lines.
         self._asked_stats, self._regular_stats = StatsLog(metrics), StatsLog(metrics)
         self._workers = [WorkerProcess(index) for index in range(settings.workers)]
         self._selector = selectors.DefaultSelector()
@@ -136,12 +136,13 @@ class Supervisor:
         self._exit_code = 0
 
     def run(self) -> int:
-        """Run until told to stop; return the exit code.
+        """Run until all workers have stopped; return the exit code.
 
         Raises:
             StartupError: a worker could not start.
         """
-        # What exists now is shared with the workers, as long as no collection writes to it.
+        # Workers share the memory of existing objects until something writes to it, which the
+        # garbage collector would do.
         gc.collect()
         gc.freeze()
         Recording(self._row)
@@ -155,20 +156,20 @@ class Supervisor:
                 self._run_guarded()
         finally:
             for worker in self._workers:
-                worker.close_channel()  # tells those that are left, after an error, to leave
+                worker.close_channel()  # after an error, remaining workers exit
             self._selector.close()
         if self._failure is not None:
             raise StartupError(self._failure)
         return self._exit_code
 
     def _run_guarded(self) -> None:
-        """Run once, and survive what fails: the system's lack of memory or descriptors, mostly."""
+        """Run one round, and survive errors: mostly a lack of memory or descriptors."""
         try:
             self._run_once()
         except Exception as error:
             self._throttle.error(
                 ("failure", type(error)),
-                "the supervisor failed, and tries again in %g s: %s: %s",
+                "the supervisor failed, retrying in %g s: %s: %s",
                 _PAUSE_AFTER_FAILURE,
                 type(error).__name__,
                 error,
@@ -181,13 +182,13 @@ class Supervisor:
         for key, _ in self._selector.select(max(0.0, due - now)):
             key.data()
         now = time.monotonic()
-        # A round for each connection's begin and end: it does only what there is to do.
+        # Each new or closed connection causes a round, so a round does no unnecessary work.
         if self._signals.has_pending:
             self._handle_signals(now)
             self._reap(now)
         if now >= due:
             self._reap(now)
-            self._meet_deadlines(now)
+            self._handle_deadlines(now)
         self._distributor.run_once(now)
 
     # --- workers -----------------------------------------------------------------------
@@ -198,7 +199,7 @@ class Supervisor:
         except OSError as error:
             self._on_fork_failed(worker, error)
             return
-        # A signal that the new process got before it ignores them would reach our wakeup socket.
+        # Blocked until the new process ignores signals: it shares our wakeup socket.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, SignalReceiver.RECEIVED)
         try:
             pid = fork(partial(self._run_worker, worker.index, ours, theirs, mask))
@@ -208,7 +209,7 @@ class Supervisor:
         except OSError as error:
             ours.close()
             if worker.pid:
-                worker.close_channel()  # a worker that cannot be listened to has to leave
+                worker.close_channel()  # a worker without events must exit
             else:
                 self._on_fork_failed(worker, error)
             return
@@ -221,11 +222,11 @@ class Supervisor:
         reason = f"cannot fork worker {worker.index + 1}: {error.strerror}"
         if error.errno == errno.EMFILE:
             limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-            reason += f"; the limit of {limit} must be raised (ulimit -n)"
+            reason += f"; raise the limit of {limit} open files (ulimit -n)"
         now = time.monotonic()
         if self._phase is _Phase.SERVING:
             worker.postpone(now)
-            self._throttle.error("fork", "%s; trying again", reason)
+            self._throttle.error("fork", "%s; retrying", reason)
         elif self._failure is None:
             self._failure = reason
             self._drain(now)
@@ -237,12 +238,12 @@ class Supervisor:
         channel: socket.socket,
         mask: set[signal.Signals | int],
     ) -> int:
-        """Be a worker, in a process just forked; return its exit code."""
+        """Run a worker in the forked process; return its exit code."""
         self._signals.ignore()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         ours.close()
         self._selector.close()
-        # A worker that kept its siblings' channels would hide the supervisor's end from them.
+        # Other workers would not see the end of the supervisor while this one has their channels.
         for worker in self._workers:
             worker.close_channel()
         listeners = self._distributor.leave_to_worker()
@@ -254,7 +255,7 @@ class Supervisor:
             self._settings,
             self._make_server,
             self._metrics.worker(index),
-            self._hooks.of_worker(),
+            self._hooks.for_worker(),
             listeners,
         )
 
@@ -266,7 +267,7 @@ class Supervisor:
             self._serve()
 
     def _receive_events(self, worker: WorkerProcess) -> bool:
-        """Read what a worker reports; return False at the channel's end."""
+        """Receive the events of a worker; return False at the end of its channel."""
         missed = worker.missed_pings
         events = worker.receive_events(time.monotonic())
         if events is None:
@@ -285,7 +286,7 @@ class Supervisor:
             try:
                 pid, status = os.waitpid(worker.pid, os.WNOHANG)
             except ChildProcessError:
-                pid, status = worker.pid, 0  # somebody else has asked for it
+                pid, status = worker.pid, 0  # other code has waited for it
             if pid:
                 self._on_ended(worker, status, now)
 
@@ -314,23 +315,25 @@ class Supervisor:
             reason = f"{name} could not start: {failure}"
         if lost:
             logger.error(
-                "%s had in its hands, as it last published: %s",
+                "%s lost, by its last figures: %s",
                 name,
-                ", ".join(f"{name_of(gauge, labels)} {count:.0f}" for gauge, labels, count in lost),
+                ", ".join(
+                    f"{figure_name(gauge, labels)} {count:.0f}" for gauge, labels, count in lost
+                ),
             )
         if self._phase is _Phase.STARTING:
             self._failure = reason
             self._drain(now)
         elif worker.restart_at is not None:
-            logger.error("%s; its successor follows in %.1f s", reason, worker.restart_at - now)
+            logger.error("%s; it is replaced in %.1f s", reason, worker.restart_at - now)
 
     def _ping(self, now: float) -> None:
-        """Ping the workers; begin to end those that hang."""
+        """Ping the workers, and request a traceback of workers that hang."""
         if now < self._watchdog.due:
             return
         hanging = self._watchdog.ping(self._workers, now)
         for worker in hanging:
-            # In later phases the time that workers have to leave in is the bound.
+            # In later phases the timeout of the drain applies.
             if self._phase is _Phase.SERVING and worker not in self._kill_at:
                 worker.request_traceback()
                 self._kill_at[worker] = now + _TRACEBACK_TIMEOUT
@@ -341,7 +344,7 @@ class Supervisor:
                 continue
             self._kill_at[worker] = math.inf
             logger.error(
-                "%s has not answered for %g s; killing it. Its main thread:",
+                "%s has not answered for %g s and is killed; its main thread:",
                 worker,
                 self._settings.worker_timeout,
             )
@@ -354,13 +357,15 @@ class Supervisor:
 
     def _handle_signals(self, now: float) -> None:
         # A stop goes before a hook, which may take long.
-        for signum in sorted(self._signals.read(), key=STOP_SIGNALS.__contains__, reverse=True):
-            action = self._debouncer.read(signum) if signum in SIGNALS else None
+        for signum in sorted(
+            self._signals.pop_pending(), key=STOP_SIGNALS.__contains__, reverse=True
+        ):
+            action = self._debouncer.interpret(signum) if signum in SIGNALS else None
             match action:
                 case SignalAction.STOP:
                     self._stop(now, signal.Signals(signum).name)
                 case SignalAction.END:
-                    self._end(signum)
+                    self._end_now(signum)
                 case SignalAction.RELOAD:
                     self._reload()
                 case SignalAction.REOPEN_LOGS:
@@ -374,22 +379,22 @@ class Supervisor:
         self._call_hooks(SignalAction.RELOAD, SupervisorCommand.RELOAD)
 
     def _call_hooks(self, action: SignalAction, command: SupervisorCommand) -> None:
-        """Call a hook here, and have the workers call theirs if that went well."""
+        """Call a hook here; if it succeeded, command the workers to call theirs."""
         try:
-            # A file may be on a disk that hangs, and the service has to stop all the same.
+            # A hook may block on a disk that hangs, and a signal must still stop the service.
             with self._signals.interruptible():
-                went_well = self._hooks.call(action)
+                succeeded = self._hooks.call(action)
         except InterruptedBySignal:
-            went_well = False
+            succeeded = False
             logger.warning("%s: interrupted by a signal to stop", action.describe())
         if action is SignalAction.RELOAD:
-            self._row.add(RELOADS, 1, "loaded" if went_well else "refused")
-        if went_well:
+            self._row.add(RELOADS, 1, "loaded" if succeeded else "refused")
+        if succeeded:
             for worker in self._workers:
                 worker.send_command(command)
 
     def _next_due(self, now: float) -> float:
-        """Return when something is due by itself, at the latest in a second."""
+        """Return the time of the next deadline, at most a second from now."""
         times = [self._flush_at, self._report_at, self._watch_at, self._deadline]
         times += [self._watchdog.due, *self._kill_at.values()]
         times += [worker.restart_at for worker in self._workers if worker.restart_at is not None]
@@ -399,7 +404,7 @@ class Supervisor:
             times.append(due)
         return min(times)
 
-    def _meet_deadlines(self, now: float) -> None:
+    def _handle_deadlines(self, now: float) -> None:
         if now >= self._flush_at:
             flush_throttles()
             self._row.publish()
@@ -424,11 +429,11 @@ class Supervisor:
     def _on_deadline(self, now: float) -> None:
         match self._phase:
             case _Phase.SERVING:
-                self._stop(now, "the runtime is over")
+                self._stop(now, "the runtime has ended")
             case _Phase.ANNOUNCING:
                 self._drain(now)
             case _Phase.DRAINING:
-                logger.error("workers still run after the drain's bound; killing them")
+                logger.error("workers still run after the drain timeout, killing them")
                 self._exit_code = 1
                 self._kill()
 
@@ -461,15 +466,15 @@ class Supervisor:
 
     def _drain(self, now: float) -> None:
         self._phase = _Phase.DRAINING
-        self._watchdog.due = math.inf  # a resource may block while it stops
+        self._watchdog.due = math.inf  # resources may block while they stop
         self._distributor.close()
         self._deadline = now + self._settings.drain.total + _KILL_AFTER
         for worker in self._workers:
             worker.restart_at = None
             worker.send_command(SupervisorCommand.DRAIN)
 
-    def _end(self, signum: int) -> None:
-        logger.warning("%s again: ending at once", signal.Signals(signum).name)
+    def _end_now(self, signum: int) -> None:
+        logger.warning("second %s: ending at once", signal.Signals(signum).name)
         self._exit_code = 128 + signum
         if self._phase is not _Phase.DRAINING:
             self._drain(time.monotonic())
@@ -481,4 +486,4 @@ class Supervisor:
 
 
 def _do_nothing() -> None:
-    """The round that this event begins reads the signals anyway."""
+    """Ignore the event: each round handles signals."""

@@ -1,4 +1,4 @@
-"""TLS for the listening side."""
+"""TLS context of the listening sockets."""
 
 import ssl
 
@@ -7,18 +7,18 @@ from spoakit.server.settings import ListenTls
 
 
 def server_context(settings: ListenTls) -> ssl.SSLContext:
-    """Return a context to accept connections with, by TLS 1.2 and 1.3.
+    """Return the context of a server, for TLS 1.2 and 1.3.
 
-    A service makes one before it forks: its workers read no key, and sessions are resumed
-    whichever worker they began in.
+    A service creates one before it forks, so that workers do not read the key, and each can resume
+    the sessions of all others.
 
     Raises:
-        ConfigurationError: a file cannot be read, or is not what it should be.
+        ConfigurationError: a file cannot be read, or its content is not usable.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        # Nobody is there to be asked for the password of an encrypted key.
+        # The empty password makes an encrypted key an error, instead of a prompt.
         context.load_cert_chain(settings.certificate, settings.key, password="")
     except OSError as error:
         files = settings.certificate + (f" with key {settings.key}" if settings.key else "")
@@ -34,5 +34,5 @@ def server_context(settings: ListenTls) -> ssl.SSLContext:
 
 def _reason(error: OSError) -> str:
     if isinstance(error, ssl.SSLError):
-        return f"no PEM file with a usable certificate or key ({error.reason or error})"
+        return f"it must be a PEM file with a usable certificate or key ({error.reason or error})"
     return error.strerror or str(error)

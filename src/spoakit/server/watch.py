@@ -1,4 +1,4 @@
-"""Notice that a file has changed."""
+"""Watched files: detection of changes by looking at them."""
 
 import os
 from typing import Final, TypeAlias
@@ -10,11 +10,11 @@ FileIdentity: TypeAlias = tuple[int, ...]
 
 
 class WatchedFile:
-    """A file that is looked at from time to time, to load it again when it has changed.
+    """File whose changes are detected by calls of `has_changed`.
 
-    `has_changed` is called at regular intervals, some per second; `mark_loaded` before each load.
-    Looking takes a microsecond, works on every file system, and follows links, such as those by
-    which Kubernetes exchanges a folder; nothing has to be set up that could miss a change.
+    `has_changed` is called at regular intervals, several times per second; `mark_loaded` before
+    each load. A call takes a microsecond, works on every file system, and follows links, with which
+    Kubernetes replaces a folder. Unlike a notification it cannot miss a change.
 
     Args:
         path: the file, which may be missing at times.
@@ -28,14 +28,14 @@ class WatchedFile:
         self._loaded = self._seen = identity_of(self._path)
 
     def mark_loaded(self) -> None:
-        """Note that the file as it stands now is about to be read."""
+        """Remember the current state of the file, which is about to be loaded."""
         self._loaded = self._seen = identity_of(self._path)
         self._looks = 0
 
     def has_changed(self) -> bool:
-        """Return whether the file is there, another than the one loaded, and written completely.
+        """Return whether the file exists, differs from the loaded one, and is complete.
 
-        It is taken to be complete when two looks in a row find the same, or after many.
+        It counts as complete if it is the same in two calls in a row, or after many calls.
         """
         before, self._seen = self._seen, identity_of(self._path)
         if self._seen in (None, self._loaded):
@@ -46,7 +46,7 @@ class WatchedFile:
 
 
 def identity_of(path: str | os.PathLike[str]) -> FileIdentity | None:
-    """Return what changes when a file is replaced or written to; None if there is no file.
+    """Return a value that changes when the file is replaced or written; None if it is missing.
 
     Args:
         path: the file; links are followed.
@@ -54,5 +54,5 @@ def identity_of(path: str | os.PathLike[str]) -> FileIdentity | None:
     try:
         status = os.stat(path)
     except OSError:
-        return None  # between two files
+        return None  # being replaced, perhaps
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

@@ -1,4 +1,4 @@
-"""Find workers that hang."""
+"""Watchdog, which finds workers that hang."""
 
 import logging
 import math
@@ -14,17 +14,17 @@ _FEWEST_PINGS: Final = 5
 
 
 class Watchdog:
-    """Pings workers, and finds those that hang.
+    """Watchdog that pings workers.
 
-    A worker is out of the distribution from its first missed ping until it answers, and hangs when
-    it has missed them for `timeout` seconds. These are counted in pings, which are sent while the
-    supervisor itself runs: a machine that sleeps, or a stop of the whole group, kills no worker.
+    A worker gets no connections from its first missed ping until it answers. It hangs if it has
+    missed pings for `timeout` seconds. Time is counted in pings, which the supervisor only sends
+    while it runs itself, so that a sleeping machine or SIGSTOP of the group kills no worker.
 
     Args:
-        timeout: seconds; with 0 no worker is found to hang.
+        timeout: seconds; 0 disables it.
 
     Attributes:
-        due: when to ping next, on the monotonic clock.
+        due: the time of the next ping, on the monotonic clock.
     """
 
     __slots__ = ("_interval", "_limit", "due")
@@ -35,9 +35,9 @@ class Watchdog:
         self.due = 0.0
 
     def ping(self, workers: Iterable[WorkerProcess], now: float) -> list[WorkerProcess]:
-        """Ping the workers that are ready; return those that hang.
+        """Ping the workers that are ready; return the workers that hang.
 
-        A worker that reloads may take its time, and one that a debugger is attached to.
+        A worker that reloads, or that a debugger is attached to, does not count as hanging.
         """
         was_away = now > self.due + self._interval
         self.due = now + self._interval
@@ -47,7 +47,7 @@ class Watchdog:
                 continue
             worker.missed_pings += 1
             if worker.missed_pings == 1:
-                logger.warning("%s does not answer, and gets no connections until it does", worker)
+                logger.warning("%s does not answer; it gets no connections until it does", worker)
         return [
             worker
             for worker in ready

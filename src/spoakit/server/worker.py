@@ -1,4 +1,4 @@
-"""A worker: a process with one event loop, which serves what it is handed, or accepts by itself."""
+"""Worker: a process with one event loop, which serves connections."""
 
 import asyncio
 import faulthandler
@@ -31,19 +31,19 @@ from spoakit.server.sockets import REJECTED, Listeners
 logger = logging.getLogger("spoakit.server")
 
 GRACE: Final = 1.0
-"""Seconds after the drain's bound that are left to take resources down."""
+"""Seconds for stopping resources, after the timeouts of the drain."""
 
 FLUSH_INTERVAL: Final = 1.0
 
 _MOMENT: Final = 0.2
 
-# New objects after which garbage is looked for. A call that waits has about 15, which live as long
-# as it: at Python's 700 those of some 50 calls in flight would be looked at again and again.
+# New objects at which garbage is collected. A call that waits has about 15 objects, so that at
+# Python's 700 the objects of 50 calls in flight would be traversed again and again.
 _NEW_OBJECTS: Final = 5_000
 
-# How often the backstop is armed again within its time.
+# Number of times that the backstop is armed again before it would act.
 _ARMED_TIMES: Final = 4
-# Starts and reloads may read large files; they hold up the event loop, and yet end.
+# Starts and reloads may block the event loop for long, to read large files.
 _MAX_LOADING_TIME: Final = 3600.0
 
 
@@ -55,25 +55,25 @@ def run_worker(
     hooks: Hooks,
     listeners: Listeners | None,
 ) -> int:
-    """Serve until told to leave; return the exit code. For a process that was just forked.
+    """Serve until the supervisor stops this worker; return the exit code. Call it after a fork.
 
     Args:
-        channel: this process's end, to the supervisor.
+        channel: the worker's end of the channel to the supervisor.
         settings: limits, drain, loop.
-        make_server: makes what serves the connections.
+        make_server: creates the server.
         row: this worker's counters.
         hooks: called for the supervisor's commands.
-        listeners: what the only worker accepts from by itself; None if connections are handed over.
+        listeners: the listening sockets of a single worker; None if connections are handed over.
     """
     _collect_less_often()
-    Recording(row)  # for good: what is declared counts in this worker's row
+    Recording(row)  # declared metrics count in this worker's row until the process ends
     worker = _Worker(channel, settings, make_server, row, hooks, listeners)
-    # The loop is not closed: that would wait for threads, which may hang, and the process ends.
+    # The loop is not closed, because that would wait for threads, which may hang.
     return asyncio.Runner(loop_factory=loop_factory(settings.loop)).run(worker.run())
 
 
 def _collect_less_often() -> None:
-    """Collect garbage at `_NEW_OBJECTS`; a larger number of the user's own, or 0, stands."""
+    """Collect garbage at `_NEW_OBJECTS`, unless the program has set a larger number or 0."""
     young, *older = gc.get_threshold()
     if 0 < young < _NEW_OBJECTS:
         gc.set_threshold(_NEW_OBJECTS, *older)
@@ -87,35 +87,35 @@ async def flush_logs_forever() -> None:
 
 
 async def start_server(server: WorkerServer) -> None:
-    """Start a server; whatever its resources raise is a StartupError.
+    """Start a server, and turn all exceptions of its resources into a StartupError.
 
     Raises:
-        StartupError: with the reason.
+        StartupError: a resource did not start; the text has the reason.
     """
     try:
         await server.start()
     except StartupError:
         raise
     except Exception as error:
-        logger.exception("a resource failed to come up")
+        logger.exception("a resource did not start")
         raise StartupError(f"{type(error).__name__}: {error}") from error
 
 
 async def leave(server: WorkerServer, drain: Drain) -> bool:
-    """Drain and close a server; tell if it was done within the time for that and the grace."""
+    """Drain and close a server; return True if it was done within the timeouts and the grace."""
     bound = drain.total + GRACE
     try:
         async with asyncio.timeout(bound):
             await server.drain(drain.timeout)
             await server.aclose()
     except TimeoutError:
-        logger.error("not done within %g s of draining; leaving all the same", bound)
+        logger.error("the drain has not ended within %g s; stopping anyway", bound)
         return False
     return True
 
 
 async def _cancel_tasks(moment: float) -> None:
-    """Cancel what still runs, and give it `moment` seconds to clean up."""
+    """Cancel all other tasks, and wait `moment` seconds for their end."""
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
         task.cancel()
@@ -174,13 +174,13 @@ class _Worker:
         self._loop.set_exception_handler(end_on_memory_error)
         self._leave = asyncio.Event()
         self._loop.add_reader(self._channel, self._on_commands)
-        # Asked for by the supervisor, before it kills a worker that does not answer.
+        # The supervisor sends this signal before it kills a worker that does not answer.
         faulthandler.register(TRACEBACK_SIGNAL, self._channel.fileno(), all_threads=False)
         self._arm_backstop()
         flushing = asyncio.create_task(flush_logs_forever())
         leaving = asyncio.create_task(self._leave.wait())
         starting = asyncio.create_task(start_server(self._server))
-        # A start that hangs must not keep the worker from leaving.
+        # A start that hangs must not keep the worker from exiting.
         await asyncio.wait({starting, leaving}, return_when=asyncio.FIRST_COMPLETED)
         try:
             if not starting.done():
@@ -199,27 +199,27 @@ class _Worker:
             flushing.cancel()
             self._loop.remove_reader(self._channel)
             self._loop.remove_writer(self._channel)
-            # Resources whose start is cancelled have something to take down.
+            # Resources whose start is cancelled need time to stop.
             await _cancel_tasks(_MOMENT if self._is_up else GRACE)
             self._row.publish()
 
     def _accept(self) -> None:
-        """Accept, if nobody else does it for this worker."""
+        """Start accepting, if this is the only worker."""
         if self._listeners is not None and not self._leave.is_set():
             self._accepting = AcceptLoop(self._settings, self._listeners, self._server, self._row)
             self._accepting.open()
 
     def _keep_backstop_armed(self) -> None:
-        # By a timer of its own, not by the supervisor's pings: while the supervisor is stopped, or
-        # loads a configuration, the workers serve.
+        # A timer, not the supervisor's pings, because workers keep serving while the supervisor is
+        # stopped or loads a configuration.
         if self._backstop and not self._leave.is_set():
             self._arm_backstop()
             self._loop.call_later(self._backstop / _ARMED_TIMES, self._keep_backstop_armed)
 
     def _arm_backstop(self) -> None:
-        """Arm the backstop once more, for the time that a worker may take in its state."""
+        """Arm the backstop again, with the time that is allowed in the current state."""
         seconds = self._backstop if self._is_up else self._backstop and _MAX_LOADING_TIME
-        # A supervisor kills a worker that exceeds its time to leave; an orphan has none.
+        # A supervisor kills a worker that exceeds the drain timeouts; an orphan has no supervisor.
         if self._leave.is_set() and (self._backstop or self._is_orphan):
             seconds = max(seconds, self._settings.drain.total + GRACE + 2.0)
         arm_backstop(seconds)
@@ -245,7 +245,7 @@ class _Worker:
         for command in commands:
             match command:
                 case SupervisorCommand.CONNECTION:
-                    self._take(next(waiting, None))
+                    self._adopt(next(waiting, None))
                 case SupervisorCommand.REFUSE_CHECKS:
                     self._server.refuse_health_checks()
                 case SupervisorCommand.DRAIN:
@@ -267,7 +267,7 @@ class _Worker:
             self._report(WorkerEvent.RELOADED)
             self._arm_backstop()
 
-    def _take(self, connection: socket.socket | None) -> None:
+    def _adopt(self, connection: socket.socket | None) -> None:
         if connection is not None:
             self._server.adopt(connection)
             return
@@ -280,12 +280,12 @@ class _Worker:
     def _on_supervisor_gone(self) -> None:
         self._loop.remove_reader(self._channel)
         if not self._leave.is_set():
-            logger.warning("the supervisor is gone; leaving")
+            logger.warning("the supervisor is gone, stopping")
         self._is_orphan = True
         self._begin_to_leave()
 
     def _on_closed(self) -> None:
-        # Reports gather until the loop has gone round: a hundred lost connections are one write.
+        # Reports are sent in the next round of the loop, so that many of them are one write.
         if not self._unreported:
             self._loop.call_soon(self._send_reports)
         self._unreported += bytes((WorkerEvent.CLOSED,))
@@ -302,7 +302,7 @@ class _Worker:
         except BlockingIOError:
             sent = 0
         except OSError:
-            sent = len(self._unreported)  # the supervisor is gone: nobody counts any more
+            sent = len(self._unreported)  # the supervisor is gone
         self._unreported = self._unreported[sent:]
         if self._unreported:
             self._loop.add_writer(self._channel, self._send_reports)

@@ -1,4 +1,4 @@
-"""A worker as its supervisor sees it."""
+"""Worker from the supervisor's view: process, channel, connections, load."""
 
 import os
 import signal
@@ -16,28 +16,29 @@ from spoakit.server.ipc import (
 _FIRST_DELAY: Final = 0.1
 _MAX_DELAY: Final = 30.0
 _STABLE: Final = 10.0
-# faulthandler shows 100 calls at most; a line has a path.
+# Bytes; faulthandler writes at most 100 calls, each a line with a path.
 _MAX_TRACEBACK: Final = 64 * 1024
 
 
 class WorkerProcess:
-    """One of the supervisor's workers: its process, the channel to it, its connections.
+    """Worker of a supervisor: its process, the channel to it, its connections.
 
-    It outlives the process: a successor is forked under the same object, with the same index.
+    The object outlives the process: a replacement is forked for the same object and index.
 
     Attributes:
-        index: 0 up, also the worker's row of counters; logs count from 1.
-        pid: the process id, 0 between two processes.
-        channel: the supervisor's end; None between two processes, or when its other end is closed.
-        connections: handed over and not reported closed yet.
-        handed_over: those of them that came after the last answer to a ping, roughly.
-        frames: how many it had handled in all at that answer.
-        work: frames that it handled between the last two answers, and those in flight at the last.
-        is_ready: its resources are up.
-        missed_pings: how often a ping was due while one was not answered.
+        index: number from 0, also of its row of counters; logs count from 1.
+        pid: the process id; 0 without a process.
+        channel: the supervisor's end of the channel; None without a process, or once the other end
+            is closed.
+        connections: connections handed over and not reported as closed.
+        handed_over: approximate number of connections handed over since the last pong.
+        frames: frames handled in all, as of the last pong.
+        work: frames handled between the last two pongs, plus frames in flight at the last one.
+        is_ready: True once its resources have started.
+        missed_pings: number of pings that were due while an earlier one was not answered.
         pending_reloads: reloads that it has not finished.
-        restart_at: when to fork a successor; None when there is a process or none is to follow.
-        turn: a number that grows with each connection handed to any worker.
+        restart_at: when to fork a replacement; None if there is a process, or none is to follow.
+        turn: order in which connections were handed to workers, the latest has the highest.
     """
 
     __slots__ = (
@@ -89,21 +90,21 @@ class WorkerProcess:
 
     @property
     def failure(self) -> str | None:
-        """The reason that the process gave for not being able to start."""
+        """Reason why the process could not start; None if it has reported none."""
         return None if self._failure is None else self._failure.decode(errors="replace")
 
     @property
     def traceback(self) -> str:
-        """The calls under way in its main thread, as far as they came after the request."""
+        """Stack of its main thread, as received after `request_traceback`."""
         return (self._traceback or b"").decode(errors="replace")
 
     @property
     def is_available(self) -> bool:
-        """True if it takes connections: it is ready, and has answered the last ping."""
+        """True if it accepts connections: it is ready, and has answered the last ping."""
         return self.is_ready and not self.missed_pings
 
     def started(self, pid: int, channel: socket.socket) -> None:
-        """Note the process that was forked."""
+        """Set the process that was forked, and the channel to it."""
         channel.setblocking(False)
         self._forget_process()
         self.pid = pid
@@ -113,16 +114,16 @@ class WorkerProcess:
     # --- what goes to the worker -------------------------------------------------------
 
     def send_command(self, command: SupervisorCommand) -> None:
-        """Send a command, behind what was sent before; kept until the worker takes it."""
+        """Send a command after the unsent ones, or keep it until the channel has room."""
         if self.channel is not None:
-            # A worker that hangs already has no excuse in a reload.
+            # A worker that already misses pings is not excused by the reload.
             if command is SupervisorCommand.RELOAD and not self.missed_pings:
                 self.pending_reloads += 1
             self._unsent += bytes((command,))
             self.flush()
 
     def ping(self) -> bool:
-        """Ask for a sign of life; False while an earlier ping is not answered."""
+        """Send a ping; return False if an earlier one has not been answered."""
         if self._is_pinged:
             return False
         self._is_pinged = True
@@ -141,19 +142,19 @@ class WorkerProcess:
                 self._unsent = self._unsent[self.channel.send(self._unsent) :]
             except ConnectionError:
                 self._unsent = b""
-                self.is_ready = False  # it is dying; the kernel will report it
+                self.is_ready = False  # it has ended; `_reap` will find it
             except OSError:
-                pass  # it does not read now, or the system has no memory for this
+                pass  # its buffer is full, or the system has no memory
 
-    def hand(self, connection: socket.socket) -> bool:
-        """Hand a connection over, and close it here; False if the worker cannot take it now."""
+    def hand_over(self, connection: socket.socket) -> bool:
+        """Hand a connection over, and close it here; return False if the channel is full."""
         self.flush()
         if self.channel is None or self._unsent:
             return False
         try:
             send_descriptor(self.channel, connection.fileno())
         except OSError:
-            # It is dying, its buffer is full, or too many descriptors are in transit.
+            # It has ended, its buffer is full, or too many descriptors are in transit.
             return False
         connection.close()
         self.connections += 1
@@ -161,17 +162,17 @@ class WorkerProcess:
         return True
 
     def request_traceback(self) -> None:
-        """Have the calls of its main thread written to the channel; a stopped process cannot."""
+        """Request the stack of its main thread; a stopped process does not answer."""
         self._traceback = b""
         self._signal(TRACEBACK_SIGNAL)
 
     # --- what comes from the worker ----------------------------------------------------
 
     def receive_events(self, now: float) -> bytes | None:
-        """Read what the worker reports.
+        """Receive and apply events.
 
         Returns:
-            The events, empty at the channel's end; None if there is nothing now.
+            The events; empty at the end of the channel, None if there are none now.
         """
         if self.channel is None:
             return b""
@@ -195,7 +196,7 @@ class WorkerProcess:
     def _note(self, events: bytes, now: float) -> None:
         closed = events.count(WorkerEvent.CLOSED)
         self.connections -= closed
-        # A connection that is closed within a second of its opening was a health check, mostly.
+        # Most connections that are closed within a second of their opening were health checks.
         self.handed_over = max(0, self.handed_over - closed)
         if WorkerEvent.READY in events:
             self.is_ready = True
@@ -203,17 +204,17 @@ class WorkerProcess:
         if WorkerEvent.RELOADED in events:
             reloads = self.pending_reloads - events.count(WorkerEvent.RELOADED)
             self.pending_reloads = max(0, reloads)
-            self.missed_pings = 0  # it could not answer meanwhile
+            self.missed_pings = 0  # it could not answer during the reload
         if WorkerEvent.PONG in events:
             self._is_pinged = False
             self.missed_pings = 0
 
     def report_work(self, frames: int, in_flight: int) -> None:
-        """Note how much it has to do, from its figures at an answer to a ping.
+        """Set its work, from its published figures at a pong.
 
         Args:
             frames: NOTIFYs that it and its predecessors have handled in all.
-            in_flight: those that are not answered yet.
+            in_flight: NOTIFYs that are not answered yet.
         """
         self.work = max(0, frames - self.frames) + in_flight
         self.frames = frames
@@ -222,7 +223,7 @@ class WorkerProcess:
     # --- its end -----------------------------------------------------------------------
 
     def close_channel(self) -> None:
-        """Let the worker read the end of the stream, if it lives, and hand it nothing more."""
+        """Close the channel; a running worker then stops."""
         self.is_ready = False
         self._unsent = b""
         if self.channel is not None:
@@ -230,9 +231,9 @@ class WorkerProcess:
             self.channel = None
 
     def ended(self, now: float) -> None:
-        """Note that the process is gone, and when a successor may follow.
+        """Forget the process, which has ended, and schedule a replacement.
 
-        The delay doubles from 0.1 s to 30 s, and starts anew after a process that was up for 10 s.
+        The back-off doubles from 0.1 s to 30 s; a process that ran for 10 s resets it.
         """
         was_stable = self._ready_at is not None and now - self._ready_at >= _STABLE
         self.close_channel()
@@ -240,13 +241,13 @@ class WorkerProcess:
         self.postpone(now, reset=was_stable)
 
     def postpone(self, now: float, *, reset: bool = False) -> None:
-        """Set the time of the next attempt to fork."""
+        """Schedule the next attempt to fork, with the next back-off."""
         grown = 0.0 if reset else self._delay * 2
         self._delay = min(max(grown, _FIRST_DELAY), _MAX_DELAY)
         self.restart_at = now + self._delay
 
     def kill(self) -> None:
-        """End the process at once."""
+        """Kill the process."""
         self._signal(signal.SIGKILL)
 
     def _signal(self, signum: int) -> None:

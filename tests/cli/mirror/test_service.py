@@ -66,7 +66,7 @@ def test_it_ends_after_its_runtime_and_says_what_it_lacks() -> None:
         _, err = process.communicate(timeout=20)
         assert process.returncode == 0
     assert "without a URL (-u) requests are acknowledged and not mirrored" in err
-    assert "the runtime is over" in err
+    assert "the runtime has ended" in err
 
 
 def test_it_serves_tls(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_a_disconnect_with_an_error_is_logged(
 ) -> None:
     engine = connected(serve(subject.agent), connect_engine)
     assert engine.disconnect(3, "frame is too big") == Disconnected(3, "frame is too big")
-    assert "disconnects with status 3: frame is too big" in caplog.text
+    assert "disconnected with status 3: frame is too big" in caplog.text
 
 
 def test_what_is_pending_when_the_engine_stops_writing_is_still_answered(

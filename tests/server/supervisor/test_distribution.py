@@ -75,7 +75,7 @@ def test_what_a_killed_worker_had_in_its_hands_is_told_and_counted(
 
     wait_until(lambda: shown("frames in flight 1"), "a published frame in flight")
     os.kill(int(pid), signal.SIGKILL)
-    service.wait_for(f"(process {pid}) had in its hands, as it last published: frames in flight 1")
+    service.wait_for(f"(process {pid}) lost, by its last figures: frames in flight 1")
     wait_until(lambda: shown("frames lost 1 (+"), "the frame that was lost")
     service.signal(signal.SIGTERM)
     assert service.wait() == 0

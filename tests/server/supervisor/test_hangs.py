@@ -27,7 +27,7 @@ def test_a_worker_that_hangs_is_killed_after_the_bound(start: Start) -> None:
     service.signal(signal.SIGTERM)
     assert service.wait() == 1
     assert time.monotonic() - before < 5
-    assert "workers still run after the drain's bound; killing them" in service.log
+    assert "workers still run after the drain timeout, killing them" in service.log
 
 
 @linux_only
@@ -69,11 +69,11 @@ def test_a_worker_that_hangs_is_replaced(start: Start, workers: int, how: str) -
         os.kill(pid, signal.SIGSTOP)
     else:
         hanging.send(how)
-    service.wait_for(f"worker 1 (process {pid}) does not answer, and gets no connections")
-    service.wait_for(f"worker 1 (process {pid}) was killed, because it hung; its successor follows")
+    service.wait_for(f"worker 1 (process {pid}) does not answer; it gets no connections")
+    service.wait_for(f"worker 1 (process {pid}) was killed, because it hung; it is replaced")
     assert hanging.read() == ""
     log = service.log
-    assert f"worker 1 (process {pid}) has not answered for 1 s; killing it" in log
+    assert f"worker 1 (process {pid}) has not answered for 1 s and is killed" in log
     if how == "stop":
         assert "worker 1:   (unknown: the process is stopped)" in log
     else:
@@ -150,7 +150,7 @@ def test_a_long_reload_is_not_a_hang(start: Start) -> None:
     service.wait_for("reloading", times=3)
     service.wait_for("answers again", times=2)
     wait_until(lambda: {service.connect().ask("pid") for _ in range(2)} == pids, "both workers")
-    assert "killing it" not in service.log
+    assert "and is killed" not in service.log
 
 
 @linux_only
@@ -169,6 +169,6 @@ def test_a_worker_with_a_debugger_is_left_alone(start: Start) -> None:
         client.send("block")
         service.wait_for("does not answer")
         time.sleep(2.0)
-        assert "killing it" not in service.log
+        assert "and is killed" not in service.log
         tracer.terminate()
     service.wait_for("was killed, because it hung")

@@ -43,7 +43,7 @@ def test_restarts_of_a_worker_that_keeps_dying_are_spaced_out(start: Start) -> N
             ),
             "a successor",
         )
-        service.wait_for(f"its successor follows in {delay} s")
+        service.wait_for(f"it is replaced in {delay} s")
     assert kept.ask("pid") == survivor
 
 

@@ -28,7 +28,7 @@ def test_a_resource_that_blocks_at_its_stop_ends_within_the_bound(
     service.wait_for("blocking", times=workers)
     assert service.wait() == 1
     assert time.monotonic() - before < 5
-    assert "workers still run after the drain's bound; killing them" in service.log
+    assert "workers still run after the drain timeout, killing them" in service.log
 
 
 @linux_only

@@ -37,7 +37,7 @@ def test_workers_leave_when_their_supervisor_is_killed(start: Start) -> None:
     service.wait()
     assert [client.read() for client in clients] == ["", "", ""]
     wait_until(lambda: not any(map(is_running, pids)), "the workers' end")
-    assert service.log.count("the supervisor is gone; leaving") == 3
+    assert service.log.count("the supervisor is gone, stopping") == 3
 
 
 def test_workers_ignore_signals(start: Start) -> None:
