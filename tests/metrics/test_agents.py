@@ -82,7 +82,7 @@ def test_each_engine_has_figures_of_its_own(agent: Agent) -> None:
 
 def test_what_there_is_not_says_so(agent: Agent) -> None:
     with Engine(agent) as engine:
-        with pytest.raises(KeyError, match="no metric agents_logouts_total"):
+        with pytest.raises(KeyError, match="metric agents_logouts_total is not declared"):
             engine.metrics.value("agents_logouts_total")
         with pytest.raises(TypeError, match="its labels are result, not who"):
             engine.metrics.value("agents_logins_total", who="me")

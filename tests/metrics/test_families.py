@@ -19,17 +19,17 @@ def test_declaring_again_in_the_same_words_is_the_same() -> None:
 @pytest.mark.parametrize(
     ("declare", "text"),
     [
-        (lambda: counter("declared_one_total", "Another."), "declared already, in other words"),
-        (lambda: gauge("declared_one", "One."), "declared_one would be a line of"),
-        (lambda: gauge("declared_took_seconds_sum", "Sum."), "would be a line of"),
-        (lambda: counter("logins", "Logins."), "a counter ends with _total"),
+        (lambda: counter("declared_one_total", "Another."), "already declared in another way"),
+        (lambda: gauge("declared_one", "One."), "line declared_one is also a line of"),
+        (lambda: gauge("declared_took_seconds_sum", "Sum."), "is also a line of"),
+        (lambda: counter("logins", "Logins."), "a counter must end with _total"),
         (lambda: counter("log-ins_total", "Logins."), "letters, digits, _ and :"),
         (lambda: counter("9_total", "Nine."), "letters, digits, _ and :"),
-        (lambda: counter("x_total", " "), "a sentence of help"),
-        (lambda: counter("x_total", "X.", labels=("__a",)), "'__a' cannot be a label"),
-        (lambda: counter("x_total", "X.", labels=("le",)), "'le' cannot be a label"),
-        (lambda: counter("x_total", "X.", labels=("worker",)), "'worker' cannot be a label"),
-        (lambda: counter("x_total", "X.", labels=("a", "a")), "a label is there twice"),
+        (lambda: counter("x_total", " "), "help must not be empty"),
+        (lambda: counter("x_total", "X.", labels=("__a",)), "label '__a' must consist"),
+        (lambda: counter("x_total", "X.", labels=("le",)), "label 'le' must consist"),
+        (lambda: counter("x_total", "X.", labels=("worker",)), "label 'worker' must consist"),
+        (lambda: counter("x_total", "X.", labels=("a", "a")), "labels must differ"),
         (
             lambda: counter("x_total", "X.", labels=("a",), limit=0),
             "limit must be 1 to 4096, got 0",
@@ -43,12 +43,12 @@ def test_a_wrong_declaration_says_what_is_wrong(declare: Callable[[], Any], text
 
 
 def test_wrong_labels_say_which_there_are() -> None:
-    with pytest.raises(TypeError, match="declared_one_total: its labels are a, not b"):
+    with pytest.raises(TypeError, match="declared_one_total: labels must be a, got b"):
         ONE.add(b=1)
     with pytest.raises(TypeError, match=r"declared_one_total: its labels are a, not $"):
         ONE.add()
 
 
 def test_a_counter_only_grows() -> None:
-    with pytest.raises(ValueError, match="a counter only grows, got -1"):
+    with pytest.raises(ValueError, match="must not be negative, got -1"):
         ONE.add(-1, a="x")

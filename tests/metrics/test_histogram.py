@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spoakit.metrics._histogram_cy import BLOCK, BUCKETS, HistogramCells, bucket_bounds, bucket_of
+from spoakit.metrics._histogram_cy import (
+    BLOCK,
+    BUCKETS,
+    HistogramCells,
+    bucket_bounds,
+    bucket_index,
+)
 from spoakit.metrics.snapshot import Distribution
 
 BOUNDS = bucket_bounds()
@@ -32,7 +38,7 @@ def test_buckets_are_3_to_8_percent_wide() -> None:
 
 @given(st.floats(1e-3, 1e9))
 def test_a_value_is_in_the_bucket_whose_bounds_it_is_between(value: float) -> None:
-    index = bucket_of(value)
+    index = bucket_index(value)
     lower = BOUNDS[index - 1] if index else 0.0
     upper = BOUNDS[index] if index < len(BOUNDS) else math.inf
     assert lower * (1 - 1e-9) <= value <= upper * (1 + 1e-9)
@@ -43,7 +49,7 @@ def test_a_value_is_in_the_bucket_whose_bounds_it_is_between(value: float) -> No
     [(0.0, 0), (-1.0, 0), (math.nan, 0), (0.999, 0), (1.0, 1), (1e8, 385), (math.inf, 385)],
 )
 def test_the_ends(value: float, index: int) -> None:
-    assert bucket_of(value) == index
+    assert bucket_index(value) == index
 
 
 @given(st.lists(st.floats(2e-6, 90), min_size=1, max_size=200), st.sampled_from([0.5, 0.99, 0.999]))

@@ -209,7 +209,7 @@ def test_what_is_declared_too_late_says_so() -> None:
 
 def test_a_wrong_number_of_labels_says_so() -> None:
     worker = SharedMetrics(1).worker(0)
-    with pytest.raises(TypeError, match="test_by_kind_total: 2 labels, got"):
+    with pytest.raises(TypeError, match="test_by_kind_total: needs 2 label values, got"):
         worker.add(BY_KIND, 1, "a")
 
 

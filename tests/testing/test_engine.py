@@ -94,7 +94,7 @@ def test_an_engine_can_run_again_but_not_twice_at_once() -> None:
     for _ in range(2):
         with engine:
             assert engine.call("rate", src=SRC) == {"txn.allowed": True}
-            with pytest.raises(SpoakitError, match="running already"):
+            with pytest.raises(SpoakitError, match="already running"):
                 engine.__enter__()
     with pytest.raises(SpoakitError, match="does not run: use it by"):
         engine.call("rate", src=SRC)
@@ -222,7 +222,7 @@ def test_a_payload_over_the_frame_size_comes_in_fragments_and_whole() -> None:
 
 
 def test_what_spop_cannot_send_is_refused_by_name() -> None:
-    with pytest.raises(TypeError, match=r"message 'anything': argument 'load': 0.5 is of no type"):
+    with pytest.raises(TypeError, match=r"message 'anything': argument 'load' must be a bool, int"):
         send(load=0.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="out of the range of UINT32"):
         send((DataType.UINT32, -1))
@@ -468,7 +468,7 @@ def test_variables_that_haproxy_would_ignore_are_errors() -> None:
             engine.call("response", late=True)
         assert engine.call("response") == {"res.status": 2}
         assert engine.call("group") == {"res.status": 3}
-        with pytest.raises(CallError, match=r"txn.foreign.*'early' declares no such variable"):
+        with pytest.raises(CallError, match=r"txn.foreign.*'early' does not declare the variable"):
             engine.call("foreign")
 
 

@@ -154,7 +154,7 @@ def test_bytes_can_be_sent_and_frames_read_as_they_are(engine: EngineClient) -> 
 
 
 def test_what_spop_cannot_send_is_refused(engine: EngineClient) -> None:
-    with pytest.raises(TypeError, match=r"argument 'load': 0\.5 is of no type that SPOP has"):
+    with pytest.raises(TypeError, match=r"argument 'load' must be a bool, int"):
         engine.call("repeat", load=0.5)  # type: ignore[arg-type]
     assert engine.call("repeat", "still fine") == {"txn.text": b"still fine"}
 
@@ -207,7 +207,7 @@ def playing(*answers: bytes) -> Iterator[EngineClient]:
 
 def test_an_agent_that_is_silent_is_a_timeout() -> None:
     with playing() as engine, pytest.raises(TimeoutError, match=r"sent nothing for 0\.1 s"):
-        engine._read_frame()
+        engine._receive_frame()
     with playing(hello_frame()) as engine:
         engine.hello()
         with pytest.raises(TimeoutError, match=r"did not close within 0\.1 s"):
@@ -219,7 +219,7 @@ def test_an_agent_that_is_silent_is_a_timeout() -> None:
     [
         (b"", ConnectionAbortedError, "closed the connection without a DISCONNECT"),
         (b"\0\0", TimeoutError, "sent nothing"),
-        (b"\xff\xff\xff\xff", FrameTooBigError, "a frame of 4294967295 bytes"),
+        (b"\xff\xff\xff\xff", FrameTooBigError, "frame of 4294967295 bytes"),
         (encode_frame(FrameType.ACK, b""), InvalidFrameError, "ACK is not allowed in state HELLO"),
         (hello_frame(AgentHello(256, version="3.0")), UnsupportedVersionError, "3.0"),
     ],

@@ -1,4 +1,4 @@
-"""Metrics of an agent: counters, gauges and histograms with labels, over all its workers.
+"""Metrics of an agent over all its workers: counters, gauges and histograms with labels.
 
 ::
 

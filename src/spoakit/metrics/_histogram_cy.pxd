@@ -1,4 +1,4 @@
-# What other compiled modules call without going through Python.
+# Declarations for other compiled modules, which call this without going through Python.
 
 cdef class HistogramCells:
     cdef double[::1] _cells

@@ -1,9 +1,9 @@
 # cython: wraparound=False
-"""Buckets of histograms, and the counting into them. Hot code.
+"""Buckets of histograms. Hot code.
 
-Plain Python that compiles to C (see ``spoakit._cython``). A decade has 48 buckets: 14 from 1 to 2,
-20 from 2 to 5, 14 from 5 to 10, which are 7 to 3 % wide. So the bounds 1, 2, 5, 10, ... that
-Prometheus is shown are bounds inside as well, and its cumulative counts are exact.
+Plain Python that compiles to C (see ``spoakit._cython``). A decade has 48 buckets, 3 to 7 % wide:
+14 from 1 to 2, 20 from 2 to 5, 14 from 5 to 10. So the bounds 1, 2, 5, 10, ... of Prometheus' text
+are bounds of buckets, and its cumulative counts are exact.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ COMPILED: bool = cython.compiled
 DECADES: int = 8
 _PER_DECADE: int = 48
 BUCKETS: int = DECADES * _PER_DECADE + 2
-"""Below the lowest bound, 48 for each decade, and from the highest bound on."""
+"""Number of buckets: 48 for each decade, one below the lowest bound, one above the highest."""
 BLOCK: int = BUCKETS + 1
-"""The cells of a histogram: its buckets, and the sum of what was observed."""
+"""Number of cells of a histogram: its buckets, and the sum of the values."""
 
 _LAST = cython.declare(cython.Py_ssize_t, 8 * 48 + 1)
 _SUM = cython.declare(cython.Py_ssize_t, 8 * 48 + 2)
@@ -36,7 +36,7 @@ class HistogramCells:
     """One series of a histogram, of one process; `WorkerMetrics.histogram` makes it.
 
     Args:
-        cells: `BLOCK` doubles.
+        cells: a buffer of `BLOCK` doubles.
         lowest: the lowest bound of the family.
     """
 
@@ -55,15 +55,15 @@ class HistogramCells:
     @cython.cfunc
     @cython.exceptval(-1, check=True)
     def _observe(self, value: cython.double, count: cython.Py_ssize_t) -> cython.Py_ssize_t:
-        self._cells[bucket_of(value * self._scale)] += count
+        self._cells[bucket_index(value * self._scale)] += count
         self._cells[_SUM] += value * count
         return 0
 
 
 @cython.ccall
 @cython.exceptval(-1, check=False)
-def bucket_of(value: cython.double) -> cython.Py_ssize_t:
-    """Return the index of a value's bucket; the value is a multiple of the lowest bound."""
+def bucket_index(value: cython.double) -> cython.Py_ssize_t:
+    """Return the index of the bucket for a value, given in units of the lowest bound."""
     index: cython.Py_ssize_t = 1
     if not value >= 1:  # NaN, too
         return 0
@@ -72,7 +72,7 @@ def bucket_of(value: cython.double) -> cython.Py_ssize_t:
         index += 48
         if index >= _LAST:
             return _LAST
-    # Below 10 nothing is lost in C's conversion.
+    # The conversion to an integer cannot overflow below 10.
     if value < 2:
         index += cython.cast(cython.Py_ssize_t, (value - 1) * 14)
     elif value < 5:
@@ -83,7 +83,7 @@ def bucket_of(value: cython.double) -> cython.Py_ssize_t:
 
 
 def merge(total: Any, part: Any) -> None:
-    """Add the cells of one histogram to those of another."""
+    """Add the cells of one histogram to another one."""
     into = cython.declare("double[::1]", total)
     cells = cython.declare("const double[::1]", part)
     index: cython.Py_ssize_t
@@ -92,7 +92,7 @@ def merge(total: Any, part: Any) -> None:
 
 
 def bucket_bounds() -> list[float]:
-    """Return the upper bounds of all buckets but the last, as multiples of the lowest bound."""
+    """Return the upper bounds of all buckets but the last, in units of the lowest bound."""
     bounds = [1.0]
     for decade in range(DECADES):
         unit = 10.0**decade

@@ -1,7 +1,7 @@
-"""Declarations of metrics, which a process counts by wherever it is.
+"""Declarations of metrics.
 
-A declaration is a module's constant, made when the module is imported, and so before the workers
-are forked: the shared memory has room for what is declared by then, and for no more.
+A declaration is a constant of a module. It must be made before the workers are forked, because the
+shared memory has room for the metrics that are declared by then.
 """
 
 import re
@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final, Literal, Protocol, Self, TypeVar
 from spoakit.exceptions import RegistrationError
 
 OTHER: Final = "other"
-"""The value of all labels of the series that stands in for those that have no room."""
+"""Value of all labels of the series that counts for series over the limit."""
 
 _NAME: Final = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _LABEL: Final = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
@@ -28,7 +28,7 @@ Merge = Literal["sum", "max", "worker"]
 
 
 class MetricKind(Enum):
-    """Kind of a metric, by Prometheus' names."""
+    """Kind of a metric, as Prometheus names it."""
 
     COUNTER = "counter"
     GAUGE = "gauge"
@@ -36,7 +36,7 @@ class MetricKind(Enum):
 
 
 class Recorder(Protocol):
-    """The metrics of one process; see `spoakit.metrics.memory.WorkerMetrics`."""
+    """Interface of a process's metrics; see `spoakit.metrics.memory.WorkerMetrics`."""
 
     def add(self, family: Any, amount: float = 1, *values: str) -> None:
         """Add to a counter or gauge."""
@@ -50,14 +50,14 @@ class Recorder(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Family:
-    """A metric by its name, with a series for each combination of its labels' values.
+    """Metric, with a series for each combination of its labels' values.
 
     Attributes:
         kind: counter, gauge or histogram.
-        name: by Prometheus' conventions.
-        help: a sentence.
+        name: its name, by Prometheus' conventions.
+        help: a sentence that says what it shows.
         labels: the names of its labels.
-        limit: how many series it may have, the one for others included; 1 without labels.
+        limit: limit on the number of series, including the one for others; 1 without labels.
     """
 
     kind: ClassVar[MetricKind]
@@ -67,19 +67,19 @@ class Family:
     labels: tuple[str, ...]
     limit: int
 
-    def values_of(self, labels: dict[str, object]) -> tuple[str, ...]:
-        """Return the values of the labels in their order, as text.
+    def order_values(self, labels: dict[str, object]) -> tuple[str, ...]:
+        """Return the values of the labels as text, in the order of the declaration.
 
         Raises:
-            TypeError: one is missing, or is not one of the family's.
+            TypeError: a label is missing or unknown.
         """
         if len(labels) != len(self.labels) or not all(label in labels for label in self.labels):
             wanted = ", ".join(self.labels) or "none"
-            raise TypeError(f"{self.name}: its labels are {wanted}, not {', '.join(labels)}")
+            raise TypeError(f"{self.name}: labels must be {wanted}, got {', '.join(labels)}")
         return tuple(str(labels[label]) for label in self.labels)
 
     def same_as(self, other: "Family") -> bool:
-        """Return whether another declaration says the same."""
+        """Return whether another declaration is equal to this one."""
         return type(self) is type(other) and all(
             getattr(self, field) == getattr(other, field) for field in self.__dataclass_fields__
         )
@@ -87,7 +87,7 @@ class Family:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Counter(Family):
-    """A figure that only grows; see `counter`."""
+    """Metric that only grows; see `counter`."""
 
     kind: ClassVar[MetricKind] = MetricKind.COUNTER
 
@@ -95,23 +95,23 @@ class Counter(Family):
         """Add to the series with these values of the labels.
 
         Raises:
-            TypeError: these are not its labels.
+            TypeError: a label is missing or unknown.
             ValueError: the amount is negative.
         """
         if amount < 0:
-            raise ValueError(f"{self.name}: a counter only grows, got {amount}")
-        _process.add(self, amount, *self.values_of(labels))
+            raise ValueError(f"{self.name}: the amount must not be negative, got {amount}")
+        _process.add(self, amount, *self.order_values(labels))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gauge(Family):
-    """A figure that goes up and down, and ends with its worker; see `gauge`.
+    """Metric that goes up and down, and is cleared when its worker ends; see `gauge`.
 
     Attributes:
-        merge: how the workers' become one: their "sum", the "max", or each stands for itself, with
-            the label "worker".
-        lost_as: the counter, and the value of its last label, by which what a worker had in its
-            hands is counted when it ends unexpectedly; its other labels are the gauge's.
+        merge: how to merge the workers' values: "sum", "max", or "worker" for a series of each
+            worker with the label "worker".
+        lost_as: a counter, and the value of its last label, to which the value is added when a
+            worker ends unexpectedly; the counter's other labels are the gauge's.
     """
 
     kind: ClassVar[MetricKind] = MetricKind.GAUGE
@@ -123,25 +123,25 @@ class Gauge(Family):
         """Add to the series with these values of the labels, or subtract from it.
 
         Raises:
-            TypeError: these are not its labels.
+            TypeError: a label is missing or unknown.
         """
-        _process.add(self, amount, *self.values_of(labels))
+        _process.add(self, amount, *self.order_values(labels))
 
     def set(self, value: float, /, **labels: object) -> None:
         """Set the series with these values of the labels.
 
         Raises:
-            TypeError: these are not its labels.
+            TypeError: a label is missing or unknown.
         """
-        _process.set(self, value, *self.values_of(labels))
+        _process.set(self, value, *self.order_values(labels))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Histogram(Family):
-    """The distribution of a figure; see `histogram`.
+    """Metric that shows a distribution; see `histogram`.
 
     Attributes:
-        lowest: the lowest bound of its buckets; the highest is 10**8 times that.
+        lowest: the lowest bound of its buckets; the highest bound is 10**8 times that.
     """
 
     kind: ClassVar[MetricKind] = MetricKind.HISTOGRAM
@@ -152,9 +152,9 @@ class Histogram(Family):
         """Count a value into the series with these values of the labels.
 
         Raises:
-            TypeError: these are not its labels.
+            TypeError: a label is missing or unknown.
         """
-        _process.observe(self, value, *self.values_of(labels))
+        _process.observe(self, value, *self.order_values(labels))
 
 
 F = TypeVar("F", bound=Family)
@@ -165,23 +165,23 @@ _families: dict[str, Family] = {}
 def counter(
     name: str, help: str, *, labels: Sequence[str] = (), limit: int = _DEFAULT_LIMIT
 ) -> Counter:
-    """Declare a figure that only grows, at a module's top level.
+    """Declare a metric that only grows, at a module's top level.
 
-    Declaring it again with the same words returns the same one.
+    An equal declaration returns the same object.
 
     Args:
-        name: by Prometheus' conventions; it ends with ``_total``.
-        help: a sentence that says what is counted.
-        labels: names of labels, at most four. Their values are few, and never a client's data: a
-            process keeps 256 of them, and 63 bytes of each.
-        limit: how many series the family may have, 1 to 4096. Where more are asked for, the last
-            one counts for them, and its labels say "other".
+        name: its name, by Prometheus' conventions; it ends with ``_total``.
+        help: a sentence that says what it counts.
+        labels: names of labels, at most four. They must have few values, and never a client's
+            data: a process keeps at most 256 values, and 63 bytes of each.
+        limit: limit on the number of series, 1 to 4096. Further ones are counted together, with
+            "other" as the value of their labels.
 
     Raises:
-        RegistrationError: a name is not one that Prometheus takes, or stands for another metric.
+        RegistrationError: Prometheus would refuse a name, or another metric has it.
     """
     if not name.endswith("_total"):
-        raise RegistrationError(f"metric {name!r}: the name of a counter ends with _total")
+        raise RegistrationError(f"metric {name!r}: the name of a counter must end with _total")
     return _register(Counter(name, help, tuple(labels), limit if labels else 1))
 
 
@@ -194,18 +194,19 @@ def gauge(
     merge: Merge = "sum",
     lost_as: tuple[Counter, str] | None = None,
 ) -> Gauge:
-    """Declare a figure that goes up and down and ends with its worker, at a module's top level.
+    """Declare a metric that goes up and down, at a module's top level.
+
+    It is cleared when its worker ends.
 
     Args:
-        name: by Prometheus' conventions.
-        help: a sentence that says what it is.
+        name: its name, by Prometheus' conventions.
+        help: a sentence that says what it shows.
         labels: see `counter`.
         limit: see `counter`.
-        merge: how the workers' become one: their "sum", the "max", or each stands for itself, with
-            the label "worker".
-        lost_as: for a gauge of what a worker has in its hands: the counter to which that is added
-            when the worker ends unexpectedly, so that the figures add up, and the value of the
-            counter's last label.
+        merge: how to merge the workers' values: "sum", "max", or "worker" for a series of each
+            worker with the label "worker".
+        lost_as: for a gauge of unfinished work: the counter to which it is added when the worker
+            ends unexpectedly, so that figures add up, and the value of the counter's last label.
 
     Raises:
         RegistrationError: see `counter`.
@@ -221,18 +222,19 @@ def histogram(
     limit: int = _DEFAULT_HISTOGRAM_LIMIT,
     lowest: float = 1e-6,
 ) -> Histogram:
-    """Declare the distribution of a figure, at a module's top level.
+    """Declare a metric that shows a distribution, at a module's top level.
 
-    Inside it has 48 buckets to a decade, 3 to 7 % wide, so that percentiles are true to that. Each
-    series takes 3 KB for each worker.
+    It has 48 buckets a decade, 3 to 7 % wide, which is the precision of percentiles. Each series
+    takes 3 KB for each worker.
 
     Args:
-        name: by Prometheus' conventions; it ends with its unit, as ``_seconds`` or ``_bytes``.
-        help: a sentence that says what is observed.
+        name: its name, by Prometheus' conventions; it ends with its unit: ``_seconds``, ``_bytes``.
+        help: a sentence that says what it observes.
         labels: see `counter`.
         limit: see `counter`.
-        lowest: the lowest bound of the buckets, above 0. The highest is 10**8 times that: with
-            1e-6, for seconds, 100 s; with 1, for bytes, 100 MB. What is beyond is counted as well.
+        lowest: the lowest bound of the buckets, above 0. The highest bound is 10**8 times that:
+            100 s with 1e-6, for seconds, and 100 MB with 1, for bytes. Values beyond the bounds
+            are counted too.
 
     Raises:
         RegistrationError: see `counter`; or the lowest bound is not above 0.
@@ -243,20 +245,20 @@ def histogram(
 
 
 def declared() -> tuple[Family, ...]:
-    """Return all that has been declared so far, in that order."""
+    """Return the metrics declared so far, in order."""
     return tuple(_families.values())
 
 
 def find(name: str) -> Family:
-    """Return the metric of a name. Raises KeyError if there is none."""
+    """Return the metric with a name. Raises KeyError if it is not declared."""
     try:
         return _families[name]
     except KeyError:
-        raise KeyError(f"there is no metric {name}") from None
+        raise KeyError(f"metric {name} is not declared") from None
 
 
-class _Nobody:
-    """Counts nothing: for a process, or a test, that serves no agent."""
+class _NullRecorder:
+    """Recorder that counts nothing, for a process that serves no agent."""
 
     def add(self, family: Any, amount: float = 1, *values: str) -> None:
         pass
@@ -268,11 +270,11 @@ class _Nobody:
         pass
 
 
-_process: Recorder = _Nobody()
+_process: Recorder = _NullRecorder()
 
 
 class Recording:
-    """Has declarations count by a recorder from now on; as a context manager, until its end."""
+    """Use of a recorder by all declarations, from now on or in a ``with`` block."""
 
     def __init__(self, recorder: Recorder) -> None:
         global _process
@@ -291,7 +293,7 @@ def _register(family: F) -> F:
     known = _families.get(family.name)
     if known is not None:
         if type(known) is not type(family) or not known.same_as(family):
-            raise RegistrationError(f"metric {family.name!r} is declared already, in other words")
+            raise RegistrationError(f"metric {family.name!r} is already declared in another way")
         return known
     _check(family)
     _families[family.name] = family
@@ -299,35 +301,37 @@ def _register(family: F) -> F:
 
 
 def _check(family: Family) -> None:
-    """Check what Prometheus asks of names, and that none is two families' in its text."""
+    """Check names by Prometheus' rules, and that the text of two families does not clash."""
     if not _NAME.fullmatch(family.name):
-        raise RegistrationError(f"metric {family.name!r}: a name has letters, digits, _ and :")
+        raise RegistrationError(
+            f"metric {family.name!r}: a name consists of letters, digits, _ and :"
+        )
     if not family.help.strip():
-        raise RegistrationError(f"metric {family.name!r}: it needs a sentence of help")
+        raise RegistrationError(f"metric {family.name!r}: help must not be empty")
     for label in family.labels:
         if not _LABEL.fullmatch(label) or label in _RESERVED_LABELS:
             raise RegistrationError(
-                f"metric {family.name!r}: {label!r} cannot be a label; one has letters, digits and "
-                f"_, does not begin with __, and is none of {', '.join(sorted(_RESERVED_LABELS))}"
+                f"metric {family.name!r}: label {label!r} must consist of letters, digits and _, "
+                f"not begin with __, and not be one of {', '.join(sorted(_RESERVED_LABELS))}"
             )
     if len(family.labels) > _MAX_LABELS:
-        raise RegistrationError(f"metric {family.name!r}: it has more than {_MAX_LABELS} labels")
+        raise RegistrationError(f"metric {family.name!r}: must have at most {_MAX_LABELS} labels")
     if len(set(family.labels)) < len(family.labels):
-        raise RegistrationError(f"metric {family.name!r}: a label is there twice")
+        raise RegistrationError(f"metric {family.name!r}: labels must differ")
     if not 1 <= family.limit <= _MAX_LIMIT:
         raise RegistrationError(
             f"metric {family.name!r}: limit must be 1 to {_MAX_LIMIT}, got {family.limit}"
         )
-    lines = _lines_of(family)
+    lines = _line_names(family)
     for other in _families.values():
-        if clash := lines & _lines_of(other):
+        if clash := lines & _line_names(other):
             raise RegistrationError(
-                f"metric {family.name!r}: {min(clash)} would be a line of {other.name!r}, too"
+                f"metric {family.name!r}: its line {min(clash)} is also a line of {other.name!r}"
             )
 
 
-def _lines_of(family: Family) -> set[str]:
-    """Return the names that a family's lines have in Prometheus' text."""
+def _line_names(family: Family) -> set[str]:
+    """Return the names of a family's lines in Prometheus' text."""
     if isinstance(family, Histogram):
         return {family.name} | {f"{family.name}_{end}" for end in ("bucket", "sum", "count")}
     return {family.name, family.name.removesuffix("_total")}  # OpenMetrics has both for a counter

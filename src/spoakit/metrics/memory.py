@@ -1,15 +1,14 @@
-"""Metrics of all processes of a service in one block of shared memory.
+"""Metrics of all processes of a service, in one block of shared memory.
 
 Each process owns a row, in anonymous memory that the supervisor maps before it forks. A process
-counts in memory of its own, and publishes from time to time: once a second, and when it is asked
-to. So a published row is a state between two rounds of the event loop, in which the figures add up;
-nobody takes locks; others can read all rows at any time; and the figures of a worker that has died
-stay: its successor counts on from what was published.
+counts in its own memory, and publishes its figures once a second, and when the supervisor pings it.
+So a published row is the state between two rounds of the event loop, in which the figures add up.
+No locks are needed, other processes can read all rows at any time, and the figures of a dead worker
+remain: its replacement continues from them.
 
-A row has two copies of counters and gauges, of which one is the published one, so that a worker
-killed while it publishes leaves the last state behind. It has one of the histograms, each of which
-is a state by itself. The values of labels stand in the row as well, since a worker meets them as it
-runs.
+A row has two copies of counters and gauges, one of which is published, so that a worker that is
+killed while it publishes leaves a consistent state. There is one copy of each histogram. The row
+also has the values of labels, since a worker finds new ones while it runs.
 """
 
 import mmap
@@ -31,16 +30,16 @@ from spoakit.metrics.families import (
 )
 
 _CELL: Final = 8
-# The header's cells.
+# Cells of the header.
 _GENERATION, _ACTIVE, _WRITING, _HEADER = range(4)
-# The values of labels are kept once for each row: a length, and so much text.
+# Label values are stored once in each row: a length, then the text.
 _TEXT_SIZE: Final = 64
 _TEXTS: Final = 256
-# A series has the numbers of its labels' values, which begin at 1.
+# The key of a series is the numbers of its label values, which begin at 1.
 _KEY: Final = 4
 _KEY_SIZE: Final = 2 * _KEY
-_NUMBER_OF_OTHER: Final = 1
-# A row is published within some microseconds.
+_OTHER_NUMBER: Final = 1
+# Publishing takes some microseconds, so a reader retries for a short time only.
 _MAX_TRIES: Final = 200
 _PAUSE: Final = 0.0001
 
@@ -48,12 +47,12 @@ Labels = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a family's series stand in a row.
+class _Position:
+    """Position of a family's series in a row.
 
     Attributes:
-        first: the number of its first cell, or of its first histogram.
-        first_key: the number of its first key; -1 without labels.
+        first: the index of its first cell, or of its first histogram.
+        first_key: the index of its first key; -1 without labels.
     """
 
     first: int
@@ -61,20 +60,20 @@ class _Place:
 
 
 class _Layout:
-    """Places of all families that were declared when it was made, and their size together."""
+    """Layout of a row: the positions of all families declared so far, and its size in bytes."""
 
     def __init__(self) -> None:
         self.families = declared()
-        self.places: dict[Family, _Place] = {}
+        self.places: dict[Family, _Position] = {}
         cells = blocks = keys = 0
         for family in self.families:
             first_key = keys if family.labels else -1
             keys += family.limit if family.labels else 0
             if isinstance(family, Histogram):
-                self.places[family] = _Place(blocks, first_key)
+                self.places[family] = _Position(blocks, first_key)
                 blocks += family.limit
             else:
-                self.places[family] = _Place(cells, first_key)
+                self.places[family] = _Position(cells, first_key)
                 cells += family.limit
         self.cells = cells
         self.copies_at = _HEADER * _CELL
@@ -85,32 +84,32 @@ class _Layout:
 
 
 class SharedMetrics:
-    """The shared block: a row for each process, with room for every metric declared so far.
+    """Shared block: a row for each process, with room for all metrics declared so far.
 
     The server makes it; others need one to count without a server: ``SharedMetrics(1).worker(0)``.
     To be made before forking, after all modules that count are imported.
 
     Args:
-        rows: how many processes there are.
+        rows: the number of processes.
 
     Attributes:
-        size: the bytes of the block.
+        size: the size of the block in bytes.
     """
 
     def __init__(self, rows: int) -> None:
         self._layout = _Layout()
         self.size = rows * self._layout.size
-        # Shared and anonymous: children write into the same pages, and no file is left behind.
+        # Shared and anonymous: forked processes write to the same pages, and there is no file.
         memory = memoryview(mmap.mmap(-1, max(1, self.size)))
         size = self._layout.size
         self._rows = [
             _Row(memory[index * size : (index + 1) * size], self._layout) for index in range(rows)
         ]
-        self._mine: dict[int, WorkerMetrics] = {}
+        self._own: dict[int, WorkerMetrics] = {}
 
     @property
     def families(self) -> Sequence[Family]:
-        """All that can be counted."""
+        """The families that the block has room for."""
         return self._layout.families
 
     def __len__(self) -> int:
@@ -118,55 +117,55 @@ class SharedMetrics:
         return len(self._rows)
 
     def worker(self, index: int) -> "WorkerMetrics":
-        """Return what the process that calls this is to count by; a successor counts on.
+        """Return the metrics of the calling process, which owns this row from now on.
 
-        A row has one such process at a time.
+        A row has one owner at a time. A replacement continues from the published counters.
         """
-        known = self._mine.get(index)
-        if known is None or not known.is_of_this_process:
-            known = self._mine[index] = WorkerMetrics(
+        known = self._own.get(index)
+        if known is None or not known.belongs_to_process:
+            known = self._own[index] = WorkerMetrics(
                 self._rows[index], self._layout, index, all_rows=self._rows
             )
         return known
 
     def on_ended(self, index: int) -> list[tuple[Gauge, Labels, float]]:
-        """Clear the gauges of a process that has ended; its counters stay.
+        """Clear the gauges of a process that has ended; its counters remain.
 
         Returns:
-            What it had in its hands as it last published, which is counted as lost now: gauges, the
-            values of their labels, and their figures. Nothing, if it ended in order.
+            Its unfinished work as it last published, which now counts as lost: gauges, label values
+            and figures. Empty if it ended in order.
         """
         row = self._rows[index]
         lost = [
             (family, labels, row.cell(number))
             for family in self._layout.families
             if isinstance(family, Gauge) and family.lost_as is not None
-            for number, labels in row.series_of(family)
+            for number, labels in row.series(family)
             if row.cell(number)
         ]
         WorkerMetrics(row, self._layout, index, count_lost=True).publish()
         return lost
 
     def read(self, index: int) -> "PublishedRow":
-        """Return what a process has published last; what this one counts is published for that."""
-        mine = self._mine.get(index)
-        if mine is not None and mine.is_of_this_process:
+        """Return the last published row of a process; this process publishes its own first."""
+        mine = self._own.get(index)
+        if mine is not None and mine.belongs_to_process:
             mine.publish()
         return self._rows[index].read()
 
     def value(self, index: int, family: Counter | Gauge) -> float:
-        """Return one process's counter or gauge without labels, as published last."""
+        """Return the last published value of a process's counter or gauge without labels."""
         return self._rows[index].cell(self._layout.places[family].first)
 
 
 @dataclass(frozen=True, slots=True)
 class PublishedRow:
-    """What one process has published.
+    """Published figures of one process.
 
     Attributes:
-        values: the counters and gauges by family and the values of their labels.
-        histograms: the cells of the histograms, likewise.
-        generation: how often it has published.
+        values: counters and gauges, by family and label values.
+        histograms: the cells of histograms, by family and label values.
+        generation: the number of times that it has published.
     """
 
     values: dict[Family, dict[Labels, float]]
@@ -175,7 +174,7 @@ class PublishedRow:
 
 
 class _Row:
-    """The shared memory of one process; see the module."""
+    """Row of shared memory; see the module's docstring."""
 
     def __init__(self, memory: memoryview, layout: _Layout) -> None:
         self._layout = layout
@@ -194,7 +193,7 @@ class _Row:
         }
 
     def publish(self, cells: "array[float]", histograms: dict[int, "array[float]"]) -> None:
-        """Publish a process's cells, and its histograms by their numbers."""
+        """Publish the owner's cells, and its histograms by index."""
         header = self._header
         inactive = 1 - header[_ACTIVE]
         header[_WRITING] = 1
@@ -210,7 +209,7 @@ class _Row:
         return _copy(self._copies[self._header[_ACTIVE]])
 
     def block(self, number: int) -> "array[float]":
-        """Return a copy of a histogram."""
+        """Return a copy of a published histogram."""
         return _copy(self._histograms[number * BLOCK : (number + 1) * BLOCK])
 
     def cell(self, number: int) -> float:
@@ -219,30 +218,30 @@ class _Row:
         return value
 
     def texts(self) -> list[str]:
-        """Return the values of labels that are kept, in the order of their numbers."""
+        """Return the label values, in the order of their numbers."""
         found = self._read_texts
         while len(found) < _TEXTS and (size := self._texts[at := len(found) * _TEXT_SIZE]):
-            # The length counts itself, so that an empty text is there as well.
+            # The length includes itself, so that it is not 0 for an empty text.
             found.append(str(self._texts[at + 1 : at + size], "utf-8", "replace"))
         return found
 
     def write_text(self, index: int, text: bytes) -> None:
-        """Keep one more value of a label, of at most 63 bytes."""
+        """Store one more label value, of at most 63 bytes."""
         at = index * _TEXT_SIZE
         self._texts[at + 1 : at + 1 + len(text)] = text
         self._texts[at] = 1 + len(text)
 
     def write_key(self, family: Family, series: int, numbers: Sequence[int]) -> None:
-        """Write down the numbers of a series' values, before it is first counted."""
+        """Store the key of a new series."""
         at = (self._layout.places[family].first_key + series) * _KEY
-        # The first one says that it is there.
+        # The first number is written last, since it marks the key as complete.
         for index in reversed(range(len(numbers))):
             self._keys[at + index] = numbers[index]
 
-    def series_of(self, family: Family) -> list[tuple[int, Labels]]:
-        """Return the number of the cell or histogram of each series, and its labels' values.
+    def series(self, family: Family) -> list[tuple[int, Labels]]:
+        """Return the index of the cell or histogram of each series, and its label values.
 
-        They are in the order in which they came, and none ever goes.
+        They are in the order of their creation; series are never removed.
         """
         found = self._read_series[family]
         place, count = self._layout.places[family], len(family.labels)
@@ -253,13 +252,13 @@ class _Row:
             at = (place.first_key + len(found)) * _KEY
             key = self._keys[at : at + count]
             if not key[0] or max(key) > len(texts):
-                break  # nothing, or one that has come just now and is not published yet
+                break  # no more series, or one that is being created
             labels = tuple(texts[number - 1] for number in key)
             found.append((place.first + len(found), labels))
         return found
 
     def read(self) -> PublishedRow:
-        """Return what is published, all of one time where the process lives."""
+        """Return the published row, which is consistent unless its owner was killed meanwhile."""
         for _ in range(_MAX_TRIES):
             generation = self._header[_GENERATION]
             if not self._header[_WRITING]:
@@ -267,7 +266,7 @@ class _Row:
                 if self._header[_GENERATION] == generation and not self._header[_WRITING]:
                     return row
             time.sleep(_PAUSE)
-        return self._read(self._header[_GENERATION])  # it was stopped or killed just then
+        return self._read(self._header[_GENERATION])  # its owner was stopped or killed
 
     def _read(self, generation: int) -> PublishedRow:
         cells = self.cells()
@@ -276,17 +275,15 @@ class _Row:
         for family in self._layout.families:
             if isinstance(family, Histogram):
                 histograms[family] = {
-                    labels: self.block(number) for number, labels in self.series_of(family)
+                    labels: self.block(number) for number, labels in self.series(family)
                 }
             else:
-                values[family] = {
-                    labels: cells[number] for number, labels in self.series_of(family)
-                }
+                values[family] = {labels: cells[number] for number, labels in self.series(family)}
         return PublishedRow(values, histograms, generation)
 
 
 class WorkerMetrics:
-    """The metrics of one process, which counts by them and publishes them.
+    """Metrics of one process: its own figures, and their publishing.
 
     A resource of an agent gets them by a parameter of this type. They serve code that counts often,
     or elsewhere, or reads figures; else the declarations' own `add`, `set` and `observe` do. The
@@ -294,7 +291,7 @@ class WorkerMetrics:
     series; what has no room counts as "other".
 
     Attributes:
-        index: the number of its row, from 0; the supervisor's is the number of workers.
+        index: the index of its row, from 0; the supervisor's is the number of workers.
     """
 
     def __init__(
@@ -317,17 +314,17 @@ class WorkerMetrics:
         texts = row.texts()
         self._texts = {text: number + 1 for number, text in enumerate(texts)}
         if not texts:
-            self._number_of(OTHER)  # so that there is room for it
+            self._text_number(OTHER)  # reserves room for it
         self._series = {
-            family: {labels: number for number, labels in row.series_of(family)}
+            family: {labels: number for number, labels in row.series(family)}
             for family in layout.families
         }
         self._collectors: list[Callable[[], None]] = []
         self._clear_gauges(count_lost)
 
     @property
-    def is_of_this_process(self) -> bool:
-        """Whether the process that asks made it: a forked one has a copy that is not its own."""
+    def belongs_to_process(self) -> bool:
+        """True in the process that created it; a forked process has a copy that it must not use."""
         return self._pid == os.getpid()
 
     def add(self, family: Counter | Gauge, amount: float = 1, *values: str) -> None:
@@ -369,14 +366,14 @@ class WorkerMetrics:
         return self._cells[self._series_number(family, values)]
 
     def totals(self, family: Counter | Gauge) -> dict[Labels, float]:
-        """Return the sums of all processes, by the values of the labels, as they published last.
+        """Return the sums over all processes as last published, by label values.
 
-        What this one counts is published for that.
+        This process publishes first.
         """
         self.publish()
         sums: dict[Labels, float] = {}
         for row in self._all_rows:
-            for number, labels in row.series_of(family):
+            for number, labels in row.series(family):
                 sums[labels] = sums.get(labels, 0.0) + row.cell(number)
         return sums
 
@@ -394,9 +391,9 @@ class WorkerMetrics:
         return found
 
     def label_of(self, family: Family, value: str) -> str:
-        """Return the label of the series that a value is counted by: itself, or "other".
+        """Return the label value under which a value is counted: itself, or "other".
 
-        For several families that are to name the same things.
+        It makes several families use the same label values.
         """
         number = self._series_number(family, (value,))
         return next(labels[0] for labels, each in self._series[family].items() if each == number)
@@ -409,17 +406,17 @@ class WorkerMetrics:
         self._collectors.append(collect)
 
     def forget(self, collect: Callable[[], None]) -> None:
-        """Have a function called no more."""
+        """Remove a function registered by `on_publish`."""
         self._collectors.remove(collect)
 
     def publish(self) -> None:
-        """Publish all figures as they are now: between two rounds of the event loop."""
+        """Publish all figures. Call it between two rounds of the event loop."""
         for collect in self._collectors:
             collect()
         self._row.publish(self._cells, self._blocks)
 
     def _clear_gauges(self, count_lost: bool) -> None:
-        """Clear a predecessor's gauges; count what it had in its hands as lost, if that is due."""
+        """Clear a predecessor's gauges, and count its unfinished work as lost if asked for."""
         for family in self._layout.families:
             if not isinstance(family, Gauge):
                 continue
@@ -431,27 +428,27 @@ class WorkerMetrics:
                     self.add(counter, value, *values)
 
     def _series_number(self, family: Family, values: Labels) -> int:
-        """Return the number of a series' cell or histogram, which there is from now on."""
+        """Return the index of a series' cell or histogram; create the series if it is new."""
         known = self._series.get(family)
         if known is None:
             raise LookupError(
                 f"metric {family.name} was declared after the service had started; declare it at "
-                "the top level of a module that is imported before"
+                "the top level of a module that is imported before the start"
             )
         number = known.get(values)
         return self._new_series(family, known, values) if number is None else number
 
     def _new_series(self, family: Family, known: dict[Labels, int], values: Labels) -> int:
-        """Take up a series; where there is no room for one more, return the one for others."""
+        """Create a series; over the limit, return the index of the series for others."""
         if len(values) != len(family.labels):
-            raise TypeError(f"{family.name}: {len(family.labels)} labels, got {values}")
+            raise TypeError(f"{family.name}: needs {len(family.labels)} label values, got {values}")
         if len(known) >= family.limit - 1 and values[0] != OTHER:
             values = (OTHER,) * len(values)
             if values in known:
                 return known[values]
-        numbers = [self._number_of(_cut(value)) for value in values]
+        numbers = [self._text_number(_cut(value)) for value in values]
         shown = tuple(
-            OTHER if number == _NUMBER_OF_OTHER else _cut(value)
+            OTHER if number == _OTHER_NUMBER else _cut(value)
             for number, value in zip(numbers, values, strict=True)
         )
         if shown in known:
@@ -460,25 +457,25 @@ class WorkerMetrics:
         known[shown] = self._layout.places[family].first + len(known)
         return known[shown]
 
-    def _number_of(self, text: str) -> int:
-        """Return the number by which a value of a label is kept; without room, that of others."""
+    def _text_number(self, text: str) -> int:
+        """Return the number of a label value; store a new one, or return the number of "other"."""
         number = self._texts.get(text)
         if number is None:
             if len(self._texts) == _TEXTS:
-                return _NUMBER_OF_OTHER
+                return _OTHER_NUMBER
             self._row.write_text(len(self._texts), text.encode())
             number = self._texts[text] = len(self._texts) + 1
         return number
 
 
 class CarriedCounts:
-    """Counts that hot code keeps by itself, carried over to counters before they are published.
+    """Counts that hot code keeps by itself, and that are added to counters when publishing.
 
     A plain ``self.sent += 1`` costs less than `WorkerMetrics.add`. `raise_to` is called in a
     function that `WorkerMetrics.on_publish` has got.
 
     Args:
-        metrics: of this process.
+        metrics: the metrics of this process.
     """
 
     __slots__ = ("_carried", "_metrics")
@@ -511,7 +508,7 @@ def _copy(cells: "memoryview[float]") -> "array[float]":
 
 
 def _cut(value: str) -> str:
-    """Return a value of a label as it is kept: in UTF-8, and at most 63 bytes of it."""
+    """Return a label value as it is stored: cut to at most 63 bytes of UTF-8."""
     raw = value.encode("utf-8", "replace")
     if len(raw) < _TEXT_SIZE:
         return raw.decode()

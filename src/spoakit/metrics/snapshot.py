@@ -1,4 +1,4 @@
-"""All processes' metrics at one time, put together."""
+"""Snapshots: the merged metrics of all processes at one time."""
 
 import time
 from array import array
@@ -12,7 +12,7 @@ from spoakit.metrics._histogram_cy import BLOCK, BUCKETS, bucket_bounds, merge
 from spoakit.metrics.families import Counter, Family, Gauge, Histogram, find
 from spoakit.metrics.memory import Labels, PublishedRow, SharedMetrics
 
-# 1, 2, 5, 10, ... as the numbers of the buckets that end there.
+# Indexes of the buckets that end at 1, 2, 5, 10, ...
 _SHOWN_BUCKETS: Final = tuple(
     0 if decade == step == 0 else decade * 48 + step for decade in range(8) for step in (0, 14, 34)
 )
@@ -24,11 +24,11 @@ def _bounds() -> list[float]:
 
 
 class Distribution:
-    """What a histogram has observed.
+    """Distribution of the values of a histogram.
 
     Attributes:
         count: the number of values.
-        sum: the values together.
+        sum: the sum of the values.
     """
 
     __slots__ = ("_cells", "_lowest", "count", "sum")
@@ -40,9 +40,9 @@ class Distribution:
         self.sum: float = cells[BUCKETS]
 
     def quantile(self, share: float) -> float:
-        """Return what this share of the values, 0 to 1, is at most; NaN without values.
+        """Return the quantile for a share, 0 to 1; NaN without values.
 
-        It is true to the width of a bucket, 3 to 7 %. What is beyond the highest bound is shown as
+        Its precision is the width of a bucket, 3 to 7 %. Values above the highest bound count as
         that bound.
         """
         if not self.count:
@@ -61,9 +61,9 @@ class Distribution:
         return self._lowest * bounds[-1]
 
     def cumulative(self) -> list[tuple[float, int]]:
-        """Return upper bounds, and how many values are below each: 1, 2, 5, 10, ... of the lowest.
+        """Return 25 upper bounds, with the number of values below each.
 
-        There are 25, from the lowest bound to the highest.
+        They are 1, 2, 5, 10, ... times the lowest bound, up to the highest.
         """
         counts = list(accumulate(self._cells[:BUCKETS]))
         bounds = _bounds()
@@ -73,7 +73,7 @@ class Distribution:
         ]
 
     def since(self, earlier: "Distribution | None") -> "Distribution":
-        """Return what has been observed since an earlier time."""
+        """Return the distribution of the values since an earlier one."""
         if earlier is None:
             return self
         cells = array(
@@ -84,15 +84,14 @@ class Distribution:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All processes' metrics at one time, put together.
+    """Merged metrics of all processes at one time.
 
     Attributes:
-        at: when it was taken, on ``time.monotonic()``'s clock.
-        values: counters, and gauges that are one for all workers, by family and the values of
-            their labels.
-        by_worker: gauges that each worker has for itself, by family, worker (from 1) and labels.
-        distributions: histograms, by family and the values of their labels.
-        rows: what each process has published, in their order; the supervisor's is the last.
+        at: the time when it was taken, on ``time.monotonic()``'s clock.
+        values: counters and merged gauges, by family and label values.
+        by_worker: gauges with ``merge="worker"``, by family, worker (from 1) and label values.
+        distributions: histograms, by family and label values.
+        rows: the published rows of all processes; the last one is the supervisor's.
     """
 
     at: float
@@ -103,7 +102,7 @@ class Snapshot:
 
     @classmethod
     def take(cls, metrics: SharedMetrics) -> Self:
-        """Read what all processes have published last."""
+        """Take a snapshot of the figures that all processes have published last."""
         rows = [metrics.read(index) for index in range(len(metrics))]
         values: dict[Family, dict[Labels, float]] = {}
         by_worker: dict[Family, dict[int, dict[Labels, float]]] = {}
@@ -112,7 +111,7 @@ class Snapshot:
             if isinstance(family, Histogram):
                 distributions[family] = _merged(rows, family)
             elif isinstance(family, Gauge) and family.merge == "worker":
-                # Of several rows the last is the supervisor's.
+                # The last of several rows is the supervisor's.
                 by_worker[family] = {
                     index + 1: row.values[family]
                     for index, row in enumerate(rows[: max(1, len(rows) - 1)])
@@ -123,15 +122,15 @@ class Snapshot:
         return cls(time.monotonic(), values, by_worker, distributions, rows)
 
     def value(self, name: str, /, **labels: object) -> float:
-        """Return a counter's or gauge's figure; a histogram's number of values.
+        """Return the value of a counter or gauge, or the number of values of a histogram.
 
         Args:
-            name: as it was declared.
-            labels: the values of its labels. Without any, all series are summed.
+            name: the declared name.
+            labels: the values of its labels; without them, the sum of all series.
 
         Raises:
-            KeyError: there is no such metric.
-            TypeError: these are not its labels.
+            KeyError: the metric is not declared.
+            TypeError: a label is missing or unknown.
         """
         family = find(name)
         if isinstance(family, Histogram):
@@ -144,23 +143,23 @@ class Snapshot:
             found = self.values[family]
         if not labels:
             return sum(found.values())
-        return found.get(family.values_of(labels), 0.0)
+        return found.get(family.order_values(labels), 0.0)
 
     def distribution(self, name: str, /, **labels: object) -> Distribution:
-        """Return what a histogram has observed.
+        """Return the distribution of a histogram.
 
         Raises:
-            KeyError: there is no such histogram.
-            TypeError: these are not its labels.
+            KeyError: the histogram is not declared.
+            TypeError: a label is missing or unknown.
         """
         family = find(name)
         if not isinstance(family, Histogram):
             raise KeyError(f"{name} is not a histogram")
-        found = self.distributions[family].get(family.values_of(labels))
+        found = self.distributions[family].get(family.order_values(labels))
         return Distribution(array("d", bytes(BLOCK * 8)), family.lowest) if found is None else found
 
     def since(self, earlier: "Snapshot | None") -> "Snapshot":
-        """Return what counters and histograms have counted since an earlier snapshot."""
+        """Return the growth of counters and histograms since an earlier snapshot."""
         if earlier is None:
             return self
         values = {

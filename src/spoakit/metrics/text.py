@@ -1,4 +1,4 @@
-"""Prometheus' text format, version 0.0.4, and OpenMetrics 1.0.
+"""Text formats for metrics: Prometheus 0.0.4 and OpenMetrics 1.0.
 
 https://prometheus.io/docs/instrumenting/exposition_formats/ and OpenMetrics' specification.
 """
@@ -18,8 +18,8 @@ def render(snapshot: Snapshot, *, openmetrics: bool = False) -> str:
     """Return a snapshot as text for Prometheus.
 
     Args:
-        snapshot: what is to be shown.
-        openmetrics: in the form of OpenMetrics.
+        snapshot: the snapshot.
+        openmetrics: use the format of OpenMetrics.
     """
     lines: list[str] = []
     for family in (*snapshot.values, *snapshot.by_worker, *snapshot.distributions):
@@ -78,7 +78,7 @@ def _escape_help(text: str, openmetrics: bool) -> str:
 
 
 def number(value: float) -> str:
-    """Return a number as the formats have it: whole ones without a fraction."""
+    """Return a number as text; whole numbers have no fraction."""
     if isnan(value):
         return "NaN"
     if isinf(value):

@@ -1,8 +1,8 @@
-"""Testing of agents, from a function call to a real HAProxy.
+"""Test kit for agents, from a function call to a real HAProxy.
 
-`Engine` calls handlers in memory, `EngineClient` plays HAProxy over a socket, `AgentServer`
-serves an agent for it, `HAProxy` boots the real one. ``spoakit.testing.pytest_plugin`` has
-fixtures for them.
+`Engine` calls handlers in memory. `EngineClient` plays HAProxy over a socket, and `AgentServer`
+serves an agent for it. `HAProxy` boots a real HAProxy. ``spoakit.testing.pytest_plugin`` has
+fixtures for all of them.
 """
 
 from spoakit.testing.agent_server import AgentServer

@@ -20,15 +20,15 @@ from spoakit.server.standalone import StandaloneServer
 
 T = TypeVar("T")
 
-# Seconds until a call in the server's thread is given up: something hangs.
-_BOUND: Final = 15.0
+# Seconds after which a call in the server's thread counts as hanging.
+_TIMEOUT: Final = 15.0
 
 DEFAULT_SETTINGS: Final = ServerSettings(listen=Listen.at("127.0.0.1", 0), drain=Drain(timeout=0))
-"""A free port of 127.0.0.1, and no time to drain."""
+"""Settings for tests: a free port of 127.0.0.1, and no drain."""
 
 
 class AgentServer:
-    """Agents served from a thread of this process; a context manager, ready when entered.
+    """Server of agents in a thread of this process; a context manager, ready when entered.
 
     ::
 
@@ -36,13 +36,13 @@ class AgentServer:
             ...
 
     Args:
-        agents: one or more, whose messages all differ.
-        settings: as for `spoakit.server.run`, for one worker; by default on a free port of
-            127.0.0.1, with connections closed at once at the end.
+        agents: one or more agents with different messages.
+        settings: settings as for `spoakit.server.run`, for one worker; by default a free port of
+            127.0.0.1, and no drain.
 
     Attributes:
         port: the port it listens on; 0 for a Unix socket.
-        server: what serves; to be touched by `call` only.
+        server: the server; access it with `call` only.
 
     Raises:
         RegistrationError, ConfigurationError: the agents cannot be served.
@@ -60,9 +60,9 @@ class AgentServer:
     def __enter__(self) -> Self:
         self._thread.start()
         try:
-            self._ready.result(_BOUND)
+            self._ready.result(_TIMEOUT)
         except BaseException:
-            self._thread.join(_BOUND)
+            self._thread.join(_TIMEOUT)
             raise
         return self
 
@@ -73,19 +73,19 @@ class AgentServer:
         traceback: TracebackType | None,
     ) -> None:
         self._loop.call_soon_threadsafe(self._leaving.set)
-        self._thread.join(self._settings.drain.timeout + _BOUND)
+        self._thread.join(self._settings.drain.timeout + _TIMEOUT)
         if self._thread.is_alive():
-            raise SpoakitError("the server did not end")
+            raise SpoakitError(f"the server did not stop within {_TIMEOUT:g} s after its drain")
 
     @property
     def metrics(self) -> Snapshot:
-        """What the agents and the server have counted up to now."""
+        """Current metrics of the agents and the server."""
         if self._thread.is_alive():
             return self.call(Snapshot.take, self._metrics)
         return Snapshot.take(self._metrics)
 
     def call(self, function: Callable[..., T], *args: Any) -> T:
-        """Call a function in the server's thread, and return what it returns."""
+        """Call a function in the server's thread, and return its result."""
 
         async def call() -> T:
             return function(*args)
@@ -93,8 +93,8 @@ class AgentServer:
         return self.run(call())
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine in the server's event loop, and return what it returns."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(_BOUND)
+        """Run a coroutine in the server's event loop, and return its result."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(_TIMEOUT)
 
     def _run(self) -> None:
         try:

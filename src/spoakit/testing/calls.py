@@ -1,4 +1,4 @@
-"""Messages that a test sends, and the replies to them."""
+"""Messages of tests, and the replies to them."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -7,21 +7,22 @@ from typing import TypeAlias
 from spoakit.spop import Action, Argument, DataType, Message, Value, encode_value
 
 Sendable: TypeAlias = Value | tuple[DataType, Value] | Argument
-"""A value sent in the type HAProxy uses for it, one of a type that is named, or a whole argument.
+"""Value of an argument, optionally with its wire type, or a whole `Argument`.
 
-int is INT64, str STRING, bytes BINARY, None NULL; bool and addresses are what they are.
+The default wire types are HAProxy's: INT64 for int, STRING for str, BINARY for bytes, NULL for
+None, BOOL for bool, IPV4 and IPV6 for addresses.
 """
 
 
 class Reply(Mapping[str, Value]):
-    """The answer to a NOTIFY: what its actions set, by "scope.name"; None is unset.
+    """Reply to a NOTIFY: the values that its actions set, by "scope.name"; None for unset.
 
-    It equals a dict of the same items. Of two actions on a variable the later counts, as
-    in HAProxy.
+    It equals a dict with the same items. The last of several actions on a variable counts, as in
+    HAProxy.
 
     Attributes:
-        actions: the actions as they came, in their order.
-        error: what went wrong, where that is known and has not been raised.
+        actions: the actions in order.
+        error: the error of a handler, if it was not raised.
     """
 
     __slots__ = ("_values", "actions", "error")
@@ -51,7 +52,7 @@ def make_message(name: str, args: Iterable[Sendable], kwargs: Mapping[str, Senda
     """Return a message with unnamed arguments, then named ones.
 
     Raises:
-        TypeError: a value is of no type that SPOP has, or not of the type named with it.
+        TypeError: SPOP has no type for a value, or the value is not of its named type.
         ValueError: a value is out of the range of its type.
     """
     unnamed = [_argument(name, "", value) for value in args]
@@ -69,9 +70,9 @@ def _argument(message: str, name: str, value: Sendable) -> Argument:
             argument = Argument.of(name, value)
         except KeyError:
             raise TypeError(
-                f"message {message!r}: argument {name!r}: {value!r} is of no type that SPOP has; "
-                "these are bool, int, str, bytes, IPv4Address, IPv6Address and None"
+                f"message {message!r}: argument {name!r} must be a bool, int, str, bytes, "
+                f"IPv4Address, IPv6Address or None, got {value!r}"
             ) from None
-    # Said here, where the call names the argument.
+    # Encode now, so that an error is raised where the call names the argument.
     encode_value(argument.type, argument.value)
     return argument

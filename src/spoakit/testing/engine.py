@@ -1,4 +1,4 @@
-"""`Engine`: an agent's handlers called as HAProxy would, without sockets."""
+"""`Engine`: calls an agent's handlers like HAProxy, without sockets."""
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,7 +30,7 @@ from spoakit.testing.calls import Reply, Sendable, make_message
 MAX_FRAME_SIZE: Final = 16380
 """Frame size that HAProxy offers by default, in bytes: ``tune.bufsize`` less four."""
 
-# HAProxy keeps one set of variables for both: req's until it turns to the response, then res's.
+# HAProxy has one set of variables for both scopes: req until it processes the response, then res.
 _IGNORED_ON: Final = {
     Scope.RES: frozenset(
         {
@@ -46,30 +46,29 @@ _IGNORED_ON: Final = {
 
 
 class Engine:
-    """Calls an agent's handlers as HAProxy would; a context manager, for unit tests.
+    """Engine in memory that calls an agent's handlers; a context manager, for unit tests.
 
     ::
 
         with Engine(rate, resources={Redis: FakeRedis()}) as engine:
             assert engine.call("rate", src=IPv4Address("192.0.2.1")) == {"txn.allowed": False}
 
-    Frames are encoded and decoded as on a connection whose sizes are HAProxy's defaults,
-    so what does not fit there does not fit here. Everything runs in an event loop of the
-    engine's own, and only while the engine starts, calls and stops.
+    Frames are encoded and decoded with HAProxy's default sizes, so the same limits apply. Code runs
+    in an event loop of the engine, and only while the engine starts, calls and stops.
 
     Args:
         agent: the agent.
-        resources: objects to use instead of what the agent's resources would yield, by
-            type; these resources are not started.
-        raise_errors: raise what a server would log and answer with a fallback; otherwise
-            it is in `Reply.error`.
+        resources: objects by type, which replace the agent's resources. The replaced resources are
+            not started.
+        raise_errors: raise errors for which a server would log a line and send the fallback; if
+            false, they are in `Reply.error`.
 
     Raises:
-        ConfigurationError: an object is for a type that is not a resource of the agent.
+        ConfigurationError: a replacement has a type that is not a resource of the agent.
         RegistrationError: a handler of the agent cannot work.
         StartupError: (when entered) a resource failed.
-        Exception: (when left) the first that a resource raised while it stopped, if `raise_errors`
-            is true and the block raised nothing; all are logged.
+        Exception: (on exit) the first exception of a resource that stopped, if `raise_errors` is
+            true and the block raised nothing; all are logged.
     """
 
     def __init__(
@@ -89,13 +88,13 @@ class Engine:
         self._declared = {(each.scope, each.name) for each in agent.variables}
         self._events: dict[str, str | None] = {}
         for handler in agent.handlers:
-            # It may be said at the message's handler or at one of its observers.
+            # The message's handler or one of its observers may declare the event.
             known = self._events.get(handler.message)
             self._events[handler.message] = handler.trigger.event or known
 
     def __enter__(self) -> Self:
         if self._loop is not None:
-            raise SpoakitError("the engine is running already")
+            raise SpoakitError("the engine is already running")
         loop = asyncio.Runner()
         self._recording = Recording(self._metrics.worker(0))
         try:
@@ -105,7 +104,7 @@ class Engine:
             loop.close()
             raise
         self._loop = loop
-        self._link = _Link(self._runtime.dispatcher)
+        self._link = _MemoryLink(self._runtime.dispatcher)
         return self
 
     def __exit__(
@@ -121,13 +120,13 @@ class Engine:
                 loop.run(self._runtime.aclose())
                 if self._recording is not None:
                     self._recording.__exit__()
-            # An exception of the block says more than what followed from it.
+            # An exception of the block is more important than its consequences.
             if self._errors and self._raise_errors and error is None:
                 raise self._errors[0]
 
     @property
     def metrics(self) -> Snapshot:
-        """What the agent has counted up to now; see `spoakit.metrics`.
+        """Current metrics of the agent; see `spoakit.metrics`.
 
         ::
 
@@ -136,32 +135,32 @@ class Engine:
         return Snapshot.take(self._metrics)
 
     def call(self, message: str, /, *args: Sendable, **kwargs: Sendable) -> Reply:
-        """Send one message and return the answer; see `notify`.
+        """Send one message and return the reply; see `notify`.
 
         Args:
             message: its name.
             args: arguments without names.
-            kwargs: arguments with names; what is no identifier goes as an `Argument`.
+            kwargs: arguments with names; use an `Argument` for a name that is not an identifier.
 
         Raises:
-            TypeError: an argument is of no type that SPOP has, or not of the type named.
+            TypeError: SPOP has no type for an argument, or it is not of its named type.
             ValueError: an argument is out of the range of its type.
         """
         return self.notify([make_message(message, args, kwargs)])
 
     def notify(self, messages: Iterable[Message]) -> Reply:
-        """Send messages in one frame, as HAProxy does with those of one event.
+        """Send messages in one frame, as HAProxy does for messages of one event.
 
-        When it returns, the handlers have answered or failed, and the observers have run.
+        It returns when the handlers have ended or failed, and the observers have run. If
+        `raise_errors` is true, it raises the first error.
 
         Raises:
-            CallError: a message is unknown, its arguments do not fit, its handler was late,
-                the answer does not fit into a frame, or HAProxy would ignore what is set.
-                The first of them; `raise_errors` has to be true.
-            Exception: what a handler or an observer raised, likewise.
+            CallError: a message is unknown, its arguments do not match, its handler was late,
+                the ACK exceeds the frame size, or HAProxy would ignore an action.
+            Exception: an exception of a handler or an observer.
         """
         if self._loop is None:
-            raise SpoakitError('the engine does not run: use it by "with Engine(agent) as engine"')
+            raise SpoakitError('the engine is not running: write "with Engine(agent) as engine"')
         messages = tuple(messages)
         self._errors.clear()
         self._errors += self._unknown(messages)
@@ -177,13 +176,13 @@ class Engine:
         oversized = dispatcher.oversized
         events = link.send(messages)
         dispatcher.dispatch(events, 0, link)
-        actions = await link.answer()
-        # Those of a frame that waited have been scheduled by now; this comes after them.
+        actions = await link.receive_ack()
+        # Observers of a suspended frame are scheduled by now, and run before this continues.
         await asyncio.sleep(0)
         dispatcher.run_observers()
         if dispatcher.oversized > oversized:
             self._errors.append(
-                CallError(f"the ACK exceeds {MAX_FRAME_SIZE} bytes, so it goes without its actions")
+                CallError(f"the ACK exceeds {MAX_FRAME_SIZE} bytes, so it is sent without actions")
             )
         return actions
 
@@ -198,13 +197,15 @@ class Engine:
         ]
 
     def _ignored(self, messages: Iterable[Message], actions: Iterable[Action]) -> list[CallError]:
-        """Return an error for each action that HAProxy would do nothing for."""
+        """Return an error for each action that HAProxy would ignore."""
         events = {self._events.get(message.name) for message in messages}
         errors = []
         for action in actions:
             if (action.scope, action.name) not in self._declared:
                 errors.append(
-                    CallError(f"{action!r}: agent {self._agent.name!r} declares no such variable")
+                    CallError(
+                        f"{action!r}: agent {self._agent.name!r} does not declare the variable"
+                    )
                 )
             elif action.scope in _IGNORED_ON and events <= _IGNORED_ON[action.scope]:
                 errors.append(
@@ -216,7 +217,7 @@ class Engine:
         return errors
 
 
-class _Link:
+class _MemoryLink:
     """Both ends of a connection, in memory; see `spoakit.agent.interfaces.EngineLink`."""
 
     peer = "testing.Engine"
@@ -239,15 +240,15 @@ class _Link:
         self.max_frame_size = self._agent.max_frame_size
 
     def send(self, messages: Iterable[Message]) -> list[Any]:
-        """Send a NOTIFY, and return what the agent receives."""
+        """Send a NOTIFY, and return the events of the agent's end."""
         self._stream_id += 1
         self._engine.send_notify(messages, stream_id=self._stream_id)
         self.received = monotonic()
         self._agent.receive_data(self._engine.data_to_send())
         return self._agent.events_received()
 
-    async def answer(self) -> tuple[Action, ...]:
-        """Return the actions of the NOTIFY's ACK, once it is there."""
+    async def receive_ack(self) -> tuple[Action, ...]:
+        """Wait for the ACK, and return its actions."""
         if self._waiting is not None:
             await self._waiting
             self._waiting = None

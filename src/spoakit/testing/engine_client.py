@@ -41,7 +41,7 @@ _READ_SIZE: Final = 1 << 16
 
 
 class EngineClient:
-    """A connection to an agent, to play HAProxy on; a context manager, open when it is made.
+    """Client that plays HAProxy to an agent; a context manager, connected when created.
 
     ::
 
@@ -49,22 +49,21 @@ class EngineClient:
             engine.hello()
             assert engine.call("check-client-ip", IPv4Address("192.0.2.1")) == {...}
 
-    Each method blocks until it is done; there is no thread, so frames of the agent's are
-    read when a method waits for one. Stream ids are 1, 3, 5 and so on, frame ids 1, as
-    HAProxy's from 3.1.
+    Methods block. There is no thread, so frames of the agent are read only while a method waits for
+    one. Stream ids are 1, 3, 5 and so on, frame ids are 1, as in HAProxy from 3.1.
 
     Args:
         address: the agent's IPv4 or IPv6 address or host name.
         port: its port.
-        unix: path of its Unix socket, instead.
-        timeout: seconds that a single wait for the agent may take.
+        unix: path of its Unix socket, in place of address and port.
+        timeout: seconds to wait for each read or write.
 
     Raises:
-        OSError: there is no connection to be had, or (by all methods) it broke.
-        TimeoutError: (by all methods) the agent sent, or read, nothing for `timeout`.
+        OSError: connecting failed, or (by all methods) the connection broke.
+        TimeoutError: (by all methods) the agent sent or read nothing for `timeout` seconds.
         ConnectionAbortedError: (by methods that wait) the agent closed without a DISCONNECT.
-        AgentDisconnected: (likewise) the agent sent a DISCONNECT.
-        ProtocolError: (likewise) the agent broke the protocol.
+        AgentDisconnected: (by methods that wait) the agent sent a DISCONNECT.
+        ProtocolError: (by methods that wait) the agent violated the protocol.
     """
 
     def __init__(
@@ -85,7 +84,7 @@ class EngineClient:
 
     @property
     def agent(self) -> AgentHello | None:
-        """The agent's HELLO, None before it has come."""
+        """The agent's HELLO; None before it has arrived."""
         return self._connection.agent
 
     def __enter__(self) -> Self:
@@ -109,21 +108,21 @@ class EngineClient:
         versions: tuple[str, ...] = ("2.0",),
         engine_id: str | None = None,
     ) -> AgentHello:
-        """Do the handshake, and return what the agent answered.
+        """Do the handshake, and return the agent's HELLO.
 
         Args:
-            max_frame_size: what to offer, in bytes.
-            capabilities: what to announce.
-            versions: what to support.
-            engine_id: what to be called.
+            max_frame_size: the max-frame-size to offer, in bytes.
+            capabilities: the capabilities to announce.
+            versions: the versions to announce.
+            engine_id: the engine-id to announce.
         """
-        return self._shake_hands(
+        return self._handshake(
             EngineHello(max_frame_size, versions, frozenset(capabilities), False, engine_id)
         )
 
     def check_health(self) -> AgentHello:
-        """Ask whether the agent is well, as ``option spop-check`` does; the agent closes then."""
-        return self._shake_hands(EngineHello(MAX_FRAME_SIZE, healthcheck=True))
+        """Send a health check, as ``option spop-check`` does; the agent then closes."""
+        return self._handshake(EngineHello(MAX_FRAME_SIZE, healthcheck=True))
 
     # --- messages ----------------------------------------------------------------------
 
@@ -133,29 +132,29 @@ class EngineClient:
         Args:
             message: its name.
             args: arguments without names.
-            kwargs: arguments with names; what is no identifier goes as an `Argument`.
+            kwargs: arguments with names; use an `Argument` for a name that is not an identifier.
 
         Raises:
-            TypeError: an argument is of no type that SPOP has, or not of the type named.
+            TypeError: SPOP has no type for an argument, or it is not of its named type.
             ValueError: an argument is out of the range of its type.
         """
         return self.ack(self.notify(make_message(message, args, kwargs)))
 
     def notify(self, *messages: Message, fragment_size: int | None = None) -> Ids:
-        """Send messages in a frame; do not wait.
+        """Send messages in a frame, without waiting for the ACK.
 
         Args:
-            messages: what to send.
-            fragment_size: send the payload in fragments of so many bytes; by default only
-                one that exceeds the agreed size goes so.
+            messages: the messages.
+            fragment_size: bytes of each fragment; by default only a payload that exceeds the
+                agreed size is fragmented.
 
         Returns:
-            What `ack` knows the frame by.
+            The ids of the frame, for `ack`.
 
         Raises:
             SpoakitError: `hello` has not been called, or the agent has disconnected.
-            FrameTooBigError: the payload exceeds the agreed size, and the agent takes no
-                fragments.
+            FrameTooBigError: the payload exceeds the agreed size, and the agent did not announce
+                fragmentation.
         """
         [ids] = self.notify_each([messages], fragment_size=fragment_size)
         return ids
@@ -163,11 +162,11 @@ class EngineClient:
     def notify_each(
         self, frames: Iterable[Iterable[Message]], *, fragment_size: int | None = None
     ) -> list[Ids]:
-        """Send several frames in one write, each with its messages; otherwise as `notify`."""
+        """Send several frames in one write, each as `notify` does."""
         self._require_hello()
         sent = []
         for messages in frames:
-            ids = self._take_ids()
+            ids = self._next_ids()
             self._connection.send_notify(
                 messages, stream_id=ids[0], frame_id=ids[1], fragment_size=fragment_size
             )
@@ -178,7 +177,7 @@ class EngineClient:
     def abort(self, *messages: Message) -> None:
         """Send the first half of a frame as a fragment, then abort it; there is no ACK."""
         self._require_hello()
-        stream_id, frame_id = self._take_ids()
+        stream_id, frame_id = self._next_ids()
         payload = encode_messages(messages)
         first = encode_frame(
             FrameType.NOTIFY,
@@ -190,13 +189,13 @@ class EngineClient:
         self.send_raw(first + self._connection.data_to_send())
 
     def ack(self, ids: Ids) -> Reply:
-        """Wait for the ACK of a frame; those of others are kept."""
+        """Wait for the ACK of a frame; ACKs of other frames are kept."""
         while ids not in self._acks:
             self._keep_ack(self._next_event())
         return self._acks.pop(ids)
 
     def next_ack(self) -> tuple[Ids, Reply]:
-        """Wait for the ACK that comes next, or came first of those kept."""
+        """Return the first ACK that was kept, or wait for the next one."""
         while not self._acks:
             self._keep_ack(self._next_event())
         ids = next(iter(self._acks))
@@ -206,7 +205,7 @@ class EngineClient:
 
     def disconnect(self, status_code: int = 0, message: str = "") -> Disconnected:
         """Send a DISCONNECT, and return the agent's; ACKs that come before it are kept."""
-        # Not by the connection, which would take no more ACKs then.
+        # Not sent by the connection, which would ignore ACKs afterwards.
         payload = Disconnect(status_code, message).encode()
         self.send_raw(encode_frame(FrameType.HAPROXY_DISCONNECT, payload))
         return self.wait_for_disconnect()
@@ -220,7 +219,7 @@ class EngineClient:
                 return Disconnected(error.status_code, error.message)
 
     def wait_for_close(self) -> None:
-        """Wait until the agent has closed its end, throw away what it still sends, and close."""
+        """Wait until the agent closes, discard everything it sends, and close."""
         try:
             while self._socket.recv(_READ_SIZE):
                 pass
@@ -231,16 +230,16 @@ class EngineClient:
         self.close()
 
     def send_eof(self) -> None:
-        """Send no more, and go on reading."""
+        """Close the write side, and keep reading."""
         self._socket.shutdown(socket.SHUT_WR)
 
     def reset(self) -> None:
-        """Close at once by a reset (RST), as HAProxy does with idle connections from 3.1."""
+        """Close with a reset (RST), as HAProxy from 3.1 does with idle connections."""
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._socket.close()
 
     def close(self) -> None:
-        """Close without a DISCONNECT; harmless when it is closed."""
+        """Close without a DISCONNECT; does nothing if it is closed."""
         self._socket.close()
 
     # --- bytes and frames --------------------------------------------------------------
@@ -250,19 +249,19 @@ class EngineClient:
         self._socket.sendall(data)
 
     def read_frame(self) -> Frame:
-        """Wait for the agent's next frame, whatever it is."""
-        return decode_frame(self._read_frame()[_LENGTH_SIZE:])
+        """Wait for the agent's next frame of any type."""
+        return decode_frame(self._receive_frame()[_LENGTH_SIZE:])
 
     def _require_hello(self) -> None:
         if self.agent is None:
-            raise SpoakitError("the handshake is not done: call hello() before frames are sent")
+            raise SpoakitError("the handshake is not done: call hello() before sending frames")
 
-    def _take_ids(self) -> Ids:
+    def _next_ids(self) -> Ids:
         ids = self._next_stream_id, 1
         self._next_stream_id += 2
         return ids
 
-    def _shake_hands(self, hello: EngineHello) -> AgentHello:
+    def _handshake(self, hello: EngineHello) -> AgentHello:
         self._connection = EngineConnection(hello, _FRAME_SIZE_CAP)
         self._connection.send_hello()
         self.send_raw(self._connection.data_to_send())
@@ -276,7 +275,7 @@ class EngineClient:
 
     def _next_event(self) -> Event:
         while not self._events:
-            self._connection.receive_data(self._read_frame())
+            self._connection.receive_data(self._receive_frame())
             self._events += self._connection.events_received()
         event = self._events.popleft()
         if isinstance(event, Disconnected):
@@ -285,12 +284,12 @@ class EngineClient:
             raise event.error
         return event
 
-    def _read_frame(self) -> bytes:
+    def _receive_frame(self) -> bytes:
         """Return the next frame with its length."""
         self._fill(_LENGTH_SIZE)
         length = int.from_bytes(self._received[:_LENGTH_SIZE], "big")
         if length > _FRAME_SIZE_CAP:
-            raise FrameTooBigError(f"the agent sent a frame of {length} bytes")
+            raise FrameTooBigError(f"the agent's frame of {length} bytes exceeds {_FRAME_SIZE_CAP}")
         self._fill(_LENGTH_SIZE + length)
         frame = bytes(self._received[: _LENGTH_SIZE + length])
         del self._received[: _LENGTH_SIZE + length]

@@ -1,9 +1,9 @@
-"""Boot a real HAProxy for a test, on ports of its own, and read what it logs.
+"""`HAProxy`: boots a real HAProxy for a test, on its own ports, and collects its logs.
 
-Strategy: nothing is templated here. HAProxy itself expands ``"${NAME}"`` within double quotes,
-also in the files that SPOE filters load, so a test gives the configuration as it is deployed and
-sets its variables. Each listener is bound here and inherited by HAProxy (``bind "fd@..."``):
-its port is known before HAProxy runs and nobody else can take it in between.
+Configurations are not templates. HAProxy itself expands ``"${NAME}"`` within double quotes, also in
+files that SPOE filters load, so a test uses the deployed configuration and sets its variables. Each
+listener is bound here and inherited by HAProxy (``bind "fd@..."``), so its port is known before
+HAProxy runs, and no other process can bind it in between.
 """
 
 import csv
@@ -35,7 +35,7 @@ _COMMAND_TIMEOUT = 5.0
 NOTHING: Mapping[str, str] = MappingProxyType({})
 DEFAULT_LISTENERS: Mapping[str, str] = MappingProxyType({"FRONTEND": "127.0.0.1"})
 
-# A second global section, which HAProxy adds to the tested configuration's own.
+# A second global section, which HAProxy merges with the one of the tested configuration.
 _TEST_SECTION = """\
 global
     log stdout format raw daemon
@@ -47,7 +47,7 @@ def haproxy_version(binary: str | os.PathLike[str]) -> str:
     """Return the version a haproxy program reports, such as ``"3.0.11"``.
 
     Raises:
-        StartupError: it cannot be run, or does not name a version.
+        StartupError: it cannot be run, or does not print a version.
     """
     try:
         shown = subprocess.run(
@@ -63,7 +63,7 @@ def haproxy_version(binary: str | os.PathLike[str]) -> str:
 
 
 def find_haproxy(version: str = "", *, cache: Path | None = None) -> Path | None:
-    """Find a haproxy program of a version: the system's, else one from the cache folder.
+    """Find a haproxy program with a version: the system's, otherwise one in the cache folder.
 
     Args:
         version: leading numbers of the version, such as ``"3.0"``; empty takes any.
@@ -74,7 +74,7 @@ def find_haproxy(version: str = "", *, cache: Path | None = None) -> Path | None
         The program, or None when neither place has that version.
 
     Raises:
-        StartupError: a program is there, but cannot be run.
+        StartupError: a program was found, but cannot be run.
     """
     path = os.environ.get("PATH", "") + os.pathsep + _SYSTEM_PATH
     system = shutil.which("haproxy", path=path)
@@ -89,7 +89,7 @@ def find_haproxy(version: str = "", *, cache: Path | None = None) -> Path | None
 
 
 class HAProxy:
-    r"""A running HAProxy; a context manager, ready when entered and gone without traces at exit.
+    r"""HAProxy process; a context manager, ready when entered, removed with its files on exit.
 
     ::
 
@@ -101,17 +101,17 @@ class HAProxy:
             urlopen(f"http://127.0.0.1:{haproxy.ports['FRONTEND']}/")
             haproxy.wait_for_log(r"SPOE: \[agent\]")
 
-    The configuration is HAProxy's own language, with two things to know. A listener is written
-    ``bind "${FRONTEND}"``, by the name it has in ``listeners``. What shall reach ``logs`` is
-    logged with ``log global``: standard output is added to the global section's log targets.
+    The configuration is an ordinary HAProxy configuration, with two rules. A listener is written
+    ``bind "${FRONTEND}"``, with its name in ``listeners``. Sections use ``log global`` for lines
+    that ``logs`` shall contain: standard output is added to the global log targets.
 
     Args:
         config: the text of haproxy.cfg.
-        files: further files by name, such as ``{"spoe.cfg": ...}``. They are written beside
-            haproxy.cfg, which is also HAProxy's working directory, so plain names find them.
+        files: further files by name, such as ``{"spoe.cfg": ...}``. They are written to HAProxy's
+            working directory, beside haproxy.cfg.
         variables: environment variables for ``"${NAME}"``.
-        listeners: names of listeners and the address each is bound to, on a free port; by
-            default FRONTEND on 127.0.0.1.
+        listeners: names and addresses of listeners, which are bound to free ports; by default
+            FRONTEND on 127.0.0.1.
         binary: the program to run; by default the system's.
 
     Attributes:
@@ -129,7 +129,7 @@ class HAProxy:
     ) -> None:
         found = binary or find_haproxy()
         if found is None:
-            raise StartupError("no haproxy on this system: install it, or name its binary")
+            raise StartupError("haproxy was not found: install it, or pass its binary")
         for name in listeners:
             if not re.search(rf'"[^"\n]*\$(?:{name}\b|\{{{name}\b)', config):
                 raise ConfigurationError(
@@ -161,17 +161,17 @@ class HAProxy:
             return list(self._lines)
 
     def check(self) -> str:
-        """Let HAProxy check the configuration (``haproxy -c``), without running it.
+        """Check the configuration with ``haproxy -c``, without running it.
 
         Returns:
             HAProxy's warnings, or an empty string.
 
         Raises:
             ConfigurationError: HAProxy refuses it; the text is HAProxy's.
-            StartupError: HAProxy did not come to an end.
+            StartupError: HAProxy did not finish the check in time.
         """
         with TemporaryDirectory(prefix="spoakit-") as directory:
-            # Nothing is bound by a check, so any address will do.
+            # A check binds nothing, so any address is suitable.
             addresses = dict.fromkeys(self._listeners, "127.0.0.1:1")
             try:
                 checked = subprocess.run(
@@ -212,8 +212,8 @@ class HAProxy:
         self._directory = TemporaryDirectory(prefix="spoakit-")
         directory = self._directory.name
         try:
-            # Ours are closed once HAProxy has inherited them: when it has stopped, connections
-            # shall be refused and not wait.
+            # Our copies are closed once HAProxy has inherited them, so that connections are refused
+            # after it has stopped.
             with ExitStack() as ours:
                 sockets = {
                     name: ours.enter_context(_bind(host)) for name, host in self._listeners.items()
@@ -231,7 +231,7 @@ class HAProxy:
                     text=True,
                     errors="replace",
                 )
-            self._reader = threading.Thread(target=self._read_logs, args=(process,), daemon=True)
+            self._reader = threading.Thread(target=self._collect_logs, args=(process,), daemon=True)
             self._reader.start()
             self._wait_until_ready(process, timeout)
         except BaseException:
@@ -239,7 +239,7 @@ class HAProxy:
             raise
 
     def stop(self) -> None:
-        """End HAProxy and remove its files; harmless when it does not run. Logs are kept."""
+        """Stop HAProxy, and remove its files. Logs are kept. Does nothing if it is not running."""
         if self._process is not None:
             self._process.terminate()
             try:
@@ -267,7 +267,7 @@ class HAProxy:
             The first match.
 
         Raises:
-            TimeoutError: no such line came in time; the text shows the last lines.
+            TimeoutError: no line matched in time; the text has the last lines.
         """
         expression = re.compile(pattern)
 
@@ -283,16 +283,16 @@ class HAProxy:
         return found
 
     def command(self, text: str) -> str:
-        """Give HAProxy a command of its runtime API, such as ``"show info"``.
+        """Send a command of the runtime API, such as ``"show info"``.
 
         Returns:
-            The answer, without the empty line at its end.
+            The response, without the empty line at its end.
 
         Raises:
-            OSError: HAProxy does not run, or did not answer within 5 seconds.
+            OSError: HAProxy is not running, or did not respond within 5 seconds.
         """
         if self._directory is None:
-            raise ConnectionError(f"HAProxy does not run: it cannot be asked {text!r}")
+            raise ConnectionError(f"HAProxy is not running, so it cannot execute {text!r}")
         answer = bytearray()
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
             client.settimeout(_COMMAND_TIMEOUT)
@@ -335,7 +335,7 @@ class HAProxy:
         stats = {"SPOAKIT_STATS": f"{directory}/stats.sock"}
         return {**os.environ, **self._variables, **listeners, **stats}
 
-    def _read_logs(self, process: subprocess.Popen[str]) -> None:
+    def _collect_logs(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
         for line in process.stdout:
             with self._logged:

@@ -1,7 +1,7 @@
-"""The pytest plugin: fixtures that serve agents, play HAProxy to them, and boot the real one.
+"""Pytest plugin: fixtures that serve agents, play HAProxy to them, and boot a real HAProxy.
 
-Installed with spoakit, so nothing has to be imported. ``haproxy`` runs the program that
-``haproxy_binary`` names; override that fixture, with parameters if you like, to test with others.
+pytest loads it wherever spoakit is installed. The fixture ``haproxy`` runs the program that
+``haproxy_binary`` returns. Override that fixture, for instance with parameters, to test others.
 """
 
 from collections.abc import Iterator, Mapping
@@ -83,7 +83,7 @@ def connect_engine() -> Iterator[ConnectEngine]:
 
 @pytest.fixture
 def haproxy_binary() -> Path | None:
-    """Name the haproxy program that tests use; None is the system's."""
+    """Return the haproxy program that tests use; None for the system's."""
     return None
 
 
