@@ -1,7 +1,7 @@
-"""A toolkit for HAProxy's Stream Processing Offload Agents.
+"""Toolkit for HAProxy's Stream Processing Offload Agents.
 
-Everything an agent is written with is here; ``spoakit.exceptions`` has the exceptions,
-``spoakit.testing`` what agents are tested with, ``spoakit.server`` the settings to serve them with.
+This package has all names for writing an agent. ``spoakit.exceptions`` has the exceptions,
+``spoakit.testing`` the test kit, ``spoakit.server`` the server settings.
 """
 
 import typing as _typing
@@ -42,7 +42,7 @@ __all__ = [
     "serve",
 ]
 
-# They stand above the server, which those who only declare or test agents need not import.
+# Imported on first use, so that declaring or testing an agent does not import the server.
 _LATE = frozenset({"run", "serve"})
 
 

@@ -1,8 +1,8 @@
-"""What the hot modules need of ``cython`` where Cython is not installed: names that do nothing.
+"""Substitute for ``cython`` where Cython is not installed: types and decorators without effect.
 
-The hot modules (``*_cy.py``) are Cython in pure Python mode: one source, which runs
-as it is and compiles to C. Compiled, ``cython`` means Cython's own module;
-uncompiled, this one, and its types are plain ``int`` and ``bool``.
+The hot modules (``*_cy.py``) are written in Cython's pure Python mode: one source, which runs as
+it is and compiles to C. In compiled modules ``cython`` is Cython's own module. In uncompiled ones
+it is this module, whose types are plain ``int`` and ``bool``.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def declare(kind: object, value: T) -> T: ...
 @overload
 def declare(kind: type[T], *, visibility: str) -> T: ...
 def declare(kind: object, value: object = None, *, visibility: str = "private") -> object:
-    """Return the value; compiled, the variable or attribute it is assigned to is one of C's.
+    """Return the value; compiled, it declares a C variable or attribute.
 
     An attribute's visibility is "private" to the compiled module, "readonly" or "public".
     """
@@ -37,22 +37,22 @@ def declare(kind: object, value: object = None, *, visibility: str = "private") 
 
 
 def cast(kind: Callable[[Any], T], value: object) -> T:
-    """Return the value as another type; compiled, C's conversion, which checks nothing."""
+    """Convert the value to another type; compiled, C's unchecked conversion."""
     return kind(value)
 
 
 def address(value: object) -> Any:
-    """Return the value; compiled, C's pointer to it."""
+    """Return the value; compiled, a C pointer to it."""
     return value
 
 
 def memcpy(into: object, source: object, size: int) -> object:
-    """Copy bytes; C's function, of which uncompiled code has slices."""
+    """Copy bytes with C's function; uncompiled code uses slices instead."""
     raise NotImplementedError("for compiled code only")
 
 
 def memcmp(one: object, other: object, size: int) -> int:
-    """Compare bytes, and return 0 if they are the same; C's function, as above."""
+    """Compare bytes with C's function; uncompiled code uses slices instead."""
     raise NotImplementedError("for compiled code only")
 
 
@@ -67,7 +67,7 @@ def cfunc(decorated: T) -> T:
 
 
 def ccall(decorated: T) -> T:
-    """Return the function as it is; compiled, it becomes a C function that Python can call, too."""
+    """Return the function as it is; compiled, it becomes a C function that Python can call too."""
     return decorated
 
 

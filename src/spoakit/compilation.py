@@ -1,4 +1,4 @@
-"""The form of the hot code that runs: compiled, or the same source as plain Python."""
+"""Form of the hot code in use: compiled, or the same source as plain Python."""
 
 import importlib.util
 from pathlib import Path
@@ -13,15 +13,15 @@ COMPILED: Final = "compiled"
 """Result of `form` where all hot modules are compiled."""
 
 REMEDY: Final = (
-    "the hot code is not compiled, and takes several times the CPU; install a C compiler and "
+    "the hot code is not compiled, and needs several times the CPU time; install a C compiler and "
     "Python's headers (on Debian: apt-get install gcc python3-dev), then "
     "pip install --force-reinstall --no-cache-dir --no-deps spoakit"
 )
-"""What to do about it."""
+"""Advice for users of the uncompiled form."""
 
 
 def form() -> str:
-    """Return "compiled", "not compiled", or which of the hot modules are not compiled."""
+    """Return "compiled", "not compiled", or the names of hot modules that are not compiled."""
     root = Path(__file__).parent
     hot = [
         ".".join(("spoakit", *path.relative_to(root).with_suffix("").parts))

@@ -1,16 +1,16 @@
-"""Every exception spoakit raises on purpose.
+"""Exceptions of spoakit.
 
 ::
 
     SpoakitError
      +-- ConfigurationError            a wrong option, key or value
      +-- RegistrationError             a wrong handler, variable or resource (also a TypeError)
-     +-- StartupError                  what must be up before serving did not come up
-     +-- CallError                     a message was not handled as it was meant to be
-     |    +-- MismatchError                its arguments are not what the handler takes
+     +-- StartupError                  a socket, file or resource failed before serving
+     +-- CallError                     a message was not handled as intended
+     |    +-- MismatchError                its arguments do not match the handler
      |    +-- DeadlineError                the handler was late (also a TimeoutError)
      |    +-- RefusedError                 no thread was free for the handler
-     +-- AgentDisconnected             the agent ended a connection; to who plays the engine
+     +-- AgentDisconnected             the agent ended a connection; for test clients
      +-- ProtocolError                 a violation of SPOP; carries its status code
           +-- InputOutputError             1
           +-- TimedOutError                2
@@ -27,8 +27,8 @@
           +-- FrameIdNotFoundError         12
           +-- ResourceError                13
 
-The status codes are those of SPOE.txt, section 3.5 ("Errors & timeouts"); the
-connection that meets a ProtocolError sends its code and text in a DISCONNECT frame.
+The status codes are from SPOE.txt, section 3.5 ("Errors & timeouts"). A connection that ends with a
+ProtocolError sends its code and text in a DISCONNECT frame.
 """
 
 from enum import IntEnum
@@ -63,7 +63,7 @@ __all__ = [
 
 
 class StatusCode(IntEnum):
-    """Why a connection is ended (3.5)."""
+    """Reason why a connection is ended (3.5)."""
 
     NORMAL = 0
     IO = 1
@@ -83,11 +83,11 @@ class StatusCode(IntEnum):
 
 
 class SpoakitError(Exception):
-    """The base of all of spoakit's exceptions."""
+    """Base of spoakit's exceptions."""
 
 
 class ConfigurationError(SpoakitError, ValueError):
-    """An option or a key has a value that cannot be used; the text names both and the range."""
+    """An option or key has an invalid value; the text names it, the value and the range."""
 
 
 class RegistrationError(SpoakitError, TypeError):
@@ -95,22 +95,22 @@ class RegistrationError(SpoakitError, TypeError):
 
 
 class StartupError(SpoakitError):
-    """Something that must be up before the agent serves did not come up."""
+    """A socket, file or resource that is needed before the agent serves has failed."""
 
 
 class CallError(SpoakitError):
-    """A message was not handled as it was meant to be; `spoakit.testing.Engine` raises it.
+    """A message was not handled as intended; `spoakit.testing.Engine` raises it.
 
-    A server does not: it counts and logs, and answers with the handler's fallback.
+    A server does not raise it: it counts and logs the error, and sends the handler's fallback.
     """
 
 
 class MismatchError(CallError):
-    """The arguments of a message are not what its handler takes."""
+    """The arguments of a message do not match the parameters of its handler."""
 
 
 class DeadlineError(CallError, TimeoutError):
-    """A handler had not answered at its deadline."""
+    """A handler did not finish before its deadline."""
 
 
 class RefusedError(CallError):
@@ -121,8 +121,8 @@ class AgentDisconnected(SpoakitError):
     """The agent ended the connection; `spoakit.testing.EngineClient` raises it.
 
     Attributes:
-        status_code: why, mostly a `StatusCode`.
-        message: why, in the agent's words.
+        status_code: the status of its DISCONNECT, mostly a `StatusCode`.
+        message: the text of its DISCONNECT.
     """
 
     def __init__(self, status_code: int, message: str) -> None:
@@ -132,23 +132,23 @@ class AgentDisconnected(SpoakitError):
 
 
 class ProtocolError(SpoakitError):
-    """The peer, or a caller playing it, broke SPOP.
+    """The peer violated SPOP.
 
     Attributes:
-        status_code: what the DISCONNECT frame reports (SPOE.txt 3.5).
+        status_code: the status code for the DISCONNECT frame (SPOE.txt 3.5).
     """
 
     status_code: StatusCode = StatusCode.UNKNOWN
 
 
 class InputOutputError(ProtocolError):
-    """The connection failed or ended within a frame."""
+    """The connection failed, or ended within a frame."""
 
     status_code = StatusCode.IO
 
 
 class TimedOutError(ProtocolError):
-    """The peer did not send what it had to in time."""
+    """The peer did not send a frame in time."""
 
     status_code = StatusCode.TIMEOUT
 
@@ -160,13 +160,13 @@ class FrameTooBigError(ProtocolError):
 
 
 class InvalidFrameError(ProtocolError):
-    """A frame cannot be decoded, or must not come at this point."""
+    """A frame is malformed, or is not allowed in this state."""
 
     status_code = StatusCode.INVALID
 
 
 class TooManyMessagesError(InvalidFrameError):
-    """A NOTIFY has more messages than one may have."""
+    """A NOTIFY exceeds the limit on messages."""
 
 
 class VersionNotFoundError(ProtocolError):
@@ -194,13 +194,13 @@ class UnsupportedVersionError(ProtocolError):
 
 
 class BadFrameSizeError(ProtocolError):
-    """The max-frame-size of a HELLO is below 256 or above what was offered."""
+    """The max-frame-size of a HELLO is below 256, or above the offered size."""
 
     status_code = StatusCode.BAD_FRAME_SIZE
 
 
 class FragmentationError(ProtocolError):
-    """A payload came in fragments though that was not agreed."""
+    """A payload was fragmented without agreement."""
 
     status_code = StatusCode.NO_FRAGMENTATION
 
@@ -212,12 +212,12 @@ class InterlacedFramesError(ProtocolError):
 
 
 class FrameIdNotFoundError(ProtocolError):
-    """A fragment or an ACK belongs to no NOTIFY that is known."""
+    """A fragment or an ACK has the ids of an unknown NOTIFY."""
 
     status_code = StatusCode.NO_FRAME_ID
 
 
 class ResourceError(ProtocolError):
-    """The agent has not the means to go on."""
+    """The agent is out of resources."""
 
     status_code = StatusCode.RESOURCE

@@ -1,7 +1,7 @@
-"""Output of logs: their levels, their formats, and a handler that waits for nobody.
+"""Output of logs: levels, formats, and a handler that never blocks.
 
-Peers' bytes cannot forge lines: a line of text has no control characters, and one of JSON is an
-object of its own.
+A peer's bytes cannot forge lines: text has no control characters, and each line of JSON is one
+object.
 """
 
 import errno
@@ -40,40 +40,40 @@ LOG_FORMATS: Final[tuple[LogFormat, ...]] = get_args(LogFormat)
 
 _DATE_FORMAT: Final = "%Y-%m-%d %H:%M:%S"
 
-# Bytes of a line with its line feed. A pipe takes this many at once or not at all (PIPE_BUF on
-# Linux), so that the lines of several workers do not mix.
+# Longest line in bytes, with its line feed. Writes to a pipe are atomic up to this size (PIPE_BUF
+# on Linux), so that the lines of several workers do not mix.
 _MAX_LINE: Final = 4096
-# Bytes of a cut line that are left for saying so.
+# Bytes reserved for the note that a line has been cut.
 _CUT_ROOM: Final = 40
 
-# Bytes of a line of JSON that its message has at most, its own fields together, and one of them.
+# Limits in bytes for a line of JSON: its message, all its own fields, and each of these.
 _MAX_MESSAGE: Final = 1024
 _MAX_FIELDS: Final = 1024
 _MAX_FIELD: Final = 256
 _CUT: Final = "..."
 _OWN_KEYS: Final = frozenset({"time", "level", "logger", "pid", "worker", "traceback"})
 _RECORD_KEYS: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime"}
-# Levels as syslog(3) and the journal number them.
+# Priorities of levels in syslog(3) and the journal.
 _PRIORITIES: Final = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
 
 _worker: int | None = None
 
 
 def set_worker(number: int) -> None:
-    """Name the worker that this process is, from 1, in its lines of JSON."""
+    """Set the number of this worker, from 1, for the lines of JSON."""
     global _worker
     _worker = number
 
 
 class _TextFormatter(logging.Formatter):
-    """Write lines of at most 4,096 bytes without control characters.
+    """Formatter of text lines, of at most 4,096 bytes without control characters.
 
-    Time, process id, level, logger and message; the lines of a traceback or a stack are indented,
-    so that none looks like a record's first one. The journal has the time and the process id from
-    elsewhere, and gets a line's level as systemd wants it, see sd-daemon(3).
+    A line has time, process id, level, logger and message. Lines of a traceback or stack are
+    indented, so that none looks like the first line of a record. The journal adds time and process
+    id by itself, and gets the level as a prefix, see sd-daemon(3).
 
     Args:
-        is_journal: tells whether lines go to the journal.
+        is_journal: returns True if lines go to the journal.
     """
 
     def __init__(self, is_journal: Callable[[], bool]) -> None:
@@ -98,10 +98,10 @@ class _TextFormatter(logging.Formatter):
 
 
 class _JsonFormatter(logging.Formatter):
-    """Write each record as a line of JSON of at most 4,096 bytes.
+    """Formatter of JSON lines of at most 4,096 bytes.
 
-    Its keys are "time" (RFC 3339, UTC), "level", "logger", "message", "pid", "worker" (its number,
-    null in the supervisor), "traceback" where there is one, and the record's own (`extra`).
+    Keys are "time" (RFC 3339, UTC), "level", "logger", "message", "pid", "worker" (a number, null
+    in the supervisor), "traceback" if there is one, and the record's own (`extra`).
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -125,7 +125,7 @@ class _JsonFormatter(logging.Formatter):
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
-    """Return the record's own attributes, as many as fit in their bound."""
+    """Return the record's own attributes, up to the limit on their size."""
     fields: dict[str, object] = {}
     room = _MAX_FIELDS
     for name, value in record.__dict__.items():
@@ -152,12 +152,12 @@ def _text(value: object) -> str:
 
 
 def _encode(value: object) -> str:
-    # Peers' bytes may be lone surrogates, which as ASCII are escapes.
+    # A peer's bytes may be lone surrogates, which ASCII escapes.
     return json.dumps(value, ensure_ascii=True)
 
 
 def _fit_json(text: str, room: int, *, keep_end: bool = False) -> str:
-    """Return a text that as JSON has at most `room` bytes, cut at its end or at its beginning."""
+    """Return a text that has at most `room` bytes as JSON, cut at its end or its beginning."""
     text = text[-room:] if keep_end else text[:room]
     while len(_encode(text)) > room:
         kept = max(0, (len(text) - len(_CUT)) * (room - 8) // len(_encode(text)))
@@ -185,7 +185,7 @@ def _message(record: logging.LogRecord) -> str:
 
 
 def _fit(text: str, room: int) -> str:
-    """Return text with control characters escaped, cut to at most `room` bytes of UTF-8."""
+    """Return a text with escaped control characters, cut to at most `room` bytes of UTF-8."""
     data = text[:room].translate(ESCAPES).encode("utf-8", "backslashreplace")
     if len(text) <= room and len(data) <= room:
         return data.decode()
@@ -194,11 +194,11 @@ def _fit(text: str, room: int) -> str:
 
 
 class _NonBlockingHandler(logging.Handler):
-    """Write records to a stream, and drop those that would have to wait or cannot be written.
+    """Handler that drops records instead of blocking.
 
-    The reader of standard error, a collector at the other end of a pipe for instance, may be slow
-    or stuck, and a write that waited for it would hold up the event loop. How many records were
-    dropped is logged as soon as the stream takes some again.
+    The reader of standard error, such as a log collector at the other end of a pipe, may be slow or
+    stuck, and a write that waits for it would block the event loop. The number of dropped records
+    is logged as soon as the stream accepts a record again.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
@@ -217,12 +217,12 @@ class _NonBlockingHandler(logging.Handler):
             self._dropped += 1
 
     def _dropped_record(self) -> logging.LogRecord:
-        dropped = "%d lines of this log were lost: nobody read them, or the disk is full"
+        dropped = "%d lines of this log were lost: its reader is too slow, or the disk is full"
         arguments = (self._dropped,)
         return logging.LogRecord(__name__, logging.WARNING, __file__, 0, dropped, arguments, None)
 
     def _write(self, text: str) -> bool:
-        """Write a record; False if it was not written whole."""
+        """Write a record; return False if it was not written completely."""
         if self._stream is None:
             return False
         try:
@@ -235,7 +235,7 @@ class _NonBlockingHandler(logging.Handler):
             data = b"\n" + data
         try:
             if stat.S_ISREG(os.fstat(descriptor).st_mode):
-                # If the write fails, that of another worker may have torn a line before it.
+                # If this write fails, another worker's write may have cut a line before it.
                 self._is_torn = True
                 return self._check_whole(data, os.write(descriptor, data))
             return all(
@@ -246,13 +246,13 @@ class _NonBlockingHandler(logging.Handler):
             return False
 
     def _check_whole(self, data: bytes, written: int) -> bool:
-        # A socket and a full disk may take a part. The next line must not be appended to that.
+        # A socket or a full disk may accept a part. The next line must not be appended to it.
         self._is_torn = data[written - 1 : written] != b"\n"
         return written == len(data)
 
 
 def _chunks(data: bytes) -> Iterator[bytes]:
-    """Split data behind line feeds into parts that a pipe takes at once."""
+    """Split data after line feeds into chunks that a pipe accepts atomically."""
     start = 0
     while len(data) - start > _MAX_LINE:
         end = data.rfind(b"\n", start, start + _MAX_LINE) + 1 or start + _MAX_LINE
@@ -267,10 +267,10 @@ _NOT_SUPPORTED: Final = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ESP
 def _write_without_waiting(descriptor: int, chunk: bytes) -> int:
     """Write at most `_MAX_LINE` bytes to a pipe, a socket or a terminal.
 
-    O_NONBLOCK would do, but belongs to all processes that share the pipe.
+    O_NONBLOCK is not an option, since it applies to all processes that share the pipe.
 
     Raises:
-        BlockingIOError: the write would have to wait.
+        BlockingIOError: the write would block.
         OSError: it failed.
     """
     if sys.platform == "linux":
@@ -279,7 +279,7 @@ def _write_without_waiting(descriptor: int, chunk: bytes) -> int:
         except OSError as error:
             if error.errno not in _NOT_SUPPORTED:
                 raise
-    # A pipe that takes anything takes this much, unless another process is quicker.
+    # A writable pipe accepts this much, unless another process writes first.
     poll = select.poll()
     poll.register(descriptor, select.POLLOUT)
     if not poll.poll(0):
@@ -288,7 +288,7 @@ def _write_without_waiting(descriptor: int, chunk: bytes) -> int:
 
 
 def _is_journal(stream: TextIO | None) -> bool:
-    """Tell if a stream goes to the journal; see JOURNAL_STREAM in systemd.exec(5)."""
+    """Return whether a stream goes to the journal; see JOURNAL_STREAM in systemd.exec(5)."""
     wanted = os.environ.get("JOURNAL_STREAM")
     if not wanted or stream is None:
         return False
@@ -302,16 +302,16 @@ def _is_journal(stream: TextIO | None) -> bool:
 def configure_logging(level: LogLevel = "info", format: LogFormat = "text") -> None:
     """Send all logs to standard error.
 
-    Where nobody reads it, lines are dropped and counted, so that a log holds up nothing.
+    Lines are dropped and counted if writing them would block.
 
-    For programs; a library's user configures logging as he likes.
+    It is for programs; the library itself does not configure logging.
 
     Args:
-        level: the least level that is logged; "debug" shows each frame.
+        level: the lowest level to log; "debug" shows each frame.
         format: "text", or "json" for a JSON object a line.
 
     Raises:
-        ConfigurationError: there is no such level or format.
+        ConfigurationError: the level or format is unknown.
     """
     for name, value, allowed in (("level", level, LOG_LEVELS), ("format", format, LOG_FORMATS)):
         if value not in allowed:
@@ -330,5 +330,5 @@ def configure_logging(level: LogLevel = "info", format: LogFormat = "text") -> N
         old.close()
     root.addHandler(handler)
     root.setLevel(level.upper())
-    # asyncio's DEBUG tells which selector it uses.
+    # asyncio's DEBUG lines, such as the selector in use, are not of interest.
     logging.getLogger("asyncio").setLevel(max(logging.INFO, root.level))

@@ -1,7 +1,7 @@
-"""Throttled log lines, and exceptions as bounded text.
+"""Throttled log lines, and exceptions as text of limited length.
 
-A peer decides how often something goes wrong (HAProxy retries a refused handshake thousands of
-times a second), so whatever a peer or a load can cause is logged through a `Throttle`.
+A peer determines how often errors occur: HAProxy retries a refused handshake thousands of times a
+second. So each line that a peer or a load can cause is logged through a `Throttle`.
 """
 
 import logging
@@ -24,7 +24,7 @@ ESCAPES: Final = {
     **{code: f"\\u{code:04x}" for code in (0x2028, 0x2029)},
 }
 
-# Limits of what is logged of one exception.
+# Limits on the text of one exception.
 _MAX_ERROR_TEXT: Final = 1000
 _MAX_FRAMES: Final = 20
 _MAX_CHAIN: Final = 5
@@ -33,11 +33,11 @@ _MAX_TRACEBACK: Final = 8192
 
 
 class FormattedError(NamedTuple):
-    """An exception as text, which keeps nothing of it alive.
+    """Text of an exception, which holds no reference to it.
 
     Attributes:
         summary: its type and text, in one line.
-        traceback: its traceback, lines without control characters; "" if it has none.
+        traceback: its traceback, without control characters in a line; "" without one.
     """
 
     summary: str
@@ -45,10 +45,10 @@ class FormattedError(NamedTuple):
 
 
 def describe_error(error: BaseException) -> str:
-    """Return the type and the text of an exception in one line, cut after 1,000 characters."""
+    """Return the type and text of an exception in one line, cut after 1,000 characters."""
     try:
         return _describe_error(error)
-    except BaseException:  # its class and its text may run code of any kind
+    except BaseException:  # the exception's own code may raise anything
         return "an exception that cannot be shown"
 
 
@@ -67,7 +67,7 @@ def _describe_error(error: BaseException) -> str:
 
 
 def format_error(error: BaseException) -> FormattedError:
-    """Return an exception as text: its last 20 frames, then its causes."""
+    """Return an exception as text, with its last 20 stack frames and its causes."""
     summary = describe_error(error)
     try:
         if error.__traceback__ is None and error.__cause__ is None:
@@ -81,7 +81,7 @@ def format_error(error: BaseException) -> FormattedError:
 
 
 def _traceback_lines(error: BaseException, title: str, depth: int) -> Iterator[str]:
-    """Yield the lines of a traceback; the exceptions that led to it follow, as they may be cut."""
+    """Yield the lines of a traceback, its causes last, since the end may be cut."""
     if depth >= _MAX_CHAIN:
         return
     yield f"{title} (most recent call last):"
@@ -109,7 +109,7 @@ _NONE: Final[Mapping[str, object]] = {}
 
 
 class _Kind:
-    """A kind of line: when it was last logged, and the last line that was held back since."""
+    """Kind of line: when it was last logged, and the last line suppressed since then."""
 
     __slots__ = ("args", "error", "extra", "level", "logged_at", "message", "suppressed")
 
@@ -124,24 +124,26 @@ class _Kind:
 
 
 class Throttle:
-    """Log the first line of a kind at once, and what follows within `interval` as one summary.
+    """Throttle for log lines.
 
-    No timer and no thread: a summary is written with the kind's next line after the interval, or
-    by `flush`, which the process's main loop calls about once a second for all throttles
-    (`flush_throttles`) and once more at exit. Nothing is lost silently.
+    The first line of a kind is logged at once; lines that follow within `interval` are summarised
+    in one line. There is no timer: a summary is written with the kind's next line after the
+    interval, or by `flush`, which the main loop of the process calls for all throttles about once a
+    second (`flush_throttles`), and at exit. Nothing is lost silently.
 
-    A line may show an exception with its traceback. It is formatted when it is logged: a summary
-    shows the one that the kind was last logged with, so a kind should tell types and places apart.
+    A line may show an exception with its traceback. It is formatted when it is logged. A summary
+    shows the exception that the kind was last logged with, so a kind should contain its type and
+    place.
 
-    The `extra` of a line becomes attributes of its record, as in the standard library; with
-    ``--log-format json`` they are keys of the line, and a summary has "repeated" beside them.
+    The `extra` of a line becomes attributes of its record, as in the standard library. With
+    ``--log-format json`` they are keys of the line, and a summary also has the key "repeated".
 
     Args:
-        logger: where the lines go.
+        logger: the logger for the lines.
         interval: seconds in which a kind is logged once.
-        max_kinds: how many kinds are told apart; further ones share one, so that kinds made from
-            what a peer sends cannot grow the table or flood the log.
-        clock: monotonic seconds.
+        max_kinds: limit on the number of kinds; further ones share one, so that kinds that depend
+            on a peer's input cannot grow the table or flood the log.
+        clock: returns monotonic seconds.
     """
 
     __slots__ = ("__weakref__", "_clock", "_interval", "_kinds", "_logger", "_max_kinds")
@@ -187,26 +189,26 @@ class Throttle:
             kind: see the class.
             message: a format for ``args``.
             args: what the message shows.
-            error: an exception to show behind the message, with its traceback.
+            error: an exception to show after the message, with its traceback.
             extra: see the class.
         """
         self._log(logging.ERROR, kind, message, args, extra, error)
 
     def flush(self, *, final: bool = False) -> None:
-        """Summarise the kinds whose interval is over, or every kind in the `final` call."""
+        """Write the summaries whose interval has passed, or all of them if `final`."""
         now = self._clock()
         for kind, state in list(self._kinds.items()):
             elapsed = now - state.logged_at
             if not final and elapsed < self._interval:
                 continue
             if state.suppressed:
-                # The line that stands for the others is one of them, hence one less "more".
+                # The summary shows one of the suppressed lines, so the rest is one less.
                 self._summarise(state, state.suppressed - 1, now)
             else:
                 del self._kinds[kind]
 
     def forget(self) -> None:
-        """Drop what is held back: after a fork, the parent is the one to report it."""
+        """Drop suppressed lines, in a forked process; its parent reports them."""
         self._kinds.clear()
 
     def _log(
@@ -224,7 +226,7 @@ class Throttle:
         state = self._kinds.get(kind)
         if state is None:
             if len(self._kinds) >= self._max_kinds:
-                self.flush()  # forgets the quiet kinds
+                self.flush()  # forgets kinds without recent lines
             if len(self._kinds) >= self._max_kinds:
                 kind = _OTHERS
                 state = self._kinds.get(kind)
@@ -238,7 +240,7 @@ class Throttle:
             state.suppressed += 1
             _suppressed[0] += 1
             if kind is _OTHERS:
-                # The exception that was last logged is another one than this.
+                # Different kinds share this one, so the logged exception may be another one.
                 kind_of_error = type(error).__qualname__
                 state.error = None if error is None else FormattedError(kind_of_error, "")
         else:
@@ -272,12 +274,12 @@ class Throttle:
             self._logger.name, level, __file__, 0, message + suffix, args, None, extra=extra
         )
         if error is not None:
-            # Every formatter appends this text, where it would format `exc_info` itself.
+            # All formatters append this text, in place of formatting `exc_info`.
             record.exc_text = error.traceback or None
         try:
             self._logger.handle(record)
         except Exception:
-            # A filter of the application's may raise, which must not cost a connection.
+            # An exception of the application's filter must not end a connection.
             _failing.handleError(record)
 
 
@@ -288,17 +290,17 @@ _throttles: WeakSet[Throttle] = WeakSet()
 
 
 def flush_throttles(*, final: bool = False) -> None:
-    """Flush every throttle of this process; the loop that runs the process calls it each second."""
+    """Flush all throttles of this process; its main loop calls it once a second."""
     for throttle in list(_throttles):
         throttle.flush(final=final)
 
 
 def suppressed_lines() -> int:
-    """Return how many lines all throttles of this process have held back."""
+    """Return the number of lines that all throttles of this process have suppressed."""
     return _suppressed[0]
 
 
 def forget_throttled() -> None:
-    """Drop what every throttle holds back, in a process just forked."""
+    """Drop the suppressed lines of all throttles, in a forked process."""
     for throttle in list(_throttles):
         throttle.forget()

@@ -17,25 +17,25 @@ def run(
 ) -> int:
     """Serve agents until SIGTERM or SIGINT, and return the process's exit code.
 
-    To be called in the main thread of a process without an event loop or other threads, since it
-    receives signals and forks its workers. Logging is left as it is.
+    Call it in the main thread of a process without an event loop or other threads, since it
+    receives signals and forks its workers. It does not configure logging.
 
     Args:
-        agents: one or more, whose messages all differ; each HAProxy engine uses its own.
+        agents: one or more agents with different messages.
         address: an IPv4 or IPv6 address or a host name to listen on; 0.0.0.0 by default.
-        port: 0 lets the system choose, and the choice is logged; 12345 by default.
-        unix: path of a Unix socket to listen on: beside address and port, or alone without these.
-        workers: processes that serve, 1 to 1024, beside the one that supervises them; 1 by default.
-        settings: all other settings; the arguments above take the place of what they say.
+        port: 0 lets the system choose the port, which is logged; 12345 by default.
+        unix: path of a Unix socket to listen on, in addition to address and port, if given.
+        workers: number of worker processes, 1 to 1024, besides the supervisor; 1 by default.
+        settings: all other settings; the arguments above override them.
 
     Returns:
         0 after a drain; 1 if the start failed (the reason is logged) or a worker had to be killed;
-        128 and the signal's number if a second signal ended it at once.
+        128 plus the signal's number if a second signal ended it at once.
 
     Raises:
-        ConfigurationError: a setting is out of its range, the system lacks the loop asked for, or a
-            TLS file cannot be used.
-        RegistrationError: the agents do not go together.
+        ConfigurationError: a setting is out of its range, the system does not support the loop, or
+            a TLS file cannot be used.
+        RegistrationError: the agents cannot be served together.
     """
     settings = _with_address(settings or ServerSettings(), address, port, unix)
     if workers is not None:
@@ -50,24 +50,24 @@ async def serve(
     unix: str | None = None,
     settings: ServerSettings | None = None,
 ) -> None:
-    """Serve agents on the running event loop until cancelled; then drain, within its bound.
+    """Serve agents in the running event loop until cancelled; then drain within the timeout.
 
-    A second cancellation ends the drain. For programs with an event loop of their own: signals are
-    theirs, and there are no workers.
+    A second cancellation ends the drain. It is for programs with their own event loop, which also
+    handle signals themselves. There are no workers.
 
     Args:
-        agents: one or more, whose messages all differ.
+        agents: one or more agents with different messages.
         address: as for `run`.
         port: as for `run`.
         unix: as for `run`.
-        settings: all other settings, but for those that need a process (workers, a pidfile, a
-            logfile, a runtime, reports, going to the background).
+        settings: all other settings, except settings that need a process (workers, pidfile,
+            logfile, runtime, monitor, watch, daemonize).
 
     Raises:
         ConfigurationError: a setting is out of its range or needs a process, or a TLS file cannot
             be used.
-        RegistrationError: the agents do not go together.
-        StartupError: an address cannot be had, or a resource does not come up.
+        RegistrationError: the agents cannot be served together.
+        StartupError: an address cannot be bound, or a resource does not start.
     """
     await server.serve(agents, _with_address(settings or ServerSettings(), address, port, unix))
 

@@ -52,12 +52,11 @@ def test_the_help_has_the_options_of_the_c_program_and_goes_on(
         "  -f, --frames=VALUE              Close a connection after this many frames "
         "(default: never).",
         "  -h, --help                      Show this text.",
-        "  -m, --max-frame-size=VALUE      Specify the maximum frame size "
-        "(default: that of HAProxy).",
+        "  -m, --max-frame-size=VALUE      Specify the maximum frame size (default: HAProxy's).",
         "  -n, --num-workers=VALUE         Specify the number of workers (default: 5).",
         "  -p, --port=VALUE                Specify the port to listen on (default: 12345; 0: any).",
         "  -t, --processing-delay=TIME     Set a delay to process a message (default: 0).",
-        "      --config=FILE               Score as this TOML file says.",
+        "      --config=FILE               The configuration, a TOML file.",
         "Supported event backends: auto, uvloop, asyncio, select, poll, epoll, linuxaio.",
     ):
         assert f"{line}\n" in shown
@@ -127,13 +126,13 @@ def test_all_that_is_wrong_is_named_and_the_exit_code_is_64(
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (["--tls-key=x"], "--tls-key 'x': --tls-cert is missing"),
-        (["--watch"], "--watch: there is nothing to watch without --config"),
-        (["--control=x"], "--control: there is nothing to control without --config"),
+        (["--tls-key=x"], "--tls-key 'x' needs --tls-cert"),
+        (["--watch"], "--watch needs --config"),
+        (["--control=x"], "--control needs --config"),
         (["--config=/absent/i.toml"], "/absent/i.toml: No such file or directory"),
         (
             ["--config=i.toml", "--random"],
-            "--random: with --config, 'i.toml' is where scores come from",
+            "--random: scores come from --config 'i.toml'; use one of the two",
         ),
     ],
 )
@@ -238,7 +237,7 @@ def test_scores_that_are_random_without_being_asked_for_are_warned_of(
     run: Run, arguments: str, is_warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     run(arguments)
-    assert ("without --config scores are random; --random" in caplog.text) is is_warned
+    assert ("without --config scores are random; use --random" in caplog.text) is is_warned
 
 
 @contextmanager
@@ -339,4 +338,4 @@ def test_check_has_a_line_for_each_source_and_writes_nothing(tmp_path: Path) -> 
 
 def test_without_a_file_there_is_nothing_to_check(capsys: pytest.CaptureFixture[str]) -> None:
     assert iprep.main(["--check"]) == 64
-    assert capsys.readouterr().err == "ERROR: --check: there is nothing to check without --config\n"
+    assert capsys.readouterr().err == "ERROR: --check needs --config\n"

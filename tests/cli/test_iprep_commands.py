@@ -257,7 +257,7 @@ def test_a_lookup_shows_the_score_the_rule_and_what_each_source_says(
         ("ban", "it is banned"),
         ("allow", "it is allowed, whatever else is known"),
         ("private", "it is not of the public Internet, so that sources do not count"),
-        ("weighted", "what the sources that have it say, by their weights"),
+        ("weighted", "the weighted mean of the sources that have it"),
         ("unknown", "no source has it"),
         ("a-new-one", "a-new-one"),
     ],
@@ -340,7 +340,7 @@ def test_answers_can_be_had_as_json(control: Control, tell: Tell) -> None:
         (
             {"bans": 1},
             "",
-            "the answer is not understood: Expected `array`, got `int` - at `$.bans`",
+            "cannot parse the response: Expected `array`, got `int` - at `$.bans`",
         ),
     ],
 )
@@ -432,7 +432,7 @@ def test_a_wrong_command_line_is_named_and_ends_with_64(
     ("file", "error"),
     [
         ("/absent/i.toml", "/absent/i.toml: No such file or directory"),
-        ("none.toml", "none.toml: control.path is false: there is no socket"),
+        ("none.toml", "none.toml: control.path is false, so it has no control socket"),
     ],
 )
 def test_a_configuration_without_a_control_socket_is_named(

@@ -8,7 +8,7 @@ import pytest
 
 from spoakit.cli.iprep import main as iprep_main
 from spoakit.cli.mirror import main as mirror_main
-from spoakit.cli.options import read_tls
+from spoakit.cli.options import tls_settings
 from spoakit.cli.spoakit import main as spoakit_main
 from spoakit.compilation import form
 from spoakit.exceptions import ConfigurationError
@@ -43,12 +43,12 @@ def test_each_hot_module_counts(
 
 
 def test_tls_begins_with_a_certificate() -> None:
-    assert read_tls(None, None, None) is None
-    assert read_tls("c", "k", "a") == ListenTls("c", "k", "a")
-    with pytest.raises(ConfigurationError, match="--tls-key 'k': --tls-cert is missing"):
-        read_tls(None, "k", None)
-    with pytest.raises(ConfigurationError, match="--tls-ca 'a': --tls-cert is missing"):
-        read_tls(None, None, "a")
+    assert tls_settings(None, None, None) is None
+    assert tls_settings("c", "k", "a") == ListenTls("c", "k", "a")
+    with pytest.raises(ConfigurationError, match="--tls-key 'k' needs --tls-cert"):
+        tls_settings(None, "k", None)
+    with pytest.raises(ConfigurationError, match="--tls-ca 'a' needs --tls-cert"):
+        tls_settings(None, None, "a")
 
 
 @pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])

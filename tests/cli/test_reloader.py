@@ -86,7 +86,7 @@ def test_it_does_not_go_to_the_background(
 ) -> None:
     monkeypatch.setattr(sys, "path", sys.path[:])
     assert command.main(["run", "--reload", "-D", "agents:agent"]) == 64
-    assert "--reload: it stays in the foreground" in capsys.readouterr().err
+    assert "--reload runs in the foreground" in capsys.readouterr().err
 
 
 def test_without_watchfiles_it_names_the_extra(

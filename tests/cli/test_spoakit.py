@@ -161,8 +161,14 @@ def in_process(arguments: list[str], directory: Path, monkeypatch: pytest.Monkey
         (["run", "--allow", "10.0.0.1/8"], "--allow: '10.0.0.1/8' is neither"),
         (["run", "--unix-mode", "9"], "invalid unix mode '9' (--unix-mode: allowed: octal digits"),
         (["run", "-n", "0"], "invalid num workers '0' (--num-workers: allowed range [1, 1000])"),
-        (["run", "--listen", "http://x"], "--listen: 'http://x' is neither tcp://HOST:PORT nor"),
-        (["run", "--listen", "tcp://::1:7"], "--listen: 'tcp://::1:7' is neither"),
+        (
+            ["run", "--listen", "http://x"],
+            "--listen: must be tcp://HOST:PORT or unix:PATH, got 'http://x'",
+        ),
+        (
+            ["run", "--listen", "tcp://::1:7"],
+            "--listen: must be tcp://HOST:PORT or unix:PATH, got 'tcp://::1:7'",
+        ),
         (["run", "--listen", "unix:"], "--listen: unix must be a path"),
         (["run", "--listen", "tcp://h:65536"], "--listen: port must be between 0 and 65535"),
         (["run", "--drain", "10"], "invalid drain '10' (--drain: say 10s or 10ms)"),
@@ -194,10 +200,10 @@ def test_a_wrong_command_line_is_named_with_how_to_call_it(
         (["missing:agent"], "agent 'missing:agent': No module named 'missing'"),
         (["agents.inner:agent"], "agent 'agents.inner:agent': No module named 'agents.inner'"),
         ([".agents:first"], "agent '.agents:first': give it as module:agent"),
-        (["agents:third"], "agent 'agents:third': there is no such name in agents; its agents are"),
+        (["agents:third"], "agent 'agents:third': the name is missing in agents; its agents are"),
         (["agents:number"], "agent 'agents:number': it is not an Agent in agents; its agents are"),
         (["agents:first", "agents:first"], "two agents have the name 'first'"),
-        (["agents:first", "--tls-key=x"], "--tls-key 'x': --tls-cert is missing"),
+        (["agents:first", "--tls-key=x"], "--tls-key 'x' needs --tls-cert"),
     ],
 )
 def test_a_wrong_agent_or_setting_is_named(

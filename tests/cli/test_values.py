@@ -99,9 +99,9 @@ def test_values_are_read(read: Callable[[str], object], text: str, value: object
         (values.choice(("1.1", "2")), ("", "3"), "allowed: 1.1, 2"),
         (values.text, ("",), "empty"),
         (values.ports, ("", "x", "0-9", "2-1", "65536", "1-2-3", "-1"), "FIRST-LAST within"),
-        (values.interface, ("", "a b", "a\n", "x" * 256), "no interface"),
+        (values.interface, ("", "a b", "a\n", "x" * 256), "is not an interface"),
         (values.logfile, ("x:m", "\u00e4:m"), "invalid logfile mode"),
-        (values.host, ("", "a b", "a/b", "a\r\nb"), "neither 'keep'"),
+        (values.host, ("", "a b", "a/b", "a\r\nb"), "must be keep"),
         (values.marker, ("", "a b", "a:b\r\nc: d", ": x", "Host: x", "TE"), "NAME or NAME:VALUE"),
     ],
 )

@@ -84,7 +84,7 @@ def test_what_there_is_not_says_so(agent: Agent) -> None:
     with Engine(agent) as engine:
         with pytest.raises(KeyError, match="metric agents_logouts_total is not declared"):
             engine.metrics.value("agents_logouts_total")
-        with pytest.raises(TypeError, match="its labels are result, not who"):
+        with pytest.raises(TypeError, match="labels must be result, got who"):
             engine.metrics.value("agents_logins_total", who="me")
         with pytest.raises(KeyError, match="agents_open is not a histogram"):
             engine.metrics.distribution("agents_open")

@@ -45,7 +45,7 @@ def test_a_wrong_declaration_says_what_is_wrong(declare: Callable[[], Any], text
 def test_wrong_labels_say_which_there_are() -> None:
     with pytest.raises(TypeError, match="declared_one_total: labels must be a, got b"):
         ONE.add(b=1)
-    with pytest.raises(TypeError, match=r"declared_one_total: its labels are a, not $"):
+    with pytest.raises(TypeError, match=r"declared_one_total: labels must be a, got $"):
         ONE.add()
 
 

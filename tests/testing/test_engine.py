@@ -96,7 +96,7 @@ def test_an_engine_can_run_again_but_not_twice_at_once() -> None:
             assert engine.call("rate", src=SRC) == {"txn.allowed": True}
             with pytest.raises(SpoakitError, match="already running"):
                 engine.__enter__()
-    with pytest.raises(SpoakitError, match="does not run: use it by"):
+    with pytest.raises(SpoakitError, match="is not running: write"):
         engine.call("rate", src=SRC)
 
 

@@ -1,4 +1,4 @@
-"""The option table of all commands, and the server settings that its values make."""
+"""Options that commands share, and the server settings made of their values."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -7,7 +7,7 @@ from typing import Any, Final
 from spoakit.apps.checks import check_writable
 from spoakit.cli import values
 from spoakit.cli.option_table import Group, Option
-from spoakit.cli.options import read_tls
+from spoakit.cli.options import tls_settings
 from spoakit.cli.values import NotAllowedError
 from spoakit.exceptions import ConfigurationError
 from spoakit.log_output import LOG_FORMATS, LOG_LEVELS, LogLevel, configure_logging
@@ -41,7 +41,7 @@ _DEFAULTS: Final = ServerSettings()
 
 
 def capability(text: str) -> tuple[str, bool]:
-    """Read the name of a capability, and whether it is to be announced or switched off."""
+    """Parse the name of a capability, with no- or ! before it to switch it off."""
     name = text.lower()
     prefix = next((prefix for prefix in _OFF if name.startswith(prefix)), "")
     name = name.removeprefix(prefix)
@@ -50,7 +50,7 @@ def capability(text: str) -> tuple[str, bool]:
     return name, not prefix
 
 
-# --- options with a letter: those of the C programs, and those that all commands have -
+# --- options with a letter, as in the C programs ----------------------------------------
 
 ADDRESS: Final = Option(
     "-a, --address",
@@ -108,7 +108,7 @@ LOGFILE: Final = Option(
 MAX_FRAME_SIZE: Final = Option(
     "-m, --max-frame-size",
     "VALUE",
-    "Specify the maximum frame size (default: that of HAProxy).",
+    "Specify the maximum frame size (default: HAProxy's).",
     values.number(512, MAX_FRAME_SIZE_CAP),
 )
 NUM_WORKERS: Final = Option(
@@ -156,7 +156,7 @@ LETTERS: Final = (
     PORT,
     RUNTIME,
 )
-"""Those of every program, in the order of the help."""
+"""Options of all programs, in the order of the help."""
 
 # --- options without a letter ---------------------------------------------------------
 
@@ -206,9 +206,9 @@ LISTENING: Final[Group] = (
             parse_network,
             repeated=True,
         ),
-        Option("--tls-cert", "FILE", "Take TLS connections only, with this certificate."),
+        Option("--tls-cert", "FILE", "Accept TLS connections only, with this certificate."),
         Option("--tls-key", "FILE", "Its key, if it is not in the same file."),
-        Option("--tls-ca", "FILE", "Ask for certificates that come from these authorities."),
+        Option("--tls-ca", "FILE", "Require client certificates of these authorities."),
     ),
 )
 LIMITS: Final[Group] = (
@@ -267,7 +267,7 @@ LIMITS: Final[Group] = (
 WORKER_TIMEOUT: Final = Option(
     "--worker-timeout",
     "TIME",
-    "Replace a worker that hangs for so long; 0 = never (default: 10s).",
+    "Replace a worker that hangs longer; 0 = never (default: 10s).",
     values.duration(1, _DAY, off=True),
     "10s",
 )
@@ -306,7 +306,7 @@ SPDX-License-Identifier: Apache-2.0
 
 
 def begin_logging(given: Mapping[str, Any]) -> None:
-    """Log as these options' values say, from the first line on.
+    """Configure logging by these options' values, before anything is logged.
 
     Raises:
         StartupError: the logfile cannot be written.
@@ -318,10 +318,10 @@ def begin_logging(given: Mapping[str, Any]) -> None:
 
 
 def server_settings(given: Mapping[str, Any]) -> ServerSettings:
-    """Return the server settings that these options' values make, by the options' names.
+    """Return the server settings for these options' values, which are keyed by name.
 
     Raises:
-        ConfigurationError: they do not go together.
+        ConfigurationError: values contradict each other.
     """
     drain = _DEFAULTS.drain.timeout if given["drain"] is None else given["drain"]
     return ServerSettings(
@@ -332,7 +332,7 @@ def server_settings(given: Mapping[str, Any]) -> ServerSettings:
             unix_group=given["unix_group"],
             backlog=given["connection_backlog"],
             allow=tuple(given["allow"]),
-            tls=read_tls(given["tls_cert"], given["tls_key"], given["tls_ca"]),
+            tls=tls_settings(given["tls_cert"], given["tls_key"], given["tls_ca"]),
         ),
         limits=_limits(given),
         drain=Drain(drain, given["drain_checks"]),
@@ -349,10 +349,10 @@ def server_settings(given: Mapping[str, Any]) -> ServerSettings:
 
 
 def check_server_files(settings: ServerSettings) -> None:
-    """Refuse files of a server that cannot be used, for --check; none is written.
+    """Check the files of a server for --check, without writing any.
 
     Raises:
-        ConfigurationError: one cannot; the text names the option and the file.
+        ConfigurationError: a file cannot be used; the text names the option and the file.
     """
     if settings.listen.tls is not None:
         server_context(settings.listen.tls)
@@ -363,7 +363,7 @@ def check_server_files(settings: ServerSettings) -> None:
 
 
 def _addresses(given: Mapping[str, Any]) -> tuple[ListenAddress, ...]:
-    """Return those of --listen, and of -a, -p and --unix where one of these is given."""
+    """Return the addresses of --listen, and of -a, -p and --unix if one of these is given."""
     address, port, unix = given["address"], given["port"], given["unix"]
     if given["listen"] and (address, port, unix) == (None, None, None):
         return tuple(given["listen"])
@@ -371,15 +371,15 @@ def _addresses(given: Mapping[str, Any]) -> tuple[ListenAddress, ...]:
 
 
 def watching(settings: ServerSettings, given: Mapping[str, Any]) -> ServerSettings:
-    """Return the settings with the configuration file watched, where --watch asks for that.
+    """Return the settings with the configuration file watched, if --watch is given.
 
     Raises:
-        ConfigurationError: no file is given with --config.
+        ConfigurationError: --config is missing.
     """
     if not given["watch"]:
         return settings
     if given["config"] is None:
-        raise ConfigurationError("--watch: there is nothing to watch without --config")
+        raise ConfigurationError("--watch needs --config")
     return replace(settings, watch=given["config"])
 
 
@@ -402,6 +402,6 @@ def _limits(given: Mapping[str, Any]) -> Limits:
 
 
 def _capabilities(switches: Sequence[tuple[str, bool]]) -> tuple[str, ...]:
-    """Return what is to be announced; of several switches for one, the last counts."""
+    """Return the capabilities to announce; the last switch of each counts."""
     wanted = dict.fromkeys(_DEFAULTS.capabilities, True) | dict(switches)
     return tuple(name for name, is_on in wanted.items() if is_on)

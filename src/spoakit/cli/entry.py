@@ -1,4 +1,4 @@
-"""Entry points of the applications, which name the extra that is not installed."""
+"""Entry points of the applications, which explain how to install a missing extra."""
 
 import sys
 from importlib import import_module

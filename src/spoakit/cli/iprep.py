@@ -27,7 +27,7 @@ from spoakit.cli.common_options import (
 )
 from spoakit.cli.iprep_commands import COMMANDS, run_command
 from spoakit.cli.iprep_options import iprep_parser
-from spoakit.cli.options import EX_FAILED, fail, open_standard_streams, show
+from spoakit.cli.options import EX_FAILED, open_standard_streams, report_error, show
 from spoakit.exceptions import ConfigurationError, SpoakitError
 from spoakit.server import Hooks, ReloadableSettings, ServerSettings, TcpAddress, loop_factory, run
 
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in COMMANDS:
         return run_command(arguments)
-    given = iprep_parser().read(arguments)
+    given = iprep_parser().parse_options(arguments)
     if given is None:
         return 0
     with ExitStack() as stack:
@@ -53,11 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             agent, hooks = _agent(given, live, stack)
             if given["config"] is None and not given["random"]:
                 logger.warning(
-                    "without --config scores are random; --random says that this is meant"
+                    "without --config scores are random; use --random if this is intended"
                 )
             return run([agent], settings, hooks)
         except SpoakitError as error:
-            return fail(error)
+            return report_error(error)
 
 
 def _check(given: Mapping[str, Any], server: ServerSettings) -> int:
@@ -68,9 +68,9 @@ def _check(given: Mapping[str, Any], server: ServerSettings) -> int:
     """
     path = given["config"]
     if path is None:
-        raise ConfigurationError("--check: there is nothing to check without --config")
+        raise ConfigurationError("--check needs --config")
     check_server_files(server)
-    settings = _read(path, given["control"], server)
+    settings = _load_settings(path, given["control"], server)
     check_files(settings)
     with asyncio.Runner(loop_factory=loop_factory(server.loop)) as runner:
         results = runner.run(check_sources(settings))
@@ -81,21 +81,23 @@ def _check(given: Mapping[str, Any], server: ServerSettings) -> int:
 def _reloadable_settings(
     given: Mapping[str, Any], settings: ServerSettings
 ) -> ReloadableSettings[ReputationSettings] | None:
-    """Return what is configured; None without a configuration file."""
+    """Return the settings of the configuration file; None without one."""
     path = given["config"]
     if path is None:
         if given["control"] is not None:
-            raise ConfigurationError("--control: there is nothing to control without --config")
+            raise ConfigurationError("--control needs --config")
         return None
     if given["random"]:
-        raise ConfigurationError(f"--random: with --config, {path!r} is where scores come from")
-    return reloadable_settings(partial(_read, path, given["control"], settings))
+        raise ConfigurationError(
+            f"--random: scores come from --config {path!r}; use one of the two"
+        )
+    return reloadable_settings(partial(_load_settings, path, given["control"], settings))
 
 
 def _agent(
     given: Mapping[str, Any], live: ReloadableSettings[ReputationSettings] | None, stack: ExitStack
 ) -> tuple[Agent, Hooks]:
-    """Return the agent that is asked for, and what it does on signals."""
+    """Return the agent, and its hooks for signals."""
     delay = given["processing_delay"] or 0.0
     if live is None:
         return random_agent(delay), Hooks()
@@ -104,8 +106,8 @@ def _agent(
     return create_agent(live, folder, delay), hooks
 
 
-def _read(path: str, control: str | None, server: ServerSettings) -> ReputationSettings:
-    """Read the configuration file, which has to go together with the options."""
+def _load_settings(path: str, control: str | None, server: ServerSettings) -> ReputationSettings:
+    """Load the configuration file, and check that it is compatible with the options."""
     settings = read_config(path)
     listen = server.listen
     public = [
@@ -115,8 +117,8 @@ def _read(path: str, control: str | None, server: ServerSettings) -> ReputationS
     ]
     if settings.bans.message and public:
         raise ConfigurationError(
-            f"{path}: bans.message: everybody who reaches {public[0]} could ban; listen on a Unix "
-            "socket (--unix) or on a loopback address (-a 127.0.0.1)"
+            f"{path}: bans.message: every host that reaches {public[0]} could ban; listen on a "
+            "Unix socket (--unix) or on a loopback address (-a 127.0.0.1)"
         )
     return structs.replace(settings, control=with_default(settings.control, control))
 

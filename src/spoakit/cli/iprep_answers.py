@@ -1,7 +1,7 @@
-"""The answers of a running spoa-iprep to its commands, as texts for people.
+"""Text for people of the responses of a running spoa-iprep.
 
-Texts in them are partly those of lists and databases, which come from others: what could steer a
-terminal is not shown.
+Responses have text of lists and databases, which are not trusted, so unprintable characters, which
+could control a terminal, are replaced.
 """
 
 import time
@@ -17,7 +17,7 @@ _RULES: Final = {
     "allow": "it is allowed, whatever else is known",
     "private": "it is not of the public Internet, so that sources do not count",
     "lowest": "the lowest of the sources that have it",
-    "weighted": "what the sources that have it say, by their weights",
+    "weighted": "the weighted mean of the sources that have it",
     "unknown": "no source has it",
 }
 _UNITS: Final = (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1))
@@ -78,7 +78,7 @@ class _Table(msgspec.Struct, frozen=True):
         return shown
 
 
-class _Say(msgspec.Struct, frozen=True):
+class _SourceResult(msgspec.Struct, frozen=True):
     source: str
     state: str
     score: int | None = None
@@ -99,7 +99,7 @@ class _Lookup(msgspec.Struct, frozen=True):
     address: str
     score: int
     rule: str
-    says: tuple[_Say, ...]
+    says: tuple[_SourceResult, ...]
     table: _Table
     source: str = ""
     category: str = ""
@@ -132,20 +132,20 @@ class _Sources(msgspec.Struct, frozen=True):
 
 
 def show_ban(answer: Answer, now: float) -> str:
-    """Show the ban that was made.
+    """Show the ban that was added.
 
     Raises:
-        ControlError: (as all functions here) the answer has another form.
+        ControlError: (by all functions here) the response has another form.
     """
-    ban = _read(answer, _Ban)
+    ban = _convert(answer, _Ban)
     until = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(ban.until))
     shown = f"{_clean(ban.address)} has a score of {ban.score} until {until}"
     return f"{shown}; note that {_clean(ban.note)}" if ban.note else shown
 
 
 def show_unban(answer: Answer, now: float) -> str:
-    """Show whose bans were ended."""
-    ended = _read(answer, _Unban)
+    """Show the address or network whose bans were ended."""
+    ended = _convert(answer, _Unban)
     if not ended.address:
         return f"all bans were ended: {ended.count:,}"
     count = f": {ended.count:,} bans were ended" if ended.count > 1 else ""
@@ -154,15 +154,15 @@ def show_unban(answer: Answer, now: float) -> str:
 
 def show_update(answer: Answer, now: float) -> str:
     """Show a source that was updated."""
-    found = _read(answer, _Update)
+    found = _convert(answer, _Update)
     download = f"the download is {found.download}, and " if found.download else ""
     shown = f"{_clean(found.source)}: {download}{found.entries:,} entries are in the table"
     return f"{shown}; {_clean(found.fault)}" if found.fault else shown
 
 
 def show_bans(answer: Answer, now: float) -> str:
-    """Show all bans with the time that is left of each."""
-    bans = _read(answer, _Bans).bans
+    """Show all bans with their remaining time."""
+    bans = _convert(answer, _Bans).bans
     if not bans:
         return "there are no bans"
     rows = [(ban.address, str(ban.score), ban.time_left(now), ban.reason) for ban in bans]
@@ -170,8 +170,8 @@ def show_bans(answer: Answer, now: float) -> str:
 
 
 def show_lookup(answer: Answer, now: float) -> str:
-    """Show the score of an address, what decided, and what each source says."""
-    found = _read(answer, _Lookup)
+    """Show the score of an address, the rule that decided, and the result of each source."""
+    found = _convert(answer, _Lookup)
     rule = _RULES.get(found.rule, found.rule)
     lines = [
         f"{_clean(found.address)} has a score of {found.score}: {_clean(rule)}",
@@ -187,8 +187,8 @@ def show_lookup(answer: Answer, now: float) -> str:
 
 
 def show_lookup_line(answer: Answer, now: float) -> str:
-    """Show the score of an address and what decided, in one line of columns."""
-    found = _read(answer, _Lookup)
+    """Show the score of an address and the rule that decided, in one line."""
+    found = _convert(answer, _Lookup)
     shown = f"{_clean(found.address):<{_ADDRESS_WIDTH}}  {found.score:>3}  {_clean(found.rule):<8}"
     return f"{shown}  {_clean(found.source)}".rstrip()
 
@@ -212,8 +212,8 @@ def _facts(found: _Lookup, now: float) -> Iterable[str]:
 
 
 def show_sources(answer: Answer, now: float) -> str:
-    """Show the sources in a table, and below it their lines that are refused, and warnings."""
-    found = _read(answer, _Sources)
+    """Show the sources in a table, followed by refused lines and warnings."""
+    found = _convert(answer, _Sources)
     header = ["NAME", "TYPE", "STATE", "ENTRIES", "AGE", "ASKED", "FAILED", "PLACE", "ERROR"]
     rows = [
         (
@@ -259,7 +259,7 @@ def duration(seconds: float) -> str:
 
 
 def columns(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int]) -> str:
-    """Return lines of aligned columns; those whose places are in `right` end at their edge."""
+    """Return lines of aligned columns; columns with an index in `right` are right-aligned."""
     lines = [tuple(header), *(tuple(map(_clean, row)) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
@@ -271,12 +271,12 @@ def columns(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequenc
     )
 
 
-def _read(answer: Answer, kind: type[T]) -> T:
+def _convert(answer: Answer, kind: type[T]) -> T:
     try:
         return msgspec.convert(answer, kind)
     except msgspec.ValidationError as error:
         raise ControlError(
-            f"the answer is not understood: {error}; is that a spoa-iprep of this version?"
+            f"cannot parse the response: {error}; is the running spoa-iprep of another version?"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""The commands that speak to a running spoa-iprep over its control socket."""
+"""Commands for a running spoa-iprep, which use its control socket."""
 
 import json
 import sys
@@ -32,7 +32,7 @@ _EVERYWHERE: Final = (
     Option(
         "--control",
         "PATH",
-        f"The control socket (default: that of --config, ${CONTROL_VARIABLE}, or the user's).",
+        f"The control socket (default: from --config, ${CONTROL_VARIABLE}, or the user's).",
     ),
     Option("--config", "FILE", "The configuration file that names the control socket."),
     Option("--json", "", "Print the answer as JSON."),
@@ -50,11 +50,11 @@ _BAN: Final = (
     Option(
         "--score",
         "N",
-        "Its score meanwhile, 0 (worst) to 100 (default: 0).",
+        "Its score during the ban, 0 (worst) to 100 (default: 0).",
         values.number(0, 100),
         "0",
     ),
-    Option("--reason", "TEXT", "Why, for the readers of the list of bans.", str, ""),
+    Option("--reason", "TEXT", "The reason, shown in the list of bans.", str, ""),
 )
 
 
@@ -72,19 +72,18 @@ _STDIN: Final = "-"
 
 @dataclass(frozen=True, slots=True)
 class _Command:
-    """A command.
+    """Command, with its options and the text of its response.
 
     Attributes:
-        help: what it does.
-        show: makes a text for people of its response; the time is in seconds since the epoch.
-        operand: the key of a request that the operand is, as "address"; "" for a command without
-            one.
-        check: raises a ConfigurationError for an operand that it does not take.
-        options: those that it alone has.
-        show_line: makes a line of the response to one of many operands of standard input; None for
-            a command that does not take them from there.
-        instead: the name of a switch that stands in for the operand.
-        has_timeout: whether the response has to come within seconds.
+        help: a sentence for the help.
+        show: returns the text of a response; its second argument is the time since the epoch.
+        operand: the key of its operand in a request, such as "address"; "" without an operand.
+        check: raises a ConfigurationError for an invalid operand.
+        options: the options that only this command has.
+        show_line: returns a line for the response to one of many operands; None for a command that
+            does not read operands from standard input.
+        instead: the name of a switch that replaces the operand.
+        has_timeout: True if the response must arrive within seconds.
     """
 
     help: str
@@ -97,7 +96,7 @@ class _Command:
     has_timeout: bool = True
 
     def parser(self, name: str) -> OptionParser:
-        """Return the parser of its options, and of the operand that it takes."""
+        """Return the parser of its options and its operand."""
         operand = self.operand.upper()
         words = [operand] if operand else []
         if self.show_line is not None:
@@ -115,17 +114,17 @@ class _Command:
             )
         return OptionParser(f"spoa-iprep {name}", synopsis, groups, notes, operand)
 
-    def is_of_many(self, given: Mapping[str, Any]) -> bool:
-        """Return whether the operands are those of standard input."""
+    def reads_stdin(self, given: Mapping[str, Any]) -> bool:
+        """Return whether operands are read from standard input."""
         return self.show_line is not None and given["operands"] == [_STDIN]
 
     def request(self, given: Mapping[str, Any]) -> Request:
-        """Return the request that its options and its operand make.
+        """Return the request for its options and its operand.
 
         Raises:
-            ConfigurationError: the operand is missing or wrong.
+            ConfigurationError: the operand is missing or invalid.
         """
-        request = self.request_of_options(given)
+        request = self.options_request(given)
         if self.operand and not (self.instead and given[self.instead] and not given["operands"]):
             if len(given["operands"]) != 1:
                 count = len(given["operands"])
@@ -133,22 +132,22 @@ class _Command:
                     f"{self.operand.upper()}: give one {self.operand}, not {count or 'none'}"
                 )
             [operand] = given["operands"]
-            request |= self.request_of_operand(operand)
+            request |= self.operand_request(operand)
         return request
 
-    def request_of_options(self, given: Mapping[str, Any]) -> Request:
-        """Return what the options are of a request; switches only where they are on."""
+    def options_request(self, given: Mapping[str, Any]) -> Request:
+        """Return the part of a request for the options; switches only if they are on."""
         return {
             option.name: given[option.name]
             for option in self.options
             if given[option.name] is not False
         }
 
-    def request_of_operand(self, operand: str) -> Request:
-        """Return what the operand is of a request.
+    def operand_request(self, operand: str) -> Request:
+        """Return the part of a request for the operand.
 
         Raises:
-            ConfigurationError: it is wrong.
+            ConfigurationError: the operand is invalid.
         """
         if self.check is not None:
             self.check(operand)
@@ -182,7 +181,7 @@ COMMANDS: Final[Mapping[str, _Command]] = {
         show_line=answers.show_ban,
     ),
     "unban": _Command(
-        "end the bans of an address, of all that are within a network, or all",
+        "end the bans of an address, of all addresses in a network, or all bans",
         answers.show_unban,
         "address",
         _check_network,
@@ -190,43 +189,42 @@ COMMANDS: Final[Mapping[str, _Command]] = {
         show_line=answers.show_unban,
         instead="all",
     ),
-    "bans": _Command("list the bans, the next to end first", answers.show_bans),
+    "bans": _Command("list the bans, ordered by their end", answers.show_bans),
     "lookup": _Command(
-        "show an address's score, and how it comes about",
+        "show the score of an address, and the reasons",
         answers.show_lookup,
         "address",
         _check_address,
         show_line=answers.show_lookup_line,
     ),
-    "sources": _Command("show the sources, and what is wrong with them", answers.show_sources),
+    "sources": _Command("show the sources and their errors", answers.show_sources),
     "update": _Command(
-        "download a source now, and have it in a new table when this returns",
+        "download a source now, and return when it is in a new table",
         answers.show_update,
         "source",
         options=_UPDATE,
         has_timeout=False,
     ),
 }
-"""The commands by their names."""
+"""Commands by name."""
 
 
 def run_command(arguments: Sequence[str]) -> int:
-    """Run a command, whose name comes first; return its exit code.
+    """Run a command, whose name is the first argument; return its exit code.
 
     Returns:
-        0, or 1 where nobody responds or a response is an error; a wrong command line is left with
-        64.
+        0; 1 without a response or for an error. A wrong command line exits with 64.
     """
     name = arguments[0]
     command = COMMANDS[name]
     parser = command.parser(name)
-    given = parser.read(arguments[1:])
+    given = parser.parse_options(arguments[1:])
     if given is None:
         return 0
     request: Request = {"command": name}
     try:
-        is_of_many = command.is_of_many(given)
-        request |= command.request_of_options(given) if is_of_many else command.request(given)
+        reads_stdin = command.reads_stdin(given)
+        request |= command.options_request(given) if reads_stdin else command.request(given)
     except ConfigurationError as error:
         parser.error(str(error))
     try:
@@ -235,7 +233,7 @@ def run_command(arguments: Sequence[str]) -> int:
         show_errors(str(error))
         return EX_USAGE
     try:
-        if is_of_many:
+        if reads_stdin:
             return _run_for_each(command, path, request, given)
         answer = ask(path, request) if command.has_timeout else ask(path, request, None)
         show(json.dumps(answer) if given["json"] else command.show(answer, time.time()))
@@ -246,17 +244,17 @@ def run_command(arguments: Sequence[str]) -> int:
 
 
 def _run_for_each(command: _Command, path: str, request: Request, given: Mapping[str, Any]) -> int:
-    """Run a command for each operand of standard input; return its exit code.
+    """Run a command for each operand on standard input; return its exit code.
 
     Raises:
-        ControlError: nobody responds.
+        ControlError: there is no response.
     """
     assert command.show_line is not None
     code = 0
     with closing(Connection(path)) as connection:
         for number, operand in _operands(sys.stdin.buffer):
             try:
-                answer = connection.ask(request | command.request_of_operand(operand))
+                answer = connection.ask(request | command.operand_request(operand))
                 line = command.show_line(answer, time.time())
             except (ConfigurationError, RefusedError) as error:
                 show_errors(f"line {number}: {error}")
@@ -267,7 +265,7 @@ def _run_for_each(command: _Command, path: str, request: Request, given: Mapping
 
 
 def _operands(lines: BinaryIO) -> Iterator[tuple[int, str]]:
-    """Yield the operands of a file, one a line, with the numbers of the lines."""
+    """Yield line numbers and operands of a file with one operand a line."""
     for number, line in enumerate(lines, 1):
         text = line.decode(errors="replace").partition("#")[0].strip()
         if text:
@@ -281,5 +279,7 @@ def _control_path(given: Mapping[str, Any]) -> str:
         return default_control()
     path = with_default(read_control(given["config"])).path
     if path is None:
-        raise ConfigurationError(f"{given['config']}: control.path is false: there is no socket")
+        raise ConfigurationError(
+            f"{given['config']}: control.path is false, so it has no control socket"
+        )
     return path

@@ -1,4 +1,4 @@
-"""The options of spoa-iprep: one table, from which they are parsed and explained."""
+"""Options of spoa-iprep: one table for parsing and for the help."""
 
 from typing import Final
 
@@ -22,16 +22,16 @@ auto is uvloop where it is installed.
 {common.LOGFILE_NOTE}
 
 {common.TIME_NOTE}
-Without a file (--config), scores go by chance.  A worker is a
+Without a file (--config), scores are random.  A worker is a
 process.  {common.SIGNAL_NOTE}"""
 
 _COMMON: Final = (*common.LETTERS, common.PROCESSING_DELAY, common.VERSION)
 _SCORES: Final = (
-    Option("--config", "FILE", "Score as this TOML file says."),
+    Option("--config", "FILE", "The configuration, a TOML file."),
     common.WATCH,
     Option("--control", "PATH", "Socket for the commands, instead of the file's control.path."),
     Option("--check", "", "Check the file and all sources, and exit."),
-    Option("--random", "", "Score by chance, as is done without a file."),
+    Option("--random", "", "Use random scores, as without a file."),
 )
 
 
@@ -46,5 +46,5 @@ _GROUPS: Final[tuple[Group, ...]] = (
 
 
 def iprep_parser() -> OptionParser:
-    """Return what reads them."""
+    """Return the parser of spoa-iprep's options."""
     return OptionParser("spoa-iprep", _SYNOPSIS, _GROUPS, _NOTES)

@@ -26,8 +26,8 @@ from spoakit.cli.common_options import (
     server_settings,
     watching,
 )
-from spoakit.cli.mirror_options import OF_TARGETS, mirror_parser
-from spoakit.cli.options import EX_FAILED, fail, open_standard_streams, show
+from spoakit.cli.mirror_options import TARGET_OPTIONS, mirror_parser
+from spoakit.cli.options import EX_FAILED, open_standard_streams, report_error, show
 from spoakit.exceptions import ConfigurationError, SpoakitError
 from spoakit.server import Hooks, ServerSettings, loop_factory, run
 
@@ -37,7 +37,7 @@ logger = logging.getLogger("spoakit.mirror")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run spoa-mirror; return its exit code, 64 for a wrong command line."""
     open_standard_streams()
-    given = mirror_parser().read(arguments)
+    given = mirror_parser().parse_options(arguments)
     if given is None:
         return 0
     if any(url.authorization for url in given["mirror_url"]):
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             logger.warning("without a URL (-u) requests are acknowledged and not mirrored")
         return run([create_agent(live)], settings, hooks)
     except SpoakitError as error:
-        return fail(error)
+        return report_error(error)
 
 
 def _check(mirror: MirrorSettings, server: ServerSettings) -> int:
@@ -72,24 +72,22 @@ def _check(mirror: MirrorSettings, server: ServerSettings) -> int:
 
 
 def _settings_reader(given: Mapping[str, Any]) -> "partial[MirrorSettings]":
-    """Return what reads the mirror's settings, from the options or again and again from a file."""
+    """Return a function that loads the mirror's settings from the options or from the file."""
     path = given["config"]
     if path is None:
         return partial(_with_options, MirrorSettings(_targets(given)), given)
-    for option in OF_TARGETS:
+    for option in TARGET_OPTIONS:
         if given[option.name] not in (None, False, []):
-            raise ConfigurationError(
-                f"{option.flag}: with --config, {path!r} is where targets are described"
-            )
-    return partial(_read_file, path, given)
+            raise ConfigurationError(f"{option.flag}: with --config, set this in {path!r}")
+    return partial(_load_file, path, given)
 
 
-def _read_file(path: str, given: Mapping[str, Any]) -> MirrorSettings:
+def _load_file(path: str, given: Mapping[str, Any]) -> MirrorSettings:
     return _with_options(read_config(path), given)
 
 
 def _with_options(settings: MirrorSettings, given: Mapping[str, Any]) -> MirrorSettings:
-    """Let the options that were given prevail."""
+    """Return the settings, overridden by the given options."""
     log: dict[str, Any] = {
         name: value
         for name, value in (
@@ -118,8 +116,8 @@ def _targets(given: Mapping[str, Any]) -> tuple[TargetSettings, ...]:
     for index, url in enumerate(shown):
         if url in shown[:index]:
             raise ConfigurationError(
-                f"--mirror-url: {url} is given twice; in a file (--config), two targets with names "
-                "of their own may have one URL"
+                f"--mirror-url: {url} is given twice; in a file (--config), two targets with "
+                "different names may have one URL"
             )
     names = ("http", "sample", "host", "marker", "truncated", "truncated_suspect")
     described = {name: given[name] for name in names}

@@ -1,4 +1,4 @@
-"""The options of spoa-mirror: one table, from which they are parsed and explained."""
+"""Options of spoa-mirror: one table for parsing and for the help."""
 
 import os
 import sys
@@ -19,8 +19,8 @@ Usage: spoa-mirror { -h --help }
 """
 _NOTES: Final = f"""\
 Supported libev backends: {", ".join(LOOPS)}.
-There is no libev here: auto is uvloop where it is installed, else asyncio; the
-last four are Python's event loop on the system call of that name.
+libev itself is not used: auto is uvloop if it is installed, otherwise asyncio; the
+last four are Python's event loop on the system call with that name.
 
 {common.CAPABILITY_NOTE}
 {common.LOGFILE_NOTE}  If a capital
@@ -33,7 +33,7 @@ mirrored.  {common.SIGNAL_NOTE}"""
 
 
 def usable_cpus() -> int:
-    """Return how many CPUs this process may use, up to the number of workers there may be."""
+    """Return the number of CPUs that this process may use, up to `MAX_WORKERS`."""
     if sys.platform == "linux":
         return min(len(os.sched_getaffinity(0)), common.MAX_WORKERS)
     return os.cpu_count() or 1
@@ -91,7 +91,7 @@ _COMMON: Final = (
     replace(
         common.PORT,
         help="Specify the port to listen on (default: 12345).",
-        read=values.port,
+        parse=values.port,
     ),
     replace(
         common.RUNTIME,
@@ -123,7 +123,9 @@ _TARGETS: Final = (
         "send or skip what it probably cut (default: send).",
         values.choice(get_args(TruncatedSuspect)),
     ),
-    Option("--sample", "PERCENT", "Mirror so many of the requests (default: 100).", values.percent),
+    Option(
+        "--sample", "PERCENT", "Mirror this share of the requests (default: 100).", values.percent
+    ),
     Option(
         "--host",
         "NAME",
@@ -150,7 +152,7 @@ _LOG: Final = (
         values.access_log,
     ),
     Option(
-        "--log-sample", "PERCENT", "Log so many of the requests (default: 100).", values.percent
+        "--log-sample", "PERCENT", "Log this share of the requests (default: 100).", values.percent
     ),
     Option("--quiet", "", "Log no requests at all."),
 )
@@ -160,8 +162,8 @@ _STOPPING: Final = (
     common.DRAIN_CHECKS,
 )
 
-# Those that say something of the targets of -u, and nothing where --config does.
-OF_TARGETS: Final = (*_TARGETS_OF_C, *_TARGETS)
+# Options for the targets of -u, which are not allowed with --config.
+TARGET_OPTIONS: Final = (*_TARGETS_OF_C, *_TARGETS)
 
 _GROUPS: Final[tuple[Group, ...]] = (
     ("Options are:", _COMMON),
@@ -176,5 +178,5 @@ _GROUPS: Final[tuple[Group, ...]] = (
 
 
 def mirror_parser() -> OptionParser:
-    """Return what reads them."""
+    """Return the parser of spoa-mirror's options."""
     return OptionParser("spoa-mirror", _SYNOPSIS, _GROUPS, _NOTES)

@@ -1,4 +1,4 @@
-"""Options in a table, from which they are parsed and explained."""
+"""Option table, for parsing and for the help."""
 
 import argparse
 import re
@@ -11,31 +11,31 @@ from typing import Any, NoReturn, TypeAlias
 from spoakit.apps.urls import without_users
 from spoakit.cli import values
 from spoakit.cli.options import EX_USAGE, show, show_errors, version
-from spoakit.cli.values import NotAllowedError, Reader
+from spoakit.cli.values import NotAllowedError, ValueParser
 from spoakit.exceptions import ConfigurationError
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """An option.
+    """Option of a command.
 
     Attributes:
-        flags: "-a, --address", or the long one alone.
-        value: name of its value in the help; empty for a switch.
+        flags: "-a, --address", or the long flag alone.
+        value: the name of its value in the help; empty for a switch.
         help: a sentence or two.
-        read: makes the value from its text.
-        default: text of the value when the option is not given.
-        repeated: all values count, not only the last.
+        parse: returns the value for a text.
+        default: the text of the default; None for no value.
+        repeated: True to keep all values, not only the last.
         aliases: other long flags, which the help does not show.
-        missing: error where the option is not given; empty for an option that need not be.
-        unless: name of a switch with which it need not be given either.
-        name: its name among the values: "monitor_interval"; that of the long flag by default.
+        missing: the error if a required option is missing; empty for an optional one.
+        unless: the name of a switch with which it is optional.
+        name: its key among the values, "monitor_interval"; by default from the long flag.
     """
 
     flags: str
     value: str
     help: str
-    read: Reader = values.text
+    parse: ValueParser = values.text
     default: str | None = None
     repeated: bool = False
     aliases: tuple[str, ...] = ()
@@ -64,22 +64,22 @@ class Option:
         else:
             add(metavar=self.value, default=self.default)
 
-    def read_from(self, options: argparse.Namespace) -> Any:
-        """Return its value: None if it has none, a list if it is repeated, or a bool.
+    def parse_from(self, options: argparse.Namespace) -> Any:
+        """Return its value; None without one, a list if it is repeated, a bool for a switch.
 
         Raises:
-            ConfigurationError: the value is wrong or missing; the text names the option.
+            ConfigurationError: the value is invalid or missing; the text names the option.
         """
         given = getattr(options, self.name)
         if given is None and self.missing and not getattr(options, self.unless, False):
             raise ConfigurationError(self.missing)
         if not self.value or given is None:
             return given
-        return [self._read(text) for text in given] if self.repeated else self._read(given)
+        return [self._parse(text) for text in given] if self.repeated else self._parse(given)
 
-    def _read(self, text: str) -> object:
+    def _parse(self, text: str) -> object:
         try:
-            return self.read(text)
+            return self.parse(text)
         except NotAllowedError as error:
             words = self.flag.removeprefix("--").replace("-", " ")
             raise ConfigurationError(f"invalid {words} {text!r} ({self.flag}: {error})") from None
@@ -95,18 +95,18 @@ class Option:
 
 
 Group: TypeAlias = tuple[str, tuple[Option, ...]]
-"""Options under a title of the help."""
+"""Title in the help, and its options."""
 
 
 class OptionParser(argparse.ArgumentParser):
-    """Parser of a command's options; wrong values are reported together.
+    """Parser of a command's options, which reports all invalid values together.
 
     Args:
-        program: name of the command.
+        program: the name of the command.
         synopsis: lines on how to call it, for the help and for errors.
-        groups: the options, with "help" among them.
-        notes: end of the help.
-        operand: name of what may stand beside the options, any number of times; empty for nothing.
+        groups: the options, including "help".
+        notes: the end of the help.
+        operand: the name of operands, which may be given any number of times; empty for none.
     """
 
     def __init__(
@@ -127,11 +127,11 @@ class OptionParser(argparse.ArgumentParser):
         if operand:
             self.add_argument("operands", nargs="*", metavar=operand)
 
-    def read(self, arguments: Sequence[str] | None) -> dict[str, Any] | None:
-        """Return the values by the options' names, with "operands"; leave if some are wrong.
+    def parse_options(self, arguments: Sequence[str] | None) -> dict[str, Any] | None:
+        """Return the values by the options' names, and "operands"; exit if any is invalid.
 
         Returns:
-            None if help or the version was asked for, which has been shown.
+            None if the help or the version has been shown.
         """
         arguments = sys.argv[1:] if arguments is None else arguments
         self._refuse_dashes(arguments)
@@ -146,7 +146,7 @@ class OptionParser(argparse.ArgumentParser):
         errors = [f"unrecognized arguments: {' '.join(unknown)}"] if unknown else []
         for option in self._options():
             try:
-                found[option.name] = option.read_from(options)
+                found[option.name] = option.parse_from(options)
             except ConfigurationError as error:
                 errors.append(str(error))
         if errors:
@@ -154,13 +154,13 @@ class OptionParser(argparse.ArgumentParser):
         return found
 
     def error(self, message: str) -> NoReturn:
-        """Print what is wrong, a line each, and how the command is called, and leave."""
+        """Print the errors, one a line, and the synopsis, and exit."""
         show_errors(without_users(message))
         show(f"\n{self._synopsis}\nFor help type: {self.prog} -h\n")
         self.exit(EX_USAGE)
 
     def _refuse_dashes(self, arguments: Sequence[str]) -> None:
-        """Leave if an option has -- for a value, of which argparse makes an empty list."""
+        """Exit if an option has the value --, which argparse would turn into an empty list."""
         for argument in arguments:
             if found := re.fullmatch(r"(--[\w-]+)=--|(-\w)--", argument):
                 self.error(f"argument {found[1] or found[2]}: expected one argument")

@@ -17,10 +17,10 @@ EX_USAGE: Final = 64
 
 
 def open_standard_streams() -> None:
-    """Open those of the three standard streams that the caller has closed on /dev/null.
+    """Open standard streams that the caller has closed, on /dev/null.
 
-    Their numbers would go to the next files and sockets that are opened, and what is meant for
-    standard output or standard error would be written to these.
+    Otherwise the next files and sockets would get their numbers, and text for standard output or
+    standard error would be written to them.
     """
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
@@ -32,31 +32,31 @@ def open_standard_streams() -> None:
 
 
 def show(text: str) -> None:
-    """Print what was asked for; one who has read enough of it and left, as head does, may."""
+    """Print the output of a command; ignore a reader that has closed its pipe, such as head."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        # What is still buffered would be written at the end, and fail again.
+        # Buffered text would be written at exit, and fail again.
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
         os.close(null)
 
 
 def show_errors(text: str) -> None:
-    """Print errors to standard error, each of the text's lines as one."""
+    """Print each line of a text as an error to standard error."""
     for line in text.splitlines():
         sys.stderr.write(f"ERROR: {line}\n")
 
 
-def fail(error: SpoakitError) -> int:
-    """Print why a command cannot go on, in its logfile, too; return its exit code."""
+def report_error(error: SpoakitError) -> int:
+    """Print the error that ends a command, also to its logfile; return the exit code."""
     end_logfile(str(error))
     show_errors(str(error))
     return EX_FAILED if isinstance(error, StartupError) else EX_USAGE
 
 
-def read_tls(certificate: str | None, key: str | None, ca: str | None) -> ListenTls | None:
-    """Return what --tls-cert, --tls-key and --tls-ca ask for, None for a plain port.
+def tls_settings(certificate: str | None, key: str | None, ca: str | None) -> ListenTls | None:
+    """Return the settings of --tls-cert, --tls-key and --tls-ca; None for a plain port.
 
     Raises:
         ConfigurationError: a key or an authority is given without a certificate.
@@ -65,7 +65,7 @@ def read_tls(certificate: str | None, key: str | None, ca: str | None) -> Listen
         return ListenTls(certificate, key, ca)
     for option, value in (("--tls-key", key), ("--tls-ca", ca)):
         if value is not None:
-            raise ConfigurationError(f"{option} {value!r}: --tls-cert is missing")
+            raise ConfigurationError(f"{option} {value!r} needs --tls-cert")
     return None
 
 

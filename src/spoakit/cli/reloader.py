@@ -1,4 +1,4 @@
-"""Development: the command runs in a child process, which is restarted when its code changes."""
+"""Reloader for development: runs the command in a child, and restarts it on code changes."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ def serve_and_restart(arguments: Sequence[str]) -> int:
         from watchfiles import PythonFilter, watch
     except ImportError:
         raise ConfigurationError(
-            "--reload: it needs watchfiles; install it with: pip install 'spoakit[reload]'"
+            "--reload needs watchfiles; install it with: pip install 'spoakit[reload]'"
         ) from None
     command = [sys.executable, "-m", "spoakit.cli.spoakit", "run", *arguments]
     environment = {**os.environ, _CHILD: "1"}
@@ -45,7 +45,8 @@ def serve_and_restart(arguments: Sequence[str]) -> int:
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, stop)
     child = subprocess.Popen(command, env=environment)
-    # Quick enough that SIGTERM, behind a terminal's SIGINT for both, is no second one to the child.
+    # A short timeout: after a terminal's SIGINT to both processes, our SIGTERM must reach the child
+    # before it counts as a second signal.
     changes = watch(".", watch_filter=PythonFilter(), stop_event=stopping, rust_timeout=100)
     try:
         for changed in changes:
@@ -59,7 +60,7 @@ def serve_and_restart(arguments: Sequence[str]) -> int:
 
 
 def _end(child: "subprocess.Popen[bytes]") -> int:
-    """Have the child drain and end; return its exit code."""
+    """Stop the child, which drains; return its exit code."""
     if child.poll() is None:
         child.terminate()
     try:

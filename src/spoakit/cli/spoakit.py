@@ -1,4 +1,4 @@
-"""The spoakit command: `spoakit run module:agent` serves any agent."""
+"""Command spoakit: `spoakit run module:agent` serves any agent."""
 
 import importlib
 import sys
@@ -13,7 +13,7 @@ from spoakit.cli import common_options as common
 from spoakit.cli import values
 from spoakit.cli.common_options import begin_logging, server_settings
 from spoakit.cli.option_table import Group, Option, OptionParser
-from spoakit.cli.options import EX_FAILED, fail, open_standard_streams
+from spoakit.cli.options import EX_FAILED, open_standard_streams, report_error
 from spoakit.cli.reloader import is_restarted, serve_and_restart
 from spoakit.exceptions import ConfigurationError, SpoakitError
 from spoakit.logs import describe_error
@@ -46,17 +46,17 @@ auto is uvloop where it is installed.
 A TIME is a number with its unit: us, ms, s, m, h or d.  A SIZE is a number of
 bytes, or one with B, KiB, MiB or GiB.
 
-Signals: TERM and INT stop, HUP calls what agents do at a reload, USR1 reopens
-the logfile, USR2 logs all counters.
+Signals: TERM and INT stop, HUP calls the agents' on_reload functions, USR1
+reopens the logfile, USR2 logs all counters.
 """
 
 
 def _for_run(option: Option) -> Option:
-    """Return an option of all programs as `spoakit run` has it: its times have a unit."""
+    """Return a common option for `spoakit run`, where times need a unit."""
     if option is common.NUM_WORKERS:
         return replace(option, help="Specify the number of workers (default: 1).", default="1")
-    if isinstance(option.read, values.TimeReader):
-        return replace(option, read=replace(option.read, unit=None, off=True))
+    if isinstance(option.parse, values.TimeParser):
+        return replace(option, parse=replace(option.parse, unit=None, off=True))
     return option
 
 
@@ -68,7 +68,7 @@ _RUN_GROUPS: Final[tuple[Group, ...]] = (
     ),
     (
         "Watching:",
-        (Option("--watch", "FILE", "Have its change the effect of SIGHUP."),),
+        (Option("--watch", "FILE", "Reload when this file changes, as on SIGHUP."),),
     ),
     common.LOGGING,
     common.LISTENING,
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(arguments[1:])
     groups = (("Options are:", (common.HELP, common.VERSION)),)
     parser = OptionParser("spoakit", _SYNOPSIS, groups, _NOTES, "COMMAND")
-    given = parser.read(arguments)
+    given = parser.parse_options(arguments)
     if given is not None:
         names = given["operands"]
         parser.error(f"unknown command {names[0]!r} (allowed: run)" if names else "no command")
@@ -94,27 +94,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     parser = OptionParser("spoakit run", _RUN_SYNOPSIS, _RUN_GROUPS, _RUN_NOTES, "MODULE:AGENT")
-    given = parser.read(arguments)
+    given = parser.parse_options(arguments)
     if given is None:
         return 0
     names = given["operands"]
     if not names:
         parser.error("no agent: give one as MODULE:AGENT, such as iprep:agent")
-    sys.path.insert(0, "")  # agents are looked for where the command is given
+    sys.path.insert(0, "")  # agents are imported from the current directory first
     try:
         settings = replace(server_settings(given), watch=given["watch"])
         if given["reload"]:
             if settings.daemonize:
-                raise ConfigurationError("--reload: it stays in the foreground, without -D")
+                raise ConfigurationError("--reload runs in the foreground; leave out -D")
             if not is_restarted():
                 return serve_and_restart(arguments)
-            # A debugger stops workers for as long as it takes.
+            # A worker that a debugger stops must not be killed.
             settings = replace(settings, worker_timeout=0.0)
         begin_logging(given)
         agents = [_load(name) for name in names]
         return run(agents, settings)
     except SpoakitError as error:
-        return fail(error)
+        return report_error(error)
     except _ImportFailed as failure:
         end_logfile(str(failure))
         failure.show()
@@ -122,14 +122,14 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 class _ImportFailed(Exception):
-    """A user's module that raised something while it was imported."""
+    """Import of a user's module that raised an exception."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(f"the module cannot be imported: {describe_error(error)}")
         self._error = error
 
     def show(self) -> None:
-        """Print the traceback from the user's module on."""
+        """Print the traceback, beginning with the user's module."""
         shown = self._error.__traceback__
         while shown is not None and _is_ours(shown):
             shown = shown.tb_next
@@ -137,7 +137,7 @@ class _ImportFailed(Exception):
 
 
 def _is_ours(entry: TracebackType) -> bool:
-    """Return whether an entry of a traceback is this module's or the import system's."""
+    """Return whether an entry of a traceback belongs to this module or to the import system."""
     name = str(entry.tb_frame.f_globals.get("__name__"))
     return name.startswith((__name__, "importlib", "_frozen_importlib"))
 
@@ -153,7 +153,7 @@ def _load(name: str) -> Agent:
         return agent
     names = sorted(key for key, value in vars(module).items() if isinstance(value, Agent))
     there = f"its agents are: {', '.join(names)}" if names else "it has no agents"
-    what = "it is not an Agent" if hasattr(module, attribute) else "there is no such name"
+    what = "it is not an Agent" if hasattr(module, attribute) else "the name is missing"
     raise ConfigurationError(f"agent {name!r}: {what} in {module_name}; {there}")
 
 
@@ -161,13 +161,13 @@ def _import(name: str, module_name: str) -> Any:
     """Import the module of an agent.
 
     Raises:
-        ConfigurationError: there is no such module.
-        _ImportFailed: it raised something.
+        ConfigurationError: the module does not exist.
+        _ImportFailed: the module raised an exception.
     """
     try:
         return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        # The module may be there, and miss another one that it imports.
+        # The module may exist, and import another one that does not.
         if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
             raise ConfigurationError(f"agent {name!r}: {error}") from error
         raise _ImportFailed(error) from error

@@ -1,4 +1,4 @@
-"""Readers of options' values: each function reads the text of one kind."""
+"""Parsers of options' values."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from spoakit.apps.values import TIMES, parse_size
 from spoakit.exceptions import ConfigurationError
 from spoakit.server import Logfile
 
-Reader: TypeAlias = Callable[[str], object]
+ValueParser: TypeAlias = Callable[[str], object]
 
 _TIME: Final = re.compile(rf"(-?[0-9]+(?:\.[0-9]+)?)({'|'.join(TIMES)})?")
 _MAX_PORT: Final = 65535
@@ -20,22 +20,22 @@ _LEAST_PERCENT: Final = 0.001
 
 
 class NotAllowedError(ConfigurationError):
-    """A value that an option cannot have; the text says what is allowed.
+    """An option has an invalid value; the text says what is allowed.
 
-    The value and the option's name are for whoever knows the option to add.
+    `Option` adds the value and the option's name.
     """
 
 
 @dataclass(frozen=True, slots=True)
-class TimeReader:
-    """Reader of a time with a unit, us, ms, s, m, h or d: "500ms", "1.5s", "7d".
+class TimeParser:
+    """Parser of a time with a unit, us, ms, s, m, h or d: "500ms", "1.5s", "7d".
 
     Attributes:
-        low: the least, in seconds.
-        high: the most, in seconds.
-        unit: unit of a number without one, as the C programs' options have it; None refuses all
-            such numbers but 0.
-        off: 0 is allowed, too.
+        low: the minimum in seconds.
+        high: the maximum in seconds.
+        unit: the unit of a plain number, as in the C programs' options; None refuses plain numbers
+            other than 0.
+        off: True to allow 0 too.
     """
 
     low: float
@@ -47,7 +47,7 @@ class TimeReader:
         """Return the seconds.
 
         Raises:
-            NotAllowedError: it is not a time, or out of its range.
+            NotAllowedError: the text is not a time, or the time is out of range.
         """
         match = _TIME.fullmatch(text)
         if match is None:
@@ -70,14 +70,14 @@ class TimeReader:
         return f"allowed: {zero}a number with one of {units}"
 
 
-def time(low: float, high: float) -> TimeReader:
-    """Return the reader of a C program's option: milliseconds unless a unit is given."""
-    return TimeReader(low, high, "ms")
+def time(low: float, high: float) -> TimeParser:
+    """Return the parser of a C program's option, which has milliseconds without a unit."""
+    return TimeParser(low, high, "ms")
 
 
-def duration(low: float, high: float, *, off: bool = False) -> TimeReader:
-    """Return the reader of any other option, whose time has a unit."""
-    return TimeReader(low, high, off=off)
+def duration(low: float, high: float, *, off: bool = False) -> TimeParser:
+    """Return the parser of any other option, whose time needs a unit."""
+    return TimeParser(low, high, off=off)
 
 
 def _show(seconds: float) -> str:
@@ -87,26 +87,26 @@ def _show(seconds: float) -> str:
 
 
 def number(low: int, high: int) -> Callable[[str], int]:
-    """Return what reads a whole number of a range."""
+    """Return the parser of a whole number in a range."""
 
-    def read(text: str) -> int:
+    def parse(text: str) -> int:
         if not re.fullmatch("-?[0-9]{1,10}", text) or not low <= int(text) <= high:
             raise NotAllowedError(f"allowed range [{low}, {high}]")
         return int(text)
 
-    return read
+    return parse
 
 
 def size(low: int, high: int) -> Callable[[str], int]:
-    """Return a reader of a size of a range: a number of bytes, or one with B, KiB, MiB or GiB."""
+    """Return the parser of a size in a range: bytes, or a number with B, KiB, MiB or GiB."""
 
-    def read(text: str) -> int:
+    def parse(text: str) -> int:
         size = parse_size(int(text) if re.fullmatch("-?[0-9]{1,15}", text) else text)
         if not low <= size <= high:
             raise NotAllowedError(f"allowed range [{low}, {high}] bytes")
         return int(size)
 
-    return read
+    return parse
 
 
 port: Final = number(1, _MAX_PORT)
@@ -114,14 +114,14 @@ any_port: Final = number(0, _MAX_PORT)
 
 
 def mode(text: str) -> int:
-    """Read the permissions of a file in octal, "660"."""
+    """Parse the permissions of a file in octal, "660"."""
     if not re.fullmatch("[0-7]{1,4}", text):
         raise NotAllowedError("allowed: octal digits, such as 660")
     return int(text, 8)
 
 
 def percent(text: str) -> float:
-    """Read a share of 0 or 0.001 to 100 percent."""
+    """Parse a share of 0 or 0.001 to 100 percent."""
     match = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]+)?)%?", text)
     share = float(match[1]) if match else -1.0
     if share and not _LEAST_PERCENT <= share <= 100:
@@ -130,25 +130,25 @@ def percent(text: str) -> float:
 
 
 def choice(names: Sequence[str]) -> Callable[[str], str]:
-    """Return what reads one of these names, in capital letters or not."""
+    """Return the parser of one of these names, in any case."""
 
-    def read(text: str) -> str:
+    def parse(text: str) -> str:
         if text.lower() not in names:
             raise NotAllowedError(f"allowed: {', '.join(names)}")
         return text.lower()
 
-    return read
+    return parse
 
 
 def text(text: str) -> str:
-    """Read anything that is not empty."""
+    """Return the text; raise if it is empty."""
     if not text:
-        raise ConfigurationError("the value is empty")
+        raise ConfigurationError("the value must not be empty")
     return text
 
 
 def ports(text: str) -> tuple[int, int] | None:
-    """Read a port or a range of them, "40000-40999"; None for "0", which leaves it to the system.
+    """Parse a port or a range of them, "40000-40999"; None for "0", which leaves it to the system.
 
     Returns:
         The first and the last.
@@ -166,17 +166,17 @@ def ports(text: str) -> tuple[int, int] | None:
 
 
 def interface(text: str) -> str:
-    """Read the name of an interface, an address or a host name.
+    """Parse the name of an interface, an address or a host name.
 
-    Whether there is one by that name is seen when a connection is made: interfaces come and go.
+    Its existence is checked for each connection, since interfaces come and go.
     """
     if not re.fullmatch(r"[!-~]{1,255}", text):
-        raise ConfigurationError(f"{text!r} is no interface, address or host name")
+        raise ConfigurationError(f"{text!r} is not an interface, address or host name")
     return text
 
 
 def logfile(text: str) -> Logfile:
-    """Read the name of a file, behind a mode and a colon or not."""
+    """Parse the name of a file, optionally with a mode and a colon before it."""
     mode, colon, path = text[:1], text[1:2], text[2:]
     if colon != ":":
         mode, path = "a", text
@@ -186,20 +186,20 @@ def logfile(text: str) -> Logfile:
 
 
 def access_log(text: str) -> str:
-    """Read the name of the access log's file, made absolute."""
+    """Return the absolute path of the access log."""
     check_file_name("access-log", text)
     return os.path.abspath(text)
 
 
 def host(text: str) -> str:
-    """Read what the Host of copies is: "keep", "target", or a name, with a port or not."""
+    """Parse the Host of copies: "keep", "target", or a name, optionally with a port."""
     if not re.fullmatch(r"(?:[0-9A-Za-z._-]{1,255}|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?", text):
-        raise ConfigurationError(f"{text!r} is neither 'keep', 'target' nor a host name")
+        raise ConfigurationError(f"must be keep, target or a host name, got {text!r}")
     return text
 
 
 def marker(text: str) -> tuple[str, str]:
-    """Read a field as NAME or NAME:VALUE, whose value is "1" without one."""
+    """Parse a header field, NAME or NAME:VALUE; the default of VALUE is "1"."""
     name, colon, value = text.partition(":")
     value = value.strip(" \t") if colon else "1"
     try:

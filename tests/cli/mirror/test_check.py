@@ -75,7 +75,7 @@ def test_a_check_ends_with_1_if_one_target_is_not_reached(
         (["-uhttp://h", "-l/absent/a.log"], "--logfile: '/absent/a.log' cannot be written: there"),
         (["-uhttp://h", "-F/absent/a.pid"], "--pidfile: '/absent/a.pid' cannot be written: there"),
         (["-uhttp://h", "--tls-cert=/absent.pem"], "tls certificate /absent.pem: No such file"),
-        (["-uhttp://h", "--watch"], "--watch: there is nothing to watch without --config"),
+        (["-uhttp://h", "--watch"], "--watch needs --config"),
     ],
 )
 def test_a_check_of_a_wrong_configuration_ends_with_64(

@@ -121,7 +121,7 @@ NO_RUNTIME = "runtime value not set: give -r, with 0 for unlimited"
                 "65535) is malformed"
             ],
         ),
-        (["-r0", "-a", ""], ["--address: the value is empty"]),
+        (["-r0", "-a", ""], ["--address: the value must not be empty"]),
         (["-r"], ["argument -r/--runtime: expected one argument"]),
         (
             ["-p0", "-n0", "-cfoo"],
@@ -165,20 +165,20 @@ def test_all_that_is_wrong_is_named_and_the_exit_code_is_64(
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (["-r0", "--tls-ca=x"], "--tls-ca 'x': --tls-cert is missing"),
+        (["-r0", "--tls-ca=x"], "--tls-ca 'x' needs --tls-cert"),
         (
             ["-r0", "-uhttp://me:secret@h", "-uhttp://me:other@h"],
-            "--mirror-url: http://h/ is given twice; in a file (--config), two targets with names "
-            "of their own may have one URL",
+            "--mirror-url: http://h/ is given twice; in a file (--config), two targets with "
+            "different names may have one URL",
         ),
-        (["-r0", "--watch"], "--watch: there is nothing to watch without --config"),
+        (["-r0", "--watch"], "--watch needs --config"),
         (
             ["-r0", "--config=m.toml", "-uhttp://h/"],
-            "--mirror-url: with --config, 'm.toml' is where targets are described",
+            "--mirror-url: with --config, set this in 'm.toml'",
         ),
         (
             ["-r0", "--config=m.toml", "--insecure"],
-            "--insecure: with --config, 'm.toml' is where targets are described",
+            "--insecure: with --config, set this in 'm.toml'",
         ),
         (
             ["-r0", "--config=/absent/m.toml"],
