@@ -82,6 +82,7 @@ lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python scripts/check_language.py
 
 # In a minute: lint, types, and the tests that need neither HAProxy nor seconds.
 check: lint
