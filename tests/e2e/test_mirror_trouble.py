@@ -50,7 +50,7 @@ def test_nothing_is_lost_by_reloads_under_load(mirror: Mirror, workers: str) -> 
             wait_until(refused, "a refused reload")
             load.wait_for(30)
         assert program.stop() == 0
-        assert program.log.count("another drain takes a restart") == 1
+        assert program.log.count("another drain needs a restart") == 1
         total = len(load.answers)
         assert not any(answer.error for answer in load.answers)
         assert len(always.requests) == total

@@ -168,7 +168,7 @@ def test_a_reload_changes_the_access_log(tmp_path: Path) -> None:
         reload("", targets, service)
         send(service.port, "/6")
         service.wait_for_log("/6 HTTP")
-    assert "takes a restart" not in service.log
+    assert "needs a restart" not in service.log
     assert [line.split("] ")[1].split(" HTTP")[0] for line in lines("a")] == [f'"GET {target.url}1']
     assert [json.loads(line)["url"] for line in lines("b")[:2]] == [
         f"{target.url}{path}" for path in (2, 3)

@@ -70,7 +70,7 @@ def reloadable_settings(
                 check_lines(AUDIT_LOG, settings.audit.path)
             first = settings
         elif settings.asks and not first.asks:
-            raise ConfigurationError("source: the first one of the type 'dnsbl' takes a restart")
+            raise ConfigurationError("source: the first one of the type 'dnsbl' needs a restart")
         return settings
 
     return ReloadableSettings(read_checked, _NEEDS_RESTART, logger, structs.replace)

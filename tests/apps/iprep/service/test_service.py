@@ -106,7 +106,7 @@ def test_a_configuration_that_is_refused_leaves_the_one_in_force(
     service.wait_for("source[2].score: ")
     service.configure(a_list(path) + '[[source]]\nname = "bl"\ntype = "dnsbl"\nzone = "a.example"')
     service.signal(signal.SIGHUP)
-    service.wait_for("source: the first one of the type 'dnsbl' takes a restart")
+    service.wait_for("source: the first one of the type 'dnsbl' needs a restart")
     assert service.score("8.8.8.8") == 0
     assert len(service.ask("sources")["sources"]) == 1
     assert service.stop() == 0
@@ -250,7 +250,7 @@ def test_what_a_reload_cannot_change_stays(caplog: pytest.LogCaptureFixture) -> 
     )
     live.reload()
     assert live.current == ReputationSettings(policy=PolicySettings(unknown=50))
-    assert "another answers takes a restart" in caplog.text
+    assert "another answers needs a restart" in caplog.text
     current = ReputationSettings((bl,))
     with pytest.raises(ConfigurationError, match="the first one of the type 'dnsbl'"):
         live.reload()
