@@ -53,7 +53,7 @@ def test_connections_for_workers_that_hang_wait_and_are_not_lost(start: Start) -
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     waiting = [service.connect() for _ in range(700)]
-    service.wait_for("no worker took a connection for 1 s")
+    service.wait_for("no worker has accepted a connection for 1 s")
     for pid in pids:
         os.kill(pid, signal.SIGCONT)
     assert {int(client.ask("pid")) for client in waiting} == set(pids)

@@ -96,7 +96,7 @@ def test_a_supervisor_without_descriptors_tries_again(start: Start) -> None:
     limits = resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE)
     resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
     os.kill(pids[0], signal.SIGKILL)
-    service.wait_for("cannot fork worker 1: Too many open files; the limit of")
+    service.wait_for("cannot fork worker 1: Too many open files; raise the limit of")
     assert len(children_of(service.process.pid)) == 2
     resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE, limits)
     wait_until(lambda: len(children_of(service.process.pid)) == 3, "the successor")
@@ -130,7 +130,7 @@ def test_a_change_is_loaded_though_a_worker_died_at_that_moment(
     os.kill(pids[0], signal.SIGKILL)
     file.write_text("new")
     service.wait_for("reloading", times=2)
-    service.wait_for("its successor follows")
+    service.wait_for("it is replaced")
 
 
 def test_a_hook_that_exits_does_not_end_the_service(start: Start) -> None:
