@@ -97,7 +97,7 @@ def test_a_worker_that_hangs_costs_seconds_and_then_all_is_well(
     with Load(running) as load:
         load.wait_for(50)
         os.kill(agent.children[0], signal.SIGSTOP)
-        agent.wait_for("was killed, because it hung; its successor follows")
+        agent.wait_for("was killed, because it hung; it is replaced")
         wait_until(lambda: len(agent.children) == workers, "a successor")
 
         def is_well() -> bool:

@@ -110,7 +110,7 @@ def test_another_worker_keeps_the_sources_when_the_keeper_is_killed(
     updater = program.wait_for(r"\[(\d+)\] INFO spoakit.iprep: table 1: ")[1]
     os.kill(int(updater), signal.SIGKILL)
     (folder / "blocked.txt").write_text("127.0.0.7\n")
-    program.wait_for("its successor follows")
+    program.wait_for("it is replaced")
     running = balance(haproxy, program)
     wait_until(lambda: not any(is_let_in(running, "127.0.0.7") for _ in range(4)), "the new list")
     assert "score of 0" in command(folder, "lookup", "127.0.0.7")
