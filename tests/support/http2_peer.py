@@ -13,7 +13,8 @@ from h2.exceptions import StreamClosedError
 from h2.settings import SettingCodes, Settings
 
 from spoakit.agent.headers import Headers
-from spoakit.apps.mirror._request_cy import IncomingRequest, OutgoingRequest, RequestBuilder
+from spoakit.apps.mirror._request_builder_cy import RequestBuilder
+from spoakit.apps.mirror._request_cy import IncomingRequest, OutgoingRequest
 from spoakit.apps.mirror.config.schema import TargetSettings
 from spoakit.apps.mirror.http.http2 import Http2Connection
 from spoakit.apps.mirror.http.http2_response import Http2Response

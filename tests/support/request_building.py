@@ -5,6 +5,7 @@ from types import ModuleType
 from typing import Any
 
 from spoakit.agent.headers import Headers
+from spoakit.apps.mirror._request_cy import IncomingRequest
 from spoakit.apps.mirror.config.schema import TargetSettings
 from spoakit.apps.mirror.url import TargetURL
 
@@ -31,9 +32,9 @@ def text(fields: Fields) -> bytes:
     return b"".join(b"%b: %b\r\n" % field for field in fields) + b"\r\n"
 
 
-def original(building: ModuleType, method: bytes, target: bytes, lines: bytes, **more: Any) -> Any:
+def original(method: bytes, target: bytes, lines: bytes, **more: Any) -> Any:
     headers = Headers(lines, more.pop("binary", False))
-    return building.IncomingRequest(method, target, b"1.1", headers, **more)
+    return IncomingRequest(method, target, b"1.1", headers, **more)
 
 
 def builder(building: ModuleType, base: str = "", **settings: Any) -> Any:
@@ -60,7 +61,7 @@ def build(
     more = {"body": body, "size": size, "source": source, "request_id": request_id}
     more["max_frame_size"] = max_frame_size
     settings |= {"request_id": adds_id, "body": body_kept}
-    request = original(building, method, target, binary(fields), binary=True, **more)
+    request = original(method, target, binary(fields), binary=True, **more)
     return builder(building, base, **settings).build(request)
 
 

@@ -22,8 +22,8 @@ from tests.support.waiting import TIMEOUT
 
 @pytest.fixture(scope="session")
 def building(form: Form) -> ModuleType:
-    """`spoakit.apps.mirror._request_cy`, in each form."""
-    return form("spoakit.apps.mirror._request_cy")
+    """`spoakit.apps.mirror._request_builder_cy`, in each form."""
+    return form("spoakit.apps.mirror._request_builder_cy")
 
 
 @pytest.fixture(scope="session")

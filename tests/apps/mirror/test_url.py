@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spoakit.agent.headers import Headers
-from spoakit.apps.mirror._request_cy import IncomingRequest, RequestBuilder
+from spoakit.apps.mirror._request_builder_cy import RequestBuilder
+from spoakit.apps.mirror._request_cy import IncomingRequest
 from spoakit.apps.mirror.config.schema import HeaderSettings, MirrorSettings, TargetSettings
 from spoakit.apps.mirror.http.http2_head import read_head
 from spoakit.apps.mirror.url import TargetURL

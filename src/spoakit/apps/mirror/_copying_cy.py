@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from spoakit import Headers, IPAddress, MaxFrameSize
-from spoakit.apps.mirror._request_cy import RequestBuilder
-from spoakit.apps.mirror.paths import RefusedRequestError
+from spoakit.apps.mirror._request_builder_cy import RequestBuilder
+from spoakit.apps.mirror.exceptions import RefusedRequestError
 from spoakit.apps.mirror.selection import Selector
 
 if TYPE_CHECKING:

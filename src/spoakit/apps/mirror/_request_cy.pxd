@@ -28,3 +28,13 @@ cdef class OutgoingRequest:
     cdef readonly bint retried
     cdef readonly str suspect
     cdef public double waiting_since
+
+
+cpdef OutgoingRequest new_request(
+    bytes head,
+    bytes body,
+    Py_ssize_t method_size,
+    Py_ssize_t target_size,
+    long long missing,
+    str suspect,
+)

@@ -1,14 +1,10 @@
 """What a request asks for: taking it apart, and changing it for a target."""
 
+from spoakit.apps.mirror.exceptions import RefusedRequestError
 from spoakit.apps.mirror.patterns import Pattern
-from spoakit.exceptions import SpoakitError
 
 # RFC 9110, 5.6.2
 TOKEN = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-
-
-class RefusedRequestError(SpoakitError):
-    """A request of which no safe or no faithful copy can be made; the text says why."""
 
 
 def split_target(method: bytes, target: bytes) -> tuple[bytes, bytes]:

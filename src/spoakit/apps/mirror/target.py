@@ -6,24 +6,26 @@ from collections import Counter as Tally
 from typing import Final
 
 from spoakit.apps.mirror._copying_cy import Copier
+from spoakit.apps.mirror._request_builder_cy import RequestBuilder
 from spoakit.apps.mirror._request_cy import (
     NOT_WAITED_FOR,
     PROBABLY_CUT,
-    BodyTooLargeError,
-    LoopedRequestError,
     OutgoingRequest,
-    RequestBuilder,
-    SuspectBodyError,
-    TruncatedBodyError,
 )
 from spoakit.apps.mirror.access_log._lines_cy import AccessLog
 from spoakit.apps.mirror.config.schema import TargetSettings
+from spoakit.apps.mirror.exceptions import (
+    BodyTooLargeError,
+    LoopedRequestError,
+    RefusedRequestError,
+    SuspectBodyError,
+    TruncatedBodyError,
+)
 from spoakit.apps.mirror.http.connection_budget import ConnectionBudget
 from spoakit.apps.mirror.http.connector import alpn_groups
 from spoakit.apps.mirror.http.names import Names
 from spoakit.apps.mirror.http.pool import ConnectionPool
 from spoakit.apps.mirror.metrics import Counters, TargetMetrics
-from spoakit.apps.mirror.paths import RefusedRequestError
 from spoakit.apps.mirror.rate_limit import RateLimit
 from spoakit.apps.mirror.selection import Selector
 from spoakit.logs import Throttle

@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spoakit.agent.headers import Headers
-from spoakit.apps.mirror._request_cy import IncomingRequest, OutgoingRequest, RequestBuilder
+from spoakit.apps.mirror._request_builder_cy import RequestBuilder
+from spoakit.apps.mirror._request_cy import IncomingRequest, OutgoingRequest
 from spoakit.apps.mirror.config.schema import TargetSettings
 from spoakit.apps.mirror.http import http2_head
 from spoakit.apps.mirror.http.http2_head import Field, PlainEncoder, read_head

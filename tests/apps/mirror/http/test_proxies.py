@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from spoakit.agent.headers import Headers
-from spoakit.apps.mirror._request_cy import IncomingRequest, RequestBuilder
+from spoakit.apps.mirror._request_builder_cy import RequestBuilder
+from spoakit.apps.mirror._request_cy import IncomingRequest
 from spoakit.apps.mirror.config.schema import TargetSettings, TlsSettings
 from spoakit.apps.mirror.http import proxies
 from spoakit.apps.mirror.http.proxies import Proxy, proxy_for

@@ -1,4 +1,4 @@
-"""spoakit.apps.mirror._request_cy: bodies that are cut, suspect, missing or too large."""
+"""spoakit.apps.mirror._request_builder_cy: bodies that are cut, suspect, missing or too large."""
 
 from types import ModuleType
 from typing import Any

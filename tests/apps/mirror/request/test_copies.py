@@ -1,4 +1,4 @@
-"""spoakit.apps.mirror._request_cy: a copy is its original, or refused."""
+"""spoakit.apps.mirror._request_builder_cy: a copy is its original, or refused."""
 
 from types import ModuleType
 from typing import Any
@@ -11,7 +11,7 @@ from tests.support.request_building import Fields, binary, build, builder, origi
 
 
 def build_text(building: ModuleType, lines: bytes) -> Any:
-    return builder(building).build(original(building, b"GET", b"/", lines))
+    return builder(building).build(original(b"GET", b"/", lines))
 
 
 def refused(building: ModuleType, fields: Fields = ((b"host", b"h"),), **arguments: Any) -> str:
@@ -209,7 +209,7 @@ def test_a_name_that_is_no_token_is_refused(building: ModuleType, name: bytes) -
 )
 def test_a_broken_block_of_fields_is_refused(building: ModuleType, block: bytes) -> None:
     with pytest.raises(building.RefusedRequestError):
-        builder(building).build(original(building, b"GET", b"/", block, binary=True))
+        builder(building).build(original(b"GET", b"/", block, binary=True))
 
 
 @pytest.mark.parametrize("lines", [b"a: 1\r\nb\r\n\r\n", b"a: 1\nb: 2\r\n", b"a: 1\r\n b\r\n"])
@@ -235,7 +235,7 @@ def test_whatever_comes_in_is_one_request_or_refused(
     body: bytes,
 ) -> None:
     try:
-        request = original(building, method, target, headers, binary=is_binary, body=body)
+        request = original(method, target, headers, binary=is_binary, body=body)
         copy = builder(building).build(request)
     except building.RefusedRequestError:
         return
@@ -280,5 +280,5 @@ def test_what_a_builder_remembers_changes_nothing(building: ModuleType) -> None:
         FIELDS,
     ]
     for fields in blocks * 3:
-        built = made.build(original(building, b"GET", b"/", binary(fields), binary=True))
+        built = made.build(original(b"GET", b"/", binary(fields), binary=True))
         assert built.wire == b"GET / HTTP/1.1\r\n" + text(fields)

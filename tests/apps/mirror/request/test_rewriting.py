@@ -1,4 +1,4 @@
-"""spoakit.apps.mirror._request_cy: fields and paths that a target wants changed."""
+"""spoakit.apps.mirror._request_builder_cy: fields and paths that a target wants changed."""
 
 import re
 from pathlib import Path
@@ -74,8 +74,8 @@ def test_a_marked_request_is_not_copied_again(
     maker = builder(
         building, marker=("X-Mirrored", "yes"), headers=HeaderSettings(remove=("x-mirrored",))
     )
-    marked = original(building, b"GET", b"/", block, binary=binary_form)
-    plain = original(building, b"GET", b"/", binary((HOST,)), binary=True)
+    marked = original(b"GET", b"/", block, binary=binary_form)
+    plain = original(b"GET", b"/", binary((HOST,)), binary=True)
     for _ in range(2):  # what a builder remembers of fields is no other way
         maker.build(plain)
         with pytest.raises(building.LoopedRequestError, match="X-Mirrored: yes"):
