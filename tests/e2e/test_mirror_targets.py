@@ -48,7 +48,7 @@ def test_a_name_that_has_a_new_address_is_followed(mirror: Mirror) -> None:
             assert program.stop() == 0
             received = [*before.requests, *after.requests]
             assert {each.target for each in after.requests} == {b"/between"}
-    assert figures(program, "named")["answered"] == len(received)
+    assert figures(program, "named")["responses"] == len(received)
 
 
 # Which requests.
@@ -232,7 +232,7 @@ def test_marked_copies_that_come_back_to_haproxy_are_not_copied_again(
         assert sorted(marked) == [b"/0", b"/1", b"/2", b"/3", b"/4"]
     looped = 5 if knows_the_marker == "mirror" else 0
     assert re.search(
-        f" {5 + looped} received, .* {looped} looped, .* 5 answered, 0 failed", program.log
+        f" {5 + looped} received, .* {looped} looped, .* 5 responses, 0 failed", program.log
     )
     assert ("has the marker 'X-Mirrored: 1' already" in program.log) == (looped > 0)
 

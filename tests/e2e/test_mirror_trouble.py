@@ -50,7 +50,7 @@ def test_nothing_is_lost_by_reloads_under_load(mirror: Mirror, workers: str) -> 
             wait_until(refused, "a refused reload")
             load.wait_for(30)
         assert program.stop() == 0
-        assert program.log.count("another drain needs a restart") == 1
+        assert program.log.count("a changed drain needs a restart") == 1
         total = len(load.answers)
         assert not any(answer.error for answer in load.answers)
         assert len(always.requests) == total
@@ -117,9 +117,9 @@ def test_a_dead_target_is_told_of_once_and_the_other_never_notices(mirror: Mirro
     assert program.log.count("reached again") == 1
     assert "well: " not in program.log.partition("stopping")[0]
     dead, good = figures(program, "dead"), figures(program, "well")
-    assert (dead["answered"], dead["failed"], dead["dropped"]) == (200, 0, 0)
+    assert (dead["responses"], dead["failed"], dead["dropped"]) == (200, 0, 0)
     assert dead["connect failures"] > 0
-    assert (good["answered"], good["connect failures"], good["retried"]) == (200, 0, 0)
+    assert (good["responses"], good["connect failures"], good["retried"]) == (200, 0, 0)
 
 
 def memory(program: Program) -> int:
@@ -190,7 +190,7 @@ def test_targets_in_trouble_touch_neither_a_healthy_one_nor_production(mirror: M
         assert program.stop() == 0
         assert len(healthy.requests) == 1200
         assert all(each.body == body for each in healthy.requests)
-    assert figures(program, "healthy")["answered"] == 1200
+    assert figures(program, "healthy")["responses"] == 1200
     for name in ("slow", "dead", "resetting"):
         trouble = figures(program, name)
         assert trouble["received"] == 900
@@ -221,7 +221,7 @@ def test_a_rate_and_a_short_queue_bound_what_a_target_gets(mirror: Mirror) -> No
         assert program.stop() == 0
         assert tardy.requests[0].target == b"/0"
     rated, dropping = figures(program, "limited"), figures(program, "newest")
-    accepted = rated["answered"] + rated["failed"]  # the stop may come before an answer
+    accepted = rated["responses"] + rated["failed"]  # the stop may come before an answer
     assert accepted + rated["rate limited"] == 50
     assert 1 <= accepted <= 10
     assert dropping["dropped"] >= 39
@@ -249,7 +249,7 @@ def test_a_stop_waits_for_the_queue_as_long_as_it_was_told_to(mirror: Mirror) ->
     assert "silent: stopped with 18 requests not sent" in program.log
     counted = figures(program, "silent")
     assert (counted["received"], counted["dropped"], counted["failed"]) == (20, 18, 2)
-    assert figures(program, "quick")["answered"] == 20
+    assert figures(program, "quick")["responses"] == 20
     # The log of requests is written by itself, and may come after that.
     own = [line for line in program.log.splitlines() if not line.startswith("[ 1]")]
     assert "silent: 20 received" in own[-1]

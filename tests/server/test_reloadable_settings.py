@@ -78,7 +78,7 @@ def test_what_needs_a_restart_stays_and_that_is_said(
     file.settings = Settings(level=2, log_file="b")
     live.reload()
     assert live.current == Settings(level=2, log_file="a")
-    assert "reload: another log file needs a restart" in caplog.text
+    assert "reload: a changed log file needs a restart" in caplog.text
 
 
 def test_what_the_supervisor_said_is_not_said_again_in_a_worker(

@@ -14,7 +14,7 @@ with_one_haproxy = pytest.mark.parametrize("haproxy_binary", [REQUIRED], indirec
 # Has a program look names up in a file of the test's.
 RECEIVED = (
     *("not selected", "rate limited", "looped", "malformed", "body cut"),
-    *("dropped", "answered", "failed"),
+    *("dropped", "responses", "failed"),
 )
 
 

@@ -1,7 +1,7 @@
-"""Checks of what an app is told, by what it goes into: a range, a list, a name.
+"""Validators of settings: ranges, choices, names, writable files.
 
-Each raises a `ConfigurationError` that names the option, the value and what is allowed. Options
-have the names of the configuration file's keys, as "timeouts.connect".
+Each raises a `ConfigurationError` that names the option, the value and what is allowed. Options are
+named like the configuration file's keys, as "timeouts.connect".
 """
 
 import os
@@ -15,20 +15,20 @@ _MAX_TEXT: Final = 255
 
 
 def check_range(option: str, value: float, low: float, high: float) -> None:
-    """Refuse a number that is not in a range, both ends of which belong to it."""
+    """Refuse a number that is not in an inclusive range."""
     if not low <= value <= high:
         raise ConfigurationError(f"{option}: {value!r} is not in the range {low} to {high}")
 
 
 def check_percent(option: str, value: float) -> None:
-    """Refuse a share that is neither 0 nor 0.001 to 100 percent."""
+    """Refuse a percentage that is neither 0 nor from 0.001 to 100."""
     check_range(option, value, 0, 100)
     if 0 < value < 0.001:
         raise ConfigurationError(f"{option}: {value!r} is neither 0 nor at least 0.001 percent")
 
 
 def choice(option: str, value: str, known: tuple[T, ...]) -> T:
-    """Return a word as one of those that are known, or refuse it."""
+    """Return a word if it is one of `known`, or refuse it."""
     for word in known:
         if word == value:
             return word
@@ -44,10 +44,10 @@ def check_text(option: str, text: str) -> None:
 
 
 def check_writable(option: str, path: str) -> None:
-    """Refuse a file that cannot be written or created, without doing either.
+    """Refuse a file that cannot be written or created, without changing it.
 
     Raises:
-        ConfigurationError: it cannot; the text names the option and the file.
+        ConfigurationError: the file cannot be written; the text names the option and the file.
     """
     folder = os.path.dirname(os.path.abspath(path))
     if os.path.isdir(path):

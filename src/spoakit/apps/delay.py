@@ -1,4 +1,4 @@
-"""A delay before messages are handled, to try out what HAProxy makes of slow agents."""
+"""Delay before messages are handled, to test HAProxy with a slow agent."""
 
 import asyncio
 import functools
@@ -6,14 +6,14 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final, ParamSpec, TypeVar
 
 DEADLINE: Final = 1.0
-"""Seconds beyond the delay; a message that has no answer then is late."""
+"""Deadline of a message, in seconds beyond the delay."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def delayed(handle: Callable[P, R], delay: float) -> Callable[P, Coroutine[Any, Any, R]]:
-    """Return what does the same `delay` seconds later; the ACK waits, other frames do not."""
+    """Return a handler that waits `delay` seconds first; other frames are not blocked."""
 
     @functools.wraps(handle)
     async def handle_later(*args: P.args, **kwargs: P.kwargs) -> R:

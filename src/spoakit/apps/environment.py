@@ -1,7 +1,7 @@
-"""Variables of the environment in the texts of a configuration file: `${NAME}`.
+"""Environment variables in the texts of a configuration file: `${NAME}`.
 
-They are replaced in what TOML has read, so that a value cannot bring keys or tables of its own.
-No error shows a value: passwords come this way.
+They are expanded after TOML is parsed, so that a value cannot add keys or tables. No error shows a
+value, since values may be passwords.
 """
 
 import os
@@ -21,16 +21,15 @@ def expand_variables(
 ) -> dict[str, Any]:
     """Return a document with `${NAME}` replaced in its texts, but not in its keys.
 
-    `${NAME:-default}` is the default where the variable is not set or empty, as in a shell, and
-    `$${` is `${`. A text without `${` stays as it is.
+    `${NAME:-default}` uses the default if the variable is not set or empty, as in a shell, and
+    `$${` is a literal `${`.
 
     Raises:
-        ConfigurationError: a variable is not set, or something else is between the braces; the
-            text names the key.
+        ConfigurationError: a variable is not set, or its syntax is wrong; the text names the key.
     """
     try:
         expanded: dict[str, Any] = _expand(document, "", environment)
-    except RecursionError:  # dotted keys nest without being nested
+    except RecursionError:  # dotted keys create nested tables without nested syntax
         raise ConfigurationError("its tables or lists are nested too deeply") from None
     return expanded
 

@@ -1,4 +1,4 @@
-"""Open file that whole lines are written to, by several processes at once."""
+"""Output of whole lines to a file that several processes write to."""
 
 import os
 import select
@@ -8,33 +8,33 @@ from typing import Final
 from spoakit.exceptions import ConfigurationError
 
 BATCH_SIZE: Final = 128 * 1024
-"""The bytes of lines that are handed to the writing thread together, which wakes for each batch.
+"""Bytes in a batch of lines for the writing thread, which each batch wakes.
 
-With half of it a mirror at full speed spends 4 % more CPU.
+With half of it a mirror at full load uses 4 % more CPU.
 """
 
-# What is written to a file at once, but for a longer line: a batch, and the line that filled it.
+# Bytes written to a file at once, unless a line is longer: a batch and the line that filled it.
 _FILE_SIZE: Final = 2 * BATCH_SIZE
 
-# What Linux and macOS write to a pipe in one piece, not mixed with the lines of other workers
-# (POSIX: PIPE_BUF). Lines longer than that are written alone.
+# Bytes that Linux and macOS write to a pipe atomically, not mixed with the lines of other workers
+# (POSIX: PIPE_BUF). A longer line is written alone.
 _PIPE_SIZE: Final = 4096 if os.uname().sysname == "Linux" else 512
 
 
 class Output:
-    """An open file that whole lines are written to.
+    """Open file for whole lines.
 
-    A write that fails may leave the beginning of a line in the file: ours, or that of another
-    worker, whose write failed for the same reason. The next write begins with a line feed then, so
-    that the line it writes is not appended to a torn one.
+    A failed write may leave a torn line in the file: ours, or one of another worker, whose write
+    failed for the same reason. The next write then begins with a line feed, so that its first line
+    is not appended to the torn one.
 
     Args:
-        descriptor: the file.
+        descriptor: the open file.
 
     Attributes:
-        write_size: the bytes that lines of several workers may have and not mix.
+        write_size: the bytes per write with which lines of several workers do not mix.
         has_failed: whether the last write failed.
-        reason: why the last one that failed did so.
+        reason: the error of the last failed write.
     """
 
     __slots__ = ("_descriptor", "has_failed", "reason", "write_size")
@@ -47,7 +47,7 @@ class Output:
         self.reason = ""
 
     def write(self, lines: bytes | memoryview) -> int:
-        """Write whole lines; return how many of them were lost, a torn one among them."""
+        """Write whole lines; return the number of lost lines, a torn one included."""
         rest = memoryview(b"\n" + lines if self.has_failed else lines)
         try:
             while rest:
@@ -60,7 +60,7 @@ class Output:
         return 0
 
     def end_line(self) -> None:
-        """Try to end the line that a failed write may have torn."""
+        """Try to end the torn line of a failed write."""
         if self.has_failed:
             self.write(b"")
 
@@ -76,18 +76,18 @@ class Output:
 
 
 def open_lines(name: str, path: str) -> int:
-    """Return the descriptor of a file that is appended to.
+    """Open a file for appending; return its descriptor.
 
     Args:
-        name: of the log, for the error: "access log".
-        path: the file.
+        name: the name of the log for errors, as "access log".
+        path: the path of the file.
 
     Raises:
-        ConfigurationError: it cannot be opened.
+        ConfigurationError: the file cannot be opened.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY
     try:
-        # A named pipe without a reader is an error, and not waited for.
+        # O_NONBLOCK makes a named pipe without a reader an error instead of a wait.
         descriptor = os.open(path, flags | os.O_NONBLOCK, 0o644)
     except OSError as error:
         raise ConfigurationError(f"{name} {path!r} cannot be opened: {error.strerror}") from None
@@ -99,8 +99,8 @@ def check_lines(name: str, path: str) -> None:
     """Refuse a file that a worker could not open; see `open_lines`.
 
     Raises:
-        ConfigurationError: it cannot be opened.
+        ConfigurationError: the file cannot be opened.
     """
-    # Opening and closing a named pipe would be the end of the file to its reader.
+    # To open and close a named pipe would send its reader an end of file.
     if not os.path.exists(path) or not stat.S_ISFIFO(os.stat(path).st_mode):
         os.close(open_lines(name, path))

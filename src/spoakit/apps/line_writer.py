@@ -1,4 +1,4 @@
-"""Writing of a log's lines where it cannot hold up the event loop."""
+"""Writer of a log's lines in a thread, so that it cannot block the event loop."""
 
 import logging
 import os
@@ -12,25 +12,25 @@ from spoakit.logs import Throttle
 
 _DEFAULT_LOGGER: Final = logging.getLogger("spoakit")
 
-# What may have been handed to the thread and not been written.
+# Bytes that may wait for the thread.
 _MAX_BEHIND: Final = 4 * 1024 * 1024
 _CLOSE_TIMEOUT: Final = 1.0
-# Seconds between two attempts to end a torn line, where there are no other lines to write.
+# Seconds between two attempts to end a torn line, if there are no other lines to write.
 _RETRY: Final = 0.25
 
 
 class LogWriter:
-    """Write batches of lines in a thread.
+    """Writer of batches of lines, in a thread.
 
-    A slow disk or a full pipe blocks whoever writes to it, and making standard output non-blocking
-    would make it so for every process that shares it. While the thread is 4 MiB behind lines are
-    dropped, and so are those that could not be written; both are counted, and logged at most once a
+    A slow disk or a full pipe blocks its writer, and standard output cannot be made non-blocking
+    without affecting every process that shares it. Lines are dropped while the thread is 4 MiB
+    behind, or if they cannot be written. Dropped lines are counted, and logged at most once a
     second.
 
     Args:
         descriptor: the open file to write to; it stays open.
-        name: of the log, for reports of lost lines.
-        logger: where these are reported.
+        name: the name of the log, for reports of lost lines.
+        logger: the logger for these reports.
     """
 
     __slots__ = (
@@ -59,15 +59,15 @@ class LogWriter:
         self._descriptor = descriptor
         self._throttle = Throttle(logger)
         self._dropped = self._reported = 0
-        # Sums of bytes and lines, lost ones among those written: the loop adds to the first two,
-        # the thread to the others.
+        # Totals of bytes and lines; lost ones count as written. The event loop adds to the first
+        # two, the thread to the others.
         self._handed_over = 0
         self._handed_over_lines = 0
         self._written = 0
         self._written_lines = 0
         self._lost = 0
         self._output = Output(descriptor)
-        # Batches of lines, descriptors of the files that those behind them go to, None at the end.
+        # Batches of lines; descriptors of the file for the batches after them; None at the end.
         self._batches: SimpleQueue[bytes | int | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=name.replace(" ", "-"), daemon=True)
         self._thread.start()
@@ -78,7 +78,7 @@ class LogWriter:
         return self._dropped + self._lost
 
     def put(self, lines: bytes) -> None:
-        """Have whole lines written, or drop them if the thread is too far behind."""
+        """Queue whole lines for the thread, or drop them if it is too far behind."""
         count = lines.count(b"\n")
         if self._handed_over - self._written + len(lines) > _MAX_BEHIND:
             self._dropped += count
@@ -88,16 +88,16 @@ class LogWriter:
         self._batches.put(lines)
 
     def redirect(self, descriptor: int | None) -> None:
-        """Write what is put from now on to another file.
+        """Write further lines to another file.
 
         Args:
-            descriptor: the open file, which is closed when nothing more goes to it; None for the
-                first one.
+            descriptor: the open file, which is closed after the next redirection or at the end;
+                None for the first file.
         """
         self._batches.put(self._descriptor if descriptor is None else descriptor)
 
     def report(self) -> None:
-        """Log how many lines were lost, if any have been since the last time."""
+        """Log the number of lost lines, if it has grown since the last report."""
         if self.dropped > self._reported:
             self._reported = self.dropped
             reason = f": {self._output.reason}" if self._output.reason else ""
@@ -110,11 +110,11 @@ class LogWriter:
             )
 
     def close(self) -> None:
-        """Write what is left, for at most a second."""
+        """Write the remaining lines, for at most a second."""
         self._batches.put(None)
         self._thread.join(_CLOSE_TIMEOUT)
         if self._thread.is_alive():
-            # It is stuck in a write, and ends with the process.
+            # The thread is blocked in a write, and ends with the process.
             self._dropped += self._handed_over_lines - self._written_lines
         self.report()
 
@@ -148,7 +148,7 @@ class LogWriter:
 
 
 def _split(lines: bytes, size: int) -> Iterator[memoryview]:
-    """Yield pieces that are whole lines, of at most `size` bytes or one line."""
+    """Yield chunks of whole lines, of at most `size` bytes or one line."""
     view = memoryview(lines)
     start = 0
     while len(lines) - start > size:

@@ -1,4 +1,4 @@
-"""Configuration files: TOML in, tables out, and errors that say where and why."""
+"""Parser of configuration files in TOML, whose errors name file, line or key, and reason."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ from spoakit.apps.values import parse_seconds, parse_size
 from spoakit.exceptions import ConfigurationError
 
 MAX_SIZE: Final = 1024 * 1024
-"""The most bytes a configuration file may have."""
+"""Size limit of a configuration file in bytes."""
 
 _CONVERTING: Final = threading.Lock()
 
@@ -104,18 +104,18 @@ def read_settings(
     settings_of: Callable[[dict[str, Any], Path], S],
     only: str | None = None,
 ) -> S:
-    """Return the settings that are in a file.
+    """Read a configuration file and return its settings.
 
     Args:
         path: the file, of 1 MiB at most.
-        settings_of: makes them of what is in it, with the environment's variables replaced, and
-            the folder that names of files are relative to: the file's.
-        only: the one key of the file to use, where the others may need what only the service has:
-            files that it may read, its environment.
+        settings_of: returns the settings of a document, with environment variables expanded, and of
+            the folder of the file, to which paths are relative.
+        only: the only key of the file to use, for commands: other keys may need files or
+            environment variables that only the service has.
 
     Raises:
-        ConfigurationError: it cannot be read, is not TOML, or says what cannot be; the text names
-            the file, the line or the key, and the reason. Places in lists are counted from 1.
+        ConfigurationError: the file cannot be read, is not TOML, or has invalid settings; the text
+            names the file, the line or the key, and the reason. Items of lists are counted from 1.
     """
     with Prefix(f"{os.fspath(path)}: "):
         document = parse_toml(_read(path))
@@ -128,12 +128,12 @@ def _read(path: str | os.PathLike[str]) -> str:
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_SIZE + 1)
-    except (OSError, ValueError) as error:  # the latter for a name with a NUL
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise ConfigurationError(getattr(error, "strerror", None) or str(error)) from None
     if len(data) > MAX_SIZE:
         raise ConfigurationError(f"it is larger than {MAX_SIZE} bytes")
     try:
-        # Editors of another system may begin a file with a byte order mark.
+        # Editors on Windows may begin a file with a byte order mark.
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
@@ -141,24 +141,24 @@ def _read(path: str | os.PathLike[str]) -> str:
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """Return what is in a text.
+    """Parse a text.
 
     Raises:
-        ConfigurationError: it is not TOML; the text names the line and the reason.
+        ConfigurationError: the text is not TOML; the error names the line and the reason.
     """
     try:
         return tomllib.loads(text)
     except RecursionError:
         raise ConfigurationError("its tables or lists are nested too deeply") from None
-    except ValueError as error:  # a number can be wrong in ways that are no TOMLDecodeError
+    except ValueError as error:  # some invalid numbers raise no TOMLDecodeError
         reason, _, place = str(error).removesuffix(")").rpartition(" (at ")
-        # At the end there is no line, and tomllib says so.
+        # tomllib names no line for an error at the end.
         where = place if place.startswith("line") else "at its end"
         raise ConfigurationError(f"{where}: {reason}" if reason else str(error)) from None
 
 
 class Prefix:
-    """Say in a ConfigurationError that passes where it is, and whose it is."""
+    """Context that adds a prefix and a suffix to the text of a ConfigurationError."""
 
     def __init__(self, prefix: str, suffix: str = "") -> None:
         self._prefix = prefix
@@ -272,7 +272,7 @@ def _in_our_words(reason: str) -> str:
     missing = re.fullmatch("Object missing required field `(.*)`", reason)
     if missing:
         return f"the key {missing[1]!r} is missing"
-    # TOML has tables, and no null.
+    # TOML calls objects tables, and has no null.
     return reason.replace("`object`", "`table`").replace(" | null`", "`")
 
 
@@ -281,8 +281,8 @@ def readable_file(option: str, name: str | None, folder: Path) -> str | None:
 
     Args:
         option: the key, for the error.
-        name: as it is in the configuration file.
-        folder: what it is relative to.
+        name: the path in the configuration file.
+        folder: the folder that the path is relative to.
     """
     if name is None:
         return None

@@ -1,4 +1,4 @@
-"""URLs, parts of which are secrets: users and passwords, and the keys in queries."""
+"""URLs with secrets: users, passwords, and keys in queries."""
 
 import re
 from base64 import b64encode
@@ -9,27 +9,26 @@ _HIDDEN: Final = "***"
 
 
 def shown_url(url: str) -> str:
-    """Return a URL as it may be shown: without user, password and query."""
+    """Return a URL for display, without user, password and query."""
     url = re.sub(r"//[^/?#]*@", f"//{_HIDDEN}@", url, count=1)
     return re.sub(r"\?.+", f"?{_HIDDEN}", url, flags=re.DOTALL)
 
 
 def shown_text(text: str) -> str:
-    """Return what should have been a URL, without all that may have been meant to be secret."""
+    """Return a malformed URL for display, without the parts that may be secret."""
     scheme = r"^((?:[A-Za-z][A-Za-z0-9+.-]*:)?//)?"
     return shown_url(re.sub(f"{scheme}.*@", rf"\1{_HIDDEN}@", text, flags=re.DOTALL))
 
 
 def without_users(text: str) -> str:
-    """Return a text, as an error's, without the users and passwords of the URLs in it."""
+    """Return a text, for example of an error, without the users and passwords of its URLs."""
     return re.sub(r"//\S*@", f"//{_HIDDEN}@", text)
 
 
 def without_user(url: str) -> tuple[str, str | None]:
-    """Return a URL without user and password, and the Authorization (RFC 7617) that they are.
+    """Return a URL without user and password, and the Authorization (RFC 7617) made of them.
 
-    Octets of theirs that may not be in a URL are written with "%"; UTF-8 is what most servers
-    expect.
+    User and password are percent-encoded; most servers expect UTF-8.
     """
     parts = urlsplit(url)
     user, at, host = parts.netloc.rpartition("@")
@@ -39,7 +38,7 @@ def without_user(url: str) -> tuple[str, str | None]:
 
 
 def basic_authorization(userinfo: str) -> str:
-    """Return the Authorization that the user and password of a URL are, as "me:secret"."""
+    """Return the Authorization for the user and password of a URL, as "me:secret"."""
     user, _, password = userinfo.partition(":")
     pair = unquote_to_bytes(user) + b":" + unquote_to_bytes(password)
     return f"Basic {b64encode(pair).decode()}"

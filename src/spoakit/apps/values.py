@@ -1,6 +1,6 @@
-"""Parsing of the texts in settings: times, sizes, name servers.
+"""Parsers of the texts in settings: times ("1.5s"), sizes ("32MiB"), name servers.
 
-Which values are allowed, the settings say.
+The settings check the ranges of the values.
 """
 
 import re
@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from spoakit.exceptions import ConfigurationError
 
 TIMES: Final = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-"""The units of times, in seconds."""
+"""Units of time, in seconds."""
 
 _SIZES: Final = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 _NUMBER: Final = r"([0-9]{1,15}(?:\.[0-9]{1,15})?)"
@@ -20,10 +20,10 @@ _SIZE: Final = re.compile(rf"{_NUMBER} ?({'|'.join(_SIZES)})", re.ASCII)
 
 
 def parse_seconds(value: object) -> float:
-    """Return the time that a number of seconds or a text such as "1.5s" or "10m" stands for.
+    """Parse a time: a number of seconds, or a text like "1.5s" or "10m".
 
     Raises:
-        ConfigurationError: it is no such thing.
+        ConfigurationError: the value is not a time.
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
@@ -37,10 +37,10 @@ def parse_seconds(value: object) -> float:
 
 
 def parse_size(value: object) -> int:
-    """Return the size that a number of bytes or a text such as "32MiB" stands for.
+    """Parse a size: a number of bytes, or a text like "32MiB".
 
     Raises:
-        ConfigurationError: it is no such thing.
+        ConfigurationError: the value is not a size.
     """
     if isinstance(value, int) and not isinstance(value, bool):
         return value
@@ -54,10 +54,10 @@ def parse_size(value: object) -> int:
 
 
 def parse_nameserver(text: str) -> tuple[str, int]:
-    """Return the address and the port of a name server, as "127.0.0.1:5353" or "[::1]:53".
+    """Parse the address and port of a name server, as "127.0.0.1:5353" or "[::1]:53".
 
     Raises:
-        ConfigurationError: it is not one.
+        ConfigurationError: the text is not an address.
     """
     try:
         parts = urlsplit(f"//{text}" if text.count(":") < 2 or "]" in text else f"//[{text}]")

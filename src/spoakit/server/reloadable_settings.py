@@ -74,7 +74,7 @@ class ReloadableSettings(Generic[T]):
         settings = self._read()
         for option in self._needs_restart:
             if getattr(settings, option) != getattr(self.current, option):
-                self._logger.warning("reload: another %s needs a restart", option.replace("_", " "))
+                self._logger.warning("reload: a changed %s needs a restart", option.replace("_", " "))
         self._replace(settings)
 
     def reload_worker(self) -> None:

@@ -387,5 +387,5 @@ def test_what_takes_a_restart_is_said_and_stays(
     live = reloadable_settings(lambda: wanted)
     wanted = other
     live.reload()
-    assert f"another {what} needs a restart" in caplog.text
+    assert f"a changed {what} needs a restart" in caplog.text
     assert live.current == MirrorSettings()

@@ -250,7 +250,7 @@ def test_what_a_reload_cannot_change_stays(caplog: pytest.LogCaptureFixture) -> 
     )
     live.reload()
     assert live.current == ReputationSettings(policy=PolicySettings(unknown=50))
-    assert "another answers needs a restart" in caplog.text
+    assert "a changed answers needs a restart" in caplog.text
     current = ReputationSettings((bl,))
     with pytest.raises(ConfigurationError, match="the first one of the type 'dnsbl'"):
         live.reload()
