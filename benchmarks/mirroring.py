@@ -27,7 +27,7 @@ DEAD_COUNT = 60_000
 TARGETS = ("answering", "closed", "silent")
 # What spoa-mirror says at its end about every request it had.
 SUMMARY = re.compile(
-    r"(\d+) (?:answered|failed|dropped|body cut|malformed|not selected|rate limited)\b"
+    r"(\d+) (?:responses|failed|dropped|body cut|malformed|not selected|rate limited)\b"
 )
 
 

@@ -39,7 +39,7 @@ class Copier:
 
     async def answered(self, count: int) -> None:
         """Wait for that many responses."""
-        await until(lambda: self.target.counters.answered >= count)
+        await until(lambda: self.target.counters.responses >= count)
 
     def lines(self) -> list[str]:
         """Return the access log, without what each line begins with."""

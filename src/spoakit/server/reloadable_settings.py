@@ -66,7 +66,7 @@ class ReloadableSettings(Generic[T]):
             self._reopen()
 
     def reload(self) -> None:
-        """Read the settings again, warn of what needs a restart, and apply the rest.
+        """Read the settings again, warn of changes that need a restart, and apply the others.
 
         Raises:
             ConfigurationError, OSError: by `read`; nothing has changed.
@@ -74,7 +74,8 @@ class ReloadableSettings(Generic[T]):
         settings = self._read()
         for option in self._needs_restart:
             if getattr(settings, option) != getattr(self.current, option):
-                self._logger.warning("reload: a changed %s needs a restart", option.replace("_", " "))
+                name = option.replace("_", " ")
+                self._logger.warning("reload: a changed %s needs a restart", name)
         self._replace(settings)
 
     def reload_worker(self) -> None:

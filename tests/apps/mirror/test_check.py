@@ -251,7 +251,7 @@ def test_a_certificate_of_ours_that_is_missing_is_said_although_tls_1_3_says_it_
             refused = asyncio.create_task(asyncio.to_thread(refuse, listener))
             result = await check(f"https://localhost:{port}", tls=tls)
             await refused
-        assert "tls.certificate of ours" in result.error
+        assert "a client certificate (tls.certificate)" in result.error
 
     run(scenario())
 
@@ -301,7 +301,7 @@ def test_http_1_where_http_2_is_presumed_is_said(run: Run, greeting: bytes) -> N
                 f"http://127.0.0.1:{port}", http="2", timeouts=Timeouts(connect=0.3)
             )
             assert "the target does not speak HTTP/2" in result.error
-            assert result.error.endswith('(http = "auto" or "1.1" (--http) takes what it speaks)')
+            assert result.error.endswith('(http = "auto" or "1.1" (--http) allows HTTP/1.1)')
             assert time.perf_counter() - start < 5
 
     run(scenario())
@@ -354,7 +354,7 @@ def test_all_are_tried_at_the_same_time_and_shown_in_their_order(
                 assert time.perf_counter() - start < 4
         assert [result.target for result in results] == targets
         assert [result.target.name for result in results if not result.error] == ["well"]
-        assert results[0].error.startswith("no connection within 0.5 s (is a firewall in between?")
+        assert results[0].error.startswith("no connection within 0.5 s (is there a firewall")
         assert asyncio.all_tasks() <= tasks
 
     run(scenario())

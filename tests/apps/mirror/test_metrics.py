@@ -211,7 +211,7 @@ def test_bodies_that_are_not_copied_add_up(run: Run, make_mirror: Any) -> None:
                 for each in requests:
                     mirror.copy(each)
                 check_sums(Snapshot.take(metrics), ("skip", "send"))
-                await until(lambda: mirror.targets[1].counters.answered == len(requests))
+                await until(lambda: mirror.targets[1].counters.responses == len(requests))
         end = Snapshot.take(metrics)
         check_sums(end, ("skip", "send"))
         assert of_target(end, "spoakit_mirror_responses_total", "skip") == 1

@@ -35,12 +35,12 @@ NONE = headers()
 def takes(
     selection: TargetSettings, method: bytes = b"GET", target: bytes = b"/", fields: Headers = NONE
 ) -> bool:
-    return Selector(selection).takes(method, target, fields)
+    return Selector(selection).selects(method, target, fields)
 
 
 def keys_taken(sample: float, keys: Iterable[int] = range(VALUES)) -> set[int]:
     selector = Selector(sampling(sample=sample, sample_by="key"))
-    return {key for key in keys if selector.takes(b"GET", b"/", NONE, b"user-%d" % key)}
+    return {key for key in keys if selector.selects(b"GET", b"/", NONE, b"user-%d" % key)}
 
 
 def assert_share(taken: int, percent: float) -> None:
@@ -55,8 +55,8 @@ def assert_share(taken: int, percent: float) -> None:
 
 def test_without_rules_all_are_taken_and_nobody_needs_to_ask() -> None:
     selector = Selector(sampling())
-    assert selector.takes_all
-    assert selector.takes(b"ANY", b"*", NONE)
+    assert selector.selects_all
+    assert selector.selects(b"ANY", b"*", NONE)
 
 
 @pytest.mark.parametrize(
@@ -71,11 +71,11 @@ def test_without_rules_all_are_taken_and_nobody_needs_to_ask() -> None:
     ],
 )
 def test_with_a_rule_it_must_be_asked(selection: TargetSettings) -> None:
-    assert not Selector(selection).takes_all
+    assert not Selector(selection).selects_all
 
 
 def test_a_key_alone_is_no_rule() -> None:
-    assert Selector(sampling(sample_by="key")).takes_all
+    assert Selector(sampling(sample_by="key")).selects_all
 
 
 def test_methods_are_compared_with_their_case() -> None:
@@ -188,7 +188,7 @@ def test_malformed_fields_are_left_to_the_one_who_counts_them(selection: TargetS
 @pytest.mark.parametrize("sample", [0, 0.001, 0.5, 33.3, 99.999, 100])
 def test_the_share_of_requests_sampled_one_by_one_is_that_asked_for(sample: float) -> None:
     selector = Selector(sampling(sample=sample))
-    assert_share(sum(selector.takes(b"GET", b"/", NONE) for _ in range(VALUES)), sample)
+    assert_share(sum(selector.selects(b"GET", b"/", NONE) for _ in range(VALUES)), sample)
 
 
 @pytest.mark.parametrize("sample", [0, 0.001, 0.5, 33.3, 99.999, 100])
@@ -199,14 +199,14 @@ def test_the_share_of_values_is_that_asked_for(sample: float) -> None:
 def test_without_the_value_requests_are_sampled_one_by_one() -> None:
     selector = Selector(sampling(sample=20, sample_by="key"))
     for key in (None, b""):
-        assert_share(sum(selector.takes(b"GET", b"/", NONE, key) for _ in range(VALUES)), 20)
+        assert_share(sum(selector.selects(b"GET", b"/", NONE, key) for _ in range(VALUES)), 20)
 
 
 @given(st.binary(min_size=1), st.floats(0.001, 99.999))
 def test_all_requests_with_one_value_share_its_fate(value: bytes, sample: float) -> None:
     selection = sampling(sample=sample, sample_by="src")
     fates = {
-        Selector(selection).takes(method, b"/%d" % number, NONE, b"%d" % number, value)
+        Selector(selection).selects(method, b"/%d" % number, NONE, b"%d" % number, value)
         for method in (b"GET", b"POST")
         for number in range(5)
     }
@@ -216,7 +216,7 @@ def test_all_requests_with_one_value_share_its_fate(value: bytes, sample: float)
 @given(st.binary(min_size=1), st.floats(0.001, 100), st.floats(0.001, 100))
 def test_a_larger_sample_has_all_of_a_smaller_one(value: bytes, one: float, other: float) -> None:
     small, large = (
-        Selector(sampling(sample=sample, sample_by="key")).takes(b"GET", b"/", NONE, value)
+        Selector(sampling(sample=sample, sample_by="key")).selects(b"GET", b"/", NONE, value)
         for sample in sorted((one, other))
     )
     assert large or not small
@@ -231,7 +231,7 @@ def test_a_value_has_the_same_fate_wherever_it_comes_from() -> None:
         value = f"user-{number}"
         fields = headers(f"Cookie: a=b; id={value}", f"X-Id: {value}")
         raw = value.encode()
-        fates = {each.takes(b"GET", b"/", fields, raw, raw) for each in by.values()}
+        fates = {each.selects(b"GET", b"/", fields, raw, raw) for each in by.values()}
         assert len(fates) == 1
 
 
@@ -242,7 +242,7 @@ def test_the_fate_of_a_value_is_the_same_in_every_process() -> None:
         "from spoakit.apps.mirror.selection import Selector, TargetSettings, Headers\n"
         "from spoakit.apps.mirror.url import TargetURL\n"
         "url = TargetURL.parse('http://h')\n"
-        "takes = Selector(TargetSettings(url, sample=5, sample_by='key')).takes\n"
+        "takes = Selector(TargetSettings(url, sample=5, sample_by='key')).selects\n"
         "none = Headers(b'\\r\\n', False)\n"
         "print([n for n in range(400) if takes(b'GET', b'/', none, b'user-%d' % n)])"
     )
@@ -256,14 +256,14 @@ def fate(*lines: str, sample_by: str = "cookie:id") -> list[bool]:
     """Return what becomes of a request in samples of 1 to 99 %, which tells its value."""
     fields = headers(*lines)
     return [
-        Selector(sampling(sample=percent, sample_by=sample_by)).takes(b"GET", b"/", fields)
+        Selector(sampling(sample=percent, sample_by=sample_by)).selects(b"GET", b"/", fields)
         for percent in range(1, 100)
     ]
 
 
 def fate_of(value: bytes) -> list[bool]:
     return [
-        Selector(sampling(sample=percent, sample_by="key")).takes(b"GET", b"/", NONE, value)
+        Selector(sampling(sample=percent, sample_by="key")).selects(b"GET", b"/", NONE, value)
         for percent in range(1, 100)
     ]
 

@@ -10,7 +10,7 @@ from spoakit.agent.headers import Headers
 from spoakit.apps.mirror._request_builder_cy import RequestBuilder
 from spoakit.apps.mirror._request_cy import IncomingRequest
 from spoakit.apps.mirror.config.schema import HeaderSettings, MirrorSettings, TargetSettings
-from spoakit.apps.mirror.http.http2_head import read_head
+from spoakit.apps.mirror.http.http2_head import parse_head
 from spoakit.apps.mirror.url import TargetURL
 from spoakit.exceptions import ConfigurationError
 
@@ -38,9 +38,9 @@ def test_a_url_is_read(text: str, expected: TargetURL) -> None:
         ("", "does not start with http"),
         ("foo", "does not start with http"),
         ("ftp://x/", "does not start with http"),
-        ("http://", "names no host"),
-        ("http:///a", "names no host"),
-        ("http://:80/", "names no host"),
+        ("http://", "has no host"),
+        ("http:///a", "has no host"),
+        ("http://:80/", "has no host"),
         ("http://a..b/", "its host is not a host name or address"),
         ("http://a<b/", "is not a host name"),
         (f"http://{'a' * 64}/", "is not a host name"),
@@ -109,14 +109,14 @@ def test_urls_of_other_passwords_are_others() -> None:
         ("http://me:secret[@h/", "its host or its port"),
         ("http://me:[secret]@h/", ""),
         ("http://me:secret@h:secret@x:y/", "its host or its port"),
-        ("http://me:secret@/", "names no host"),
+        ("http://me:secret@/", "has no host"),
         ("http://me:secret@h/?a", "query and fragment"),
         ("http://me:secret @h/", "percent-encoded"),
         ("http://me:secret\n@h/", "percent-encoded"),
         ("http://me:secret\u00e9@h/", "percent-encoded"),
         ("me:secret@h", "does not start with http"),
         ("ftp://me:secret@h", "does not start with http"),
-        ("http:/me:secret@h", "names no host"),
+        ("http:/me:secret@h", "has no host"),
     ],
 )
 def test_what_is_wrong_with_a_url_is_said_without_its_secrets(text: str, reason: str) -> None:
@@ -158,7 +158,7 @@ def test_the_urls_authorization_replaces_the_originals(
     assert request.wire == (
         b"GET / HTTP/1.1\r\nHost: target:81\r\nX: 1\r\nAuthorization: Basic bWU6c2VjcmV0\r\n\r\n"
     )
-    fields = read_head(request, b"http")
+    fields = parse_head(request, b"http")
     assert (b":authority", b"target:81") in fields
     assert fields[-1] == (b"authorization", b"Basic bWU6c2VjcmV0")
     assert builder.build(IncomingRequest(b"GET", b"/", version, Headers(b"", False))).wire == (

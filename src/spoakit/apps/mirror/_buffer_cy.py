@@ -1,8 +1,8 @@
 # cython: wraparound=False
-"""Buffer that bytes are put together in: heads of requests, lines of the access log. Hot code.
+"""Buffer to assemble bytes in: heads of requests, lines of the access log. Hot code.
 
-A list of pieces and a join cost an object for each piece, and a bytearray's ``+=`` asks each
-operand for its buffer; this costs copying the bytes.
+A list and a join would cost an object for each part, and a bytearray's ``+=`` asks each operand for
+its buffer. This class only copies the bytes.
 
 Plain Python that compiles to C (see ``spoakit._cython``).
 """
@@ -25,7 +25,7 @@ else:
 COMPILED: bool = cython.compiled
 
 _ZERO = cython.declare(cython.uint, 0x30)
-# Bytes that an empty one has room for, and those that an emptied one keeps at most.
+# Bytes: the initial capacity, and the largest capacity that an emptied buffer keeps.
 _ROOM = cython.declare(cython.Py_ssize_t, 1024)
 _MAX_KEPT = cython.declare(cython.Py_ssize_t, 512 * 1024)
 
@@ -33,10 +33,10 @@ _MAX_KEPT = cython.declare(cython.Py_ssize_t, 512 * 1024)
 @cython.final
 @cython.cclass
 class Buffer:
-    """Bytes that grow at their end, in room that is used again.
+    """Bytes that grow at their end, in memory that is used again.
 
     Attributes:
-        size: how many there are.
+        size: the number of bytes.
     """
 
     if not cython.compiled:
@@ -50,7 +50,7 @@ class Buffer:
     @cython.ccall
     @cython.exceptval(-1, check=False)
     def add(self, data: bytes) -> cython.Py_ssize_t:
-        """Append bytes; return how many there are then."""
+        """Append bytes; return the new size."""
         return _append(self, data, 0, len(data))
 
     @cython.ccall
@@ -58,10 +58,10 @@ class Buffer:
     def add_part(
         self, data: bytes, start: cython.Py_ssize_t, end: cython.Py_ssize_t
     ) -> cython.Py_ssize_t:
-        """Append ``data[start:end]``; return how many there are then.
+        """Append ``data[start:end]``; return the new size.
 
         Raises:
-            IndexError: that is not within `data`.
+            IndexError: the range is not within `data`.
         """
         if not 0 <= start <= end <= len(data):
             raise IndexError(f"bytes {start} to {end} of {len(data)}")
@@ -72,7 +72,7 @@ class Buffer:
     def add_number(
         self, number: cython.ulonglong, width: cython.Py_ssize_t = 1
     ) -> cython.Py_ssize_t:
-        """Append a number in decimal, with zeros in front up to a width; return as `add` does."""
+        """Append a number in decimal, zero-padded to `width`; return the new size."""
         digits: cython.Py_ssize_t = 1
         rest: cython.ulonglong = number
         while rest >= 10:
@@ -91,7 +91,7 @@ class Buffer:
     @cython.ccall
     @cython.exceptval(-1, check=False)
     def insert(self, at: cython.Py_ssize_t, data: bytes) -> cython.Py_ssize_t:
-        """Insert bytes in front of the one at an index; return how many there are then."""
+        """Insert bytes before index `at`; return the new size."""
         behind: bytes = self.copy(at)
         self.truncate(at)
         self.add(data)
@@ -99,19 +99,19 @@ class Buffer:
 
     @cython.ccall
     def copy(self, start: cython.Py_ssize_t = 0) -> bytes:
-        """Return the bytes from an index on."""
+        """Return the bytes from index `start` on."""
         if not 0 <= start <= self.size:
             raise IndexError(f"bytes from {start} on of {self.size}")
         if not cython.compiled:
             return bytes(self._room[start : self.size])
-        # A slice of this is not checked, and is bytes at once.
+        # A slice of a C pointer has no bounds check, and makes a bytes object directly.
         room = cython.declare(cython.p_char, self._room)
         return cython.cast(bytes, room[start : self.size])
 
     @cython.ccall
     @cython.exceptval(-1, check=False)
     def truncate(self, size: cython.Py_ssize_t) -> cython.Py_ssize_t:
-        """Keep the first bytes only, that many; return how many there are then."""
+        """Keep only the first `size` bytes; return the new size."""
         if not 0 <= size <= self.size:
             raise IndexError(f"the first {size} of {self.size} bytes")
         self.size = size
@@ -124,7 +124,7 @@ class Buffer:
 @cython.inline
 @cython.exceptval(-1, check=False)
 def _reserve(buffer: Buffer, size: cython.Py_ssize_t) -> cython.Py_ssize_t:
-    """Make room for so many bytes more."""
+    """Make room for `size` more bytes."""
     if buffer.size + size > len(buffer._room):
         buffer._room += bytes(buffer.size + size)
     return 0

@@ -1,7 +1,7 @@
-"""Copying: from a message's arguments to the queue of each target. Hot code.
+"""Copying of requests, from a message's arguments to the queue of each target. Hot code.
 
-Plain Python that compiles to C (see ``spoakit._cython``). What happens to few requests, such as
-those that are refused, is `spoakit.apps.mirror.target`'s.
+Plain Python that compiles to C (see ``spoakit._cython``). Rare events, for example refused
+requests, are handled by `spoakit.apps.mirror.target`.
 """
 
 from __future__ import annotations
@@ -37,30 +37,30 @@ COMPILED: bool = cython.compiled
 
 
 class CopierListener(Protocol):
-    """Owner of a copier: the target."""
+    """Interface through which a copier calls its target."""
 
-    def takes_rate(self) -> bool:
-        """Return whether the rate limit allows one more copy; called where there is a limit."""
+    def is_within_rate(self) -> bool:
+        """Return whether the rate limit allows one more copy; called only if there is a limit."""
 
     def on_refused(self, error: RefusedRequestError) -> None:
         """Count and log a request that is not copied."""
 
     def on_incomplete(self, request: OutgoingRequest) -> None:
-        """Count and log a copy whose body is cut, or suspect."""
+        """Count and log a copy whose body is cut, or probably cut."""
 
 
 @cython.final
 @cython.cclass
 class Copier:
-    """Make the copies for one target, and queue them.
+    """Copy requests for one target, and queue the copies.
 
     Args:
         selector: decides which requests are copied; None for all.
-        is_limited: whether the listener is asked if the rate limit allows a copy.
+        is_limited: whether there is a rate limit, which the listener is asked about.
         builder: makes the copies.
-        queue: for what came over HTTP/1.
-        queue_2: for what came over HTTP/2.
-        listener: is told of what does not go well.
+        queue: gets the copies of HTTP/1 requests.
+        queue_2: gets the copies of HTTP/2 requests.
+        listener: called for requests that are refused or incomplete.
     """
 
     _selector: Any
@@ -92,12 +92,12 @@ class Copier:
 
     @property
     def received(self) -> int:
-        """The number of requests that came."""
+        """The number of requests received from HAProxy."""
         return self._received
 
     @property
     def not_selected(self) -> int:
-        """The number of requests that the selector did not take."""
+        """The number of requests that the selector did not select."""
         return self._not_selected
 
     @property
@@ -107,14 +107,14 @@ class Copier:
 
     @cython.ccall
     def copy(self, original: IncomingRequest) -> object:
-        """Queue a copy of a request, if there is to be one."""
+        """Queue a copy of a request, unless it is not selected, over the rate limit, or refused."""
         self._received += 1
-        if self._selector is not None and not self._selector.takes(
+        if self._selector is not None and not self._selector.selects(
             original.method, original.target, original.headers, original.key, original.source
         ):
             self._not_selected += 1
             return None
-        if self._is_limited and not self._listener.takes_rate():
+        if self._is_limited and not self._listener.is_within_rate():
             self._rate_limited += 1
             return None
         request: OutgoingRequest
@@ -142,13 +142,13 @@ class Copiers:
     def __init__(self, copiers: Iterable[Copier]) -> None:
         self._copiers = tuple(copiers)
 
-    def use(self, copiers: Iterable[Copier]) -> None:
-        """Use these from now on."""
+    def replace(self, copiers: Iterable[Copier]) -> None:
+        """Replace the copiers; called after a reload."""
         self._copiers = tuple(copiers)
 
     @cython.ccall
     def copy(self, original: IncomingRequest) -> object:
-        """Copy a request to the targets that are to get it."""
+        """Copy a request to each target that selects it."""
         copier: Copier
         for copier in self._copiers:
             copier.copy(original)
@@ -168,7 +168,7 @@ def copy(
     arg_id: bytes = b"",
     arg_key: bytes = b"",
 ) -> None:
-    """Observe the message ``mirror``; see `spoakit.apps.mirror.agent.create_agent`."""
+    """Handle the message ``mirror``; see `spoakit.apps.mirror.agent.create_agent`."""
     source: bytes = b"" if arg_src is None else str(arg_src).encode()
     copiers.copy(
         IncomingRequest(

@@ -1,14 +1,13 @@
 # cython: wraparound=False
-"""Making the copy of a request from what HAProxy sends about it. Hot code.
+"""Builder of the copies of requests, for one target. Hot code.
 
-Nothing that came in can change how the copy is framed: Content-Length is written anew, the
-fields that concern one connection only (RFC 9110, 7.6.1) are left out, and whatever holds a CR, an
-LF or a NUL is refused. The rest goes on as it came: order, case, duplicates, empty values, bytes
-that are not ASCII.
+A client cannot change how the copy is framed: Content-Length is written anew, hop-by-hop fields
+(RFC 9110, 7.6.1) are left out, and a request with a CR, an LF or a NUL in a field is refused.
+Everything else is preserved: order, case, duplicates, empty values, bytes that are not ASCII.
 
-A `RequestBuilder` remembers which fields the last request had, and in which order. The next one
-mostly has the same, so that comparing some bytes replaces reading, checking and looking up each
-name; what is left to do for a field is copying its value.
+A `RequestBuilder` remembers the field names of the last request, in their order. The next request
+mostly has the same ones, so comparing bytes replaces parsing, checking and looking up each name;
+only the value has to be copied.
 
 Plain Python that compiles to C (see ``spoakit._cython``).
 """
@@ -60,7 +59,7 @@ else:
 
 COMPILED: bool = cython.compiled
 
-# What a field is to a copy: repeated, or not so simple.
+# The kind of a field decides its treatment: an ordinary one is copied, the others are not.
 _ORDINARY = cython.declare(cython.uint, 0)
 _LEFT_OUT = cython.declare(cython.uint, 1)
 _CONNECTION = cython.declare(cython.uint, 2)
@@ -77,14 +76,14 @@ _SPECIAL: dict[bytes, int] = {
     b"te": _LEFT_OUT,
     b"trailer": _LEFT_OUT,
     b"upgrade": _LEFT_OUT,
-    # Not for one connection only, but nobody would wait for the 100 (RFC 9110, 10.1.1).
+    # Expect is not a hop-by-hop field, but the mirror does not wait for the 100 (RFC 9110, 10.1.1).
     b"expect": _LEFT_OUT,
     b"connection": _CONNECTION,
     b"content-length": _CONTENT_LENGTH,
     b"transfer-encoding": _TRANSFER_ENCODING,
     b"host": _HOST,
 }
-# What tells who somebody is; left out where a target is not to learn it.
+# Credentials, which `Rewrite.strip_secrets` leaves out.
 _SECRETS: tuple[bytes, ...] = (
     b"authorization",
     b"proxy-authorization",
@@ -94,34 +93,34 @@ _SECRETS: tuple[bytes, ...] = (
     b"x-csrf-token",
     b"x-amz-security-token",
 )
-# What a Connection field cannot take away from a copy.
+# Fields that a Connection field cannot remove from a copy.
 _KEPT: frozenset[bytes] = frozenset((b"host", b"content-length"))
 
-# Those that need no check.
+# Methods known to be tokens, which need no check.
 _known_methods: frozenset[bytes] = frozenset(
     (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH", b"TRACE")
 )
 
-# How many names a builder remembers, how long they may be, and of how many fields it expects to see
-# them again in the same order.
+# Limits of a builder's memory: the number of names, their length, and the number of fields that it
+# expects in the same order.
 _MAX_FIELDS = cython.declare(cython.Py_ssize_t, 4096)
 _MAX_NAME_SIZE = cython.declare(cython.Py_ssize_t, 64)
 _MAX_EXPECTED = cython.declare(cython.Py_ssize_t, 64)
 
-# Bytes of a head that are looked at together; a byte counts up to 255.
-_PIECE = cython.declare(cython.Py_ssize_t, 240)
+# Bytes of a head that are counted together: the counters are bytes, and must not overflow.
+_CHUNK = cython.declare(cython.Py_ssize_t, 240)
 
-# A longer number is no length (and int() of a long enough one takes long).
+# int() of a number with thousands of digits takes long.
 _MAX_DIGITS = cython.declare(cython.Py_ssize_t, 18)
-# Fields of up to 32 MiB.
+# A larger shift would be a field of over 32 MiB.
 _MAX_SHIFT = cython.declare(cython.uint, 18)
 
-# Bytes. HAProxy keeps tune.maxrewrite of its buffer free, 1 KiB, so that this much less than a
-# frame holds is what a full buffer gives.
+# HAProxy keeps 1 KiB of its buffer free (tune.maxrewrite), so a full buffer gives a frame up to
+# that many bytes shorter than the largest.
 _SLACK = cython.declare(cython.Py_ssize_t, 1024)
-# About the bytes that a request takes besides the arguments' values: in a frame for its head and
-# the arguments' names, in the buffer for its structure; and for each field, where a req.hdrs_bin
-# has the two lengths, and the buffer 8 bytes.
+# Estimated bytes that a request needs besides the arguments' values: in a frame for its head and
+# the arguments' names, in HAProxy's buffer for its structure. The second figure is for each field:
+# a req.hdrs_bin has two lengths, and the buffer 8 bytes.
 _OVERHEAD = cython.declare(cython.Py_ssize_t, 200)
 _FIELD_OVERHEAD = cython.declare(cython.Py_ssize_t, 6)
 
@@ -129,14 +128,15 @@ _FIELD_OVERHEAD = cython.declare(cython.Py_ssize_t, 6)
 @cython.final
 @cython.cclass
 class _Field:
-    """The name of a field, as it comes and as it goes on."""
+    """Field name, in its received and its sent form."""
 
     name: bytes
     kind: cython.uint
-    # The name behind its length, as in a req.hdrs_bin; empty where it is not to be remembered.
+    # The name after its length, as in a req.hdrs_bin; empty if it is too long to be remembered.
     received: bytes
     received_size: cython.Py_ssize_t
-    # With what is around it in a head: "\\r\\nname: ".
+    # The name as a head has it: "\\r\
+    # name: ".
     sent: bytes
 
     def __init__(self, name: bytes, kind: int) -> None:
@@ -150,25 +150,25 @@ class _Field:
 @cython.final
 @cython.cclass
 class RequestBuilder:
-    """Makes the copies of requests for one target.
+    """Build the copies of requests for one target.
 
     Args:
-        settings: how copies differ from their originals. The URL's base path goes in front of
-            each path, and its user and password are the copies' Authorization.
+        settings: how copies differ from their originals. The URL's base path is put before each
+            path, and its user and password become the copies' Authorization.
     """
 
-    # What is done to each path, and what goes in front of it then.
+    # The rewriting of each path, and the prefix added afterwards.
     _rewriter: Any
     _prefix: bytes
     _authority: bytes
-    # The Host of each copy; empty for the original's.
+    # The Host of each copy; empty to keep the original one.
     _host: bytes
     _truncated: str
     _skips_suspect: cython.bint
     _has_bodies: cython.bint
-    # The largest body; -1 for any.
+    # The size of the largest body; -1 for no limit.
     _max_body: cython.longlong
-    # The kinds of fields by name, and the fields that go behind all others.
+    # The kinds of fields by name, and the fields appended after all others.
     _kinds: dict[bytes, int]
     _tail: list[Any]
     # The marker's value, and the marker as it is configured.
@@ -176,15 +176,15 @@ class RequestBuilder:
     _marker_text: str
     _forwards_for: cython.bint
     _adds_id: cython.bint
-    # The fields met so far, by name, and those of the last request in their order.
+    # The fields seen so far, by name, and the fields of the last request in their order.
     _fields: dict[bytes, Any]
     _expected: list[Any]
-    # Of the request that is being made: its head so far and how many fields that has, what its
-    # Connection fields name, what it has, where the value of its last X-Forwarded-For ends.
+    # State of the copy that is being built, from here on: its head so far, and the number of fields
+    # in the head.
     _head: Buffer
     _count: cython.Py_ssize_t
     _body_size: cython.Py_ssize_t
-    # The bytes that the whole body has at least, and those of them that did not come.
+    # The least size of the whole body, and the number of its bytes that were not received.
     _whole: cython.longlong
     _missing: cython.longlong
     _options: bytes
@@ -194,7 +194,7 @@ class RequestBuilder:
     _has_host: cython.bint
     _has_id: cython.bint
     _forwarded_for: cython.Py_ssize_t
-    # Where in a ``req.hdrs_bin`` it is.
+    # The position in a ``req.hdrs_bin``.
     _pos: cython.Py_ssize_t
 
     def __init__(self, settings: TargetSettings) -> None:
@@ -242,13 +242,14 @@ class RequestBuilder:
         self._is_chunked = False
 
     def build(self, original: IncomingRequest) -> OutgoingRequest:
-        """Make the copy of a request.
+        """Return the copy of a request.
 
         Raises:
-            LoopedRequestError: it has the marker of this target's copies.
-            TruncatedBodyError: the body is shorter than it should be, and is not to be sent so.
-            SuspectBodyError: the body is probably not all of it, and is not to be sent so.
-            BodyTooLargeError: the body is larger than it may be.
+            LoopedRequestError: the request has the marker of this target's copies.
+            TruncatedBodyError: the body was cut, and the settings say to skip those requests.
+            SuspectBodyError: the body was probably cut, and the settings say to skip those
+                requests.
+            BodyTooLargeError: the body is larger than max-body.
             RefusedRequestError: a part is malformed, or the method is CONNECT.
         """
         method: bytes = original.method
@@ -288,9 +289,9 @@ class RequestBuilder:
         else:
             self._add_text(original.headers.raw)
         if received and not self._has_length:
-            # It came over HTTP/2, and HAProxy knows no more of its size than what there is.
+            # Over HTTP/2 a body needs no Content-Length, so its full size is unknown.
             if original.headers.get("content-type", "").startswith("application/grpc"):
-                self._whole = max(self._whole, received + _missing_of_grpc(body))
+                self._whole = max(self._whole, received + _missing_grpc_bytes(body))
             self._add_length(b"\r\ncontent-length: ")
         if self._options:
             self._remove_options(fields)
@@ -300,7 +301,7 @@ class RequestBuilder:
             )
         self._missing = 0
         suspect: str = ""
-        # Where bodies are not asked for or not wanted, none is missing.
+        # Without the argument arg_body, or with body = "drop", a missing body is intended.
         if original.has_body and self._has_bodies:
             self._missing = self._whole - received
             suspect = self._suspect(original)
@@ -310,8 +311,8 @@ class RequestBuilder:
             self._count += 1
         head.add(b"\r\n\r\n")
         wire: bytes = head.copy()
-        # Methods, targets and names are checked for what they may have; of values, only this
-        # matters: that none has an end of line, or looks like one.
+        # Methods, targets and names were checked before. A value may have any bytes that do not end
+        # a line.
         if not _has_lines(wire, self._count + 2):
             raise RefusedRequestError("there is a CR, LF or NUL in its header fields")
         return new_request(
@@ -321,10 +322,10 @@ class RequestBuilder:
     @cython.cfunc
     @cython.inline
     def _suspect(self, original: IncomingRequest) -> str:
-        """Return the reason to suspect that the body is not all of it; "" for none."""
+        """Return the reason to suspect that the body was cut; "" for none."""
         reason: str = ""
         if self._body_size == 0:
-            # HAProxy had not read the first chunk; one that is empty looks the same.
+            # HAProxy had not read the first chunk yet; an empty body looks the same.
             if self._is_chunked:
                 reason = NOT_WAITED_FOR
         elif not self._states_length and self._missing == 0 and self._fills_frame(original):
@@ -336,9 +337,9 @@ class RequestBuilder:
     @cython.cfunc
     @cython.exceptval(-1, check=False)
     def _fills_frame(self, original: IncomingRequest) -> cython.bint:
-        """Return whether the frame that the request came in was about as large as it could be.
+        """Return whether the request's frame was about as large as the largest one.
 
-        One that is far larger came in fragments, which say nothing about the buffer.
+        A frame that is far larger was fragmented, which shows nothing about HAProxy's buffer.
         """
         if original.max_frame_size == 0:
             return False
@@ -351,7 +352,7 @@ class RequestBuilder:
     @cython.cfunc
     @cython.inline
     def _add_rest(self, original: IncomingRequest) -> object:
-        """Add what the original does not have and the copy shall have."""
+        """Add the fields that only the copy has."""
         if self._forwards_for and original.source:
             if self._forwarded_for and not self._options:
                 self._head.insert(self._forwarded_for, b", " + original.source)
@@ -366,7 +367,7 @@ class RequestBuilder:
                     f"{'' if self._states_length else 'or more '}were received"
                 )
             if self._truncated == "mark":
-                # Without a Content-Length, only the chunk that was being received is known of.
+                # Without a Content-Length, only the size of the last, incomplete chunk is known.
                 missing: bytes = b"%d" % self._missing if self._states_length else b"unknown"
                 self._add_field(b"\r\nx-mirror-truncated: ", missing)
         for before, value in self._tail:
@@ -377,14 +378,14 @@ class RequestBuilder:
     @cython.inline
     @cython.exceptval(-1, check=False)
     def _add_field(self, before: bytes, value: bytes) -> cython.Py_ssize_t:
-        """Add a field, whose name comes with what is around it."""
+        """Add a field; `before` is its name as in `_Field.sent`."""
         self._count += 1
         self._head.add(before)
         return self._head.add(value)
 
     @cython.cfunc
     def _remove_options(self, first: cython.Py_ssize_t) -> object:
-        """Remove the fields that a Connection field names; they begin at an index."""
+        """Remove the fields that a Connection field names; the fields begin at index `first`."""
         names: set[bytes] = set()
         for option in self._options.lower().split(b","):
             names.add(option.strip(b" \t"))
@@ -408,7 +409,7 @@ class RequestBuilder:
         head: Buffer = self._head
         while True:
             field = self._next_field(headers, index)
-            size: cython.Py_ssize_t = self._read_size(headers)
+            size: cython.Py_ssize_t = self._parse_size(headers)
             start: cython.Py_ssize_t = self._pos
             self._pos += size
             if field is None:
@@ -421,13 +422,13 @@ class RequestBuilder:
                 self._add_special(field, headers[start : self._pos])
             index += 1
         if size or self._pos != len(headers):
-            raise RefusedRequestError("its block of fields does not end with an empty one")
+            raise RefusedRequestError("its header block does not end with an empty name and value")
         return 0
 
     @cython.cfunc
     @cython.inline
     def _next_field(self, headers: bytes, index: cython.Py_ssize_t) -> _Field | None:
-        """Read the name of the field with that index; return None for the empty name at the end."""
+        """Parse the name of field number `index`; return None for the empty name at the end."""
         expected: list[Any] = self._expected
         field: _Field
         if index < len(expected):
@@ -436,7 +437,7 @@ class RequestBuilder:
                 self._pos += field.received_size
                 return field
             del expected[index:]
-        size: cython.Py_ssize_t = self._read_size(headers)
+        size: cython.Py_ssize_t = self._parse_size(headers)
         name: bytes = headers[self._pos : self._pos + size]
         self._pos += size
         if not name:
@@ -449,15 +450,15 @@ class RequestBuilder:
     @cython.cfunc
     @cython.inline
     @cython.exceptval(-1, check=False)
-    def _read_size(self, headers: bytes) -> cython.Py_ssize_t:
-        """Read the length of a name or value, a varint (SPOE.txt 3.1), which is within the block.
+    def _parse_size(self, headers: bytes) -> cython.Py_ssize_t:
+        """Parse the length of a name or value at the position: a varint (SPOE.txt 3.1).
 
-        It stands at the position then.
+        It moves the position to the name or value, which is within the block.
         """
         pos: cython.Py_ssize_t = self._pos
         end: cython.Py_ssize_t = len(headers)
         if pos >= end:
-            raise RefusedRequestError("its block of fields ends without an empty one")
+            raise RefusedRequestError("its header block ends without an empty name and value")
         size: cython.Py_ssize_t = headers[pos]
         pos += 1
         if size >= 0xF0:
@@ -465,14 +466,14 @@ class RequestBuilder:
             more: cython.bint = True
             while more:
                 if pos >= end or shift > _MAX_SHIFT:
-                    raise RefusedRequestError("its block of fields has a broken length")
+                    raise RefusedRequestError("its header block has a malformed length")
                 octet: cython.Py_ssize_t = headers[pos]
                 pos += 1
                 size += octet << shift
                 shift += 7
                 more = octet >= 0x80
         if size > end - pos:
-            raise RefusedRequestError("its block of fields ends within a field")
+            raise RefusedRequestError("its header block ends within a field")
         self._pos = pos
         return size
 
@@ -485,13 +486,13 @@ class RequestBuilder:
         for line in headers.split(b"\r\n") if headers else ():
             name, colon, value = line.partition(b":")
             if not colon:
-                raise RefusedRequestError(f"the line {line[:40]!r} is not a field")
+                raise RefusedRequestError(f"the header line {line[:40]!r} has no colon")
             self._add(self._look_up(name), value.strip(b" \t"))
         return None
 
     @cython.cfunc
     def _look_up(self, name: bytes) -> _Field:
-        """Return the field of that name, a new one after checking the name."""
+        """Return the field with a name; check the name if it is new."""
         field: _Field
         known = self._fields.get(name)
         if known is not None:
@@ -527,7 +528,7 @@ class RequestBuilder:
             self._options += b"," + value
         elif kind == _CONTENT_LENGTH:
             self._states_length = True
-            self._whole = max(self._whole, _read_length(value))
+            self._whole = max(self._whole, _parse_length(value))
             self._add_length(field.sent)
         elif kind == _TRANSFER_ENCODING:
             self._is_chunked = True
@@ -543,7 +544,7 @@ class RequestBuilder:
 
     @cython.cfunc
     def _add_length(self, before: bytes) -> object:
-        """Frame the body, where the first field that did so stood."""
+        """Add the Content-Length, in place of the first field that framed the original."""
         if not self._has_length:
             self._has_length = True
             self._count += 1
@@ -553,8 +554,11 @@ class RequestBuilder:
 
 
 @cython.cfunc
-def _missing_of_grpc(body: bytes) -> cython.longlong:
-    """Return what the last message of a gRPC call lacks; each is behind a flag and its size."""
+def _missing_grpc_bytes(body: bytes) -> cython.longlong:
+    """Return the number of bytes that the last message of a gRPC call lacks.
+
+    Each message follows a flag (one byte) and its size (four bytes).
+    """
     end: cython.longlong = 0
     while end < len(body):
         end += 5 + int.from_bytes(body[end + 1 : end + 5], "big")
@@ -564,11 +568,10 @@ def _missing_of_grpc(body: bytes) -> cython.longlong:
 @cython.cfunc
 @cython.exceptval(check=False)
 def _has_lines(head: bytes, lines: cython.Py_ssize_t) -> cython.bint:
-    """Return whether it has that many ends of lines, no other CR or LF, and no NUL."""
+    """Return whether a head has `lines` line ends, no other CR or LF, and no NUL."""
     if not cython.compiled:
         return head.count(b"\n") == head.count(b"\r") == lines and b"\0" not in head
-    # Without branches, and in pieces whose counts are bytes, so that the C compiler looks at many
-    # bytes at a time.
+    # The loop has no branches and counts in bytes, so that the C compiler can vectorize it.
     octets: cython.p_char = head
     size: cython.Py_ssize_t = len(head)
     all_returns: cython.Py_ssize_t = 0
@@ -576,7 +579,7 @@ def _has_lines(head: bytes, lines: cython.Py_ssize_t) -> cython.bint:
     all_nulls: cython.Py_ssize_t = 0
     at: cython.Py_ssize_t = 0
     while at < size:
-        end: cython.Py_ssize_t = min(at + _PIECE, size)
+        end: cython.Py_ssize_t = min(at + _CHUNK, size)
         returns: cython.uchar = 0
         feeds: cython.uchar = 0
         nulls: cython.uchar = 0
@@ -596,13 +599,13 @@ def _has_lines(head: bytes, lines: cython.Py_ssize_t) -> cython.bint:
 @cython.inline
 @cython.exceptval(check=False)
 def _stands_at(data: bytes, pos: cython.Py_ssize_t, expected: bytes) -> cython.bint:
-    """Return what ``data.startswith(expected, pos)`` does, without making objects of numbers."""
+    """Return ``data.startswith(expected, pos)``, without creating number objects."""
     if not cython.compiled:
         return data.startswith(expected, pos)
     size: cython.Py_ssize_t = len(expected)
     if size > len(data) - pos:
         return False
-    # Not checked when they are read: the comparison above is the check.
+    # C pointers have no bounds check: the comparison of sizes above is the check.
     received: cython.p_char = data
     known: cython.p_char = expected
     return memcmp(cython.address(received[pos]), known, size) == 0
@@ -613,21 +616,23 @@ def _check_method(method: bytes) -> None:
     if not method or method.translate(None, TOKEN):
         raise RefusedRequestError(f"the method {method[:40]!r} is not a token")
     if method == b"CONNECT":
-        raise RefusedRequestError("CONNECT asks for a tunnel, of which there is no copy")
+        raise RefusedRequestError("CONNECT opens a tunnel, which cannot be copied")
 
 
 @cython.cfunc
 def _check_target(target: bytes) -> None:
     found: cython.uint = 0
     octet: cython.uchar
-    for octet in target:  # without branches, as in `_has_lines`
+    for octet in target:  # no branches, as in `_has_lines`
         found += (octet <= 0x20) | (octet == 0x7F)
     if found:
-        raise RefusedRequestError(f"there is white space or a control in {target[:80]!r}")
+        raise RefusedRequestError(
+            f"the target {target[:80]!r} has white space or a control character"
+        )
 
 
 @cython.cfunc
-def _read_length(value: bytes) -> cython.longlong:
+def _parse_length(value: bytes) -> cython.longlong:
     if not value.isdigit() or len(value) > _MAX_DIGITS:
         raise RefusedRequestError(f"its Content-Length is {value[:40]!r}")
     return int(value)

@@ -25,7 +25,7 @@ _IDEMPOTENT: frozenset[bytes] = frozenset(
     (b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE", b"PROPFIND", b"REPORT", b"SEARCH")
 )
 
-# Reasons to suspect that a body is not all of it; see `OutgoingRequest.suspect`.
+# Reasons to suspect that a body was cut; see `OutgoingRequest.suspect`.
 NOT_WAITED_FOR: str = "not_waited_for"
 PROBABLY_CUT: str = "probably_cut"
 
@@ -34,7 +34,7 @@ PROBABLY_CUT: str = "probably_cut"
 @cython.freelist(8)
 @cython.cclass
 class IncomingRequest:
-    """A request as HAProxy tells of it, of which copies are made.
+    """Request as HAProxy describes it, of which copies are made.
 
     Args:
         method: the method.
@@ -42,16 +42,16 @@ class IncomingRequest:
         version: the HTTP version, as b"1.1" or b"2.0".
         headers: the fields: a ``req.hdrs_bin`` (names and values, each behind its length as a
             varint, up to an empty pair) or a ``req.hdrs`` (lines that end with CR LF).
-        body: the body, perhaps empty; None where bodies are not asked for, so that none is missing.
-        size: the size that the body should have, where HAProxy says it, else -1.
-        source: the client's address as text, where HAProxy says it.
-        request_id: the request's id, likewise.
-        key: what makes samples coherent, likewise.
-        max_frame_size: the bytes that the frame could have at most; 0 where that is not known.
+        body: the body, perhaps empty; None if the message has no argument for it.
+        size: the full size of the body; -1 if HAProxy does not send it.
+        source: the client's address as text; empty if HAProxy does not send it.
+        request_id: the request's ID, likewise.
+        key: the value to sample by, likewise.
+        max_frame_size: the largest size of the frame in bytes; 0 if it is not known.
 
     Attributes:
-        has_body: whether bodies are asked for.
-        is_http2: whether it came over HTTP/2, or a later version.
+        has_body: whether the message has an argument for the body.
+        is_http2: whether the client used HTTP/2 or a later version.
     """
 
     if not cython.compiled:
@@ -99,22 +99,21 @@ class IncomingRequest:
 @cython.freelist(64)
 @cython.cclass
 class OutgoingRequest:
-    """A request in the form it is sent in, kept as one object of bytes: queues are long.
+    """Copy of a request as it is sent: one bytes object, since queues are long.
 
     Args:
         wire: the request line, the fields, the empty line and the body.
         head_size: the bytes before the body.
         method_size: the bytes of the method.
         target_size: the bytes of the target.
-        missing: the bytes that its body should have besides: HAProxy's buffer did not hold them.
-        retried: whether it was sent once already, in vain.
-        suspect: the reason to suspect that its body is not all of it; "" for none.
-            "not_waited_for": a Transfer-Encoding announces a body, and there is none.
-            "probably_cut": nothing states the size of its body, and the frame that it came in is
-            nearly full.
+        missing: the number of bytes of the body that HAProxy's buffer did not hold.
+        retried: whether it was sent once already, without a response.
+        suspect: the reason to suspect that the body was cut; "" for none. "not_waited_for": a
+            Transfer-Encoding announces a body, and there is none. "probably_cut": the size of the
+            body is unknown, and its frame is nearly full.
 
     Attributes:
-        waiting_since: when it began to wait in its queue, on ``time.perf_counter()``'s clock.
+        waiting_since: the time at which it was queued, on ``time.perf_counter()``'s clock.
     """
 
     if not cython.compiled:
@@ -153,23 +152,23 @@ class OutgoingRequest:
 
     @property
     def method(self) -> bytes:
-        """The method, in the case it came in."""
+        """The method, in its original case."""
         return self.wire[: self.method_size]
 
     @property
     def target(self) -> bytes:
-        """What is asked for: a path with its query, or ``*``."""
+        """The request target: a path with its query, or ``*``."""
         start: cython.Py_ssize_t = self.method_size + 1
         return self.wire[start : start + self.target_size]
 
     @property
     def is_head(self) -> bool:
-        """Whether its response has no body, whatever the response's fields say (RFC 9112, 6.3)."""
+        """The method is HEAD: the response has no body, whatever its fields say (RFC 9112, 6.3)."""
         return self.wire.startswith(b"HEAD ")
 
     @property
     def is_idempotent(self) -> bool:
-        """Whether it may be sent again when nobody knows if it was acted on."""
+        """The method may be sent again if it is not known whether the target acted on it."""
         return self.method in _IDEMPOTENT
 
     def as_retried(self) -> OutgoingRequest:

@@ -1,4 +1,4 @@
-"""The agent: one message, observed, and two of the C program's for debugging."""
+"""Agent of spoa-mirror: the message ``mirror``, and the C program's two for debugging."""
 
 import asyncio
 import logging
@@ -40,19 +40,20 @@ from spoakit.spop import MAX_ARGUMENTS
 
 logger = logging.getLogger("spoakit.mirror")
 
-# Seconds. A fifth of a copy's cost at 2,000 requests/s is spared; more time spares no more.
+# Gathering for this many seconds saves a fifth of a copy's cost at 2,000 requests/s; longer saves
+# no more.
 _MAX_DELAY: Final = 0.005
 _SCORES: Final = 101
-# What the server is bound by, or what began with it.
+# Settings that need a restart: the server was created with them.
 _NEEDS_RESTART: Final = ("drain", "processing_delay")
 
 
 class Mirror:
-    """A worker's targets and their access log, in a running event loop.
+    """Targets of a worker and their access log, in a running event loop.
 
     Attributes:
         targets: in the order of the settings.
-        copiers: theirs.
+        copiers: the copiers of the targets.
     """
 
     def __init__(
@@ -63,10 +64,10 @@ class Mirror:
         budget: ConnectionBudget | None = None,
     ) -> None:
         self._access_log = access_log
-        self._budget = budget or ConnectionBudget.of_process()
+        self._budget = budget or ConnectionBudget.from_open_files_limit()
         self._names = Names()
         self._row = row
-        # Those that a reload has removed are here until they are closed.
+        # Targets that a reload removed are in here until they are closed.
         self._leaving: set[Target] = set()
         self._shown: set[str] = set()
         self._drain = settings.drain
@@ -79,27 +80,27 @@ class Mirror:
         self._report(settings)
 
     def apply(self, settings: MirrorSettings) -> None:
-        """Reconfigure, and log it if that fails."""
+        """Reconfigure after a reload; log a failure and keep the present targets."""
         self._applying = asyncio.create_task(self._apply(settings))
 
     def reopen_log(self) -> None:
-        """Open the access log again by its name.
+        """Reopen the access log by its path.
 
         Raises:
-            ConfigurationError: it cannot be opened; lines go where they went.
+            ConfigurationError: the file cannot be opened; lines still go to the previous one.
         """
         self._access_log.reopen()
 
     def copy(self, original: IncomingRequest) -> None:
-        """Copy a request to the targets that are to get it."""
+        """Copy a request to each target that selects it."""
         self.copiers.copy(original)
 
     async def reconfigure(self, settings: MirrorSettings) -> None:
-        """Copy to other targets and log as these settings say from now on; lose nothing that waits.
+        """Replace targets and log settings without losing queued copies.
 
-        Targets whose settings are the same stay as they are. Those that are not wanted any more
-        send what is in their queues meanwhile, within the time for a drain. If one cannot be made,
-        or the access log not opened, that is raised, and all stay.
+        Targets with unchanged settings stay as they are. Removed targets send their queued copies
+        in the background, within the drain timeout. If a target cannot be created, or the access
+        log not be opened, the error is raised and nothing changes.
         """
         if self._is_closed:
             return
@@ -119,7 +120,7 @@ class Mirror:
             self._close_behind(new)
             raise
         self.targets = tuple(targets)
-        self.copiers.use(target.copier for target in targets)
+        self.copiers.replace(target.copier for target in targets)
         self._report(settings)
         self._close_behind(removed)
         logger.info(
@@ -127,7 +128,7 @@ class Mirror:
         )
 
     async def aclose(self) -> None:
-        """Send what waits, within the time the settings give, and close."""
+        """Send the queued copies, within the drain timeout of the settings, and close."""
         self._is_closed = True
         try:
             closing = [target.aclose(self._drain) for target in self.targets]
@@ -161,7 +162,7 @@ class Mirror:
             self._leaving.discard(target)
 
     def _collect(self) -> None:
-        """Count for all targets; one that a reload has replaced has its successor's name."""
+        """Publish the counts of all targets; a replaced target has the name of its successor."""
         now = time.perf_counter()
         targets = (*self.targets, *self._leaving)
         by_name: dict[str, list[ConnectionPool]] = {target.label: [] for target in targets}
@@ -187,7 +188,7 @@ class Mirror:
         return Target(settings, self._access_log, self._row, self._budget, self._names)
 
     def _report(self, settings: MirrorSettings) -> None:
-        """Log what may surprise about the settings, by one worker for all."""
+        """Log proxies and limits that may surprise; the first worker does it for all."""
         if self._row.index != 0:
             return
         for target in settings.targets:
@@ -204,17 +205,17 @@ class Mirror:
 
 
 def reloadable_settings(read: Callable[[], MirrorSettings]) -> ReloadableSettings[MirrorSettings]:
-    """Return settings that a reload reads again.
+    """Return settings that a reload replaces.
 
     Args:
-        read: gives them. They are refused where it raises ConfigurationError or OSError, and where
-            certificates cannot be read or the access log cannot be opened.
+        read: returns the settings. A reload is refused if it raises ConfigurationError or OSError,
+            if certificates cannot be read, or if the access log cannot be opened.
     """
     checked: str | None = None
 
     def read_checked() -> MirrorSettings:
         nonlocal checked
-        # Find out what a worker could not do, before it is told to, or forked for it.
+        # Errors are found here in the supervisor, before workers are forked or reload.
         settings = read()
         for target in settings.targets:
             check_connections(target)
@@ -227,13 +228,12 @@ def reloadable_settings(read: Callable[[], MirrorSettings]) -> ReloadableSetting
 
 
 def create_agent(settings: MirrorSettings | ReloadableSettings[MirrorSettings]) -> Agent:
-    """Return the agent that copies requests as the settings say.
+    """Return the agent that copies requests by the settings.
 
-    The arguments of its message ``mirror`` are those of the C program, and after them, where the
-    spoe-message has them: arg_size (req.body_size, which shows that HAProxy's buffer cut a chunked
-    body), arg_src (src, for X-Forwarded-For and samples), arg_id (unique-id, for X-Request-Id) and
-    arg_key (what makes samples coherent). The C program's messages ``check-client-ip`` and ``test``
-    are taken as well.
+    The message ``mirror`` has the arguments of the C program, and after them, optionally: arg_size
+    (req.body_size, which shows that HAProxy's buffer cut a chunked body), arg_src (src, for
+    X-Forwarded-For and samples), arg_id (unique-id, for X-Request-Id) and arg_key (the value to
+    sample by). The C program's messages ``check-client-ip`` and ``test`` are handled, too.
     """
     live = (
         settings
@@ -255,7 +255,8 @@ def create_agent(settings: MirrorSettings | ReloadableSettings[MirrorSettings]) 
         try:
             mirror.reopen_log()
         except ConfigurationError as error:
-            # It could be opened at the start. A worker's successor copies without it, too.
+            # The file could be opened at the start. A worker that replaces another one must still
+            # copy.
             logger.error("%s; its lines go to standard output until it is reopened", error)
         live.follow(mirror.apply)
         live.on_reopen(mirror.reopen_log)
@@ -274,7 +275,7 @@ def create_agent(settings: MirrorSettings | ReloadableSettings[MirrorSettings]) 
 
 
 def _add_debugging_messages(agent: Agent) -> None:
-    """Add what the C program has from its ancestor, to try out a configuration of SPOE."""
+    """Add the C program's messages for trying out a configuration of SPOE."""
     ip_score = agent.variable("sess.ip_score", DataType.UINT32)
     throttle = Throttle(logger, max_kinds=MAX_ARGUMENTS)
 

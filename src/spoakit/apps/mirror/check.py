@@ -14,14 +14,14 @@ from spoakit.apps.mirror.http.names import Names
 from spoakit.apps.mirror.http.outcome import Outcome
 from spoakit.apps.mirror.http.proxies import proxy_for
 
-# Seconds in which a target of HTTP/1.1 must not say anything: that it refuses our certificate comes
-# behind the handshake (RFC 8446, 4.4.2.4), and servers of other protocols greet.
+# Seconds in which an HTTP/1.1 target must stay silent: the alert for a refused client certificate
+# comes after the handshake (RFC 8446, 4.4.2.4), and servers of other protocols send a greeting.
 _QUIET: Final = 0.25
 _CLOSING: Final = 0.5
 
-_HTTP: Final = "http"  # a reason beside those of a `ConnectError`
+_HTTP: Final = "http"  # a reason that `ConnectError` does not have
 _CLOSED: Final = "the target closed the connection"
-# Advice by the reason of a `ConnectError` and by words in its text; the first that fits counts.
+# Advice by the reason of a `ConnectError` and by words in its text; the first match counts.
 _ADVICE: Final = (
     ("tls", "certificate verify failed: hostname", "tls.server-name is the name to verify"),
     ("tls", "certificate verify failed: ip address", "tls.server-name is the name to verify"),
@@ -30,16 +30,20 @@ _ADVICE: Final = (
         "certificate verify failed",
         "trust its authority with tls.ca-file, or any certificate with tls.verify (--insecure)",
     ),
-    ("tls", "alert", "it may want a tls.certificate of ours, or another version of TLS"),
-    ("tls", "closed", "it may want a tls.certificate of ours"),
+    (
+        "tls",
+        "alert",
+        "it may want a client certificate (tls.certificate), or other TLS versions",
+    ),
+    ("tls", "closed", "it may require a client certificate (tls.certificate)"),
     ("tls", "", "does this port speak TLS?"),
-    ("protocol", "", 'http = "auto" or "1.1" (--http) takes what it speaks'),
+    ("protocol", "", 'http = "auto" or "1.1" (--http) allows HTTP/1.1'),
     (_HTTP, "", "is this the port of an HTTP server?"),
     ("name", "", "check the name and the name servers"),
     ("refused", "", "is it running, and is this its port?"),
-    ("timeout", "", "is a firewall in between? timeouts.connect is the time that it has"),
+    ("timeout", "", "is there a firewall in between? timeouts.connect is the limit"),
     ("unreachable", "", "check the routes, and interface"),
-    ("proxy", "", "check what the proxy permits, and no_proxy"),
+    ("proxy", "", "check the permissions of the proxy, and no_proxy"),
     ("other", "", "check interface and local-ports"),
 )
 
@@ -49,10 +53,10 @@ class CheckResult:
     """Result of the check of one target.
 
     Attributes:
-        target: its settings.
-        details: the address, the version of TLS, that of HTTP and the time that it took; "" if
-            something is wrong.
-        error: what is wrong; "" if nothing is.
+        target: the target's settings.
+        details: the address, the versions of TLS and HTTP, and the time that it took; "" after an
+            error.
+        error: the text of the error; "" for none.
     """
 
     target: TargetSettings
@@ -68,7 +72,7 @@ class CheckResult:
 
 
 async def check_targets(settings: MirrorSettings) -> list[CheckResult]:
-    """Open a connection to each target, all at the same time, and close it again."""
+    """Open a connection to each target, all at the same time, and close them."""
     names = Names()
     try:
         return await asyncio.gather(*(check_target(target, names) for target in settings.targets))
@@ -77,10 +81,10 @@ async def check_targets(settings: MirrorSettings) -> list[CheckResult]:
 
 
 async def check_target(settings: TargetSettings, names: Names) -> CheckResult:
-    """Open a connection to a target as its copies would, and close it again.
+    """Open a connection to a target as its copies would, and close it.
 
-    Where HTTP/1 and HTTP/2 have connections of their own, it is that of HTTP/2. Over HTTP/2 the
-    preface is sent and SETTINGS are awaited; over HTTP/1.1 nothing is sent.
+    If HTTP/1 and HTTP/2 requests have separate connections, the one for HTTP/2 is checked. Over
+    HTTP/2 the preface is sent and SETTINGS are awaited; over HTTP/1.1 nothing is sent.
     """
     start = perf_counter()
     probe = _Probe(settings.timeouts.connect)
@@ -96,7 +100,7 @@ async def check_target(settings: TargetSettings, names: Names) -> CheckResult:
 
 
 class _Probe:
-    """One connection, and what the target shows on it. Listener of an HTTP/2 connection."""
+    """Probe of one connection, and listener of it if it is HTTP/2."""
 
     def __init__(self, timeout: float) -> None:
         loop = asyncio.get_running_loop()
@@ -106,12 +110,12 @@ class _Probe:
         self._transport: asyncio.Transport | None = None
         self._address = ""
         self._opened_at = 0.0
-        # The reason why it is not what it should be; None for nothing.
+        # Set to the error found, or to None once the target is known to speak HTTP.
         self._error: asyncio.Future[str | None] = loop.create_future()
         self._lost: asyncio.Future[None] = loop.create_future()
 
     def make(self, http: str) -> asyncio.Protocol:
-        """Return the protocol for a connection of that HTTP."""
+        """Return the protocol for a connection over `http`."""
         self._http = http
         if http != HTTP_2:
             return _Http1(self)
@@ -119,10 +123,10 @@ class _Probe:
         return self._http2
 
     async def finish(self, start: float) -> str:
-        """Wait until it is known whether the target speaks HTTP; return what was found.
+        """Wait until it is known whether the target speaks HTTP; return the details.
 
         Raises:
-            ConnectError: it does not.
+            ConnectError: the target does not speak HTTP.
         """
         if self._http2 is None:
             await asyncio.wait((self._error,), timeout=_QUIET)
@@ -151,44 +155,44 @@ class _Probe:
     # Called by the connection.
 
     def on_made(self, transport: asyncio.BaseTransport) -> None:
-        """See the connection open."""
+        """Note the open connection."""
         self._transport = cast(asyncio.Transport, transport)
         self._address = str(transport.get_extra_info("peername")[0])
         self._opened_at = perf_counter()
 
     def on_lost(self, error: Exception | None) -> None:
-        """See the connection end."""
+        """Settle with an error: the connection has ended."""
         self._settle(f"{_CLOSED}: {error}" if error else _CLOSED)
         if not self._lost.done():
             self._lost.set_result(None)
 
     def on_greeting(self, data: bytes) -> None:
-        """See bytes come that nothing was asked for."""
+        """Settle with an error: bytes came before a request."""
         if not data.startswith(b"HTTP/"):
             self._settle(f"the target does not speak HTTP: it begins with {data[:20]!r}")
 
     def on_open(self) -> None:
-        """See the SETTINGS come, which allow a request."""
+        """Settle: the target's SETTINGS allow a request."""
         self._opened_at = perf_counter()
         self._settle(None)
 
     def on_closed(self, outcome: Outcome | None) -> None:
-        """See the HTTP/2 connection end."""
+        """Settle with the error that ended the HTTP/2 connection."""
         self._settle(outcome.text if outcome else _CLOSED)
 
     def on_response(self, response: Http2Response, now: float) -> None:
-        """Do nothing: nothing is asked."""
+        """Do nothing: no request is sent."""
 
     def on_odd(self, text: str) -> None:
-        """Do nothing: nothing is asked."""
+        """Do nothing: no request is sent."""
 
     def on_room(self) -> None:
-        """Do nothing: nothing is asked."""
+        """Do nothing: no request is sent."""
 
     def on_failure(
         self, response: Http2Response, request: OutgoingRequest, outcome: Outcome
     ) -> None:
-        """Do nothing: nothing is asked."""
+        """Do nothing: no request is sent."""
 
     def _settle(self, error: str | None) -> None:
         if not self._error.done():
@@ -196,7 +200,7 @@ class _Probe:
 
 
 class _Http1(asyncio.Protocol):
-    """Connection of HTTP/1.1, on which nothing is sent."""
+    """HTTP/1.1 connection on which nothing is sent."""
 
     def __init__(self, probe: _Probe) -> None:
         self._probe = probe
@@ -212,7 +216,7 @@ class _Http1(asyncio.Protocol):
 
 
 class _Http2(Http2Connection):
-    """Connection of HTTP/2, on which no request is sent."""
+    """HTTP/2 connection on which no request is sent."""
 
     def __init__(self, probe: _Probe) -> None:
         super().__init__(probe)
@@ -228,7 +232,7 @@ class _Http2(Http2Connection):
 
 
 def _advice(error: ConnectError) -> str:
-    """Return what to do about an error, in parentheses."""
+    """Return advice on an error, in parentheses."""
     text = str(error).lower()
     for reason, part, advice in _ADVICE:
         if reason == error.reason and part in text:

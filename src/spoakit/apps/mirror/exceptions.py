@@ -1,4 +1,4 @@
-"""Requests of which a target gets no copy."""
+"""Reasons not to copy a request to a target."""
 
 from spoakit.exceptions import SpoakitError
 
@@ -8,15 +8,15 @@ class RefusedRequestError(SpoakitError):
 
 
 class TruncatedBodyError(RefusedRequestError):
-    """The body is shorter than it was said to be: HAProxy's buffer did not hold all of it."""
+    """The body was cut: HAProxy's buffer did not hold all of it."""
 
 
 class LoopedRequestError(RefusedRequestError):
-    """The request has the target's marker: it is a copy that came back."""
+    """The request has the target's marker, so it is a copy that came back."""
 
 
 class SuspectBodyError(RefusedRequestError):
-    """The body is probably not all of it.
+    """The body was probably cut.
 
     Args:
         reason: see `OutgoingRequest.suspect`.

@@ -1,6 +1,6 @@
-"""Metrics of the targets, and what a target counts by itself until they are published.
+"""Metrics of the targets, and the counters of a target until they are published.
 
-For each target, in whatever is published::
+For each target, at any time::
 
     requests = responses + failures + dropped + waiting + in_flight
                + not_copied{not_selected, rate_limited, looped, malformed, body_cut, body_suspect,
@@ -32,12 +32,12 @@ _NOT_COPIED_REASONS: Final = (
     "body_too_large",
 )
 
-# 15 targets, and those that there is no room for; a reload may bring others.
+# Labels of 15 targets and of "other"; a reload may bring more targets than that.
 _TARGETS: Final = 16
 
 REQUESTS = counter(
     "spoakit_mirror_requests_total",
-    "Requests that came from HAProxy; each counts once for each target.",
+    "Requests received from HAProxy; each counts once for each target.",
     labels=("target",),
     limit=_TARGETS,
 )
@@ -53,7 +53,7 @@ NOT_COPIED = counter(
 DROPPED = counter(
     "spoakit_mirror_dropped_total",
     "Copies that were never sent, by reason: queue_full, too_old (they waited for longer than "
-    "queue.max-age), stopping (they waited at the end), worker_died (they were with a worker that "
+    "queue.max-age), stopping (they waited at the stop), worker_died (they were with a worker that "
     "ended unexpectedly, sent or not).",
     labels=("target", "reason"),
     limit=4 * _TARGETS + 1,
@@ -80,7 +80,7 @@ RETRIES = counter(
 )
 ODD = counter(
     "spoakit_mirror_odd_responses_total",
-    "Responses that a strict reader would refuse, and that count as responses all the same.",
+    "Responses that a strict parser would refuse; they count as responses.",
     labels=("target",),
     limit=_TARGETS,
 )
@@ -116,7 +116,7 @@ PAUSES = counter(
 )
 IN_TROUBLE = gauge(
     "spoakit_mirror_in_trouble",
-    "Workers that find a target in trouble: it failed, and has not responded since.",
+    "Workers for which a target is in trouble: it failed, and has not responded since.",
     labels=("target",),
     limit=_TARGETS,
 )
@@ -169,27 +169,27 @@ RESPONSE = histogram(
 
 @dataclass(slots=True)
 class Counters:
-    """A target's figures since the start of the worker.
+    """Counters of a target since the start of the worker.
 
     Attributes:
-        received: requests that came from HAProxy.
-        not_selected: requests that the target is not to get, by its match or by the sample.
+        received: requests received from HAProxy.
+        not_selected: requests that the target's match or sample leaves out.
         rate_limited: requests over the rate limit.
         looped: requests that have the target's marker.
         malformed: malformed requests, not copied.
         body_cut: requests not copied because HAProxy's buffer cut their body.
-        body_suspect: requests not copied because their body is probably not all of it.
+        body_suspect: requests not copied because their body was probably cut.
         body_too_large: requests not copied because their body is larger than max-body.
-        dropped: copies that the full queue did not hold, or that were in it at the end.
-        answered: copies with a complete response, whatever its status.
-        failed: copies that were sent and got no complete response, or one of a failed gRPC call.
+        dropped: copies dropped from a full queue, for their age, or at the stop.
+        responses: copies with a complete response, whatever its status.
+        failed: copies that were sent and got no complete response, or failed as a gRPC call.
         retried: copies sent again.
-        odd: responses that were odd, and responses all the same.
+        odd: responses that a strict parser would refuse, accepted nevertheless.
         cut_bodies: requests whose body HAProxy's buffer cut, copied or not.
         connect_failures: attempts to open a connection that failed.
-        suspect_bodies: requests whose body is probably not all of it, copied or not, by reason.
-        failures: those of `failed`, by reason.
-        failed_attempts: those of `connect_failures`, by reason.
+        suspect_bodies: requests whose body was probably cut, copied or not, by reason.
+        failures: the parts of `failed`, by reason.
+        failed_attempts: the parts of `connect_failures`, by reason.
     """
 
     received: int = 0
@@ -201,7 +201,7 @@ class Counters:
     body_suspect: int = 0
     body_too_large: int = 0
     dropped: int = 0
-    answered: int = 0
+    responses: int = 0
     failed: int = 0
     retried: int = 0
     odd: int = 0
@@ -221,7 +221,7 @@ _NAMES: Final = tuple(
 
 
 class Queue(Protocol):
-    """One of a target's queues, and what is sent from it; see `_queue_cy.RequestQueue`."""
+    """Counts of one of a target's queues; see `_queue_cy.RequestQueue`."""
 
     @property
     def waiting(self) -> int:
@@ -229,34 +229,34 @@ class Queue(Protocol):
 
     @property
     def waiting_bytes(self) -> int:
-        """Their size together."""
+        """Their total size."""
 
     @property
     def queue_full(self) -> int:
-        """The number of requests that the full queue did not hold."""
+        """The number of requests dropped because the queue was full."""
 
     @property
     def too_old(self) -> int:
-        """The number of requests that waited for too long."""
+        """The number of requests dropped because they waited for too long."""
 
     @property
     def dropped(self) -> int:
-        """The number of requests that were dropped, those at the end included."""
+        """The number of requests dropped, for any reason."""
 
     @property
     def by_class(self) -> list[int]:
         """The number of responses by the class of their status."""
 
     def oldest(self, now: float) -> float:
-        """Return how long the oldest request has waited."""
+        """Return the seconds that the oldest request has waited."""
 
 
 class TargetMetrics:
-    """The metrics of one target in one worker.
+    """Metrics of one target in one worker.
 
     Args:
-        metrics: the worker's.
-        target: its name.
+        metrics: the worker's metrics.
+        target: the target's name.
     """
 
     __slots__ = ("_carried", "_target", "first_byte", "response")
@@ -275,7 +275,7 @@ class TargetMetrics:
     def collect(
         self, counters: Counters, queues: Iterable[Queue], pauses: Mapping[str, int]
     ) -> None:
-        """Count what has been counted since the last time."""
+        """Publish the increments since the last call."""
         queues = tuple(queues)
         full = sum(queue.queue_full for queue in queues)
         too_old = sum(queue.too_old for queue in queues)
@@ -299,7 +299,7 @@ class TargetMetrics:
         self._carry(DROPPED, stopping, "stopping")
         for number in range(10):
             count = sum(queue.by_class[number] for queue in queues)
-            # Some make up statuses of their own, such as 999.
+            # Some servers invent statuses, for example 999.
             self._carry(RESPONSES, count, f"{number}xx" if 1 <= number <= 5 else "other")
 
     def _carry(self, family: Counter, count: int, *values: str) -> None:

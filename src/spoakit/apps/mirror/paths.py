@@ -1,4 +1,4 @@
-"""What a request asks for: taking it apart, and changing it for a target."""
+"""Request targets: split into authority and path, and rewritten for a mirror's target."""
 
 from spoakit.apps.mirror.exceptions import RefusedRequestError
 from spoakit.apps.mirror.patterns import Pattern
@@ -8,10 +8,10 @@ TOKEN = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRS
 
 
 def split_target(method: bytes, target: bytes) -> tuple[bytes, bytes]:
-    """Return the authority and the path of a target that is no path (RFC 9112, 3.2).
+    """Return the authority and the path of a request target that is not a path (RFC 9112, 3.2).
 
     Raises:
-        RefusedRequestError: it is neither a complete URL, nor ``*``, nor empty.
+        RefusedRequestError: the target is neither a complete URL, nor ``*``, nor empty.
     """
     if target == b"*":
         return b"", target
@@ -21,7 +21,7 @@ def split_target(method: bytes, target: bytes) -> tuple[bytes, bytes]:
     if not scheme[:1].isalpha() or scheme.translate(None, TOKEN):
         raise RefusedRequestError(f"{target[:80]!r} is neither a path nor a URL")
     if not path:
-        # RFC 9112, 3.2.4: without a path, it is the server that is asked for its options.
+        # RFC 9112, 3.2.4: OPTIONS without a path concerns the server as a whole.
         path = b"*" if method == b"OPTIONS" else b"/"
     return authority, path
 
@@ -43,12 +43,12 @@ def split_url(target: bytes) -> tuple[bytes, bytes, bytes]:
 
 
 class PathRewriter:
-    """Change paths: first strip a prefix, then replace what matches a pattern.
+    """Rewrite paths: first strip a prefix, then replace the first match of a pattern.
 
     Args:
-        strip_prefix: taken away where it stands whole: "/api" from "/api/x", not from "/apix".
-        pattern: a regular expression, of which the first match is replaced; None for none.
-        replacement: what replaces it, as in `Pattern`.
+        strip_prefix: removed if it ends at a slash or the end: "/api" from "/api/x", not "/apix".
+        pattern: a regular expression; None for none.
+        replacement: the replacement of the pattern's first match, as in `Pattern`.
     """
 
     def __init__(self, strip_prefix: str, pattern: str | None, replacement: str) -> None:
@@ -56,7 +56,7 @@ class PathRewriter:
         self._pattern = None if pattern is None else Pattern("path.pattern", pattern, replacement)
 
     def rewrite(self, path: bytes) -> bytes:
-        """Return a path, with its query, as the target shall get it."""
+        """Return a path and its query as the target receives them."""
         if self._prefix and path.startswith(self._prefix):
             rest = path[len(self._prefix) :]
             if rest[:1] in (b"", b"/", b"?"):

@@ -1,9 +1,9 @@
-"""Regular expressions that cannot hang.
+"""Regular expressions whose running time is linear in the length of the text.
 
-Whoever sends a request chooses what is searched in, and an engine that backtracks, as Python's own
-does, takes exponential time for the right text even with a harmless looking expression. So these
-are RE2's (https://github.com/google/re2/wiki/Syntax): the time grows with the length of the text
-and no faster. What such an engine cannot do, back references and look-around, is refused.
+A client chooses the text that is searched, and a backtracking engine like Python's takes
+exponential time for some texts even with a harmless-looking expression. So the engine is RE2
+(https://github.com/google/re2/wiki/Syntax). RE2 has no back references and no look-around;
+expressions that need them are refused.
 """
 
 import re
@@ -14,28 +14,28 @@ import re2
 from spoakit.exceptions import ConfigurationError
 
 MAX_SUBJECT: Final = 8192
-"""How many bytes are searched; what comes behind is as if it were not there."""
+"""The number of bytes that are searched; the rest of a text is ignored."""
 
-# For one expression's program and what RE2 keeps of its work.
+# Memory for one expression's program and RE2's cache.
 _MAX_MEMORY: Final = 64 * 1024
-# What a request's path can have, and groups: a backslash begins nothing else.
+# Characters that a path may have, and references to groups.
 _REPLACEMENT: Final = re.compile(r"(?:[!-\[\]-~]|\\[1-9](?![0-9])|\\g<\w+>)*", re.ASCII)
 
 
 class Pattern:
-    r"""A regular expression in RE2's syntax, searched for in bytes.
+    r"""Regular expression in RE2's syntax, searched for in bytes.
 
-    It works on bytes: "." is any of them but a line feed, and a character that is not ASCII stands
-    for the bytes of its UTF-8. At most `MAX_SUBJECT` bytes are searched.
+    "." matches any byte but a line feed, and a character that is not ASCII matches the bytes of its
+    UTF-8 form. At most `MAX_SUBJECT` bytes are searched.
 
     Args:
-        option: what to name in errors.
+        option: the name of the option, for errors.
         expression: the expression.
-        replacement: what to put in a match's place in `replaced`: printable ASCII without spaces,
-            with groups as ``\1`` to ``\9`` or ``\g<name>``; one that took no part is empty.
+        replacement: the text that `replaced` puts in place of a match: printable ASCII without
+            spaces, with groups as ``\1`` to ``\9`` or ``\g<name>``; an unmatched group is empty.
 
     Raises:
-        ConfigurationError: the expression or the replacement is wrong; the text says why.
+        ConfigurationError: the expression or the replacement is invalid; the text says why.
     """
 
     def __init__(self, option: str, expression: str, replacement: str = "") -> None:
@@ -56,11 +56,11 @@ class Pattern:
         self._check_replacement(replacement)
 
     def is_in(self, subject: bytes) -> bool:
-        """Return whether it is found anywhere in the subject."""
+        """Return whether the expression matches anywhere in the subject."""
         return self._regexp.search(subject[:MAX_SUBJECT]) is not None
 
     def replaced(self, subject: bytes) -> bytes:
-        """Return the subject with the replacement in the place of the first match, if any."""
+        """Return the subject with its first match, if any, replaced."""
         match = self._regexp.search(subject[:MAX_SUBJECT])
         if match is None:
             return subject
@@ -79,12 +79,12 @@ class Pattern:
         for group in re.findall(r"\\(?:g<(\w+)>|([1-9]))", replacement):
             if "".join(group) not in known:
                 raise ConfigurationError(
-                    f"{option}: {replacement[:80]!r} has a group that the pattern has not: "
+                    f"{option}: {replacement[:80]!r} refers to a group missing in the pattern: "
                     f"{''.join(group)}"
                 )
 
 
 def _text(error: Exception) -> str:
-    """Return what RE2 says, which comes as bytes."""
+    """Return RE2's error text, which is bytes."""
     reason = error.args[0] if error.args else ""
     return reason.decode("utf-8", "replace") if isinstance(reason, bytes) else str(reason)

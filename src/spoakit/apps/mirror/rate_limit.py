@@ -1,8 +1,8 @@
-"""Taking so many requests a second and no more."""
+"""Limit of the requests a second."""
 
 
 class RateLimit:
-    """A token bucket: `rate` a second on the average, and what a second allows at once.
+    """Token bucket: `rate` requests a second on average, and a burst of up to one second's worth.
 
     Args:
         rate: requests a second, above 0.
@@ -14,8 +14,8 @@ class RateLimit:
         self._tokens = self._burst
         self._filled_at = 0.0
 
-    def takes(self, now: float) -> bool:
-        """Return whether one more may pass at that time, in seconds on a clock that only grows."""
+    def allows(self, now: float) -> bool:
+        """Return whether one more request may pass at `now`, in seconds on a monotonic clock."""
         tokens = self._tokens + (now - self._filled_at) * self._rate
         self._filled_at = now
         self._tokens = min(tokens, self._burst)

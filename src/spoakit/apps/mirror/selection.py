@@ -1,4 +1,4 @@
-"""Which requests a target gets: matching and sampling."""
+"""Selection of the requests that a target gets: matching and sampling."""
 
 import random
 from collections.abc import Callable, Iterable
@@ -10,25 +10,26 @@ from spoakit.apps.mirror.config.schema import TargetSettings
 from spoakit.apps.mirror.paths import split_url
 from spoakit.apps.mirror.patterns import Pattern
 
-# Finds what a request is sampled by; b"" where it has none.
+# Function that returns the value that a request is sampled by; b"" if it has none.
 _Sampler = Callable[[Headers, bytes | None, bytes | None], bytes]
 
 _HASHES: Final = 2**64
-# Of all targets, workers and machines: see `Selector`. Changing it changes who is sampled.
+# Key of the hash for all targets, workers and machines, see `Selector`. Another key would change
+# who is sampled.
 _SALT: Final = b"spoakit mirror"
 
 
 class Selector:
-    """Decide whether a target gets a request, as the settings say.
+    """Decide whether a target gets a request, by its settings.
 
-    Samples by a value are **coherent**: of the requests with the same value, all are taken or none,
-    by a hash of the value that is the same in every worker, on every machine and after every
-    restart. They are also **nested**: whoever is in a sample of 1 % is in every larger one, so two
-    targets with the same percentage get the same users, and raising it keeps those there are. A
-    request without the value, or with an empty one, is sampled by itself.
+    Samples by a value are **coherent**: all requests with the same value are selected, or none of
+    them, by a hash of the value that is the same in every worker, on every machine and after every
+    restart. They are also **nested**: a user in a sample of 1 % is in every larger one, so two
+    targets with the same percentage get the same users, and raising the percentage keeps the users
+    selected before. A request without the value, or with an empty one, is sampled at random.
 
     Attributes:
-        takes_all: whether it takes every request, so that it need not be asked.
+        selects_all: whether every request is selected, so that `selects` need not be called.
     """
 
     def __init__(self, settings: TargetSettings) -> None:
@@ -43,9 +44,9 @@ class Selector:
         self._threshold: Final = round(settings.sample * _HASHES / 100)
         self._value: Final = _sampler(settings.sample_by) if settings.sample < 100 else None
         matches_all = not (match.methods or match.host or match.header or match.path is not None)
-        self.takes_all: Final = matches_all and settings.sample == 100
+        self.selects_all: Final = matches_all and settings.sample == 100
 
-    def takes(
+    def selects(
         self,
         method: bytes,
         target: bytes,
@@ -53,21 +54,21 @@ class Selector:
         key: bytes | None = None,
         src: bytes | None = None,
     ) -> bool:
-        """Return whether the target gets this request.
+        """Return whether the target gets a request.
 
-        One whose header fields are needed and malformed is taken, so that it is refused, counted
-        and logged by the one who would copy it.
+        A request with malformed header fields, where a rule needs them, is selected: the copier
+        then refuses, counts and logs it.
 
         Args:
             method: the method.
             target: a path with its query, a complete URL (the absolute form), or ``*``.
-            headers: the fields; they are read only if a rule needs them.
-            key: what `arg_key` said, if anything.
-            src: what `arg_src` said, if anything.
+            headers: the fields; they are parsed only if a rule needs them.
+            key: the argument `arg_key`, if the message has it.
+            src: the argument `arg_src`, if the message has it.
         """
         if self._methods and method not in self._methods:
             return False
-        # Before the rules that take longer, most of which it then saves.
+        # Sampling comes before the rules that take longer, and saves most of them.
         if self._value is None and random.random() >= self._share:
             return False
         _, authority, path = split_url(target)
@@ -89,14 +90,14 @@ class Selector:
 
 
 class _HostRule:
-    """Which hosts are meant: names, and suffixes for names with a wildcard."""
+    """Rule about the host: names, and suffixes for names with a wildcard."""
 
     def __init__(self, hosts: Iterable[str]) -> None:
         self._names = frozenset(host for host in hosts if not host.startswith("*."))
         self._suffixes = tuple(host[1:] for host in hosts if host.startswith("*."))
 
     def allows(self, authority: str, headers: Headers) -> bool:
-        """Return whether the host of a request is meant; the target's goes before the Host."""
+        """Return whether a request's host matches: the target's authority, or else its Host."""
         if not self._names and not self._suffixes:
             return True
         host = _host(authority or headers.get("host", ""))
@@ -118,7 +119,7 @@ def _has(headers: Headers, name: str, pattern: Pattern) -> bool:
 
 
 def _sampler(sample_by: str) -> _Sampler | None:
-    """Return what finds the value to sample by; None if requests are sampled one by one."""
+    """Return the function that finds the value to sample by; None to sample at random."""
     kind, _, name = sample_by.partition(":")
     samplers: dict[str, _Sampler] = {
         "src": lambda headers, key, src: src or b"",
@@ -130,7 +131,7 @@ def _sampler(sample_by: str) -> _Sampler | None:
 
 
 def _cookie(headers: Headers, name: str) -> str:
-    """Return the value of the first cookie of that name (RFC 6265, 4.2.1 and 5.4), or ""."""
+    """Return the value of the first cookie with a name (RFC 6265, 4.2.1 and 5.4), or ""."""
     for field in headers.getall("cookie"):
         for pair in field.split(";"):
             found, equals, value = pair.partition("=")
@@ -144,5 +145,5 @@ def _unquoted(value: str) -> str:
 
 
 def _encode(text: str) -> bytes:
-    """Return the bytes that `Headers` made a text of."""
+    """Return the bytes that `Headers` decoded a text from."""
     return text.encode("utf-8", "surrogateescape")

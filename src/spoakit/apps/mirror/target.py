@@ -1,4 +1,4 @@
-"""A target: which requests it gets, and how many."""
+"""Target of copies: its copier, its connection pools, its counters and its log lines."""
 
 import asyncio
 import logging
@@ -33,15 +33,15 @@ from spoakit.metrics import WorkerMetrics
 
 logger = logging.getLogger("spoakit.mirror")
 
-# How much later than its time an overdue response is given up, as a share of that time.
+# Timeouts are checked every 1/20 of the shortest one.
 _CHECKS: Final = 20
 _MIN_CHECK_INTERVAL: Final = 0.01
 _MAX_CHECK_INTERVAL: Final = 1.0
 _DRAIN_POLL: Final = 0.01
-# Seconds between two lines about bodies, or about loops; what they say does not change.
+# Seconds between two log lines about bodies, or about loops: they only repeat.
 _REMINDER_INTERVAL: Final = 60.0
 _SUSPICIONS: Final = {
-    NOT_WAITED_FOR: "it has a Transfer-Encoding, and nothing of its body had come; set 'option "
+    NOT_WAITED_FOR: "it has a Transfer-Encoding, and no part of its body was received; set 'option "
     "http-buffer-request' in HAProxy (an empty body looks the same)",
     PROBABLY_CUT: "it has no Content-Length, and its body fills HAProxy's frame, so that it is "
     "probably cut; raise tune.bufsize, and max-frame-size where the engine or -m sets it",
@@ -51,14 +51,14 @@ _SUSPICIONS: Final = {
 class Target:
     """Copy requests to one URL, without ever making the caller wait.
 
-    To be used in a running event loop; `aclose` ends it.
+    Create it in a running event loop; `aclose` ends it.
 
     Args:
-        settings: what it gets, and how.
-        access_log: gains a line for each copy that was sent.
-        metrics: the worker's; see `collect`.
-        budget: of the connections to all targets; by default one of its own.
-        names: the worker's addresses of hosts; by default its own.
+        settings: the target's settings.
+        access_log: gets a line for each copy that was sent.
+        metrics: the worker's metrics; see `collect`.
+        budget: the limit of connections to all targets; by default the target has its own.
+        names: the worker's cache of addresses; by default the target has its own.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Target:
         selector = Selector(settings)
         rate = settings.rate
         self._rate_limit = None if rate is None else RateLimit(rate)
-        budget = budget or ConnectionBudget.of_process()
+        budget = budget or ConnectionBudget.from_open_files_limit()
         self._own_names = Names() if names is None else None
         names = names or self._own_names
         assert names is not None
@@ -86,11 +86,11 @@ class Target:
             for http in alpn_groups(settings)
         )
         self.copier: Final = Copier(
-            None if selector.takes_all else selector,
+            None if selector.selects_all else selector,
             rate is not None,
             RequestBuilder(settings),
             self._pools[0].queue,
-            self._pools[-1].queue,  # where there are two, it is for what came over HTTP/2
+            self._pools[-1].queue,  # the second pool, if there are two, is for HTTP/2 requests
             self,
         )
         self.copy: Final = self.copier.copy
@@ -104,35 +104,35 @@ class Target:
 
     @property
     def counters(self) -> Counters:
-        """The figures as they are now."""
+        """The current counters."""
         queues = [pool.queue for pool in self._pools]
         self._counters.received = self.copier.received
         self._counters.not_selected = self.copier.not_selected
         self._counters.rate_limited = self.copier.rate_limited
-        self._counters.answered = sum(queue.answered for queue in queues)
+        self._counters.responses = sum(queue.responses for queue in queues)
         self._counters.dropped = sum(queue.dropped for queue in queues)
         return self._counters
 
     @property
     def pools(self) -> tuple[ConnectionPool, ...]:
-        """Its queues and connections: for HTTP/1's requests, and for HTTP/2's if others."""
+        """The connection pools: one for all requests, or one each for HTTP/1 and HTTP/2."""
         return self._pools
 
     @property
     def label(self) -> str:
-        """What it is called in metrics."""
+        """The target's label in metrics."""
         return self._metrics.label
 
     def collect(self) -> None:
-        """Count what has been counted since the last time."""
+        """Publish the increments since the last call."""
         pauses = sum((pool.health.pauses for pool in self._pools), Tally())
         self._metrics.collect(self.counters, [pool.queue for pool in self._pools], pauses)
 
     # Called by the copier.
 
-    def takes_rate(self) -> bool:
+    def is_within_rate(self) -> bool:
         """Return whether the rate limit allows one more copy."""
-        return self._rate_limit is None or self._rate_limit.takes(self._loop.time())
+        return self._rate_limit is None or self._rate_limit.allows(self._loop.time())
 
     def on_refused(self, error: RefusedRequestError) -> None:
         """Count and log a request that is not copied."""
@@ -154,18 +154,18 @@ class Target:
                 counters.malformed += 1
 
     def on_incomplete(self, request: OutgoingRequest) -> None:
-        """Count and log a copy whose body is cut, or suspect."""
+        """Count and log a copy whose body is cut, or probably cut."""
         if request.missing:
             self._on_missing(request)
         else:
-            self._on_suspect(request.suspect, "copied as far as its body is there")
+            self._on_suspect(request.suspect, "copied with the part of its body that was received")
 
     def _on_looped(self, error: LoopedRequestError) -> None:
         self._counters.looped += 1
         self._reminders.warning(
             "looped",
-            "%s: a request %s, and is not copied again: copies come back here, or a client sends "
-            "the marker; %d so far",
+            "%s: a request %s, and is not copied again: copies return to HAProxy, or a client "
+            "sends the marker; %d so far",
             self.settings.name,
             error,
             self._counters.looped,
@@ -214,7 +214,7 @@ class Target:
     async def aclose(self, timeout: float) -> None:
         """Send what is in the queue, for at most `timeout` seconds, then close the connections.
 
-        A target that does not answer is tried once more, and not waited for after that.
+        A target that does not respond is tried once more, and not waited for after that.
         """
         for pool in self._pools:
             pool.health.end_pause()
@@ -231,7 +231,7 @@ class Target:
             logger.info("%s: %s", self.settings.name, self.counters)
 
     def _check(self) -> None:
-        """Look after connections, with one timer for all of them."""
+        """Check timeouts and connections; one timer serves all of them."""
         for pool in self._pools:
             pool.check()
         self._timer = self._loop.call_later(self._check_interval, self._check)

@@ -1,4 +1,4 @@
-"""The URL of a target."""
+"""URL of a target."""
 
 import re
 from dataclasses import dataclass, field
@@ -15,17 +15,16 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 @dataclass(frozen=True, slots=True)
 class TargetURL:
-    """Where copies go.
+    """Destination of copies.
 
     Attributes:
         scheme: "http" or "https".
         host: a name or an address, IPv6 without its brackets.
         port: 1 to 65535.
-        authority: host and port as they were given, which is the Host of a request without one.
-        base_path: goes in front of each request's path; one slash at its
-            front and none at its end, so "" is the root.
-        authorization: the Authorization (RFC 7617) that its user and password are, which no text
-            shows; "" without them.
+        authority: host and port as in the URL; it is the Host of a request without one.
+        base_path: the prefix of each request's path, with a slash at its start and none at its end;
+            "" is the root.
+        authorization: the Authorization (RFC 7617) made of user and password; "" without them.
     """
 
     scheme: str
@@ -40,19 +39,19 @@ class TargetURL:
         """Parse a URL such as "http://localhost:8100/" or "https://me:secret@[2001:db8::1]/base".
 
         Raises:
-            ConfigurationError: it is not such a URL; the text says why, without user and password.
+            ConfigurationError: the URL is invalid; the text says why, without user and password.
         """
         if not text.isascii() or not text.isprintable() or " " in text:
             raise _invalid(text, "it has characters that must be percent-encoded")
         try:
             parts = urlsplit(text)
             host, port = parts.hostname, parts.port
-        except ValueError:  # whose text quotes parts that may be secret
+        except ValueError:  # its text may quote a secret, so it is not shown
             raise _invalid(text, "its host or its port (1 to 65535) is malformed") from None
         if parts.scheme not in _DEFAULT_PORTS:
             raise _invalid(text, "it does not start with http:// or https://")
         if not host:
-            raise _invalid(text, "it names no host")
+            raise _invalid(text, "it has no host")
         if not is_host(host):
             raise _invalid(text, "its host is not a host name or address")
         if port == 0:
@@ -60,7 +59,7 @@ class TargetURL:
         if "?" in text or "#" in text:
             raise _invalid(text, "it ends with its path; query and fragment come from the requests")
         userinfo, at, authority = parts.netloc.rpartition("@")
-        if at and (reason := _reason_against(userinfo)):
+        if at and (reason := _credentials_error(userinfo)):
             raise _invalid(text, reason)
         return cls(
             parts.scheme,
@@ -80,17 +79,17 @@ class TargetURL:
         return f"{self.origin}{self.base_path}/"
 
 
-def _reason_against(userinfo: str) -> str:
-    """Return what keeps a user and a password from being sent (RFC 7617, 2), "" for nothing."""
+def _credentials_error(userinfo: str) -> str:
+    """Return why a user and a password cannot be sent (RFC 7617, 2); "" if they can."""
     user, _, password = userinfo.partition(":")
     try:
         user, password = (unquote(part, errors="strict") for part in (user, password))
     except UnicodeDecodeError:
         return "its user or password is not UTF-8, percent-encoded"
     if not user and not password:
-        return "its user and password are empty; take the '@' away"
+        return "its user and password are empty; remove the '@'"
     if ":" in user:
-        return "its user has a colon, with which the password would begin"
+        return "its user has a colon, which would end it"
     if _CONTROL.search(user + password):
         return "its user or password has a control character"
     return ""

@@ -99,7 +99,7 @@ def test_a_failed_call_is_logged_and_counted_and_the_target_is_well(
                 counters = mirror.target.counters
                 await until(lambda: counters.failed == 20)
                 assert counters.failures == {"grpc": 20}
-                assert (counters.answered, counters.retried, counters.dropped) == (0, 0, 0)
+                assert (counters.responses, counters.retried, counters.dropped) == (0, 0, 0)
                 assert all(pool.health.trouble is None for pool in mirror.target._pools)
             assert len(server.peers) == 1
             assert len(server.requests()) == 20

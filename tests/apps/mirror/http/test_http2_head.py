@@ -8,7 +8,7 @@ from spoakit.apps.mirror._request_builder_cy import RequestBuilder
 from spoakit.apps.mirror._request_cy import IncomingRequest, OutgoingRequest
 from spoakit.apps.mirror.config.schema import TargetSettings
 from spoakit.apps.mirror.http import http2_head
-from spoakit.apps.mirror.http.http2_head import Field, PlainEncoder, read_head
+from spoakit.apps.mirror.http.http2_head import Field, PlainEncoder, parse_head
 from spoakit.apps.mirror.url import TargetURL
 
 TOKEN = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -50,7 +50,7 @@ def by_hand(wire: bytes) -> OutgoingRequest:
 
 def fields_of(wire: bytes) -> list[Field]:
     """Return what a request that was written by hand has besides the pseudo-header fields."""
-    return [each for each in read_head(by_hand(wire), b"http") if each[0][:1] != b":"]
+    return [each for each in parse_head(by_hand(wire), b"http") if each[0][:1] != b":"]
 
 
 @given(
@@ -74,7 +74,7 @@ def test_any_request_has_the_same_fields_in_the_same_order(
         *((name.lower(), value) for name, value in fields),
         *length,
     ]
-    assert read_head(request, b"https") == expected
+    assert parse_head(request, b"https") == expected
     encoder, decoder = PlainEncoder(), Decoder()
     for _ in range(2):
         block = encoder.encode(expected)
@@ -83,7 +83,7 @@ def test_any_request_has_the_same_fields_in_the_same_order(
 
 def test_the_host_is_the_authority_wherever_it_stands() -> None:
     wire = b"GET / HTTP/1.1\r\na: 1\r\nhOST: x:1\r\nHost: second\r\nb: 2\r\n\r\n"
-    fields = read_head(by_hand(wire), b"http")
+    fields = parse_head(by_hand(wire), b"http")
     assert fields[:4] == [
         (b":method", b"GET"),
         (b":scheme", b"http"),
@@ -94,11 +94,11 @@ def test_the_host_is_the_authority_wherever_it_stands() -> None:
 
 
 def test_an_empty_host_is_no_authority() -> None:
-    assert b":authority" not in dict(read_head(built(b"Host: \r\n"), b"http"))
+    assert b":authority" not in dict(parse_head(built(b"Host: \r\n"), b"http"))
 
 
 def test_a_body_that_looks_like_a_head_is_none() -> None:
-    fields = read_head(built(b"Host: h\r\n", b"x: 1\r\n\r\ny: 2\r\n\r\n", b"PUT"), b"http")
+    fields = parse_head(built(b"Host: h\r\n", b"x: 1\r\n\r\ny: 2\r\n\r\n", b"PUT"), b"http")
     assert fields[4:] == [(b"content-length", b"16")]
 
 
@@ -150,7 +150,7 @@ def test_what_is_remembered_is_bounded() -> None:
     encoder = PlainEncoder()
     for number in range(10_000):
         request = built(b"Host: h\r\nn: %d\r\nlong: %d%b\r\n" % (number, number, b"x" * 1000))
-        fields = read_head(request, b"http")
+        fields = parse_head(request, b"http")
         assert fields[4] == (b"n", b"%d" % number)
         encoder.encode(fields)
     assert len(http2_head._fields) <= 4096

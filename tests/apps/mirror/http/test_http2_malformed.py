@@ -182,7 +182,7 @@ def test_a_malformed_response_counts_and_the_others_arrive(
                 await until(lambda: mirror.target.counters.failed == 1)
                 assert mirror.target.counters.failures == {"malformed": 1}
                 # Ten responses show that the target is well.
-                assert mirror.target.counters.answered == 10
+                assert mirror.target.counters.responses == 10
             assert len(server.peers) == 1
             assert sum("malformed response: " in line for line in mirror.lines()) == 1
 
@@ -295,7 +295,7 @@ def test_all_requests_arrive_at_a_stop_when_the_limit_is_lowered(
                 for number in range(10):
                     mirror.get(b"/%d" % number)
             counters = mirror.target.counters
-            assert (counters.answered, counters.failed, counters.dropped) == (11, 0, 0)
+            assert (counters.responses, counters.failed, counters.dropped) == (11, 0, 0)
             assert len(server.requests()) == 11
 
     run(scenario())

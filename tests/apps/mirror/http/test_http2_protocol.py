@@ -12,7 +12,7 @@ from hpack import Decoder, Encoder, OversizedHeaderListError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spoakit.apps.mirror.http.http2_head import read_head
+from spoakit.apps.mirror.http.http2_head import parse_head
 from spoakit.apps.mirror.http.http2_protocol import (
     CONNECTION_WINDOW,
     WINDOW,
@@ -21,9 +21,9 @@ from spoakit.apps.mirror.http.http2_protocol import (
     Http2Error,
 )
 from spoakit.apps.mirror.http.http2_response import (
+    CachingDecoder,
     Http2Response,
-    RepeatingDecoder,
-    read_response_head,
+    parse_response_head,
 )
 from tests.support.http2_peer import Fields, frame, get
 
@@ -43,7 +43,7 @@ class Recorder:
     def send(self, request: Any) -> Http2Response:
         last = self.protocol.last_id
         response = Http2Response(request, last + 2 if last else 1, 0.0)
-        self.protocol.send_head(response, read_head(request, b"http"))
+        self.protocol.send_head(response, parse_head(request, b"http"))
         return response
 
     def send_bodies(self) -> None:
@@ -207,7 +207,7 @@ def test_what_h2_sends_and_receives_is_what_was_meant(
         assert (response.status, response.received) == (200, exchange.received)
         assert response.grpc_status == (b"7" if exchange.trailers else None)
         assert server.bodies[response.stream_id] == bytes(exchange.sent)
-        assert server.heads[response.stream_id] == read_head(response.request, b"http")
+        assert server.heads[response.stream_id] == parse_head(response.request, b"http")
 
 
 def opened() -> tuple[Recorder, Http2Response]:
@@ -316,7 +316,7 @@ def test_frames_that_mean_nothing_to_a_client_are_left_alone() -> None:
 )
 def test_a_length_is_a_number(values: list[bytes], length: int | None, is_head: bool) -> None:
     fields = [(b":status", b"200"), *((b"content-length", value) for value in values)]
-    head = read_response_head(fields)
+    head = parse_response_head(fields)
     assert (head.length, not head.error) == (length, is_head)
 
 
@@ -334,19 +334,19 @@ fields = st.lists(
 def test_what_is_known_by_heart_is_what_would_be_decoded(
     blocks: list[list[tuple[bytes, bytes, bool]]], sizes: list[int]
 ) -> None:
-    encoder, plain, repeating = Encoder(), Decoder(), RepeatingDecoder(65536)
+    encoder, plain, repeating = Encoder(), Decoder(), CachingDecoder(65536)
     for number, block in enumerate(blocks):
         if number % 5 == 4 and sizes:
             encoder.header_table_size = sizes.pop()
         encoded = encoder.encode(block)
         expected = [field[:2] for field in block]
         assert [tuple(field) for field in plain.decode(encoded, raw=True)] == expected
-        assert repeating.read(encoded) == read_response_head(expected)
+        assert repeating.decode_head(encoded) == parse_response_head(expected)
 
 
 def test_a_block_that_is_too_large_stays_so() -> None:
     block = Encoder().encode([(b"a", b"x" * 100, True)])
-    decoder = RepeatingDecoder(50)
+    decoder = CachingDecoder(50)
     for _ in range(2):
         with pytest.raises(OversizedHeaderListError):
-            decoder.read(block)
+            decoder.decode_head(block)

@@ -548,6 +548,6 @@ def test_the_end_waits_for_the_answers(run: Run, copying: Copying) -> None:
             async with copying(server.port, http="2") as mirror:
                 for _ in range(300):
                     mirror.get()
-            assert mirror.target.counters.answered == 300
+            assert mirror.target.counters.responses == 300
 
     run(scenario())

@@ -39,7 +39,7 @@ def test_a_peer_that_asks_and_does_not_read_is_given_up(
             while "closed" not in listener.calls:
                 target.peer.transport.write(frame(PING, bytes(8)) * 1000)
                 await asyncio.sleep(0.001)
-            assert listener.error == "the target does not read what it is sent"
+            assert listener.error == "the target does not read from the connection"
 
     run(scenario())
 

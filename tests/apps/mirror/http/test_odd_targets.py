@@ -175,7 +175,7 @@ def unaccounted(mirror: Copier) -> int:
     """Return how many requests are in none of the figures."""
     counters, pools = mirror.target.counters, mirror.target.pools
     here = sum(pool.queue.waiting + pool.in_flight for pool in pools)
-    return counters.received - counters.answered - counters.failed - counters.dropped - here
+    return counters.received - counters.responses - counters.failed - counters.dropped - here
 
 
 async def copy_many(mirror: Copier) -> None:
@@ -219,7 +219,7 @@ def test_copies_fail_and_are_counted_at_a_target_that(
                 assert counters.failures.keys() == {reason}
                 health = mirror.target.pools[0].health
                 assert set(health.pauses) == ({str(trouble)} if trouble else set())
-            assert mirror.target.counters.answered == 0
+            assert mirror.target.counters.responses == 0
             assert unaccounted(mirror) == 0
 
     run(scenario())

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 def test_a_plain_answer_is_read(
     answering: ModuleType, data: bytes, expected: tuple[int, int]
 ) -> None:
-    assert answering.read_plain_response(data) == expected
+    assert answering.parse_plain_response(data) == expected
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_a_plain_answer_is_read(
     ],
 )
 def test_what_is_not_quite_plain_is_left_to_the_parser(answering: ModuleType, data: bytes) -> None:
-    assert answering.read_plain_response(data) is None
+    assert answering.parse_plain_response(data) is None
 
 
 class Parser:
@@ -97,7 +97,7 @@ def test_the_parser_agrees_with_what_is_read(
     answering: ModuleType, version: bytes, status: bytes, lines: list[bytes], body: bytes
 ) -> None:
     data = b"\r\n".join((version + b" " + status + b" X", *lines, b"", body))
-    plain = answering.read_plain_response(data)
+    plain = answering.parse_plain_response(data)
     if plain is None:
         return
     try:
@@ -110,5 +110,5 @@ def test_the_parser_agrees_with_what_is_read(
 
 @given(st.binary(max_size=60))
 def test_any_bytes_can_be_read(answering: ModuleType, data: bytes) -> None:
-    answering.read_plain_response(b"HTTP/1.1 200 OK\r\n" + data)
-    answering.read_plain_response(data)
+    answering.parse_plain_response(b"HTTP/1.1 200 OK\r\n" + data)
+    answering.parse_plain_response(data)

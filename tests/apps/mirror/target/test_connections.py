@@ -94,7 +94,7 @@ def test_what_met_the_end_of_a_kept_connection_is_sent_again_if_it_may_be(
 
                 def ended() -> int:
                     counters: Counters = mirror.target.counters
-                    return counters.answered + counters.failed
+                    return counters.responses + counters.failed
 
                 await until(lambda: ended() == 2)
                 assert mirror.target.counters.retried == sent - 1
@@ -356,7 +356,7 @@ def test_a_target_that_closes_after_each_answer_loses_nothing(run: Run, copying:
                         mirror.get()
                     await mirror.answered(mirror.target.counters.received)
             assert mirror.target.counters.failed == 0
-            assert mirror.target.counters.answered == 1000
+            assert mirror.target.counters.responses == 1000
 
     run(scenario())
 

@@ -101,7 +101,7 @@ def test_the_queue_is_sent_before_the_end(run: Run, copying: Copying) -> None:
                 for _ in range(500):
                     mirror.get()
             assert len(server.requests) == 500
-            assert mirror.target.counters.answered == 500
+            assert mirror.target.counters.responses == 500
 
     run(scenario())
 

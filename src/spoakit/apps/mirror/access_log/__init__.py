@@ -1,6 +1,6 @@
-"""The access log: its lines, and writing them."""
+"""Access log: its lines, and their writing."""
 
 from typing import Final
 
 LOG_NAME: Final = "access log"
-"""Its name in errors and reports."""
+"""Name of the log in errors and reports."""

@@ -1,7 +1,7 @@
 # cython: wraparound=False
-"""The access log: one line for each copy. Hot code.
+"""Access log: one line for each copy. Hot code.
 
-Lines are gathered and handed in batches to a `LogWriter`, whose thread does the writing.
+Lines are passed in batches to a `LogWriter`, whose thread writes them.
 
 Plain Python that compiles to C (see ``spoakit._cython``).
 """
@@ -42,26 +42,26 @@ FLUSH_INTERVAL: float = 0.1
 _DEFAULT_SETTINGS: LogSettings = LogSettings()
 
 _BATCH_SIZE = cython.declare(cython.Py_ssize_t, BATCH_SIZE)
-# What a byte of a quoted text is in a line of text, as nginx does it: printable ASCII as it is, but
-# for the quotation mark and the backslash, and \\xNN for all others.
+# The form of each byte in a quoted text, as nginx has it: printable ASCII stays, but for the
+# quotation mark and the backslash; all others are \\xNN.
 _ESCAPED: tuple[bytes, ...] = tuple(
     b"%c" % byte if 0x20 <= byte < 0x7F and byte not in b'"\\' else b"\\x%02X" % byte
     for byte in range(256)
 )
-# A line, in thousandths of a percent: sums of these are exact.
+# The credit that a line costs, in thousandths of a percent: integers, so that sums are exact.
 _LINE = cython.declare(cython.longlong, 100_000)
 
 
 @cython.cclass
 class Response:
-    """What there is of a response, and its line tells.
+    """Response to a copy, complete or not, as far as its line shows it.
 
     Attributes:
         version: the HTTP version, as b"1.1"; b"???" before there is a response.
         status: the status, 0 for no response.
         received: the size of the body in bytes.
         sent_at: when the request was sent, on ``time.perf_counter()``'s clock.
-        first_byte_at: when its first byte came; 0 if that was when all of it came.
+        first_byte_at: when its first byte was received; 0 if it was received at once.
     """
 
     if not cython.compiled:
@@ -81,17 +81,17 @@ class Response:
 @cython.final
 @cython.cclass
 class TargetLabel:
-    """A target as lines have it.
+    """Name and origin of a target, prepared for lines.
 
     Args:
-        name: its name.
-        origin: its scheme and authority.
+        name: the target's name.
+        origin: the target's scheme and authority.
     """
 
     if not cython.compiled:
         _name: str
         _origin: bytes
-        # The name in the text form, with what is around it.
+        # The name in a line of text, with the delimiters around it.
         _quoted: bytes
 
     def __init__(self, name: str, origin: str) -> None:
@@ -103,14 +103,15 @@ class TargetLabel:
 @cython.final
 @cython.cclass
 class AccessLog:
-    """Gather lines and hand them over in batches: after 100 ms, or when 128 KiB are together.
+    """Log that passes lines to its writer in batches: every 100 ms, or when 128 KiB are full.
 
-    To be used in a running event loop.
+    Create it in a running event loop.
 
     Args:
-        writer: writes the batches.
+        writer: gets the batches.
         worker: the worker's number, from 1; each line begins with it, as in the C program.
-        settings: which lines there are, and in which form. Their file is not opened, see `reopen`.
+        settings: the form of lines, and which copies have one. The file is not opened; see
+            `reopen`.
         names_targets: whether lines of text name the target.
     """
 
@@ -121,15 +122,15 @@ class AccessLog:
         _buffered: bool
         _json: bool
         _names_targets: bool
-        # The file; None for the writer's first one.
+        # The path of the file; None for the writer's first file.
         _path: Any
-        # How many thousandths of a percent of a line there are to a response, and how many are due.
+        # The credit that each response adds, in thousandths of a percent of a line, and its sum.
         _share: int
         _credit: int
         _prefix: bytes
         _started_at: float
-        # What the last line had, and this one most likely has as well: its start up to the
-        # fraction of the second, and what stands between the target and the sizes.
+        # Parts of the last line that the next one mostly shares: its start up to the fraction of
+        # the second, and the text between the target and the sizes.
         _second: int
         _start: bytes
         _status: int
@@ -158,7 +159,7 @@ class AccessLog:
         self._timer = None
 
     def configure(self, settings: LogSettings, names_targets: bool) -> None:
-        """Write further lines as these settings say.
+        """Apply new settings to further lines; called after a reload.
 
         Raises:
             ConfigurationError: the file cannot be opened; nothing has changed.
@@ -168,10 +169,10 @@ class AccessLog:
         self._apply(settings, names_targets)
 
     def reopen(self) -> None:
-        """Open the file by its name, for further lines.
+        """Reopen the file by its path, after a log rotation.
 
         Raises:
-            ConfigurationError: it cannot be opened; lines go where they went.
+            ConfigurationError: the file cannot be opened; lines still go to the previous one.
         """
         if self._path is not None:
             self._redirect(self._path)
@@ -198,13 +199,13 @@ class AccessLog:
         result: bytes,
         now: cython.double,
     ) -> object:
-        """Add a request's line, if it is to have one.
+        """Add a copy's line, if the settings and the sample want one.
 
         Args:
-            response: its response, or what there is of one.
+            response: the response, complete or not.
             request: the request.
-            target: where it went.
-            result: b"ok", or what went wrong.
+            target: the target that the copy was sent to.
+            result: b"ok", or the reason of the failure.
             now: ``time.perf_counter()``.
         """
         if self._quiet or (self._share < _LINE and result == b"ok" and not self._is_due()):
@@ -223,7 +224,7 @@ class AccessLog:
     @cython.inline
     @cython.exceptval(check=False)
     def _is_due(self) -> cython.bint:
-        """Count a response; return whether it is one of those that have a line."""
+        """Count a response; return whether it is in the sample."""
         self._credit += self._share
         if self._credit < _LINE:
             return False
@@ -307,7 +308,7 @@ class AccessLog:
         return 0
 
     def flush(self) -> None:
-        """Hand over what there is."""
+        """Pass the gathered lines to the writer."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -317,7 +318,7 @@ class AccessLog:
         self._writer.report()
 
     def close(self) -> None:
-        """Have what is left written, and end the writer."""
+        """Flush, and close the writer."""
         self.flush()
         self._writer.close()
 
@@ -325,7 +326,7 @@ class AccessLog:
 @cython.cfunc
 @cython.exceptval(check=False)
 def _is_plain(text: bytes, start: cython.Py_ssize_t, end: cython.Py_ssize_t) -> cython.bint:
-    """Return whether ``text[start:end]``, without white space and controls, is as a line has it."""
+    """Return whether ``text[start:end]`` needs no escapes; it has no white space or controls."""
     found: cython.bint = False
     octets: cython.p_char = text
     at: cython.Py_ssize_t

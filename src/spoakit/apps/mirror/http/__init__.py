@@ -1,1 +1,1 @@
-"""HTTP to targets: connections, the queues in front of them, and the state of the targets."""
+"""HTTP to targets: connections, queues of copies, and the health of the targets."""

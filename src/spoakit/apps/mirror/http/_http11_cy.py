@@ -1,4 +1,4 @@
-"""One HTTP/1.1 connection to a target: a request, its response, the next request. Hot code.
+"""HTTP/1.1 connection to a target, with one request at a time. Hot code.
 
 Plain Python that compiles to C (see ``spoakit._cython``).
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-from spoakit.apps.mirror.http._response_cy import read_plain_response
+from spoakit.apps.mirror.http._response_cy import parse_plain_response
 from spoakit.apps.mirror.http.odd_heads import OddHeadError, tidy
 from spoakit.apps.mirror.http.outcome import STOPPING, Outcome, Retry, Trouble, timed_out
 
@@ -36,23 +36,23 @@ else:
         from spoakit.apps.mirror._request_cy import OutgoingRequest
         from spoakit.apps.mirror.http._queue_cy import RequestQueue, RequestSlot
 
-# A response's head, interim ones included; none needs as much. Neither do trailers or a chunk's
-# extensions, and the parser would gather a field without end.
+# Bytes of a response's head, interim responses included, and of trailers and chunk extensions. The
+# parser has no limit of its own for a field.
 _MAX_HEAD_SIZE: Final = 64 * 1024
 
 _KEEP_ALIVE: Final = re.compile(rb"\r\nkeep-alive:[^\r\n]*?timeout=([0-9]{1,6})", re.IGNORECASE)
 _TIMEOUT: Final = re.compile(rb"timeout=([0-9]{1,6})")
-# Seconds before a target would close an unused connection at which it is not used any more: a
-# request that meets the end of its connection is lost, if it must not be sent twice.
+# A connection is retired this many seconds before the target would close it: a request that is sent
+# just then is lost, if it must not be sent twice.
 _EARLY: Final = 1.0
 
 
 @cython.final
 @cython.cclass
 class Connection(RequestSlot):
-    """Send requests one at a time, and read the responses, whose bodies are counted and not kept.
+    """Connection that sends requests one at a time; response bodies are counted and discarded.
 
-    An `asyncio.Protocol` in all but its base class, which a class of C cannot have.
+    It has the methods of `asyncio.Protocol`, but a C class cannot derive from it.
     """
 
     _listener: Any
@@ -106,27 +106,27 @@ class Connection(RequestSlot):
 
     @property
     def opened_at(self) -> float:
-        """When it was opened, on ``time.perf_counter()``'s clock."""
+        """The time at which it was opened, on ``time.perf_counter()``'s clock."""
         return self._opened_at
 
     @property
     def in_flight(self) -> int:
-        """The number of requests that wait for their response: 1 or 0."""
+        """The number of requests in flight: 1 or 0."""
         return int(self._request is not None)
 
     @property
     def idle_since(self) -> float:
-        """When its last response was complete, or it was opened, on the same clock."""
+        """The time of its last response, or of its opening, on the same clock."""
         return self._idle_since
 
     @property
     def idle_limit(self) -> float:
-        """The seconds that it may be unused, by what the target says; infinite if it is silent."""
+        """The seconds that it may be idle, by the target's Keep-Alive field; else infinite."""
         return self._idle_limit
 
     @cython.ccall
     def send(self, request: OutgoingRequest) -> object:
-        """Send a request; `on_response` or `on_failure` will follow."""
+        """Send a request; the listener's `on_response` or `on_failure` follows."""
         return self._send(request, perf_counter())
 
     @cython.cfunc
@@ -148,7 +148,7 @@ class Connection(RequestSlot):
         return None
 
     def expire(self, now: float, first_byte: float, total: float) -> None:
-        """Give up on a response that is overdue, and so on the connection.
+        """Close the connection if its response is overdue.
 
         Args:
             now: ``time.perf_counter()``.
@@ -159,46 +159,46 @@ class Connection(RequestSlot):
             return
         waited = now - self.sent_at
         if waited > total:
-            self._fail(timed_out(f"no whole response within {total:g} s"))
+            self._fail_request(timed_out(f"no whole response within {total:g} s"))
         elif waited > first_byte and not self._size:
-            self._fail(timed_out(f"no response within {first_byte:g} s"))
+            self._fail_request(timed_out(f"no response within {first_byte:g} s"))
 
     def retire(self) -> None:
-        """Close the connection once the response that is awaited has come."""
+        """Close the connection after the response in flight, if there is one."""
         self._retires = True
         if self._request is None:
             self._close()
 
     def close(self) -> None:
-        """Close the connection. A request on its way fails."""
+        """Close the connection. A request in flight fails."""
         if self._request is not None:
-            self._fail(STOPPING)
+            self._fail_request(STOPPING)
         else:
             self._close()
 
     # Called by the event loop.
 
     def connection_made(self, transport: BaseTransport) -> None:
-        """Offer the connection to the queue."""
+        """Report the connection as open."""
         self._transport = transport
         self._opened_at = self.sent_at = self._idle_since = perf_counter()
         self._listener.on_open(self)
 
     def data_received(self, data: bytes) -> None:
-        """Read on in the response."""
+        """Parse the next bytes of the response."""
         request = self._request
         if request is None:
-            self._close()  # nothing was asked
+            self._close()  # there is no request in flight
             return
         if self._size == 0 and not self._is_head:
-            plain = read_plain_response(data)
+            plain = parse_plain_response(data)
             if plain is not None:
                 self.status = plain[0]
                 self.received = plain[1]
                 self.version = b"1.1"
                 self._keep_alive = True
-                if self._responses == 0:  # it says the same each time
-                    self._heed(_KEEP_ALIVE.search(data))
+                if self._responses == 0:  # targets repeat the field in each response
+                    self._apply_keep_alive(_KEEP_ALIVE.search(data))
                 self._finish(request)
                 return
         received: cython.longlong = self.received
@@ -211,14 +211,14 @@ class Connection(RequestSlot):
             self._parse(data)
         except OddHeadError as error:
             text = f"malformed response: {self._oddity}: {error}"
-            self._fail(Outcome(text, "malformed", Trouble.UNINTELLIGIBLE))
+            self._fail_request(Outcome(text, "malformed", Trouble.UNINTELLIGIBLE))
             return
         except HttpParserUpgrade:
-            text = "the target changed the protocol, which nobody asked for"
-            self._fail(Outcome(text, "malformed", Trouble.UNINTELLIGIBLE))
+            text = "the target changed the protocol without being asked to"
+            self._fail_request(Outcome(text, "malformed", Trouble.UNINTELLIGIBLE))
             return
         if self._head_done:
-            self._raw.clear()  # which may have much of the body
+            self._raw.clear()  # it may hold much of the body
         if self._complete:
             self._finish(request)
         elif self.received > received:
@@ -226,16 +226,16 @@ class Connection(RequestSlot):
         elif self._size > _MAX_HEAD_SIZE:
             what = "trailers are" if self._head_done else "head is"
             text = f"the response's {what} over {_MAX_HEAD_SIZE} bytes"
-            self._fail(Outcome(text, "malformed", Trouble.UNINTELLIGIBLE))
+            self._fail_request(Outcome(text, "malformed", Trouble.UNINTELLIGIBLE))
 
     def _parse(self, data: bytes) -> None:
-        """Parse what has come of the response.
+        """Parse the received part of the response.
 
-        What the parser refuses of a head is tried again, tidied. Once the head has been read it is
-        a response: whatever is odd behind it ends it, and the connection.
+        A head that the parser refuses is tidied and parsed again. After the head, malformed bytes
+        end the response, which still counts, and the connection.
 
         Raises:
-            OddHeadError: the head means nothing.
+            OddHeadError: the head cannot be understood.
             HttpParserUpgrade: see httptools.
         """
         if self._oddity and not self._head_done:
@@ -255,7 +255,7 @@ class Connection(RequestSlot):
     def _parse_tidied(self) -> None:
         tidied = tidy(bytes(self._raw))
         if tidied is None:
-            return  # the rest of the head is to come
+            return  # the head is not complete yet
         self._count_odd(self._oddity)
         self._complete = self._head_done = self._length_known = self._keep_alive = False
         self.received = 0
@@ -269,34 +269,34 @@ class Connection(RequestSlot):
             self._end_oddly(str(error))
 
     def _end_oddly(self, what: str) -> None:
-        """Take a response as complete, though something odd is behind its head."""
+        """Accept a response as complete, although malformed bytes follow its head."""
         self._count_odd(what)
         self._complete = True
         self._closes = True
 
     def _count_odd(self, what: str) -> None:
-        """Report an odd response, once however much is odd about it."""
+        """Report an odd response, once for each response."""
         if not self._is_odd:
             self._is_odd = True
             self._listener.on_odd(what)
 
     def eof_received(self) -> None:
-        """See the target close the connection."""
+        """Finish or fail the request in flight: the target closed the connection."""
         self._end("the target closed the connection", in_order=True)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """See the connection end in any way; the event loop calls it after a close, too."""
+        """Fail the request in flight; the event loop also calls this after `close`."""
         self._end(str(error or "the connection was closed"), in_order=error is None)
 
-    # Called by the parser. What it has to say of a complete message, it says only in here.
+    # Called by the parser.
 
     def on_message_begin(self) -> None:
-        """See the first byte of a message, which is one too many after the response."""
+        """Note the first byte of a message; a second message is one too many."""
         if self._complete:
             self._keep_alive = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Learn how the body ends (RFC 9112, 6.3), and whether the connection stays (9.3)."""
+        """Note the fields about the end of body (RFC 9112, 6.3) and connection (9.3)."""
         if len(name) == 10:
             name = name.lower()
             if name == b"connection":
@@ -304,7 +304,7 @@ class Connection(RequestSlot):
                 self._says_close |= b"close" in value
                 self._says_keep_alive |= b"keep-alive" in value
             elif name == b"keep-alive":
-                self._heed(_TIMEOUT.search(value))
+                self._apply_keep_alive(_TIMEOUT.search(value))
         elif len(name) in (14, 17):
             name = name.lower()
             if name == b"content-length" or (
@@ -313,18 +313,17 @@ class Connection(RequestSlot):
                 self._length_known = True
 
     def on_headers_complete(self) -> None:
-        """Learn the status; an interim one (RFC 9110, 15.2) is not the response yet."""
+        """Note the status; an interim one (RFC 9110, 15.2) is not the response yet."""
         assert self._parser is not None
         if self._complete:
-            return  # of a second response, which nobody asked for
+            return  # a second response, to no request
         status = self._parser.get_status_code()
         if status >= 200:
             self._head_done = True
             self.status = status
             self.version = self._parser.get_http_version().encode()
             if self._is_head:
-                # The parser waits for a body now, which does not come, and takes one without a
-                # length for a reason to close.
+                # The parser does not know that the request was a HEAD, and would wait for a body.
                 self._complete = True
                 self._keep_alive = not self._says_close and (
                     self.version == b"1.1" or self._says_keep_alive
@@ -336,14 +335,14 @@ class Connection(RequestSlot):
             self.received += len(data)
 
     def on_message_complete(self) -> None:
-        """Learn whether the connection stays."""
+        """Note whether the connection stays."""
         assert self._parser is not None
         if self._head_done and not self._complete:
             self._complete = True
             self._keep_alive = self._parser.should_keep_alive()
 
-    def _heed(self, hint: re.Match[bytes] | None) -> None:
-        """Use the connection no longer than the target says that it keeps it."""
+    def _apply_keep_alive(self, hint: re.Match[bytes] | None) -> None:
+        """Limit the connection's idle time to the target's Keep-Alive field."""
         if hint is not None:
             self._idle_limit = int(hint[1]) - _EARLY
 
@@ -359,7 +358,7 @@ class Connection(RequestSlot):
             self._parser = None
             if self.received:
                 self._keep_alive = False
-        # A target that responds before it has read the request may not read on.
+        # A target that responds before it has read the whole request may not read the rest.
         ready: cython.bint = (
             self._keep_alive
             and not self._closes
@@ -382,21 +381,22 @@ class Connection(RequestSlot):
             self._keep_alive = False
             self._finish(request)
         else:
-            self._fail(self._closed_by_target(request, reason))
+            self._fail_request(self._outcome_of_close(request, reason))
 
-    def _closed_by_target(self, request: OutgoingRequest, text: str) -> Outcome:
-        """Return the outcome of a request that met the end of its connection.
+    def _outcome_of_close(self, request: OutgoingRequest, text: str) -> Outcome:
+        """Return the outcome of a request whose connection the target closed.
 
-        A connection that was used before and sent nothing of a response was most likely closed
-        before the target saw the request, and says nothing about the target. A request that it saw
-        after all may be sent again if that has the effect of once (RFC 9110, 9.2.2).
+        If the connection was used before and no byte of a response was received, the target most
+        likely closed it before it read the request. Then the close says nothing about the target's
+        health. Since the target may have read it after all, only idempotent requests are sent again
+        (RFC 9110, 9.2.2).
         """
         if self._responses == 0 or self._size:
             return Outcome(text, "closed", Trouble.REFUSING)
         retry = Retry.ONCE if request.is_idempotent else Retry.NEVER
         return Outcome(text, "closed", retry=retry)
 
-    def _fail(self, outcome: Outcome) -> None:
+    def _fail_request(self, outcome: Outcome) -> None:
         request, self._request = self._request, None
         if request is not None:
             self._transport.abort()
@@ -406,6 +406,6 @@ class Connection(RequestSlot):
     def _close(self) -> None:
         if not self._closed:
             self._closed = True
-            self._parser = None  # which refers to this connection
+            self._parser = None  # it has a reference to this connection
             self._transport.close()
             self._listener.on_closed(self, None)

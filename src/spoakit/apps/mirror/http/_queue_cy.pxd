@@ -20,7 +20,7 @@ cdef class RequestQueue:
     cdef TargetLabel _label
     cdef object _listener
     cdef object _queue
-    cdef object _again
+    cdef object _retries
     cdef long long _queue_bytes
     cdef list _idle
     cdef HistogramCells _first_byte
@@ -28,8 +28,8 @@ cdef class RequestQueue:
     cdef list _by_class
     cdef unsigned long long _queue_full
     cdef unsigned long long _too_old
-    cdef unsigned long long _answered
-    cdef double _answered_at
+    cdef unsigned long long _responses
+    cdef double _last_response_at
     cdef unsigned long long _dropped
     cdef bint _watched
 
@@ -41,4 +41,4 @@ cdef class RequestQueue:
     cdef object _recover(self, double now)
     cdef object _drop(self)
     cdef object _count_drop(self, bint is_newest)
-    cdef OutgoingRequest _take(self)
+    cdef OutgoingRequest _pop_oldest(self)

@@ -1,5 +1,5 @@
 # cython: wraparound=False
-"""A target's requests that wait, and the connections that are free for them. Hot code.
+"""Queue of a target's requests, and the free slots of its connections. Hot code.
 
 Plain Python that compiles to C (see ``spoakit._cython``).
 """
@@ -39,40 +39,40 @@ COMPILED: bool = cython.compiled
 
 @cython.cclass
 class RequestSlot(Response):
-    """Room for one request at a time, and what there is of its response.
+    """Slot for one request at a time, and its response.
 
-    That is a connection of HTTP/1.1, or a stream of HTTP/2.
+    It is an HTTP/1.1 connection or an HTTP/2 stream.
     """
 
     @cython.ccall
     def send(self, request: OutgoingRequest) -> object:
         """Send a request."""
-        raise NotImplementedError("what derives from it sends")
+        raise NotImplementedError("derived classes implement send")
 
     def close(self) -> None:
-        """Close the connection, unless others use it."""
-        raise NotImplementedError("what derives from it closes")
+        """Close the connection, unless other slots share it."""
+        raise NotImplementedError("derived classes implement close")
 
 
 @cython.final
 @cython.cclass
 class RequestQueue:
-    """Give each request to a free slot, or have it wait for one in a bounded queue.
+    """Bounded queue that gives each request to a free slot, now or later.
 
     Args:
-        max_length: how many requests may wait.
-        max_bytes: their size altogether.
-        drops_newest: what a full queue drops: the request that comes, and not the oldest.
-        max_age: the seconds that a request may wait; 0 for any time.
-        access_log: gains a line for each response.
-        label: the target, for the log.
-        listener: is told what happens.
-        first_byte: counts the time to the first byte of each response.
-        response: counts the time to the end of each response.
+        max_length: the largest number of requests that wait.
+        max_bytes: the largest total size of the requests that wait.
+        drops_newest: whether a full queue drops the new request, not the oldest one.
+        max_age: the seconds that a request may wait; 0 for no limit.
+        access_log: gets a line for each response.
+        label: the target, for the access log.
+        listener: called for waiting and dropped requests, and when the target works again.
+        first_byte: histogram of the times to the first byte of responses.
+        response: histogram of the times to the end of responses.
 
     Attributes:
-        calls_for_connections: whether the listener is told of requests that wait, since there may
-            be more connections.
+        calls_for_connections: whether to call the listener for requests that wait, since it may
+            open more connections.
     """
 
     if not cython.compiled:
@@ -85,8 +85,8 @@ class RequestQueue:
         _label: TargetLabel
         _listener: QueueListener
         _queue: deque[OutgoingRequest]
-        # Those that met the end of their connections, and are not to meet that of another one.
-        _again: deque[OutgoingRequest]
+        # Requests to retry on a *new* connection, because theirs was closed before a response.
+        _retries: deque[OutgoingRequest]
         _queue_bytes: int
         _idle: list[RequestSlot]
         _first_byte: HistogramCells
@@ -94,8 +94,8 @@ class RequestQueue:
         _by_class: list[int]
         _queue_full: int
         _too_old: int
-        _answered: int
-        _answered_at: float
+        _responses: int
+        _last_response_at: float
         _dropped: int
         _watched: bool
 
@@ -125,63 +125,63 @@ class RequestQueue:
         self._label = label
         self._listener = listener
         self._queue = deque()
-        self._again = deque()
+        self._retries = deque()
         self._queue_bytes = 0
-        self._idle = []  # the last used comes last, and first again
-        self._answered = self._dropped = 0
-        self._answered_at = 0.0
+        self._idle = []  # a stack: the slot used last is used first
+        self._responses = self._dropped = 0
+        self._last_response_at = 0.0
 
     @property
     def waiting(self) -> int:
-        """How many requests wait."""
-        return len(self._queue) + len(self._again)
+        """The number of requests that wait."""
+        return len(self._queue) + len(self._retries)
 
     @property
     def waiting_bytes(self) -> int:
-        """The size of the requests that wait in the queue."""
+        """The total size of the requests in the queue, without retries."""
         return self._queue_bytes
 
     @property
     def queue_full(self) -> int:
-        """How many requests the full queue did not hold."""
+        """The number of requests dropped because the queue was full."""
         return self._queue_full
 
     @property
     def too_old(self) -> int:
-        """How many requests waited for too long."""
+        """The number of requests dropped because they waited for too long."""
         return self._too_old
 
     @property
     def by_class(self) -> list[int]:
-        """How many responses there were by the class of their status, at its number."""
+        """The numbers of responses, by the first digit of the status."""
         return self._by_class
 
     def oldest(self, now: float) -> float:
-        """Return how many seconds the oldest request of the queue has waited."""
+        """Return the seconds that the oldest request of the queue has waited."""
         return now - self._queue[0].waiting_since if self._queue else 0.0
 
     @property
-    def answered(self) -> int:
-        """How many responses there were."""
-        return self._answered
+    def responses(self) -> int:
+        """The number of complete responses."""
+        return self._responses
 
     @property
-    def answered_at(self) -> float:
-        """When the last one was complete, on ``time.perf_counter()``'s clock."""
-        return self._answered_at
+    def last_response_at(self) -> float:
+        """The time of the last complete response, on ``time.perf_counter()``'s clock."""
+        return self._last_response_at
 
     @property
     def dropped(self) -> int:
-        """How many requests were dropped."""
+        """The number of requests dropped, for any reason."""
         return self._dropped
 
     def watch(self) -> None:
-        """Let the connector know of the next response."""
+        """Call the listener's `on_recovered` at the next response."""
         self._watched = True
 
     @cython.ccall
     def put(self, request: OutgoingRequest) -> object:
-        """Send a request now, or when its turn comes."""
+        """Send a request in a free slot, or queue it."""
         slot: RequestSlot
         if self._idle:
             slot = self._idle.pop()
@@ -189,7 +189,7 @@ class RequestQueue:
             return None
         size: cython.longlong = len(request.wire)
         if size > self._max_bytes and self._queue:
-            # Room for it would cost all others, and not be enough.
+            # Dropping all others would not make enough room.
             self._count_drop(True)
             return None
         request.waiting_since = perf_counter()
@@ -204,39 +204,39 @@ class RequestQueue:
         return None
 
     def put_back(self, request: OutgoingRequest) -> None:
-        """Have a request wait for a new slot, which it gets before all others.
+        """Queue a request again, before all others, for a *new* slot.
 
-        There are no more of these than there were slots, and they count for no limit.
+        There are at most as many retries as slots, so they do not count towards the limits.
         """
-        self._again.append(request)
+        self._retries.append(request)
 
-    def use(self, slot: RequestSlot) -> None:
-        """Send the next request in a new slot, or keep it for one."""
+    def add_slot(self, slot: RequestSlot) -> None:
+        """Add a new slot: send the next request in it, or keep it free."""
         self.expire(perf_counter())
-        if self._again:
-            slot.send(self._again.popleft())
+        if self._retries:
+            slot.send(self._retries.popleft())
         elif self._queue:
-            slot.send(self._take())
+            slot.send(self._pop_oldest())
         else:
             self._idle.append(slot)
 
-    def forget(self, slot: RequestSlot) -> None:
-        """Use a slot no more."""
+    def remove_slot(self, slot: RequestSlot) -> None:
+        """Remove a slot; called when its connection ends."""
         if slot in self._idle:
             self._idle.remove(slot)
 
     def close_idle(self) -> None:
-        """Close the connections that are free."""
+        """Close the connections of free slots."""
         for slot in self._idle[:]:
             slot.close()
 
     @cython.ccall
     def expire(self, now: cython.double) -> object:
-        """Drop the requests that have waited for longer than they may."""
+        """Drop the requests that have waited for longer than `max_age`."""
         count: cython.Py_ssize_t = 0
         if self._max_age > 0:
             while self._queue and now - self._queue[0].waiting_since > self._max_age:
-                self._take()
+                self._pop_oldest()
                 count += 1
         if count > 0:
             self._too_old += count
@@ -245,11 +245,11 @@ class RequestQueue:
         return None
 
     def drop_all(self) -> int:
-        """Drop what waits; return how many requests that were."""
+        """Drop all requests that wait; return their number."""
         count: cython.Py_ssize_t = self.waiting
         self._dropped += count
         self._queue.clear()
-        self._again.clear()
+        self._retries.clear()
         self._queue_bytes = 0
         return count
 
@@ -257,14 +257,14 @@ class RequestQueue:
     def on_response(
         self, slot: RequestSlot, request: OutgoingRequest, now: cython.double, ready: cython.bint
     ) -> OutgoingRequest | None:
-        """Log a response, which also shows that the target works.
+        """Count and log a response; return the next request for its slot.
 
         Returns:
-            Where the slot is ready for it, the request to send next; with None the slot is
-            kept for one that comes later.
+            The request to send next, if the slot is `ready` and one waits; after None a ready slot
+            is free.
         """
-        self._answered += 1
-        self._answered_at = now
+        self._responses += 1
+        self._last_response_at = now
         self._by_class[slot.status // 100 % 10] += 1
         self._first_byte._observe((slot.first_byte_at or now) - slot.sent_at, 1)
         self._response._observe(now - slot.sent_at, 1)
@@ -276,13 +276,13 @@ class RequestQueue:
         if self._queue:
             self.expire(now)
         if self._queue:
-            return self._take()
+            return self._pop_oldest()
         self._idle.append(slot)
         return None
 
     def record_alive(self, now: float) -> None:
-        """Record that the target works, by a response that does not count as one."""
-        self._answered_at = now
+        """Record a sign that the target works, which does not count as a response."""
+        self._last_response_at = now
         if self._watched:
             self._recover(now)
 
@@ -298,7 +298,7 @@ class RequestQueue:
             request: OutgoingRequest = self._queue.pop()
             self._queue_bytes -= len(request.wire)
         else:
-            self._take()
+            self._pop_oldest()
         self._count_drop(self._drops_newest)
         return None
 
@@ -310,7 +310,7 @@ class RequestQueue:
         return None
 
     @cython.cfunc
-    def _take(self) -> OutgoingRequest:
+    def _pop_oldest(self) -> OutgoingRequest:
         request: OutgoingRequest = self._queue.popleft()
         self._queue_bytes -= len(request.wire)
         return request

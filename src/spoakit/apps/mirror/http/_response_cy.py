@@ -1,5 +1,5 @@
 # cython: wraparound=False
-"""Parser of the form that most responses have, tried before the parser of all forms. Hot code.
+"""Parser for the most common form of response, tried before the general parser. Hot code.
 
 Plain Python that compiles to C (see ``spoakit._cython``).
 """
@@ -19,19 +19,19 @@ else:
 COMPILED: bool = cython.compiled
 
 _MAX_DIGITS = cython.declare(cython.Py_ssize_t, 18)
-# "HTTP/1.1 200 " and two ends of lines.
+# "HTTP/1.1 200 " and two line ends.
 _MIN_SIZE = cython.declare(cython.Py_ssize_t, 17)
 
 
-def read_plain_response(data: bytes) -> tuple[int, int] | None:
-    """Return the status and the size of the body of a response that came in one piece.
+def parse_plain_response(data: bytes) -> tuple[int, int] | None:
+    """Return the status and the body size of a response that was received at once.
 
-    That is an HTTP/1.1 response with a Content-Length after which the connection stays, and
-    `data` is all of it and nothing else. None for anything that differs in the slightest.
+    It must be an HTTP/1.1 response with a Content-Length, after which the connection stays open,
+    and `data` must be all of it and nothing else. Return None for every other form.
     """
     if len(data) < _MIN_SIZE or not data.startswith(b"HTTP/1.1 ") or data[12] != 0x20:
         return None
-    status: cython.longlong = _read_number(data, 9, 12)
+    status: cython.longlong = _parse_number(data, 9, 12)
     if status < 200 or status == 204 or status == 304:
         return None
     size: cython.longlong = -1
@@ -48,7 +48,7 @@ def read_plain_response(data: bytes) -> tuple[int, int] | None:
             elif data[start + 7] == 0x2D and data[start + 8] | 0x20 == 0x6C:  # "content-length"
                 if size >= 0 or not _is_length(data, start):
                     return None
-                size = _read_number(data, start + 16, end)
+                size = _parse_number(data, start + 16, end)
                 if size < 0:
                     return None
             elif data[start + 3] | 0x20 == 0x6E and not data.startswith(b": keep-alive", end - 12):
@@ -57,7 +57,7 @@ def read_plain_response(data: bytes) -> tuple[int, int] | None:
             return None
         start = end + 2
         end = _line_end(data, start)
-    # The empty line, and behind it the whole body.
+    # The head ends with an empty line, and the whole body follows.
     return (status, size) if end == start and size == len(data) - end - 2 else None
 
 
@@ -65,10 +65,10 @@ def read_plain_response(data: bytes) -> tuple[int, int] | None:
 @cython.inline
 @cython.exceptval(-2, check=False)
 def _line_end(data: bytes, start: cython.Py_ssize_t) -> cython.Py_ssize_t:
-    """Return where the line ends that starts there, -1 if it does not."""
+    """Return the index of the end of the line that begins at `start`; -1 if it has no end."""
     if not cython.compiled:
         return data.find(b"\r\n", start)
-    # A loop costs less than a call of `bytes.find`; lines are short.
+    # Lines are short, so a loop costs less than a call of `bytes.find`.
     end: cython.Py_ssize_t
     for end in range(start, len(data) - 1):
         if data[end] == 0x0D and data[end + 1] == 0x0A:
@@ -80,7 +80,7 @@ def _line_end(data: bytes, start: cython.Py_ssize_t) -> cython.Py_ssize_t:
 @cython.inline
 @cython.exceptval(-2, check=False)
 def _is_length(data: bytes, start: cython.Py_ssize_t) -> cython.bint:
-    """Return whether a Content-Length starts there, whatever the case of its letters."""
+    """Return whether a Content-Length, in any case, begins at `start`."""
     return (
         data.startswith(b"Content-Length: ", start)
         or data.startswith(b"content-length: ", start)
@@ -90,8 +90,8 @@ def _is_length(data: bytes, start: cython.Py_ssize_t) -> cython.bint:
 
 @cython.cfunc
 @cython.exceptval(-2, check=False)
-def _read_number(line: bytes, start: cython.Py_ssize_t, end: cython.Py_ssize_t) -> cython.longlong:
-    """Return the decimal number at ``line[start:end]``, -1 if it is none."""
+def _parse_number(line: bytes, start: cython.Py_ssize_t, end: cython.Py_ssize_t) -> cython.longlong:
+    """Return the decimal number at ``line[start:end]``; -1 if it is not a number."""
     if not 0 < end - start <= _MAX_DIGITS:
         return -1
     number: cython.longlong = 0

@@ -1,4 +1,4 @@
-"""A bound on the connections to all targets together, so that HAProxy's always have room."""
+"""Limit of the connections to all targets, which leaves descriptors for HAProxy's connections."""
 
 import resource
 from collections.abc import Callable
@@ -7,18 +7,18 @@ from typing import Final
 from spoakit.apps.mirror.config.schema import MirrorSettings
 from spoakit.apps.mirror.http.connector import alpn_groups
 
-# What is kept of the limit of open files: a quarter, for HAProxy's connections, and this many for
-# files, pipes and name lookups.
+# Parts of the limit of open files that targets do not get: a quarter for HAProxy's connections, and
+# a fixed number for files, pipes and name lookups.
 _KEPT_SHARE: Final = 4
 _OWN: Final = 32
 
 
 class ConnectionBudget:
-    """Room for connections to targets in a process.
+    """Budget of the connections to all targets in a process.
 
     Args:
-        limit: how many connections there may be, beside one for each user: no target is left
-            without a connection because others have all.
+        limit: the number of connections that all users share. Each user may have one connection
+            beyond it, so that no target is left without one.
     """
 
     __slots__ = ("_users", "limit")
@@ -28,19 +28,19 @@ class ConnectionBudget:
         self._users: set[Callable[[], int]] = set()
 
     @classmethod
-    def of_process(cls) -> "ConnectionBudget":
-        """Return what the limit of open files of this process leaves for targets."""
+    def from_open_files_limit(cls) -> "ConnectionBudget":
+        """Return the budget that this process's limit of open files leaves for targets."""
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if files == resource.RLIM_INFINITY:
             files = 1 << 20
         return cls(max(1, files - files // _KEPT_SHARE - _OWN))
 
     def join(self, count: Callable[[], int]) -> None:
-        """Have a user's connections counted: `count` returns how many it has."""
+        """Add a user; `count` returns the number of its connections."""
         self._users.add(count)
 
     def leave(self, count: Callable[[], int]) -> None:
-        """Have a user's connections counted no more."""
+        """Remove a user."""
         self._users.discard(count)
 
     def has_room(self, own: int) -> bool:
@@ -49,5 +49,5 @@ class ConnectionBudget:
 
 
 def wanted_connections(settings: MirrorSettings) -> int:
-    """Return how many connections all targets may have at a time, in each worker."""
+    """Return the largest number of connections to all targets, in each worker."""
     return sum(target.connections * len(alpn_groups(target)) for target in settings.targets)

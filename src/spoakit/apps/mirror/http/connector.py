@@ -1,4 +1,4 @@
-"""Opening connections to a target: from where, through which proxy, over TLS or not."""
+"""Opening of connections to a target: source address, proxy, TLS and ALPN."""
 
 import asyncio
 import errno
@@ -21,12 +21,12 @@ from spoakit.exceptions import ConfigurationError, SpoakitError
 
 HTTP_1: Final = "http/1.1"
 HTTP_2: Final = "h2"
-# What HTTP/1's requests are offered a target with that does not choose HTTP/1.1 alone.
+# The protocols offered for HTTP/1 requests to a target that refuses HTTP/1.1 alone.
 FALLBACK: Final = (HTTP_1, HTTP_2)
 
 
 def alpn_groups(settings: TargetSettings) -> tuple[tuple[str, ...], ...]:
-    """Return which protocols may be spoken: for HTTP/1's requests, and for HTTP/2's if others."""
+    """Return the protocols for HTTP/1 requests, and those for HTTP/2 requests if they differ."""
     if settings.http == "2":
         return ((HTTP_2,),)
     if settings.http == "auto" and settings.url.scheme == "https":
@@ -35,7 +35,7 @@ def alpn_groups(settings: TargetSettings) -> tuple[tuple[str, ...], ...]:
 
 
 def check_connections(settings: TargetSettings) -> None:
-    """Check what connections to a target need: its certificates, and the proxy if there is one.
+    """Check the certificates and the proxy that connections to a target need.
 
     Raises:
         ConfigurationError: a file cannot be read, or the proxy cannot be used.
@@ -47,10 +47,10 @@ def check_connections(settings: TargetSettings) -> None:
 
 
 class ConnectError(SpoakitError):
-    """A connection that could not be opened; the text says why.
+    """Connection that could not be opened; the text says why.
 
     Attributes:
-        reason: as it is counted, see `metrics.CONNECT_FAILURES`.
+        reason: the reason in the metric, see `metrics.CONNECT_FAILURES`.
     """
 
     def __init__(self, text: str, reason: str) -> None:
@@ -59,7 +59,7 @@ class ConnectError(SpoakitError):
 
     @property
     def trouble(self) -> Trouble:
-        """What it says about the target."""
+        """The state of the target that the failure shows."""
         return Trouble.UNINTELLIGIBLE if self.reason == "protocol" else Trouble.UNREACHABLE
 
 
@@ -73,46 +73,46 @@ _REASONS: Final[dict[type[Exception], str]] = {
     ConnectionRefusedError: "refused",
     TimeoutError: "timeout",
 }
-# What event loops say of an attempt to connect, and aiohappyeyeballs of several, but no reason.
-_UNTOLD: Final = ("Connect call failed", "Multiple exceptions")
+# Error texts of event loops and of aiohappyeyeballs that do not have the reason.
+_NO_REASON: Final = ("Connect call failed", "Multiple exceptions")
 # RFC 8305, 5: seconds before the next address is tried beside one that does not respond.
 _NEXT_ADDRESS_DELAY: Final = 0.25
 
 
-def _reason_of(error: OSError | RuntimeError) -> str:
-    """Return the reason that a failure is counted by."""
+def _connect_reason(error: OSError | RuntimeError) -> str:
+    """Return the reason of a failure in the metric."""
     for kind, reason in _REASONS.items():
         if isinstance(error, kind):
             return reason
     return "unreachable" if getattr(error, "errno", None) in _UNREACHABLE else "other"
 
 
-def _text_of(error: OSError | RuntimeError) -> str:
-    """Return what went wrong, without a class and a number."""
+def _error_text(error: OSError | RuntimeError) -> str:
+    """Return an error's text, without class and number."""
     text = getattr(error, "strerror", None) or str(error)
-    if isinstance(error, OSError) and error.errno and text.startswith(_UNTOLD):
+    if isinstance(error, OSError) and error.errno and text.startswith(_NO_REASON):
         return os.strerror(error.errno)
     return text
 
 
 class Connector:
-    """Opens connections to a target, directly or through a proxy.
+    """Open connections to a target, directly or through a proxy.
 
     Args:
-        settings: the target's.
-        http: the protocols to offer by ALPN (RFC 7301), the favourite first. Without TLS the first
-            is the one that the target must know (for HTTP/2, RFC 9113, 3.3).
-        names: the worker's addresses of hosts.
-        must_choose: whether a target has failed that chooses none of them; else it is taken for
-            one that does not know ALPN and speaks HTTP/1.1.
+        settings: the target's settings.
+        http: the protocols to offer by ALPN (RFC 7301), the preferred one first. Without TLS the
+            target must know the first one (for HTTP/2, RFC 9113, 3.3).
+        names: the worker's cache of addresses.
+        must_choose: whether it is an error if the target chooses none of them. Otherwise the target
+            does not know ALPN and speaks HTTP/1.1.
 
     Raises:
         ConfigurationError: a certificate cannot be read, or the proxy that the environment names
             cannot be used.
 
     Attributes:
-        forward: what makes a request's absolute form, for a proxy that gets it in the target's
-            place; None where connections lead to the target.
+        forward: function that returns a request in absolute form, for a proxy that forwards it;
+            None if connections lead to the target.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Connector:
         self._server_name: str | None = None
         if url.scheme == "https":
             self._ssl = client_context(settings.tls, self._http)
-            # RFC 6066, 3: what a name is looked up with is not a part of it.
+            # RFC 6066, 3: the server name has no final dot.
             self._server_name = (settings.tls.server_name or url.host).removesuffix(".")
         self._proxy = proxy_for(url)
         is_plain = self._ssl is None and self._http[0] == HTTP_1
@@ -145,11 +145,11 @@ class Connector:
         self._source = SourceAddress(settings, names)
 
     async def connect(self, make: Callable[[str], asyncio.Protocol]) -> None:
-        """Open a connection, with the protocol that `make` returns for the HTTP of its argument.
+        """Open a connection; `make` returns the protocol for "http/1.1" or "h2".
 
         Raises:
-            ConnectError: it could not be opened within `Timeouts.connect`, or the target does not
-                know any of the protocols.
+            ConnectError: the connection could not be opened within `Timeouts.connect`, or the
+                target does not know any of the protocols.
         """
         chooser = _Chooser(make, self._http, self._unchosen)
         addresses: list[AddressInfo] = []
@@ -158,9 +158,9 @@ class Connector:
             async with timeout:
                 addresses = await self._addresses()
                 await self._connect(addresses, chooser)
-        except (OSError, RuntimeError) as error:  # uvloop raises the latter, too
+        except (OSError, RuntimeError) as error:  # uvloop raises RuntimeError, too
             if not timeout.expired():
-                raise ConnectError(_text_of(error), _reason_of(error)) from None
+                raise ConnectError(_error_text(error), _connect_reason(error)) from None
             if addresses:
                 raise ConnectError(f"no connection within {self._timeout:g} s", "timeout") from None
             text = f"no address for {self._host} within {self._timeout:g} s: DNS does not respond"
@@ -194,7 +194,7 @@ class Connector:
             raise
 
     async def _connected_socket(self, addresses: list[AddressInfo]) -> socket.socket:
-        """Connect to the first address that works (RFC 8305), and remember which that was."""
+        """Connect to the first address that works (RFC 8305), and record it."""
         tried: list[AddressInfo] = []
         sockets: dict[socket.socket, AddressInfo] = {}
 
@@ -216,7 +216,7 @@ class Connector:
 
 
 class _Chooser(asyncio.Protocol):
-    """Becomes the protocol that was negotiated, as soon as that is known."""
+    """Protocol of a new connection, which hands over to the negotiated one."""
 
     def __init__(
         self, make: Callable[[str], asyncio.Protocol], offered: tuple[str, ...], unchosen: str
@@ -225,10 +225,10 @@ class _Chooser(asyncio.Protocol):
         self._make = make
         self._offered = offered
         self.refused = False
-        self.early = b""  # received behind a proxy's response
+        self.early = b""  # bytes received after a proxy's response
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Choose, now that the connection is open, its TLS handshake included."""
+        """Choose the protocol; the TLS handshake is complete."""
         tls = transport.get_extra_info("ssl_object")
         http = self._offered[0] if tls is None else tls.selected_alpn_protocol() or self._unchosen
         if http not in self._offered:
@@ -244,17 +244,17 @@ class _Chooser(asyncio.Protocol):
 
 @lru_cache(3 * MAX_TARGETS)
 def client_context(tls: TlsSettings, http: tuple[str, ...]) -> ssl.SSLContext:
-    """Return what TLS connections to a target are opened with.
+    """Return the TLS context for connections to a target.
 
-    It is made once for all targets that are trusted in the same way, in a process and its forks:
-    reading the system's certificates takes tens of milliseconds.
+    Targets with equal settings share one, in a process and its forks, since reading the system's
+    certificates takes tens of milliseconds.
 
     Args:
-        tls: how the target is trusted.
+        tls: the target's TLS settings.
         http: the protocols to offer by ALPN.
 
     Raises:
-        ConfigurationError: a file cannot be read, or is none of its kind.
+        ConfigurationError: a file cannot be read, or has the wrong content.
     """
     try:
         context = ssl.create_default_context(cafile=tls.ca_file)
@@ -265,7 +265,7 @@ def client_context(tls: TlsSettings, http: tuple[str, ...]) -> ssl.SSLContext:
         context.verify_mode = ssl.CERT_NONE
     if tls.certificate is not None:
         try:
-            # Nobody is there to be asked for the password of an encrypted key.
+            # Without a password OpenSSL would prompt for one on the terminal.
             context.load_cert_chain(tls.certificate, tls.key, password="")
         except OSError as error:
             files = repr(tls.certificate) + (f" with key {tls.key!r}" if tls.key else "")

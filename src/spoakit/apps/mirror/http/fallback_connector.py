@@ -1,4 +1,4 @@
-"""Connections for what came over HTTP/1, also to targets that speak HTTP/2 only."""
+"""Connections for HTTP/1 requests, also to targets that speak only HTTP/2."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -8,24 +8,23 @@ from spoakit.apps.mirror.config.schema import TargetSettings
 from spoakit.apps.mirror.http.connector import FALLBACK, HTTP_1, ConnectError, Connector
 from spoakit.apps.mirror.http.names import Names
 
-# Seconds for which a target is known not to choose HTTP/1.1.
+# Seconds for which a target's refusal of HTTP/1.1 is remembered.
 _MEMORY: Final = 600.0
-# Failures that may be a target's way to refuse a client without HTTP/2: an alert, or a connection
-# that ends in the handshake or behind it.
+# Failures that may mean that a target refuses clients without HTTP/2: a TLS alert, or a connection
+# closed during or after the handshake.
 _MAY_BE_REFUSALS: Final = frozenset({"protocol", "tls", "other"})
 
 
 class FallbackConnector:
-    """Opens connections for HTTP/1.1, or for HTTP/2 if a target chooses nothing else.
+    """Open connections for HTTP/1.1, or for HTTP/2 if the target refuses HTTP/1.1.
 
-    HTTP/1.1 is offered alone at first: a server that is offered both as well mostly chooses HTTP/2,
-    and what came over HTTP/1 would not go on over it. Only a target that does not choose HTTP/1.1
-    then is offered both, for a while. One that does not know ALPN at all chooses nothing again,
-    and speaks HTTP/1.1.
+    At first only HTTP/1.1 is offered: most servers choose HTTP/2 if they are offered both, and
+    HTTP/1 requests should be copied over HTTP/1. A target that does not choose HTTP/1.1 is offered
+    both, for a while. If it still chooses nothing, it does not know ALPN and speaks HTTP/1.1.
 
     Args:
-        settings: the target's, which is an https:// one.
-        names: the worker's addresses of hosts.
+        settings: the settings of an https:// target.
+        names: the worker's cache of addresses.
     """
 
     forward: Final = None  # a proxy opens tunnels for it
@@ -57,7 +56,7 @@ class FallbackConnector:
 def make_connector(
     settings: TargetSettings, http: Sequence[str], names: Names
 ) -> Connector | FallbackConnector:
-    """Return what opens connections to a target for one of its ALPN groups."""
+    """Return the connector to a target for one of its ALPN groups."""
     if settings.http == "auto" and settings.url.scheme == "https" and tuple(http) == (HTTP_1,):
         return FallbackConnector(settings, names)
     return Connector(settings, http, names)

@@ -1,4 +1,4 @@
-"""The outcome of a gRPC call (gRPC over HTTP/2): its status is not HTTP's."""
+"""Outcome of a gRPC call over HTTP/2, which has a status of its own."""
 
 from typing import Final
 from urllib.parse import unquote_to_bytes
@@ -13,16 +13,16 @@ _MAX_MESSAGE_SIZE: Final = 200
 
 
 def grpc_failure(response: Http2Response) -> Outcome | None:
-    """Return the failure that a complete response to a gRPC call tells of, None for any other.
+    """Return the failure that a complete response to a gRPC call reports; None for success.
 
-    A response without a gRPC status is a failure where HTTP's status says that all is well.
+    A response with HTTP status 200 and without a gRPC status is a failure.
     """
     status = response.grpc_status
     if status == _OK or not is_grpc(response.request):
         return None
     if status is not None:
         text = f"grpc-status {_line(status[:_MAX_STATUS_SIZE])}"
-        # Percent-encoded, a byte is up to three.
+        # A percent-encoded byte has three characters.
         message = unquote_to_bytes(response.grpc_message[: 3 * _MAX_MESSAGE_SIZE])
         if shown := _line(message[:_MAX_MESSAGE_SIZE]):
             text += f": {shown}"
@@ -34,6 +34,6 @@ def grpc_failure(response: Http2Response) -> Outcome | None:
 
 
 def _line(text: bytes) -> str:
-    """Return a peer's text as one line of what can be printed."""
+    """Return a peer's text as one printable line."""
     decoded = text.decode("utf-8", "replace")
     return " ".join("".join(each if each.isprintable() else " " for each in decoded).split())

@@ -1,4 +1,4 @@
-"""Health of a target: why it gets no new connections, for how long, and when it is well again."""
+"""Health of a target: a circuit breaker for its new connections."""
 
 import asyncio
 import logging
@@ -16,7 +16,7 @@ logger = logging.getLogger("spoakit.mirror")
 
 _MAX_DOUBLINGS: Final = 16
 
-# For each trouble, what the log says when it begins and when it has ended.
+# Texts for the log at the begin and the end of each trouble.
 _LINES: Final = {
     Trouble.UNREACHABLE: ("cannot be reached", "can be reached again"),
     Trouble.SILENT: ("does not respond", "responds again"),
@@ -26,16 +26,16 @@ _LINES: Final = {
 
 
 class Health:
-    """Circuit of a target, which a failure opens and the next response closes.
+    """Circuit breaker of a target, which a failure opens and the next response closes.
 
-    After a failure the target gets no new connection for a while, longer with each further failure
-    of the same kind; then one connection, with one request, until a response shows that it is well.
-    Connections that work are not concerned. To be used in a running event loop.
+    After a failure there is no new connection for a back-off time, which grows with each further
+    failure of the same kind. Then there is one connection with one request, until a response closes
+    the circuit. Connections that work are not affected. Create it in a running event loop.
 
     Args:
-        name: the target's, for the log.
-        timeouts: `min_backoff` and `max_backoff` count here.
-        on_retry: called when a pause has ended, so that a connection may be opened.
+        name: the target's name, for the log.
+        timeouts: the target's timeouts, of which `min_backoff` and `max_backoff` are used.
+        on_retry: called at the end of a back-off, so that a connection may be opened.
     """
 
     def __init__(self, name: str, timeouts: Timeouts, on_retry: Callable[[], None]) -> None:
@@ -43,7 +43,7 @@ class Health:
         self._timeouts = timeouts
         self._on_retry = on_retry
         self._throttle = Throttle(logger)
-        self._failures = 0  # in a row, for the same trouble
+        self._failures = 0  # consecutive failures of the same trouble
         self._began_at = 0.0
         self._pause: asyncio.TimerHandle | None = None
         self.trouble: Trouble | None = None
@@ -51,26 +51,26 @@ class Health:
 
     @property
     def is_pausing(self) -> bool:
-        """Whether no connection is to be opened now."""
+        """The back-off time runs: no connection is opened."""
         return self._pause is not None
 
     @property
     def is_probing(self) -> bool:
-        """Whether the target is in trouble, so that one request at a time is enough."""
+        """The target is in trouble: one request at a time is enough."""
         return self.trouble is not None
 
     def limit(self, connections: int) -> int:
-        """Return how many of so many connections there may be now."""
+        """Return how many of `connections` connections are allowed now."""
         if self._pause is not None:
             return 0
         return connections if self.trouble is None else 1
 
     def record_failure(self, trouble: Trouble, text: str) -> None:
-        """Pause: the last attempt to connect, or all requests lately, failed.
+        """Open the circuit: the last attempt to connect, or all recent requests, failed.
 
         Args:
             trouble: the kind of failure.
-            text: what happened, for the log.
+            text: the error, for the log.
         """
         if self._pause is not None:
             return
@@ -99,7 +99,7 @@ class Health:
 
         Args:
             now: ``time.perf_counter()``.
-            waiting: how many requests wait, for the log.
+            waiting: the number of queued requests, for the log.
         """
         trouble, self.trouble = self.trouble, None
         if trouble is None:
@@ -116,7 +116,7 @@ class Health:
         )
 
     def end_pause(self) -> None:
-        """Try again without waiting any longer."""
+        """End the back-off early."""
         if self._pause is not None:
             self._pause.cancel()
             self._retry()

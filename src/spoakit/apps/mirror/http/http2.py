@@ -1,7 +1,7 @@
-"""One HTTP/2 connection to a target (RFC 9113): many requests at a time, each a stream.
+"""HTTP/2 connection to a target (RFC 9113), with each request in a stream.
 
-`ClientProtocol` reads and writes the frames; this is what it leaves open: when to write, how long
-to wait, and what to do about a target that goes away.
+`ClientProtocol` parses and builds the frames. This module does the I/O: writes, timeouts, and the
+handling of a target that goes away.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from typing import Final, cast
 
 from spoakit.apps.mirror._request_cy import OutgoingRequest
 from spoakit.apps.mirror.http.grpc import grpc_failure
-from spoakit.apps.mirror.http.http2_head import read_head
+from spoakit.apps.mirror.http.http2_head import parse_head
 from spoakit.apps.mirror.http.http2_protocol import (
     MAX_STREAM_ID,
     ClientProtocol,
@@ -22,11 +22,11 @@ from spoakit.apps.mirror.http.http2_response import Http2Response
 from spoakit.apps.mirror.http.interfaces import Http2Listener
 from spoakit.apps.mirror.http.outcome import STOPPING, Outcome, Retry, Trouble, timed_out
 
-# Requests on their way at a time, where the peer allows more.
+# Requests in flight at a time, if the peer allows more.
 _MAX_STREAMS: Final = 128
-# What is gathered for one write.
+# Bytes that are gathered for one write.
 _BATCH_SIZE: Final = 64 * 1024
-# What may wait for a peer that asks (PING, SETTINGS, ...) and does not read.
+# Bytes of acknowledgements (PING, SETTINGS, ...) queued for a peer that does not read.
 _MAX_UNREAD: Final = 1024 * 1024
 _FRAME_HEAD_SIZE: Final = 9
 _SETTINGS_TYPE: Final = 4
@@ -36,13 +36,12 @@ _CODES: Final = frozenset(ErrorCode)
 
 
 class Http2Connection(asyncio.Protocol):
-    """Send requests as streams of one connection, and read the responses, whose bodies are counted.
+    """Connection that sends requests as streams; response bodies are counted and discarded.
 
-    Whether it runs over TLS, or over TCP with prior knowledge (RFC 9113, 3.3), is the event loop's
-    matter; with TLS, whoever connects asks for "h2" with ALPN.
+    It works over TLS with ALPN "h2", and over TCP with prior knowledge (RFC 9113, 3.3).
 
     Args:
-        listener: the owner, which decides what is sent.
+        listener: the session, which decides what to send.
     """
 
     def __init__(self, listener: Http2Listener) -> None:
@@ -52,51 +51,51 @@ class Http2Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._scheme = b"http"
         self._responses = self._protocol.streams  # the oldest first
-        self._bodies: dict[int, Http2Response] = {}  # those that wait for a window
-        self._beginning = b""  # of what came, up to a frame's head
-        self._limit = 0  # of requests at a time; the peer's SETTINGS come first
-        self._gathered = 0  # bytes that were not written yet, about
-        self._written_id = 0  # the last stream that anything was written of
+        # Responses whose request body waits for the peer's windows.
+        self._bodies: dict[int, Http2Response] = {}
+        self._beginning = b""  # the first bytes received, up to the size of a frame's head
+        self._limit = 0  # of requests at a time; 0 until the peer's SETTINGS
+        self._gathered = 0  # bytes not written yet, approximately
+        self._written_id = 0  # the last stream with a frame written
         self._heard_at = 0.0
         self._write_due = self._room_due = False
         self._opened = self._retiring = self._paused = self._silent = self._closed = False
 
     @property
     def room(self) -> int:
-        """How many requests may be sent now."""
+        """The number of requests that may be sent now."""
         if self._retiring or self._paused or self._silent or self._closed:
             return 0
         return max(0, self._limit - len(self._responses))
 
     @property
     def in_flight(self) -> int:
-        """How many responses are awaited."""
+        """The number of requests in flight."""
         return len(self._responses)
 
     def send(self, request: OutgoingRequest) -> None:
-        """Send a request, while there is `room`; `on_response` or `on_failure` will follow."""
+        """Send a request, while there is `room`; `on_response` or `on_failure` follows."""
         protocol = self._protocol
         stream_id = protocol.last_id + 2 if protocol.last_id else 1
         response = Http2Response(request, stream_id, perf_counter())
-        protocol.send_head(response, read_head(request, self._scheme))
+        protocol.send_head(response, parse_head(request, self._scheme))
         self._gather(len(request.wire) - response.unsent)
         if response.unsent:
             self._send_body(response)
         if stream_id >= MAX_STREAM_ID - 1:
-            self._retiring = True  # RFC 9113, 5.1.1: there are no more identifiers
+            self._retiring = True  # RFC 9113, 5.1.1: stream identifiers are exhausted
         self._write_soon()
 
     def expire(self, now: float, first_byte: float, total: float) -> None:
-        """Give up the responses that are overdue; the others are waited for.
+        """Fail the requests whose response is overdue; wait for the others.
 
-        Where nothing at all came since the first of those was sent, no more is sent until the peer
-        says something (it is asked with a PING), and once all responses are overdue the connection
-        is given up.
+        If nothing was received since the first of them was sent, a PING is sent, and no further
+        request until the peer responds. When all responses are overdue, the connection is closed.
 
         Args:
             now: the time, on ``time.perf_counter()``'s clock.
-            first_byte: how many seconds a response's head may take.
-            total: how many seconds a response may take.
+            first_byte: the seconds that a response's head may take.
+            total: the seconds that a response may take.
         """
         if self._closed:
             return
@@ -106,7 +105,7 @@ class Http2Connection(asyncio.Protocol):
         self._silent = self._silent or self._heard_at < overdue[0][0].sent_at
         for response, outcome in overdue:
             self._protocol.reset(response.stream_id, ErrorCode.CANCEL)
-            self._fail(response, outcome)
+            self._fail_response(response, outcome)
             if self._closed:
                 return
         if self._silent and not self._responses:
@@ -117,7 +116,7 @@ class Http2Connection(asyncio.Protocol):
         self._settle()
 
     def give_up_opening(self, waited: float) -> None:
-        """Close a connection on which no request was allowed in so many seconds."""
+        """Close a connection on which the peer allowed no request within `seconds`."""
         if self._opened:
             return
         if len(self._beginning) < _FRAME_HEAD_SIZE:
@@ -127,13 +126,13 @@ class Http2Connection(asyncio.Protocol):
             self._end(Outcome(text, "closed", Trouble.REFUSING))
 
     def retire(self) -> None:
-        """Take no more requests, and close when the last response is in."""
+        """Accept no more requests, and close after the last response."""
         self._retiring = True
         if not self._responses:
             self.close()
 
     def close(self) -> None:
-        """Say goodbye (GOAWAY) and close. Requests on their way fail."""
+        """Send GOAWAY and close. Requests in flight fail."""
         if not self._closed:
             self._protocol.go_away()
             self._end(STOPPING if self._responses else None)
@@ -150,7 +149,7 @@ class Http2Connection(asyncio.Protocol):
         self._write()
 
     def data_received(self, data: bytes) -> None:
-        """Read on in the frames, and write all that follows from them at once."""
+        """Process received frames, and write the result at once."""
         if self._closed:
             return
         if len(self._beginning) < _FRAME_HEAD_SIZE and not self._begins_well(data):
@@ -170,28 +169,28 @@ class Http2Connection(asyncio.Protocol):
             self._settle()
 
     def pause_writing(self) -> None:
-        """Send nothing more: the peer reads slower than we write."""
+        """Stop sending: the peer reads more slowly than we write."""
         self._paused = True
 
     def resume_writing(self) -> None:
-        """Go on sending."""
+        """Resume sending."""
         self._paused = False
         if not self._closed:
             self._room_due = True
             self._settle()
 
     def eof_received(self) -> None:
-        """See the target close the connection."""
-        self._lose("the target closed the connection")
+        """End the connection: the target closed it."""
+        self._on_connection_lost("the target closed the connection")
 
     def connection_lost(self, error: Exception | None) -> None:
-        """See the connection end in any way; the event loop calls it after a close, too."""
-        self._lose(str(error or "the connection was closed"))
+        """End the connection; the event loop also calls this after `close`."""
+        self._on_connection_lost(str(error or "the connection was closed"))
 
     # Called by the protocol.
 
     def on_settings(self) -> None:
-        """Follow the peer's limit; the first that allows a request opens the connection."""
+        """Apply the peer's limit; the first one above 0 opens the connection."""
         self._limit = min(_MAX_STREAMS, self._protocol.max_streams)
         if self._opened:
             self._room_due = True
@@ -200,9 +199,9 @@ class Http2Connection(asyncio.Protocol):
             self._listener.on_open()
 
     def on_end(self, response: Http2Response) -> None:
-        """Pass on a response that is complete."""
+        """Report a complete response."""
         self._forget(response.stream_id)
-        if response.unsent:  # it was answered without being read
+        if response.unsent:  # the response came before the request's end
             self._protocol.reset(response.stream_id, ErrorCode.CANCEL)
         if response.received and not response.has_body:
             text = f"status {response.status} to {response.request.method!r} with a body"
@@ -217,24 +216,24 @@ class Http2Connection(asyncio.Protocol):
         """Fail a request whose stream the target reset."""
         text = f"the target reset the request's stream: {_name(code)}"
         if code == ErrorCode.REFUSED_STREAM:  # RFC 9113, 8.7
-            self._fail(response, Outcome(text, "reset", retry=Retry.ONCE))
+            self._fail_response(response, Outcome(text, "reset", retry=Retry.ONCE))
         else:
-            self._fail(response, Outcome(text, "reset", Trouble.REFUSING))
+            self._fail_response(response, Outcome(text, "reset", Trouble.REFUSING))
 
     def on_malformed(self, response: Http2Response, text: str) -> None:
         """Fail a request whose response is malformed, and no other."""
         text = f"malformed response: {text}"
-        self._fail(response, Outcome(text, "malformed", Trouble.UNINTELLIGIBLE))
+        self._fail_response(response, Outcome(text, "malformed", Trouble.UNINTELLIGIBLE))
 
     def on_goaway(self, last: int, code: int, data: bytes) -> None:
-        """See the target go away: what it has not begun, it will not (RFC 9113, 6.8)."""
+        """Fail the requests that the target has not begun to process (RFC 9113, 6.8)."""
         self._retiring = True
         text = f"the target ended the connection: {_name(code)}"
         if data:
             text += f" ({data[:80]!r})"
         unread = Outcome(text, "reset", retry=Retry.ALWAYS if last else Retry.ONCE)
         for response in [each for each in self._responses.values() if each.stream_id > last]:
-            self._fail(response, unread)
+            self._fail_response(response, unread)
         self._goaway = Outcome(text, "reset", Trouble.REFUSING)
         if code:
             self._end(self._goaway)
@@ -242,7 +241,7 @@ class Http2Connection(asyncio.Protocol):
     # Sending.
 
     def _send_body(self, response: Http2Response) -> None:
-        """Send what the windows (RFC 9113, 6.9) and the transport allow of a body."""
+        """Send the part of a body that the windows (RFC 9113, 6.9) and the transport allow."""
         wire = response.request.wire
         while response.unsent:
             size = self._protocol.sendable(response)
@@ -255,13 +254,13 @@ class Http2Connection(asyncio.Protocol):
         self._bodies.pop(response.stream_id, None)
 
     def _gather(self, size: int) -> None:
-        """Write at once if much has come together, so that the transport can say it is enough."""
+        """Write at once if much is gathered, so that the transport can apply backpressure."""
         self._gathered += size
         if self._gathered >= _BATCH_SIZE:
             self._write()
 
     def _write_soon(self) -> None:
-        """Write what there is, together with what else this round of the event loop brings."""
+        """Write at the end of this iteration of the event loop, together with what it adds."""
         if not self._write_due:
             self._write_due = True
             asyncio.get_running_loop().call_soon(self._write)
@@ -277,11 +276,11 @@ class Http2Connection(asyncio.Protocol):
         was_paused = self._paused
         self._transport.write(data)
         if was_paused and self._transport.get_write_buffer_size() > _MAX_UNREAD:
-            text = "the target does not read what it is sent"
+            text = "the target does not read from the connection"
             self._end(Outcome(text, "closed", Trouble.SILENT), abort=True)
 
     def _settle(self) -> None:
-        """Do what follows from a change: go on with bodies, tell of room, write, be done."""
+        """Send bodies, report room, write, and close if that is due; called after each change."""
         self._write_due = True
         if self._bodies and not self._paused:
             for response in list(self._bodies.values()):
@@ -296,9 +295,9 @@ class Http2Connection(asyncio.Protocol):
     # Endings.
 
     def _begins_well(self, data: bytes) -> bool:
-        """Return whether what came can be a SETTINGS frame, with which a peer begins (3.4).
+        """Return whether the first bytes can be a SETTINGS frame: a peer must begin with it (3.4).
 
-        A text would be taken for a frame of megabytes.
+        Without this check a text would pass for the head of a frame of megabytes.
         """
         self._beginning += data[:_FRAME_HEAD_SIZE]
         head = self._beginning[:_FRAME_HEAD_SIZE]
@@ -330,13 +329,13 @@ class Http2Connection(asyncio.Protocol):
         self._room_due = True
         return response
 
-    def _fail(self, response: Http2Response, outcome: Outcome) -> None:
+    def _fail_response(self, response: Http2Response, outcome: Outcome) -> None:
         if self._forget(response.stream_id) is not None:
             if response.stream_id > self._written_id and outcome.retry == Retry.NEVER:
                 outcome = replace(outcome, retry=Retry.ONCE, trouble=None)
             self._listener.on_failure(response, response.request, outcome)
 
-    def _lose(self, text: str) -> None:
+    def _on_connection_lost(self, text: str) -> None:
         if len(self._beginning) < _FRAME_HEAD_SIZE:
             self._end(_not_http2(f"{text} before it sent SETTINGS: {_NOT_HTTP2}?"), abort=True)
         elif self._responses:
@@ -358,7 +357,7 @@ class Http2Connection(asyncio.Protocol):
         outcome = outcome or self._goaway
         for response in list(self._responses.values()):
             assert outcome is not None
-            self._fail(response, outcome)
+            self._fail_response(response, outcome)
         self._listener.on_closed(outcome)
 
 

@@ -1,4 +1,4 @@
-"""The head of a request, from the form of HTTP/1.1 into that of HTTP/2 and of HPACK."""
+"""Conversion of a request's head from HTTP/1.1 to HTTP/2 and HPACK."""
 
 from collections.abc import Iterable
 from typing import Any, Final, cast
@@ -9,34 +9,34 @@ from spoakit.apps.mirror._request_cy import OutgoingRequest
 
 Field = tuple[bytes, bytes]
 
-# Fields come again and again: looking one up replaces working it out. A table that is full begins
-# anew, which costs those that are in use one miss each.
+# Fields repeat, so the results are cached. A full cache is cleared, which costs each field in use
+# one miss.
 _MAX_KNOWN: Final = 4096
 _MAX_KNOWN_SIZE: Final = 256
 
 _AUTHORITY: Final = b":authority"
 _GRPC: Final = b"application/grpc"
 _TE: Final = (b"te", b"trailers")
-# RFC 9113, 8.2.2: HTTP/2 has no fields about one connection.
+# RFC 9113, 8.2.2: HTTP/2 has no hop-by-hop fields.
 _LEFT_OUT: Final = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade")
 )
 
-# A line of a head, and the field it is; None where HTTP/2 has none.
+# A line of a head, and its field; None if HTTP/2 does not have the field.
 _fields: dict[bytes, Field | None] = {}
-# A field, and its form in HPACK.
+# A field, and its HPACK encoding.
 _encoded: dict[Field, bytes] = {}
 
 
-def read_head(request: OutgoingRequest, scheme: bytes) -> list[Field]:
+def parse_head(request: OutgoingRequest, scheme: bytes) -> list[Field]:
     """Return the fields of a request's head, pseudo-header fields first (RFC 9113, 8.3.1).
 
-    The order, duplicates, empty values and bytes that are not ASCII stay as they are; names are in
-    lower case. The Host, the first where there are several, becomes ``:authority``. ``te`` is left
-    only as "trailers", and put in for gRPC, which demands it.
+    Order, duplicates, empty values and bytes that are not ASCII are preserved; names become lower
+    case. The first Host becomes ``:authority``. ``te`` stays only as "trailers", and is added for
+    gRPC, which requires it.
 
     Args:
-        request: a request as a `RequestBuilder` makes it.
+        request: a request made by a `RequestBuilder`.
         scheme: "http" or "https".
     """
     wire = request.wire
@@ -63,23 +63,23 @@ def is_grpc(request: OutgoingRequest) -> bool:
     """Return whether a request is a gRPC call."""
     if request.wire.find(_GRPC, 0, request.head_size) < 0:
         return False
-    return _has_grpc(read_head(request, b"http"))
+    return _has_grpc(parse_head(request, b"http"))
 
 
 class PlainEncoder(Encoder):
-    """Encode fields as literals, each by itself and the same way each time, and remember how.
+    """Encoder of fields as HPACK literals, with a cache.
 
-    hpack's own way takes most of a request's time: Huffman's code is made byte by byte and the
-    table of recent fields is searched from end to end, in Python. Literals cost the bytes that
-    HTTP/1.1 costs. They are the kind that is never indexed (RFC 7541, 6.2.3), which keeps them out
-    of the tables of all intermediaries, and secrets among them from being guessed (ibid., 7.1).
+    hpack's encoder would take most of a request's time: in Python it computes the Huffman code byte
+    by byte and searches the whole table of recent fields. Literals need as many bytes as HTTP/1.1.
+    They are never-indexed ones (RFC 7541, 6.2.3), so that no intermediary keeps them in a table, in
+    which secrets could be guessed (7.1).
     """
 
     def encode(self, headers: Iterable[Any], huffman: bool = False) -> bytes:
-        """Return the block of fields for a head."""
+        """Return the header block for a head."""
         fields = cast(Iterable[Field], headers)
         if self.header_table.resized:
-            # The peer changed the table's size, which the next block has to acknowledge.
+            # The peer changed the table's size, and the next block must acknowledge it.
             return super().encode([(*field, True) for field in fields], huffman=False)
         known = _encoded
         return b"".join(
@@ -96,7 +96,7 @@ class PlainEncoder(Encoder):
 
 
 def _learn(line: bytes) -> Field | None:
-    field = _read_field(line)
+    field = _parse_field(line)
     if len(line) <= _MAX_KNOWN_SIZE:
         if len(_fields) >= _MAX_KNOWN:
             _fields.clear()
@@ -104,10 +104,10 @@ def _learn(line: bytes) -> Field | None:
     return field
 
 
-def _read_field(line: bytes) -> Field | None:
+def _parse_field(line: bytes) -> Field | None:
     name, _, value = line.partition(b":")
     name = name.lower()
-    value = value.strip(b" \t")  # RFC 9113, 8.2.1: with white space around, it is malformed
+    value = value.strip(b" \t")  # RFC 9113, 8.2.1: surrounding white space is malformed
     if name in _LEFT_OUT:
         return None
     if name == b"host":

@@ -1,8 +1,8 @@
-"""The client's side of an HTTP/2 connection (RFC 9113) without I/O: frames in, frames out.
+"""Client side of an HTTP/2 connection (RFC 9113) without I/O: frames in, frames out.
 
-It knows what a client needs that sends requests, counts the bytes of the responses and keeps none:
-no priorities, no pushed streams, no state of a stream that is over. Fields are the hpack library's
-matter.
+It implements only the part that the mirror needs: response bodies are counted and discarded, and
+there are no priorities, no pushed streams and no states of closed streams. The hpack library
+decodes fields.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,11 +13,11 @@ from typing import Final
 from hpack import HPACKError
 
 from spoakit.apps.mirror.http.http2_head import Field, PlainEncoder
-from spoakit.apps.mirror.http.http2_response import Http2Response, RepeatingDecoder, ResponseHead
+from spoakit.apps.mirror.http.http2_response import CachingDecoder, Http2Response, ResponseHead
 from spoakit.apps.mirror.http.interfaces import Http2ProtocolListener
 from spoakit.exceptions import SpoakitError
 
-# What may come in before it is acknowledged, which is at half of it.
+# Receive windows; they are opened again when half of them is used.
 WINDOW: Final = 1024 * 1024
 CONNECTION_WINDOW: Final = 4 * WINDOW
 
@@ -26,11 +26,11 @@ MAX_STREAM_ID: Final = 2**31 - 1
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DEFAULT_WINDOW: Final = 65_535
 _MAX_WINDOW: Final = 2**31 - 1
-# Of the frames that come in, which SETTINGS could raise, and that go out, until the peer raises it.
+# Largest frames: of received ones always, of sent ones until the peer's SETTINGS raise it.
 _MAX_FRAME_SIZE: Final = 16_384
 _LARGEST_FRAME_SIZE: Final = 2**24 - 1
 _MAX_HEAD_SIZE: Final = 64 * 1024
-# What a head may be cut into: small pieces cost us more than the peer. Coded, it is hardly larger.
+# Limits of a header block and of its number of frames: small fragments cost us more than the peer.
 _MAX_CONTINUATIONS: Final = 64
 _MAX_BLOCK_SIZE: Final = 2 * _MAX_HEAD_SIZE
 
@@ -40,7 +40,7 @@ _END_STREAM, _ACK, _END_HEADERS, _PADDED, _HAS_PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x
 _HEADER_TABLE_SIZE, _ENABLE_PUSH, _MAX_CONCURRENT_STREAMS = 1, 2, 3
 _INITIAL_WINDOW_SIZE, _SETTING_MAX_FRAME_SIZE, _MAX_HEADER_LIST_SIZE = 4, 5, 6
 
-# A frame's head: its length in 24 bits and its type in 8, its flags, its stream.
+# A frame's head: 24 bits of length and 8 of type, flags, stream.
 _FRAME_HEAD: Final = Struct(">IBI")
 _FRAME_HEAD_SIZE: Final = _FRAME_HEAD.size
 _SETTING: Final = Struct(">HI")
@@ -74,7 +74,7 @@ class Http2Error(SpoakitError):
     """Connection error (RFC 9113, 5.4.1); the text says what the peer did.
 
     Attributes:
-        code: what GOAWAY says about it.
+        code: the error code for GOAWAY.
     """
 
     def __init__(self, text: str, code: ErrorCode = ErrorCode.PROTOCOL_ERROR) -> None:
@@ -83,16 +83,16 @@ class Http2Error(SpoakitError):
 
 
 class ClientProtocol:
-    """State of one connection.
+    """Protocol state of one connection.
 
     Args:
-        listener: called for all that ends a response, while `receive` runs.
+        listener: called by `receive`, for each response that ends and for the peer's settings.
 
     Attributes:
-        streams: the responses that are awaited, by their stream, the oldest first.
-        is_over: whether nothing is to be read any more; the listener sets it.
+        streams: the responses in flight, by stream, the oldest first.
+        is_over: whether to ignore further frames; the listener sets it.
         last_id: the newest stream, 0 before there is one.
-        max_streams: how many streams the peer allows at a time.
+        max_streams: the number of streams that the peer allows at a time.
     """
 
     def __init__(self, listener: Http2ProtocolListener) -> None:
@@ -104,12 +104,12 @@ class ClientProtocol:
         self._out: list[bytes] = []
         self._rest = b""  # the beginning of a frame
         self._encoder = PlainEncoder()
-        self._decoder = RepeatingDecoder(_MAX_HEAD_SIZE)
-        self._block: list[bytes] = []  # the pieces of a head, until it is whole
+        self._decoder = CachingDecoder(_MAX_HEAD_SIZE)
+        self._block: list[bytes] = []  # the fragments of an incomplete header block
         self._block_stream = self._block_flags = 0
         self._max_frame_size = _MAX_FRAME_SIZE
         self._window = self._initial_window = _DEFAULT_WINDOW
-        self._unacknowledged = 0  # bytes that the peer's window lacks
+        self._unacknowledged = 0  # bytes received since the last WINDOW_UPDATE
         self._now = 0.0
         self._handlers: Final[Sequence[Callable[[bytes, int, int], None]]] = (
             self._on_data,
@@ -127,7 +127,7 @@ class ClientProtocol:
     # Sending.
 
     def start(self) -> None:
-        """Send the preface: no pushes, and large windows."""
+        """Send the preface, which rules out pushes and opens large windows."""
         settings = (
             (_ENABLE_PUSH, 0),
             (_INITIAL_WINDOW_SIZE, WINDOW),
@@ -138,7 +138,7 @@ class ClientProtocol:
         self._open_window(0, CONNECTION_WINDOW - _DEFAULT_WINDOW)
 
     def send_head(self, response: Http2Response, fields: Sequence[Field]) -> None:
-        """Send the head of the request to which a response is awaited, on a new stream."""
+        """Send the head of a response's request, on a new stream."""
         block = self._encoder.encode(fields)
         stream_id = self.last_id = response.stream_id
         response.window = self._initial_window
@@ -155,11 +155,11 @@ class ClientProtocol:
             self._add(_CONTINUATION, piece, stream_id, _END_HEADERS if is_last else 0)
 
     def sendable(self, response: Http2Response) -> int:
-        """Return how many bytes of its request's body may go into the next frame, if any."""
+        """Return how many bytes of the request's body the next frame may have."""
         return min(response.unsent, response.window, self._window, self._max_frame_size)
 
     def send_data(self, response: Http2Response, data: bytes) -> None:
-        """Send the next bytes of a request's body, no more than `sendable`."""
+        """Send the next bytes of a request's body, at most `sendable`."""
         size = len(data)
         response.unsent -= size
         response.window -= size
@@ -167,19 +167,19 @@ class ClientProtocol:
         self._add(_DATA, data, response.stream_id, 0 if response.unsent else _END_STREAM)
 
     def reset(self, stream_id: int, code: ErrorCode) -> None:
-        """End a stream (RFC 9113, 6.4)."""
+        """Reset a stream (RFC 9113, 6.4)."""
         self._add(_RST_STREAM, _NUMBER.pack(code), stream_id)
 
     def ping(self, data: bytes) -> None:
-        """Ask the peer for a sign of life."""
+        """Send a PING, which the peer must acknowledge."""
         self._add(_PING, data)
 
     def go_away(self, code: ErrorCode = ErrorCode.NO_ERROR) -> None:
-        """Say goodbye. The peer has opened no streams."""
+        """Send GOAWAY. Its last stream is 0, since the peer has opened no streams."""
         self._add(_GOAWAY, _TWO_NUMBERS.pack(0, code))
 
     def data_to_send(self) -> bytes:
-        """Return what has to be written, and forget it."""
+        """Return the bytes to write, and clear them."""
         out = self._out
         data = out[0] if len(out) == 1 else b"".join(out)
         out.clear()
@@ -195,14 +195,14 @@ class ClientProtocol:
     # Receiving.
 
     def receive(self, data: bytes, now: float) -> None:
-        """Read frames, the last of which may go on in what comes next.
+        """Process received bytes; an incomplete frame is kept for the next call.
 
         Args:
-            data: what came.
+            data: the received bytes.
             now: the time, for `Http2Response.first_byte_at`.
 
         Raises:
-            Http2Error: the connection has to end.
+            Http2Error: the peer violated the protocol; the connection must end.
         """
         self._now = now
         if self._rest:
@@ -227,7 +227,7 @@ class ClientProtocol:
         self._rest = data[at:]
 
     def _ignore(self, payload: bytes, flags: int, stream_id: int) -> None:
-        """Leave a frame alone."""
+        """Ignore a frame."""
 
     def _on_data(self, payload: bytes, flags: int, stream_id: int) -> None:
         response = self._find(stream_id, "DATA")
@@ -285,10 +285,13 @@ class ClientProtocol:
             self._on_block(block, self._block_flags, stream_id)
 
     def _on_block(self, block: bytes, flags: int, stream_id: int) -> None:
-        """Read a whole block of fields: those of unknown streams count for the decoder's table."""
+        """Decode a complete header block.
+
+        A block of an unknown stream is decoded as well, since it changes the decoder's table.
+        """
         try:
-            head = self._decoder.read(block)
-        except (HPACKError, IndexError) as error:  # the latter for a block that is cut
+            head = self._decoder.decode_head(block)
+        except (HPACKError, IndexError) as error:  # hpack raises IndexError for a truncated block
             text = f"header block: {type(error).__name__}: {error}"
             raise Http2Error(text, ErrorCode.COMPRESSION_ERROR) from None
         response = self.streams.get(stream_id)
@@ -298,7 +301,7 @@ class ClientProtocol:
         if response.status:
             self._on_trailers(response, head, is_end)
         elif head.error:
-            response.status = head.status  # the target speaks HTTP, if not well
+            response.status = head.status  # it shows that the target speaks HTTP
             self._refuse(response, head.error)
         elif head.status >= 200:
             response.add_head(head, self._now)
@@ -325,7 +328,7 @@ class ClientProtocol:
     def _refuse(
         self, response: Http2Response, text: str, code: ErrorCode = ErrorCode.PROTOCOL_ERROR
     ) -> None:
-        """End the stream of a malformed response, and no other (RFC 9113, 8.1.1)."""
+        """Reset only the stream of a malformed response (RFC 9113, 8.1.1)."""
         self.reset(response.stream_id, code)
         self._listener.on_malformed(response, text)
 
@@ -358,7 +361,7 @@ class ClientProtocol:
         self._listener.on_settings()
 
     def _change_windows(self, size: int) -> None:
-        """Change the windows of all streams by what the initial one changes by (6.9.2)."""
+        """Change the windows of all streams by the change of the initial one (6.9.2)."""
         change = size - self._initial_window
         self._initial_window = size
         largest = max((each.window for each in self.streams.values()), default=0)
@@ -401,7 +404,7 @@ class ClientProtocol:
                 self._refuse(response, text, ErrorCode.FLOW_CONTROL_ERROR)
 
     def _find(self, stream_id: int, kind: str) -> Http2Response | None:
-        """Return the response on a stream, None for a stream that is over."""
+        """Return the response on a stream; None for a closed stream."""
         response = self.streams.get(stream_id)
         if response is None and (stream_id > self.last_id or not stream_id & 1):
             raise Http2Error(f"{kind} on stream {stream_id}, which was never opened")
@@ -420,7 +423,7 @@ def _check_size(kind: str, payload: bytes, size: int) -> None:
 
 
 def _padding(payload: bytes) -> int:
-    """Return how many bytes of a payload are padding (RFC 9113, 6.1), its length included."""
+    """Return the size of a payload's padding (RFC 9113, 6.1), its length byte included."""
     if not payload or payload[0] >= len(payload):
         raise Http2Error("padding of a frame as long as the frame")
     return payload[0] + 1

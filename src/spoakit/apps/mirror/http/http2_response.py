@@ -1,4 +1,4 @@
-"""Response to a request that was sent as an HTTP/2 stream."""
+"""Response on an HTTP/2 stream."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from hpack import Decoder
 
 from spoakit.apps.mirror._request_cy import OutgoingRequest
 
-# Blocks of fields that are known by heart, and how long one may be.
+# Limits of the cache of header blocks: their number, and the size of one.
 _MAX_KNOWN: Final = 64
 _MAX_KNOWN_SIZE: Final = 512
 _BODILESS: Final = (204, 304)
@@ -17,14 +17,13 @@ _MAX_LENGTH_DIGITS: Final = 18
 
 @dataclass(frozen=True, slots=True)
 class ResponseHead:
-    """What matters of a response's head, or of its trailers.
+    """The relevant fields of a response's head, or of its trailers.
 
     Attributes:
-        status: the status, 0 where there is none.
-        length: the Content-Length, None where there is none.
-        grpc_status: a gRPC call's status, as b"0"; None where there is none.
-        grpc_message: its message, percent-encoded.
-        error: why it is not a head, "" for one.
+        status: the status; 0 if it is missing.
+        length: the Content-Length; None if it is missing.
+        grpc_status: a gRPC call's status, as b"0"; None if it is missing. grpc_message: its
+            message, percent-encoded. error: the reason why it is malformed; "" if it is not.
     """
 
     status: int = 0
@@ -35,22 +34,22 @@ class ResponseHead:
 
 
 class Http2Response:
-    """A response that is awaited or has been read; see `access_log.Response`.
+    """Response on a stream, in flight or complete; see `access_log.Response`.
 
     Attributes:
-        request: what is answered.
+        request: the request of the response.
         stream_id: its stream.
         sent_at: when the request was sent, on ``time.perf_counter()``'s clock.
-        first_byte_at: when the response's head came, on the same clock.
+        first_byte_at: when the response's head was received, on the same clock.
         status: the status; 0 before there is one.
         received: the bytes of the body so far, without padding.
-        expected: how many there have to be; None where any number will do.
-        has_body: whether there may be a body (RFC 9110, 6.4.1), known with the head.
+        expected: the size that the body must have; None for any size.
+        has_body: whether there may be a body (RFC 9110, 6.4.1); it is known after the head.
         grpc_status: a gRPC call's status, as "0"; None where there is none.
         grpc_message: its message, percent-encoded.
-        unsent: the bytes of the request's body that wait for the peer's windows to open.
+        unsent: the bytes of the request's body that wait for the peer's windows.
         window: the bytes that the stream's window allows to send.
-        unacknowledged: the bytes that the peer's window lacks.
+        unacknowledged: the bytes received since the last WINDOW_UPDATE.
     """
 
     __slots__ = (
@@ -87,43 +86,43 @@ class Http2Response:
         return b"2" if self.status else b"???"
 
     def add_head(self, head: ResponseHead, now: float) -> None:
-        """Begin with the head that came now."""
+        """Add the head, received at `now`."""
         self.status = head.status
         self.first_byte_at = now
-        self.add_trailers(head)  # of a gRPC call without messages
+        self.add_trailers(head)  # a gRPC call without messages has its status in the head
         self.has_body = head.status not in _BODILESS and self.request.method != b"HEAD"
-        if self.has_body:  # else the length is that of another response
+        if self.has_body:  # else the length is the one a GET would have
             self.expected = head.length
 
     def add_trailers(self, head: ResponseHead) -> None:
-        """Read what comes at the end."""
+        """Add the fields at the end of the response."""
         if head.grpc_status is not None:
             self.grpc_status = head.grpc_status
             self.grpc_message = head.grpc_message
 
 
-class RepeatingDecoder(Decoder):
-    """Read blocks of fields, those that come again only once.
+class CachingDecoder(Decoder):
+    """Decoder of header blocks, which decodes repeated ones only once.
 
-    What a block means depends on the table of recent fields, so what is known ends when that
-    changes. Servers respond with equal blocks for as long as their Date stays the same.
+    The meaning of a block depends on the table of recent fields, so the cache is cleared when the
+    table changes. Servers send equal blocks while their Date stays the same.
     """
 
     def __init__(self, max_header_list_size: int) -> None:
         super().__init__(max_header_list_size)
         self._known: dict[bytes, ResponseHead] = {}
 
-    def read(self, block: bytes) -> ResponseHead:
-        """Return what matters of a block.
+    def decode_head(self, block: bytes) -> ResponseHead:
+        """Return the relevant fields of a block.
 
         Raises:
-            HPACKError: it is malformed, or more than there may be.
+            HPACKError: the block is malformed or too large.
         """
         known = self._known.get(block)
         if known is not None:
             return known
         before = self._table()
-        head = read_response_head(self.decode(block, raw=True))
+        head = parse_response_head(self.decode(block, raw=True))
         after = self._table()
         if after != before or after[1] is not before[1] or len(self._known) >= _MAX_KNOWN:
             self._known.clear()
@@ -132,16 +131,16 @@ class RepeatingDecoder(Decoder):
         return head
 
     def _table(self) -> tuple[int, object, int]:
-        """Return what differs when the table has changed: an entry that is new is another object.
+        """Return a fingerprint of the table, by the identities of its newest and oldest entries.
 
-        Entries come in at the front and go at the back, to fit the size.
+        Entries are added at the front and evicted at the back.
         """
         entries = self.header_table.dynamic_entries
         return len(entries), entries[0] if entries else None, self.header_table_size
 
 
-def read_response_head(fields: Iterable[tuple[bytes, bytes]]) -> ResponseHead:
-    """Return what matters of some fields."""
+def parse_response_head(fields: Iterable[tuple[bytes, bytes]]) -> ResponseHead:
+    """Return the relevant ones of some fields."""
     status = 0
     lengths: set[bytes] = set()
     grpc_status, grpc_message = None, b""

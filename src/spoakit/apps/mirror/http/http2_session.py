@@ -1,4 +1,4 @@
-"""HTTP/2 connection as its pool uses it: one slot for each stream that it may have."""
+"""HTTP/2 session: makes each allowed stream of a connection a slot in the queue."""
 
 import asyncio
 import time
@@ -14,9 +14,9 @@ from spoakit.apps.mirror.http.outcome import Outcome
 
 
 class StreamSlot(RequestSlot):
-    """Room for one request on a connection, and what there is of its response.
+    """Slot for one request on a shared connection, and its response.
 
-    To a queue it is what a connection of HTTP/1.1 is.
+    The queue uses it like an HTTP/1.1 connection.
     """
 
     def __init__(self, session: "Http2Session") -> None:
@@ -28,10 +28,10 @@ class StreamSlot(RequestSlot):
         self._session.send(self, request)
 
     def close(self) -> None:
-        """Do nothing: other streams use the connection."""
+        """Do nothing: other streams share the connection."""
 
     def show(self, response: Http2Response) -> None:
-        """Be seen as a response."""
+        """Copy the figures of a response, for the access log."""
         self.version = response.version
         self.status = response.status
         self.received = response.received
@@ -60,13 +60,13 @@ class Http2Session:
 
     @property
     def in_flight(self) -> int:
-        """The number of requests that wait for their response."""
+        """The number of requests in flight."""
         return self.protocol.in_flight
 
     async def opened(self, timeout: float) -> str | None:
-        """Wait until the peer allows a request; return why that did not happen, if so.
+        """Wait until the peer allows a request; return the error, or "".
 
-        After `timeout` seconds without it, or when cancelled, the connection is closed.
+        After `timeout` seconds, or when cancelled, the connection is closed.
         """
         try:
             await asyncio.wait((self._opened,), timeout=timeout)
@@ -76,11 +76,11 @@ class Http2Session:
         return error
 
     def expire(self, now: float, first_byte: float, total: float) -> None:
-        """Give up the responses that are overdue; see `Http2Connection.expire`."""
+        """Fail the requests whose response is overdue; see `Http2Connection.expire`."""
         self.protocol.expire(now, first_byte, total)
 
     def retire(self) -> None:
-        """Accept no more requests, and close when the last response is in."""
+        """Accept no more requests, and close after the last response."""
         self._remove_slots(len(self._free))
         self.protocol.retire()
 
@@ -89,7 +89,7 @@ class Http2Session:
         self.protocol.close()
 
     def send(self, slot: StreamSlot, request: OutgoingRequest) -> None:
-        """Send a request in a slot; put it back if there is no room any more."""
+        """Send a request in a slot; queue it again if there is no more room."""
         self._free.discard(slot)
         if not self.protocol.room:
             self._remove_slots(len(self._free))
@@ -102,14 +102,14 @@ class Http2Session:
     # Called by the connection.
 
     def on_open(self) -> None:
-        """Offer its slots."""
+        """Add the connection's slots to the queue."""
         if not self._opened.done():
             self._opened.set_result(None)
         self._listener.on_open(self)
         self.on_room()
 
     def on_response(self, response: Http2Response, now: float) -> None:
-        """Pass on a response, and send the next request in its slot."""
+        """Report a response, and send the next request in its slot."""
         request = response.request
         slot = self._used.pop(request)
         slot.show(response)
@@ -123,13 +123,13 @@ class Http2Session:
             self._free.add(slot)
 
     def on_odd(self, text: str) -> None:
-        """Pass on that a response is odd."""
+        """Report an odd response."""
         self._listener.on_odd(text)
 
     def on_room(self) -> None:
-        """Have as many free slots in the queue as there may be streams now.
+        """Adjust the number of free slots in the queue to the streams allowed now.
 
-        For a target in trouble it is one until there is a response.
+        For a target in trouble that is one stream, until there is a response.
         """
         count = self.protocol.room - len(self._free)
         if self._listener.is_probing and not self._has_responded:
@@ -139,12 +139,12 @@ class Http2Session:
         for _ in range(count):
             slot = StreamSlot(self)
             self._free.add(slot)
-            self._queue.use(slot)
+            self._queue.add_slot(slot)
 
     def on_failure(
         self, response: Http2Response, request: OutgoingRequest, outcome: Outcome
     ) -> None:
-        """Pass on that a request failed."""
+        """Report a failed request."""
         slot = self._used.pop(request)
         slot.show(response)
         if outcome.is_response:
@@ -153,14 +153,14 @@ class Http2Session:
         self._listener.on_failure(slot, request, outcome)
 
     def on_closed(self, outcome: Outcome | None) -> None:
-        """Take the slots back."""
+        """Remove the slots from the queue."""
         if not self._opened.done():
             self._opened.set_result(outcome.text if outcome else "the connection was closed")
-            outcome = None  # whoever waits in `opened` reports it
+            outcome = None  # the caller of `opened` reports it
         self._remove_slots(len(self._free))
         self._listener.on_closed(self, None if self._has_responded else outcome)
 
     def _remove_slots(self, count: int) -> None:
-        # Those in use are in no queue, and end with their responses.
+        # Slots in use are not in the queue, and end with their responses.
         for _ in range(min(count, len(self._free))):
-            self._queue.forget(self._free.pop())
+            self._queue.remove_slot(self._free.pop())

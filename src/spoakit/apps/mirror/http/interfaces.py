@@ -9,40 +9,40 @@ from spoakit.apps.mirror.http.outcome import Outcome
 
 
 class PooledConnection(Protocol):
-    """Open connection, as its pool watches over it."""
+    """Open connection, as its pool uses it."""
 
     @property
     def opened_at(self) -> float:
-        """When it was opened, on ``time.perf_counter()``'s clock."""
+        """The time at which it was opened, on ``time.perf_counter()``'s clock."""
 
     @property
     def in_flight(self) -> int:
-        """The number of requests that wait for their response."""
+        """The number of requests in flight."""
 
     @property
     def idle_since(self) -> float:
-        """When its last response was complete, or it was opened, on the same clock."""
+        """The time of its last response, or of its opening, on the same clock."""
 
     @property
     def idle_limit(self) -> float:
-        """The seconds that it may be unused, by what the target says; infinite if it is silent."""
+        """The seconds that it may be idle, by the target's Keep-Alive field; else infinite."""
 
     def expire(self, now: float, first_byte: float, total: float) -> None:
-        """Give up the responses that are overdue."""
+        """Fail the requests whose response is overdue."""
 
     def retire(self) -> None:
-        """Close the connection once no response is awaited any more."""
+        """Close the connection as soon as no request is in flight."""
 
     def close(self) -> None:
         """Close the connection. Requests in flight fail."""
 
 
 class ConnectionListener(Protocol):
-    """Owner of connections: the pool."""
+    """Interface through which connections call their pool."""
 
     @property
     def is_probing(self) -> bool:
-        """Whether the target is in trouble, so that one request at a time is enough."""
+        """The target is in trouble: one request at a time is enough."""
 
     def on_open(self, connection: PooledConnection) -> None:
         """Add a connection that is ready for requests."""
@@ -51,13 +51,13 @@ class ConnectionListener(Protocol):
         """Count a response that is odd, and a response all the same; `text` says how."""
 
     def on_waiting(self) -> None:
-        """Find a connection for a request that was to be sent where there is no room any more."""
+        """Find a connection for a request whose connection has no more room."""
 
     def on_failure(self, response: Response, request: OutgoingRequest, outcome: Outcome) -> None:
         """Handle a request that gets no response, or no complete one: retry it or count it.
 
         Args:
-            response: what came of the response.
+            response: the received part of the response.
             request: the request.
             outcome: the reason, and whether the request may be sent again.
         """
@@ -67,29 +67,29 @@ class ConnectionListener(Protocol):
 
         Args:
             connection: the connection.
-            outcome: its end, where that was one without any response; else None.
+            outcome: the reason of the close, if there was no response at all; else None.
         """
 
 
 class Http2Listener(Protocol):
-    """Owner of an HTTP/2 connection: its session, which decides what is sent.
+    """Interface through which an HTTP/2 connection calls its session.
 
     Every method may send requests, while there is room, and retire or close the connection.
     """
 
     def on_open(self) -> None:
-        """Begin to send: the peer's SETTINGS have come, and allow a request."""
+        """Begin to send: the peer's SETTINGS allow a request."""
 
     def on_response(self, response: Http2Response, now: float) -> None:
-        """Handle a response, read to its end."""
+        """Handle a complete response."""
 
     def on_odd(self, text: str) -> None:
         """Count a response that is odd, and a response all the same; `text` says how."""
 
     def on_room(self) -> None:
-        """Use the room there is for requests, which may be more or less than before.
+        """Use the room for requests, which may be more or less than before.
 
-        Called once for all that one read brought, after `on_response` and `on_failure`.
+        Called once for each read, after `on_response` and `on_failure`.
         """
 
     def on_failure(
@@ -98,24 +98,24 @@ class Http2Listener(Protocol):
         """Handle a request that gets no response, or no complete one."""
 
     def on_closed(self, outcome: Outcome | None) -> None:
-        """Forget the connection. Called once, after `on_failure` for each request in flight.
+        """Remove the connection. Called once, after `on_failure` for each request in flight.
 
         Args:
-            outcome: its end; None where that was in order.
+            outcome: the reason of the close; None if it was regular.
         """
 
 
 class Http2ProtocolListener(Protocol):
-    """Owner of an `http2_protocol.ClientProtocol`: the connection.
+    """Interface through which an `http2_protocol.ClientProtocol` calls its connection.
 
-    A response that has ended, in whichever way, is to be removed from `ClientProtocol.streams`.
+    It must remove each response that has ended from `ClientProtocol.streams`.
     """
 
     def on_settings(self) -> None:
-        """Follow the peer's SETTINGS."""
+        """Apply the peer's SETTINGS."""
 
     def on_end(self, response: Http2Response) -> None:
-        """Handle a response that is complete."""
+        """Handle a complete response."""
 
     def on_reset(self, response: Http2Response, code: int) -> None:
         """Handle a stream that the peer reset."""
@@ -128,16 +128,16 @@ class Http2ProtocolListener(Protocol):
 
 
 class QueueListener(Protocol):
-    """Owner of a queue: the pool, which opens connections for what waits."""
+    """Interface through which a queue calls its pool, which opens connections."""
 
     def on_waiting(self) -> None:
-        """Open a connection, if there may be one more: a request begins to wait."""
+        """Open a connection, if one more is allowed: a request begins to wait."""
 
     def on_dropped(self, is_newest: bool) -> None:
-        """Report a request dropped from the full queue: the one that came, or the oldest."""
+        """Report a request dropped from the full queue: the newest or the oldest."""
 
     def on_too_old(self, count: int) -> None:
-        """Report requests dropped that have waited for too long."""
+        """Report requests dropped because they waited for too long."""
 
     def on_recovered(self, now: float) -> None:
         """Record the first response since `RequestQueue.watch`."""

@@ -1,9 +1,8 @@
-"""Addresses of hosts: one lookup for all connections of a worker, kept as long as DNS allows.
+"""Cache of hosts' addresses, shared by all connections of a worker, by DNS times to live.
 
-Names are looked up in /etc/hosts, and then by DNS, by c-ares (through aiodns). Other sources of the
-system's name service switch (mDNS, LDAP, NIS and so on) are not asked. Event loops look names up in
-a few threads, which one name server that does not answer keeps busy for all others, and for the
-stop.
+Names are looked up in /etc/hosts and then by DNS, by c-ares (through aiodns), not by other sources
+of the system's name service switch (mDNS, LDAP, NIS and so on). An event loop would use a few
+threads, all of which one unresponsive name server can block, also at the stop.
 """
 
 import asyncio
@@ -27,19 +26,19 @@ logger = logging.getLogger("spoakit.mirror")
 AddressInfo = AddrInfoType
 """Address of a host, as `socket.getaddrinfo` returns it."""
 
-# Seconds. A name in /etc/hosts has a time to live of 0.
+# Limits of the time to live in seconds; a name in /etc/hosts has 0.
 _MIN_TTL: Final = 5.0
 _MAX_TTL: Final = 3600.0
-# For one try; there are two for each name server, and the second may take twice as long.
+# Seconds for one try; there are two for each name server, and the second may take twice as long.
 _TIMEOUT: Final = 2.0
 _TRIES: Final = 2
-# Seconds to wait for a lookup where old addresses are known.
+# Seconds to wait for a lookup if old addresses are known.
 _PATIENCE: Final = 0.5
-# Seconds for which an address that did not connect is tried after all others.
+# Seconds for which an address that failed is tried after all others.
 _AVOIDANCE: Final = 60.0
 
 
-# c-ares reads it as well, but loses addresses of a name that shares one with another name's line.
+# c-ares reads this file, too, but loses addresses if two lines share one.
 _HOSTS: Final = Path("/etc/hosts")
 
 
@@ -48,12 +47,12 @@ class LookupFailedError(OSError):
 
 
 class HostAddresses:
-    """Addresses of one host, and which of them work.
+    """Addresses of one host, ordered by whether they worked.
 
     Args:
         host: a name or an IP address, IPv6 without brackets.
-        port: what is connected to.
-        resolver: looks the name up.
+        port: the port to connect to.
+        resolver: the resolver for the name.
     """
 
     def __init__(self, host: str, port: int, resolver: "Resolver") -> None:
@@ -77,9 +76,8 @@ class HostAddresses:
     async def get(self) -> list[AddressInfo]:
         """Return the addresses in the order in which they should be tried.
 
-        Those that worked come first, one of them after the other for each call; those that did not
-        come last for a minute. A lookup that fails or takes long does not matter while the last
-        one's addresses are known.
+        Addresses that worked come first, rotated with each call; failed ones come last for a
+        minute. If a lookup fails or takes long, the addresses of the last one are used.
 
         Raises:
             LookupFailedError: there is no address.
@@ -89,7 +87,7 @@ class HostAddresses:
         return self._ordered()
 
     def record(self, tried: Sequence[AddressInfo], connected: AddressInfo | None) -> None:
-        """Learn from an attempt to connect.
+        """Record the result of an attempt to connect.
 
         Args:
             tried: the addresses that were tried.
@@ -108,13 +106,13 @@ class HostAddresses:
         if self._lookup is None:
             self._lookup = asyncio.create_task(self._look_up())
         lookup = self._lookup
-        # It goes on where whoever waits for it is cancelled, since others may wait as well.
+        # The lookup continues if a caller is cancelled, since others may wait for it.
         await asyncio.wait((lookup,), timeout=_PATIENCE if self._addresses else None)
         if not self._addresses:
             raise LookupFailedError(lookup.result())
 
     async def _look_up(self) -> str | None:
-        """Look the name up; return why that failed, if so."""
+        """Look the name up; return the error, or ""."""
         try:
             addresses, ttl = await self._resolver.look_up(self._host, self._port)
         except LookupFailedError as error:
@@ -150,11 +148,11 @@ class HostAddresses:
 
 
 class Resolver:
-    """Looks names up, in /etc/hosts and by asking name servers.
+    """Resolver of names, by /etc/hosts and name servers.
 
     Args:
-        nameservers: addresses with or without a port; empty for those of /etc/resolv.conf, whose
-            changes are followed.
+        nameservers: addresses with or without a port; empty to use /etc/resolv.conf, and follow its
+            changes.
     """
 
     def __init__(self, nameservers: tuple[str, ...] = ()) -> None:
@@ -166,7 +164,7 @@ class Resolver:
         """Return a host's addresses, the best first (RFC 6724), and their time to live in seconds.
 
         Raises:
-            LookupFailedError: there is none, or no name server responds.
+            LookupFailedError: the host has no address, or no name server responds.
         """
         if known := await asyncio.to_thread(_read_hosts, host):
             return [_address_info(address, port) for address in known], 0.0
@@ -176,7 +174,7 @@ class Resolver:
             )
         self._pending += 1
         try:
-            # Without the port, which would be looked up as a service, with files and perhaps NSS.
+            # A port would be looked up as a service, in files and perhaps by NSS.
             found = await self._channel.getaddrinfo(host, type=socket.SOCK_STREAM)
         except (aiodns.error.DNSError, UnicodeError) as error:
             reason = error.args[-1] if error.args else error
@@ -191,7 +189,7 @@ class Resolver:
         return addresses, min(node.ttl for node in found.nodes)
 
     async def forget_failures(self) -> None:
-        """Ask anew next time: c-ares keeps an empty answer, for up to an hour."""
+        """Clear c-ares' cache, which keeps an empty response for up to an hour."""
         if not self._pending:
             await self.close()
 
@@ -203,21 +201,21 @@ class Resolver:
 
 
 class Names:
-    """Hosts' addresses of a worker, for all its targets; to be used in a running event loop."""
+    """Cache of addresses of a worker, for all its targets; create it in a running event loop."""
 
     def __init__(self) -> None:
-        # A reload may bring others, and those that no target uses any more go.
+        # Weak references, since a reload may change the hosts.
         self._resolvers: WeakValueDictionary[tuple[str, ...], Resolver] = WeakValueDictionary()
         self._hosts: WeakValueDictionary[tuple[str, int, tuple[str, ...]], HostAddresses]
         self._hosts = WeakValueDictionary()
 
     def host(self, host: str, port: int, nameservers: tuple[str, ...] = ()) -> HostAddresses:
-        """Return a host's addresses, shared by all who connect to it.
+        """Return a host's addresses, shared by all its users.
 
         Args:
             host: a name or an IP address, IPv6 without brackets.
-            port: what is connected to.
-            nameservers: as `Resolver` takes them.
+            port: the port to connect to.
+            nameservers: as for `Resolver`.
         """
         key = (host, port, nameservers)
         known = self._hosts.get(key)
@@ -227,13 +225,13 @@ class Names:
         return known
 
     async def close(self) -> None:
-        """End lookups; connections that wait for one fail."""
+        """Cancel lookups; connections that wait for one fail."""
         for resolver in list(self._resolvers.values()):
             await resolver.close()
 
 
 def _read_hosts(host: str) -> list[str]:
-    """Return the addresses that /etc/hosts has for a name, in any case; none if it has no such."""
+    """Return the addresses that /etc/hosts has for a name, ignoring case."""
     name = host.lower().removesuffix(".")
     found: list[str] = []
     with suppress(OSError), _HOSTS.open(encoding="utf-8", errors="replace") as file:

@@ -1,7 +1,7 @@
-"""Heads of responses that a strict parser refuses, though what they mean is plain.
+"""Repair of response heads that a strict parser refuses although their meaning is clear.
 
-Not hot: it runs for what the parser has refused, and for nothing else. The C program's libcurl
-takes all of these, so that a target which sends them works with it.
+It runs only for heads that the parser has refused. libcurl, used by the C program, accepts all of
+them.
 """
 
 import re
@@ -17,26 +17,26 @@ _NUMBER: Final = re.compile(rb"[0-9]{1,18}")
 
 
 class OddHeadError(SpoakitError):
-    """A head that nobody can tell the meaning of; the text says why."""
+    """Head whose meaning is not clear; the text says why."""
 
 
 def tidy(received: bytes) -> tuple[bytes, bool] | None:
-    """Return what was received of a response with its head as a strict parser wants it.
+    """Return a received response with its head rewritten for a strict parser.
 
     Folded fields (RFC 9112, 5.2) are unfolded, several equal Content-Lengths become one (RFC 9110,
-    8.6), a Content-Length beside a Transfer-Encoding goes (RFC 9112, 6.3), lines may end with LF
-    alone (2.2), fields may have white space before the colon, and lines without a colon are passed
-    over.
+    8.6), a Content-Length beside a Transfer-Encoding is removed (RFC 9112, 6.3), lines may end with
+    LF alone (2.2), fields may have white space before the colon, and lines without a colon are
+    skipped.
 
     Args:
-        received: all of the response up to now, interim responses in front of it included.
+        received: the received part of the response, with interim responses before it.
 
     Returns:
-        It, and whether the connection has to be closed behind the response; None while the head has
-        not come as a whole.
+        The rewritten bytes, and whether the connection must be closed after the response; None
+        while the head is incomplete.
 
     Raises:
-        OddHeadError: the length of its body cannot be told, or it is not HTTP/1.
+        OddHeadError: the length of the body is not clear, or the response is not HTTP/1.
     """
     heads: list[bytes] = []
     closes = False
@@ -48,12 +48,12 @@ def tidy(received: bytes) -> tuple[bytes, bool] | None:
         head, closes = _tidy_head(received[: end.start()])
         heads.append(head)
         received = received[end.end() :]
-        if head[9:10] != b"1":  # an interim response has another one behind it
+        if head[9:10] != b"1":  # an interim response is followed by another one
             return b"".join(heads) + received, closes
 
 
 def _check_beginning(received: bytes) -> None:
-    """Refuse what cannot become a head, before all of it has come: it may never come."""
+    """Refuse bytes that cannot become a head before the head is complete: it may never be."""
     if first := _LINE_END.search(received.lstrip()):
         parse_status(received.lstrip()[: first.start()])
     elif not _START.startswith(received.lstrip()[: len(_START)]):
@@ -65,7 +65,7 @@ def _tidy_head(head: bytes) -> tuple[bytes, bool]:
         raise OddHeadError("there is a NUL in its head")
     first, *rest = _LINE_END.split(head)
     version, status, reason = parse_status(first)
-    fields = _fields_of(rest)
+    fields = _parse_fields(rest)
     lengths = {
         part.strip()
         for name, value in fields
@@ -94,11 +94,11 @@ def parse_status(line: bytes) -> tuple[bytes, bytes, bytes]:
         raise OddHeadError(f"it begins with {line[:40]!r}, which is not HTTP/1")
     version, status, reason = found.groups(b"")
     if status == b"101":
-        raise OddHeadError("the target changed the protocol, which nobody asked for")
+        raise OddHeadError("the target changed the protocol without being asked to")
     return version, status, reason
 
 
-def _fields_of(lines: list[bytes]) -> list[tuple[bytes, bytes]]:
+def _parse_fields(lines: list[bytes]) -> list[tuple[bytes, bytes]]:
     fields: list[tuple[bytes, bytes]] = []
     for line in lines:
         if line[:1] in (b" ", b"\t") and fields:

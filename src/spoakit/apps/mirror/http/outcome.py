@@ -1,15 +1,15 @@
-"""Outcome of a copy, or of a connection, that did not go well."""
+"""Outcome of a copy or a connection that failed."""
 
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import Literal
 
 FailureReason = Literal["timeout", "closed", "reset", "malformed", "grpc", "stopping"]
-"""Reasons by which failed copies are counted, see `metrics.FAILURES`."""
+"""Reasons in the metric of failed copies, see `metrics.FAILURES`."""
 
 
 class Retry(IntEnum):
-    """Whether a request may be sent again: only one that the target has not acted on may."""
+    """Rule for a retry: a request may be sent again if the target has not acted on it."""
 
     NEVER = 0
     ONCE = 1
@@ -26,19 +26,19 @@ class Trouble(StrEnum):
     REFUSING = "refusing"
     """It accepts connections and ends them without a response."""
     UNINTELLIGIBLE = "unintelligible"
-    """What it sends is not HTTP."""
+    """It sends bytes that are not HTTP."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a copy ended without a complete response, or a connection without an error of ours.
+    """End of a copy without a complete response, or of a connection without our doing.
 
     Attributes:
         text: a sentence for the log.
-        reason: as it is counted.
-        trouble: what it says about the target, if nothing better is known of it since.
+        reason: the reason in the metric.
+        trouble: the state of the target that it shows, unless a later response shows another one.
         retry: whether the request may be sent again.
-        is_response: whether there is a complete response, which says that the request failed.
+        is_response: whether there is a complete response, which reports a failure.
     """
 
     text: str
@@ -49,14 +49,14 @@ class Outcome:
 
     @property
     def log_text(self) -> bytes:
-        """The text as the access log has it: one line, in Latin-1."""
+        """The text for the access log: one line, in Latin-1."""
         return " ".join(self.text.split()).encode("latin-1", "replace")
 
 
 STOPPING = Outcome("the mirror is stopping", "stopping")
-"""Outcome of what was in flight when the mirror stopped."""
+"""Outcome of the requests in flight when the mirror stopped."""
 
 
 def timed_out(text: str) -> Outcome:
-    """Return the outcome of a request whose response did not come in time."""
+    """Return the outcome of a request without a response in time."""
     return Outcome(text, "timeout", Trouble.SILENT)

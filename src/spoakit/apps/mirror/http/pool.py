@@ -1,4 +1,4 @@
-"""Connection pool for one target: connections are opened on demand, watched, and replaced."""
+"""Connection pool of one target: opens connections on demand, checks and replaces them."""
 
 import asyncio
 import logging
@@ -24,27 +24,27 @@ from spoakit.logs import Throttle
 
 logger = logging.getLogger("spoakit.mirror")
 
-# Seconds between two lines about odd responses; what they say hardly changes.
+# Seconds between two log lines about odd responses, which mostly repeat.
 _ODDITY_INTERVAL: Final = 60.0
 
 
 class ConnectionPool:
-    """Connections to a target, and the queue of the requests that wait for one.
+    """Pool of connections to a target, and the queue of the requests that wait for one.
 
-    A request goes out at once if a connection is free, and else waits in the queue. HTTP/2
-    connections are opened one after the other, since many requests share one. While `Health`
-    finds the target in trouble, connections are opened as it allows.
+    A request is sent at once if a connection is free, and otherwise queued. HTTP/2 connections are
+    opened one after the other, since many requests share one. While the target is in trouble,
+    `Health` limits the connections.
 
-    To be used in a running event loop; `close` ends it.
+    Create it in a running event loop; `close` ends it.
 
     Args:
-        settings: the target's.
-        access_log: gains a line for each response and failure.
-        counters: the target's.
-        metrics: the target's, for the times of responses.
-        budget: of the connections to all targets.
-        names: the worker's addresses of hosts.
-        http: the protocols that may be spoken, as in `Connector`.
+        settings: the target's settings.
+        access_log: gets a line for each response and failure.
+        counters: the target's counters.
+        metrics: the target's metrics, for the times of responses.
+        budget: the budget of the connections to all targets.
+        names: the worker's cache of addresses.
+        http: the allowed protocols, as in `Connector`.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class ConnectionPool:
         self._oddities = Throttle(logger, _ODDITY_INTERVAL)
         self._label = TargetLabel(settings.name, settings.url.origin)
         self._connector = make_connector(settings, http, names)
-        self._shares = HTTP_2 in http  # until a connection shows that the target cannot
+        self._shares = HTTP_2 in http  # until a connection turns out to be HTTP/1.1
         queue = settings.queue
         self._queue = RequestQueue(
             queue.length,
@@ -87,7 +87,7 @@ class ConnectionPool:
 
     @property
     def queue(self) -> RequestQueue:
-        """The requests that wait, and the slots that are free."""
+        """The queue of requests and free slots."""
         return self._queue
 
     @property
@@ -97,18 +97,18 @@ class ConnectionPool:
 
     @property
     def in_flight(self) -> int:
-        """The number of requests that have been sent and wait for their response."""
+        """The number of requests in flight."""
         return sum(connection.in_flight for connection in self._connections)
 
     @property
     def is_hopeful(self) -> bool:
-        """Whether waiting can still lead to a response."""
+        """There are requests that may still get a response."""
         if self._attempts or self.in_flight:
             return True
         return self._queue.waiting > 0 and not self.health.is_pausing
 
     def check(self) -> None:
-        """Give up overdue responses, and connections that are too old or too long unused."""
+        """Fail overdue requests, and close connections that are too old or too long idle."""
         now = time.perf_counter()
         self._queue.expire(now)
         settings, timeouts = self._settings, self._settings.timeouts
@@ -120,11 +120,11 @@ class ConnectionPool:
                 or now - connection.opened_at > settings.lifetime
             ):
                 connection.retire()
-        # There may be room by now that others have left.
+        # Other targets may have closed connections, which leaves room in the budget.
         self._open()
 
     async def close(self) -> int:
-        """Close all connections; return how many requests were waiting."""
+        """Close all connections; return the number of requests not sent."""
         self._closed = True
         self._budget.leave(self._count)
         for attempt in self._attempts:
@@ -133,7 +133,7 @@ class ConnectionPool:
             connection.close()
         self.health.close()
         unsent = self._queue.drop_all()
-        # Closed connections are gone when the event loop has gone round.
+        # The event loop ends closed connections in its next iteration.
         await asyncio.gather(*self._attempts, return_exceptions=True)
         await asyncio.sleep(0)
         return unsent
@@ -142,7 +142,7 @@ class ConnectionPool:
 
     @property
     def is_probing(self) -> bool:
-        """Whether the target is in trouble, so that one request at a time is enough."""
+        """The target is in trouble: one request at a time is enough."""
         return self.health.is_probing
 
     def on_open(self, connection: PooledConnection) -> None:
@@ -152,20 +152,20 @@ class ConnectionPool:
         if self._closed:
             connection.close()
         elif isinstance(connection, Connection):
-            self._queue.use(connection)
+            self._queue.add_slot(connection)
 
     def on_closed(self, connection: PooledConnection, outcome: Outcome | None) -> None:
-        """Replace a connection, if there is something to send."""
+        """Replace a connection, if requests wait."""
         self._connections.discard(connection)
         self._count_connections()
         if isinstance(connection, Connection):
-            self._queue.forget(connection)
+            self._queue.remove_slot(connection)
         if outcome is not None and outcome.trouble is not None:
             self._record_failure(outcome.trouble, outcome.text)
         self._open()
 
     def on_odd(self, text: str) -> None:
-        """Count an odd response, which is one all the same, and log it once a minute."""
+        """Count an odd response, and log it at most once a minute."""
         self._counters.odd += 1
         self._oddities.warning(
             "odd",
@@ -178,11 +178,11 @@ class ConnectionPool:
         )
 
     def on_failure(self, response: Response, request: OutgoingRequest, outcome: Outcome) -> None:
-        """Retry a request that was not acted on, or log that it failed."""
+        """Retry a request that the target did not act on, or log its failure."""
         retry = outcome.retry
         if retry == Retry.ALWAYS or (retry == Retry.ONCE and not request.retried):
             self._counters.retried += 1
-            # Idle connections may have been closed as well: this goes over a new one.
+            # The target may have closed the idle connections as well, so the retry needs a new one.
             self._queue.close_idle()
             self._queue.put_back(request if retry == Retry.ALWAYS else request.as_retried())
             self._open()
@@ -193,21 +193,21 @@ class ConnectionPool:
         if outcome.is_response:
             self._queue.record_alive(now)
         self._access_log.write(response, request, self._label, outcome.log_text, now)
-        # A response whose head was read shows that the target is there, and so does one to
-        # another request that came later.
-        is_unheard = not response.status and self._queue.answered_at < response.sent_at
+        # A head that was received, or a later response to another request, shows that the target
+        # works.
+        is_unheard = not response.status and self._queue.last_response_at < response.sent_at
         if outcome.trouble is not None and is_unheard:
             self._record_failure(outcome.trouble, outcome.text)
 
-    # Called by the queue, and by a session that has no room for a request of the queue.
+    # Called by the queue, and by a session without room for a request of the queue.
 
     def on_waiting(self) -> None:
-        """Open a connection for a request that waits, if there may be one more."""
+        """Open a connection for a request that waits, if one more is allowed."""
         if len(self._connections) < self._settings.connections:
             self._open()
 
     def on_dropped(self, is_newest: bool) -> None:
-        """Log that the queue is full."""
+        """Log a request dropped from the full queue."""
         which = "newest" if is_newest else "oldest"
         self._throttle.warning(
             "dropped",
@@ -219,7 +219,7 @@ class ConnectionPool:
         )
 
     def on_too_old(self, count: int) -> None:
-        """Log that requests have waited for too long."""
+        """Log requests dropped because they waited for too long."""
         self._throttle.warning(
             "too old",
             "%s: %d requests have waited for longer than queue.max-age (%g s), and are dropped; "
@@ -232,7 +232,7 @@ class ConnectionPool:
         )
 
     def on_recovered(self, now: float) -> None:
-        """Use as many connections as before the trouble."""
+        """Open connections again: the trouble has ended."""
         self.health.record_response(now, self._queue.waiting)
         self._open()
 
@@ -255,7 +255,7 @@ class ConnectionPool:
             attempt.add_done_callback(self._end_attempt)
 
     def _count_connections(self) -> None:
-        """Hear of requests that wait only while there may be one more: each costs a call."""
+        """Let the queue call `on_waiting` only while more connections are allowed."""
         limit = self._settings.connections
         self._queue.calls_for_connections = len(self._connections) < limit
 
@@ -263,7 +263,7 @@ class ConnectionPool:
         return len(self._attempts) + len(self._connections)
 
     def _on_no_room(self) -> None:
-        """Log that there is no room for one more connection; `check` tries again."""
+        """Log that the budget has no room for a connection; `check` tries again."""
         self._throttle.warning(
             "budget",
             "%s: no more connections for now: those to all targets are %d, and the other open "
@@ -276,7 +276,7 @@ class ConnectionPool:
 
     def _end_attempt(self, attempt: asyncio.Task[None]) -> None:
         self._attempts.discard(attempt)
-        # The connection may have come and gone already, while the attempt took its place.
+        # The connection may have been opened and closed while its attempt was still counted.
         self._open()
 
     async def _connect(self) -> None:

@@ -1,4 +1,4 @@
-"""Proxies on the way to targets, named by the environment variables that libcurl knows.
+"""Proxies of targets, from the environment variables that libcurl uses.
 
 ``http_proxy`` (in small letters only), ``https_proxy``, ``all_proxy`` and ``no_proxy`` (or
 ``HTTPS_PROXY`` and so on). A request of HTTP/1.1 to an http:// target is sent to the proxy in
@@ -25,14 +25,14 @@ VARIABLES: Final = (
     *("http_proxy", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"),
     *("no_proxy", "NO_PROXY"),
 )
-"""Variables that are read, those that come first prevail."""
+"""Environment variables in the order of their precedence."""
 
 _DEFAULT_PORT: Final = 1080  # libcurl's
 _MAX_HEAD_SIZE: Final = 16 * 1024
 
 
 class ProxyError(OSError):
-    """Tunnel that a proxy did not open; the text names the proxy and says why."""
+    """Failure of a proxy to open a tunnel; the text names the proxy and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class Proxy:
     async def open_tunnel(
         self, loop: asyncio.AbstractEventLoop, sock: socket.socket, host: str, port: int
     ) -> bytes:
-        """Ask for a tunnel on a connection to the proxy; return what came behind its response.
+        """Open a tunnel on a connection to the proxy; return the bytes received after its response.
 
         Args:
             loop: the running event loop.
@@ -118,7 +118,7 @@ def _is_success(line: bytes) -> bool:
 
 
 def proxy_for(url: TargetURL, environment: Mapping[str, str] = os.environ) -> Proxy | None:
-    """Return the proxy for a target, None for none.
+    """Return the proxy for a target; None for a direct connection.
 
     Raises:
         ConfigurationError: a variable names a proxy that cannot be used.
@@ -139,7 +139,7 @@ def _parse(variable: str, text: str) -> Proxy:
     except ValueError:
         host = port = None
     if not host:
-        # The text is not shown, since it may have a password.
+        # The text is not shown, since it may contain a password.
         raise ConfigurationError(f"{variable}: its value is not a proxy such as http://HOST:PORT")
     if parts.scheme != "http":
         raise ConfigurationError(
@@ -155,7 +155,7 @@ def _parse(variable: str, text: str) -> Proxy:
 
 
 def _is_exempt(host: str, environment: Mapping[str, str]) -> bool:
-    """Return whether ``no_proxy`` has a host: by its name, a domain above it, or a network."""
+    """Return whether ``no_proxy`` lists a host: by its name, a parent domain, or a network."""
     text = environment.get("no_proxy", environment.get("NO_PROXY", ""))
     if text.strip() == "*":
         return True

@@ -1,4 +1,4 @@
-"""Source of connections to a target: interface, address and port, and keep-alive of TCP."""
+"""Source of connections to a target: interface, address, port, and TCP keep-alive."""
 
 import errno
 import socket
@@ -17,18 +17,18 @@ _KEEP_ALIVE_OPTIONS: Final = ("TCP_KEEPIDLE", "TCP_KEEPALIVE", "TCP_KEEPINTVL")
 
 
 class SourceAddress:
-    """Makes sockets that are bound as the target's settings say.
+    """Factory of sockets bound to the interface and ports of the target's settings.
 
     Args:
-        settings: the target's.
-        names: the worker's addresses of hosts.
+        settings: the target's settings.
+        names: the worker's cache of addresses.
     """
 
     def __init__(self, settings: TargetSettings, names: Names) -> None:
         self._interface = settings.interface
         self._ports = settings.local_ports
         self._host: HostAddresses | None = None
-        # By family; empty where the interface is a device or left to the system.
+        # Addresses by family; empty if the interface is a device or not set.
         self._addresses: dict[int, str] = {}
         if self._interface is not None:
             self._host = names.host(self._interface, 0, settings.nameservers)
@@ -37,10 +37,10 @@ class SourceAddress:
         return f"the interface {self._interface!r}"
 
     async def look_up(self) -> None:
-        """Find the addresses of an interface that is given as a name or an address.
+        """Look up the addresses of an interface that is given as a host name or an address.
 
         Raises:
-            OSError: it is neither a network interface nor a name or an address.
+            OSError: the interface is neither a network interface nor a name or an address.
         """
         self._addresses = {}
         if self._host is None or self._is_device:
@@ -53,14 +53,14 @@ class SourceAddress:
             raise OSError(errno.EADDRNOTAVAIL, text) from None
 
     def can_reach(self, family: int) -> bool:
-        """Return whether addresses of a family can be connected to."""
+        """Return whether the source has an address of a family."""
         return not self._addresses or family in self._addresses
 
     def make_socket(self, target: AddressInfo) -> socket.socket:
         """Return a socket for a connection to an address of the target.
 
         Raises:
-            OSError: it cannot be bound; the text names the interface or the ports.
+            OSError: the socket cannot be bound; the text names the interface or the ports.
         """
         family, kind, protocol, _, _ = target
         sock = socket.socket(family, kind, protocol)
@@ -99,7 +99,7 @@ class SourceAddress:
 
 
 def _keep_alive(sock: socket.socket) -> None:
-    """Have the system notice a peer that is gone, though nothing is sent."""
+    """Enable TCP keep-alive, by which the system detects a lost peer on an idle connection."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name in _KEEP_ALIVE_OPTIONS:
         option = getattr(socket, name, None)
@@ -108,7 +108,7 @@ def _keep_alive(sock: socket.socket) -> None:
 
 
 def _shuffled(ports: tuple[int, int] | None) -> Iterator[int]:
-    """Yield every port once, from a random one on; 0 where any will do."""
+    """Yield every port once, beginning at a random one; only 0 if any port will do."""
     if ports is None:
         return iter((0,))
     first, last = ports
