@@ -112,12 +112,12 @@ bench: bench-system venv
 	$(BIN)/python -m benchmarks.run $(BENCH)
 
 fuzz: venv
-	$(BIN)/python -m fuzz $(FUZZ)
+	$(BIN)/python -m fuzz.run $(FUZZ)
 
 # An hour, unless told otherwise: make soak SOAK='--minutes 5'.
 soak: venv
 	-$(BIN)/python scripts/fetch_haproxy.py
-	$(BIN)/python -m soak $(SOAK)
+	$(BIN)/python -m soak.run $(SOAK)
 
 # A wheel and a source distribution in dist/, each tried in a fresh environment.
 wheel: venv

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from fuzz.__main__ import fuzz
 from fuzz.mutations import HELLO, Mutator, recorded_streams
+from fuzz.run import fuzz
 from fuzz.target import Target
 from spoakit.exceptions import StatusCode
 

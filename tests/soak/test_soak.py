@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.subjects import REPOSITORY
 from benchmarks.tools import build
-from soak.__main__ import Soak, soak
+from soak.run import Soak, soak
 from soak.scene import Scene
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]

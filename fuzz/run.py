@@ -1,6 +1,6 @@
 """Feed an agent broken streams for a while, and compare scores of random lists with an oracle's.
 
-    python -m fuzz [--seconds 30] [--lists 100000] [--seed N]
+    python -m fuzz.run [--seconds 30] [--lists 100000] [--seed N]
 
 Prints the seed, executions per second and what became of the streams. A finding ends it: the
 stream is printed in hex, or the seed of the lists, and the seed makes it again. Exit status 0
@@ -60,7 +60,7 @@ def compare(seed: int, lists: int) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m fuzz.run", description=__doc__)
     parser.add_argument("--seconds", type=float, default=30.0, help="how long (default: 30)")
     parser.add_argument("--lists", type=int, default=100_000, help="how many (default: 100000)")
     parser.add_argument("--seed", type=int, default=SystemRandom().getrandbits(32))

@@ -1,6 +1,6 @@
 """Serve HAProxy's clients for a long time, while all kinds of things happen to the agents.
 
-    python -m soak [--minutes 60] [--rate 1000] [--seconds 10]
+    python -m soak.run [--minutes 60] [--rate 1000] [--seconds 10]
 
 spoa-mirror (with a healthy, a slow, a dead and a resetting target, and one that is restarted) and
 spoa-iprep, both with two workers, behind one HAProxy. Each round has a HAProxy of its own and goes
@@ -133,7 +133,7 @@ def soak(
 def main() -> int:
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = "*"  # all is on this machine
     parser = argparse.ArgumentParser(
-        prog="python -m soak",
+        prog="python -m soak.run",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
