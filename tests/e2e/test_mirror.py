@@ -157,7 +157,7 @@ def test_what_is_queued_at_a_stop_is_sent_first(mirror: Mirror, target: Capture)
     assert program.stop() == 0
     assert len(target.requests) == 100
     assert program.log.count(" ok\n") == 100
-    assert re.search("100 received, .* 0 dropped, 100 answered, 0 failed", program.log)
+    assert re.search("100 received, .* 0 dropped, 100 responses, 0 failed", program.log)
 
 
 def test_a_body_that_haproxy_cut_is_not_copied_but_told_of(mirror: Mirror, target: Capture) -> None:

@@ -153,7 +153,7 @@ def test_what_would_break_out_of_a_request_is_refused_and_counted(
     # The url_dec of 3.2 makes nothing of a NUL.
     refused = 5 if running.version >= "3.2" else 7
     received = refused + 1
-    told = rf" {received} received, .* {refused} malformed, .* 1 answered, 0 failed"
+    told = rf" {received} received, .* {refused} malformed, .* 1 responses, 0 failed"
     assert re.search(told, program.log)
     assert "a request is not copied: " in program.log
 
@@ -216,7 +216,7 @@ def test_answers_of_every_form_are_read_to_their_end(mirror: Mirror) -> None:
         # What came over one connection after the other came in order, and nothing was left over.
         assert [each.target.decode() for each in target.requests] == list(ANSWERS)
     assert program.stop() == 0
-    assert re.search(f" {len(ANSWERS)} answered, 0 failed, .* 0 connect failures", program.log)
+    assert re.search(f" {len(ANSWERS)} responses, 0 failed, .* 0 connect failures", program.log)
 
 
 # Bodies that did not fit.
@@ -302,7 +302,10 @@ def test_a_chunked_body_that_haproxy_does_not_wait_for_is_told_of(
     assert (late.target, late.body, late.field(b"content-length")) == (b"/late", b"", b"0")
     warnings = re.findall("WARNING spoakit.mirror: .*", program.log)
     assert len(warnings) == 1
-    assert re.search("copied as far .* set 'option http-buffer-request' .* 1 so far", warnings[0])
+    assert re.search(
+        "copied with the part .* set 'option http-buffer-request' .* 1 so far",
+        warnings[0],
+    )
 
 
 def test_a_chunked_body_that_haproxy_does_not_wait_for_may_be_left_out(
@@ -352,7 +355,9 @@ def test_a_body_over_http2_that_fills_the_frame_is_told_of(
     [copy] = target.requests
     assert 13_000 < len(copy.body) < 16_384
     assert body.startswith(copy.body)
-    program.wait_for("copied as far .* fills HAProxy's frame, .* raise tune.bufsize, and max-frame")
+    program.wait_for(
+        "copied with the part .* fills HAProxy's frame, .* raise tune.bufsize, and max-frame"
+    )
 
 
 @pytest.mark.parametrize("size", [1, 13_000])
@@ -499,7 +504,7 @@ def test_a_response_cut_behind_the_target_costs_itself_alone(
         program.wait_for(r'/unchanged HTTP/2" 304 0/0 .* ok\n(.*\n)*.*/unchanged HTTP/2" 304 ')
         program.wait_for(r'/cut HTTP/2" 200 0/2 .* (malformed response: |the target reset )')
     assert program.stop() == 0
-    assert re.search(" 13 received, .* 12 answered, 1 failed, 0 retried", program.log)
+    assert re.search(" 13 received, .* 12 responses, 1 failed, 0 retried", program.log)
 
 
 @contextmanager
@@ -556,5 +561,5 @@ def test_unary_grpc_calls_arrive_intact(mirror: Mirror) -> None:
             program.wait_for(r"not copied: \d+ bytes of a body of 40005 or more were received")
     assert program.stop() == 0
     assert re.search(
-        " 5 received, .* 1 body cut, .* 3 answered, 1 failed, .* 1 cut bodies", program.log
+        " 5 received, .* 1 body cut, .* 3 responses, 1 failed, .* 1 cut bodies", program.log
     )

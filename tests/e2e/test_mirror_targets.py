@@ -258,7 +258,7 @@ def test_a_targets_certificate_is_verified_unless_it_is_not_to_be(
         assert not any(get_all(running, "/wary"))
         wary.wait_for("WARNING .*certificate verify failed.*copies wait")
         assert wary.stop() == 0
-        assert " 1 dropped, 0 answered" in wary.log
+        assert " 1 dropped, 0 responses" in wary.log
         trusting = mirror.run("-u", url, "--insecure")
         running = mirror.balance(trusting)
         assert not any(get_all(running, "/trusting"))
@@ -306,4 +306,4 @@ def test_the_log_of_requests_can_be_less(
     target.wait_for(50)
     assert program.stop() == 0
     assert program.log.count(" ok\n") == lines
-    assert " 50 answered, 0 failed" in program.log
+    assert " 50 responses, 0 failed" in program.log

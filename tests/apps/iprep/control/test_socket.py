@@ -317,6 +317,6 @@ def test_root_gives_the_socket_to_a_group_by_its_name(path: str) -> None:
 
 @pytest.mark.parametrize("option", ["owner", "group"])
 def test_an_owner_that_the_system_does_not_have_is_named(path: str, option: str) -> None:
-    with pytest.raises(StartupError, match=f"control.{option}: this system has no .* 'nobody-"):
+    with pytest.raises(StartupError, match=f"control.{option}: unknown .* 'nobody-"):
         served(path, lambda: asyncio.sleep(0), **{option: "nobody-of-that-name"})
     assert not os.path.exists(path)
