@@ -16,7 +16,7 @@ from tests.support.ports import free_port
 
 PACES = {"2000": (2_000, 8_000), "full": (0, 30_000)}
 FINISH = 30.0
-ANSWERED = re.compile(r"(\d+) answered\b")
+RESPONSES = re.compile(r"(\d+) responses\b")
 
 
 def scenarios(bench: Bench) -> list[Scenario]:
@@ -53,11 +53,11 @@ def _mirror(bench: Bench, subject: Subject, rate: float, count: int) -> Measurem
         wait_until(lambda: own.log_text().count('HTTP/2" 404 ') >= logged, FINISH)
         used = own.usage()
         stop(own)
-        answered = int(ANSWERED.findall(own.log_text())[-1]) - WARM_UP
-    lost = load.done - answered
+        responses = int(RESPONSES.findall(own.log_text())[-1]) - WARM_UP
+    lost = load.done - responses
     return Measurement(
         {
-            COST: (used.cpu - before.cpu) * 1e6 / max(answered, 1),
+            COST: (used.cpu - before.cpu) * 1e6 / max(responses, 1),
             "lost": lost,
             "ACK p50 us": load.p50,
             "ACK p99 us": load.p99,
