@@ -86,7 +86,7 @@ lint: venv
 
 # In a minute: lint, types, and the tests that need neither HAProxy nor seconds.
 check: lint
-	$(BIN)/python -m pytest $(PYTEST) -n 2 -m 'not e2e and not slow' --hypothesis-profile=quick
+	$(BIN)/python -m pytest $(PYTEST) -n 4 -m 'not e2e and not slow' --hypothesis-profile=quick
 
 # Lines of the sources that all tests run, uncompiled: a copy without compiled modules is tested.
 # The settings are in pyproject.toml; build/coverage/html shows the lines. Tracing takes memory and
