@@ -1,4 +1,4 @@
-"""From what each source says of an address to its score. Nothing here is asked or kept."""
+"""Policy: from the results of all sources for an address to its score. No I/O, no state."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace

@@ -1,4 +1,4 @@
-"""What a worker knows of addresses: the snapshot in use, its databases and DNSBLs, and the bans."""
+"""Reputation of addresses in a worker: the snapshot, its databases and DNSBLs, and the bans."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""What takes long, done in processes of their own: downloads, and the making of snapshots.
+"""Jobs, which run in processes of their own: downloads, and the building of snapshots.
 
 A job is a process that gets what to do as a line of JSON on standard input, and says what became
 of it as JSON on standard output. It computes as much as it likes without holding up a frame, and

@@ -1,4 +1,4 @@
-"""What a source has been read into: ranges of addresses, numbers of networks, and their values."""
+"""Entries of a source: ranges of addresses, numbers of networks, and their values."""
 
 from array import array
 from dataclasses import dataclass, field
